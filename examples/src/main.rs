@@ -1,0 +1,2 @@
+//! The `sq-llava` command.
+fn main() {}

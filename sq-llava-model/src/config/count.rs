@@ -1,0 +1,180 @@
+//! Parameter counts by arithmetic, without building a model.
+
+use super::{ClipVisionConfig, LlamaConfig, ProjectorConfig, PrototypeConfig, SqLlavaConfig};
+use crate::lora::LoraConfig;
+
+/// Parameters of each part of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+pub struct ParameterCount {
+    /// CLIP tower.
+    pub vision_tower: usize,
+    /// The paper's prototype extractor, without its buffer of centres.
+    pub prototype: usize,
+    /// Projector; with the released extractor, all of it.
+    pub projector: usize,
+    /// Language model.
+    pub language_model: usize,
+}
+
+impl ParameterCount {
+    /// Sum of all parts.
+    pub fn total(&self) -> usize {
+        self.vision_tower + self.prototype + self.projector + self.language_model
+    }
+}
+
+impl SqLlavaConfig {
+    /// Parameters of each part.
+    pub fn parameters(&self) -> ParameterCount {
+        let width = self.llama.hidden_size;
+        let vision = self.vision.as_ref();
+        ParameterCount {
+            vision_tower: vision.map_or(0, ClipVisionConfig::parameters),
+            prototype: self
+                .prototype
+                .as_ref()
+                .map_or(0, PrototypeConfig::parameters),
+            projector: vision.map_or(0, |v| self.projector.parameters(v.hidden_size, width)),
+            language_model: self.llama.parameters(),
+        }
+    }
+}
+
+impl LlamaConfig {
+    /// `(name, in, out)` of the linears of one layer.
+    pub(crate) fn linears(&self) -> [(&'static str, usize, usize); 7] {
+        let (h, i, d) = (self.hidden_size, self.intermediate_size, self.head_dim());
+        let (q, kv) = (self.num_attention_heads * d, self.num_key_value_heads * d);
+        [
+            ("q_proj", h, q),
+            ("k_proj", h, kv),
+            ("v_proj", h, kv),
+            ("o_proj", q, h),
+            ("gate_proj", h, i),
+            ("up_proj", h, i),
+            ("down_proj", i, h),
+        ]
+    }
+
+    /// Parameters of the decoder.
+    pub fn parameters(&self) -> usize {
+        let h = self.hidden_size;
+        let layer: usize = self
+            .linears()
+            .iter()
+            .map(|&(name, i, o)| {
+                let mlp = matches!(name, "gate_proj" | "up_proj" | "down_proj");
+                let bias = if mlp {
+                    self.mlp_bias
+                } else {
+                    self.attention_bias
+                };
+                i * o + usize::from(bias) * o
+            })
+            .sum();
+        let head = if self.tie_word_embeddings { 1 } else { 2 };
+        self.num_hidden_layers * (layer + 2 * h) + head * self.vocab_size * h + h
+    }
+
+    /// Parameters of the adapters on the decoder.
+    pub fn lora_parameters(&self, lora: &LoraConfig) -> usize {
+        self.num_hidden_layers * adapters(&self.linears(), lora)
+    }
+}
+
+impl ClipVisionConfig {
+    /// `(name, in, out)` of the linears of one layer.
+    pub(crate) fn linears(&self) -> [(&'static str, usize, usize); 6] {
+        let (h, i) = (self.hidden_size, self.intermediate_size);
+        [
+            ("q_proj", h, h),
+            ("k_proj", h, h),
+            ("v_proj", h, h),
+            ("out_proj", h, h),
+            ("fc1", h, i),
+            ("fc2", i, h),
+        ]
+    }
+
+    /// Parameters of the tower.
+    pub fn parameters(&self) -> usize {
+        let h = self.hidden_size;
+        let layer: usize = self.linears().iter().map(|(_, i, o)| i * o + o).sum();
+        let patch = 3 * self.patch_size * self.patch_size * h + usize::from(self.patch_bias) * h;
+        let norms = usize::from(self.pre_layernorm) + usize::from(self.post_layernorm);
+        patch
+            + h
+            + (self.num_patches() + 1) * h
+            + self.num_hidden_layers * (layer + 4 * h)
+            + norms * 2 * h
+    }
+
+    /// Parameters of the adapters on the tower.
+    pub fn lora_parameters(&self, lora: &LoraConfig) -> usize {
+        self.num_hidden_layers * adapters(&self.linears(), lora)
+    }
+}
+
+fn adapters(linears: &[(&str, usize, usize)], lora: &LoraConfig) -> usize {
+    linears
+        .iter()
+        .filter(|(name, ..)| lora.targets(name))
+        .map(|(_, i, o)| lora.r * (i + o))
+        .sum()
+}
+
+impl PrototypeConfig {
+    /// Parameters of q, k, v and z.
+    pub fn parameters(&self) -> usize {
+        4 * (self.hidden_size * self.hidden_size + self.hidden_size)
+    }
+}
+
+impl ProjectorConfig {
+    /// Parameters of the projector between two widths.
+    pub fn parameters(&self, d_in: usize, d_out: usize) -> usize {
+        let linear = |i: usize, o: usize, bias: bool| i * o + usize::from(bias) * o;
+        match self {
+            Self::Identity => 0,
+            Self::Linear { bias } => linear(d_in, d_out, *bias),
+            Self::Mlp { depth, bias, .. } => {
+                linear(d_in, d_out, *bias) + (depth - 1) * linear(d_out, d_out, *bias)
+            }
+            Self::Cluster(_) => {
+                // sim_alpha, sim_beta; c, v, f; ln_1; the MLP.
+                2 + 3 * linear(d_in, d_in, true)
+                    + 2 * d_in
+                    + linear(d_in, d_out, true)
+                    + linear(d_out, d_out, true)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sizes by arithmetic, 7B and 13B.
+    #[test]
+    fn published_sizes() {
+        let config = SqLlavaConfig::preset("sq-llava-7b").unwrap();
+        let vision = config.vision.clone().unwrap();
+        let llm = LoraConfig::llm(128, 256.0, 0.05);
+        assert_eq!(config.llama.lora_parameters(&llm), 319_815_680);
+        let vit = LoraConfig::vision(32, 64.0, 0.2);
+        assert_eq!(vision.lora_parameters(&vit), 14_155_776);
+        assert_eq!(vision.lora_parameters(&vit) / 24 * 23, 13_565_952);
+        let released = LoraConfig::vision(64, 128.0, 0.2);
+        assert_eq!(vision.lora_parameters(&released), 28_311_552);
+        let count = config.parameters();
+        assert_eq!(count.prototype, 4_198_400);
+        assert_eq!(count.projector, 20_979_712);
+        let cluster = ProjectorConfig::from_name("cluster", None).unwrap();
+        assert_eq!(cluster.parameters(1024, 4096), 24_130_562);
+        assert_eq!(count.language_model, 6_738_415_616);
+
+        let config = SqLlavaConfig::preset("sq-llava-13b").unwrap();
+        assert_eq!(config.llama.lora_parameters(&llm), 500_695_040);
+    }
+}

@@ -1,0 +1,25 @@
+//! SQ-LLaVA on [Burn](https://burn.dev): the model, LoRA, generation and weights, generic over
+//! Burn's backends.
+
+pub mod activation;
+pub mod attention;
+pub mod cache;
+pub mod clip;
+pub mod cluster;
+pub mod config;
+pub mod embedding;
+mod error;
+pub mod linear;
+pub mod llama;
+pub mod lora;
+pub mod multimodal;
+pub mod norm;
+pub mod projector;
+pub mod prototype;
+pub mod rope;
+mod sq_llava;
+
+pub use config::SqLlavaConfig;
+pub use error::ModelError;
+pub use multimodal::IMAGE_TOKEN_INDEX;
+pub use sq_llava::{Sample, SqLlava};

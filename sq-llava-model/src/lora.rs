@@ -1,0 +1,209 @@
+//! LoRA (Hu et al. 2021) in factored form: `y = xWᵀ + s · drop(x) Aᵀ Bᵀ`.
+//!
+//! The dense product `BA` is formed only when an adapter is merged.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use burn::module::{Initializer, Module, Param};
+use burn::tensor::{Distribution, Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
+
+use crate::linear::{Linear, product};
+
+/// Which linears get an adapter and how strong it is. Mirrors PEFT's `LoraConfig`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct LoraConfig {
+    /// Rank.
+    pub r: usize,
+    /// Numerator of the scaling `alpha / r`.
+    pub lora_alpha: f64,
+    /// Probability that an input element of an adapter is dropped in training.
+    pub lora_dropout: f64,
+    /// Last names of the linears inside the tower that is adapted (`q_proj`, `fc1` …).
+    pub target_modules: Vec<String>,
+    /// Scale by `alpha / √r` instead (rsLoRA).
+    #[serde(default)]
+    pub use_rslora: bool,
+}
+
+impl LoraConfig {
+    /// The seven linears of every LLaMA layer (paper, section 4: rank 128, alpha 256).
+    pub fn llm(r: usize, lora_alpha: f64, lora_dropout: f64) -> Self {
+        let names = [
+            "q_proj",
+            "k_proj",
+            "v_proj",
+            "o_proj",
+            "gate_proj",
+            "up_proj",
+            "down_proj",
+        ];
+        Self::new(r, lora_alpha, lora_dropout, &names)
+    }
+
+    /// The six linears of every CLIP layer (paper, section 4: rank 32, alpha 64).
+    pub fn vision(r: usize, lora_alpha: f64, lora_dropout: f64) -> Self {
+        let names = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"];
+        Self::new(r, lora_alpha, lora_dropout, &names)
+    }
+
+    fn new(r: usize, lora_alpha: f64, lora_dropout: f64, names: &[&str]) -> Self {
+        Self {
+            r,
+            lora_alpha,
+            lora_dropout,
+            target_modules: names.iter().map(ToString::to_string).collect(),
+            use_rslora: false,
+        }
+    }
+
+    /// Factor of the low-rank product.
+    pub fn scaling(&self) -> f64 {
+        let r = self.r as f64;
+        self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
+    }
+
+    /// Whether the linear called `name` inside the tower is adapted.
+    pub fn targets(&self, name: &str) -> bool {
+        self.target_modules.iter().any(|target| target == name)
+    }
+}
+
+/// Adapter dropout shared by all adapters of a model.
+///
+/// Masks are a function of (step seed, adapter), so that a step can be repeated exactly. Seed 0
+/// switches dropout off; the trainer sets a seed for the time of a step.
+#[derive(Debug, Clone, Default)]
+pub struct DropoutSeed(Arc<AtomicU64>);
+
+impl DropoutSeed {
+    /// Sets the seed of the coming forward passes; 0 = no dropout.
+    pub fn set(&self, seed: u64) {
+        self.0.store(seed, Ordering::Relaxed);
+    }
+
+    /// Current seed.
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The factors of one adapted linear.
+#[derive(Module, Debug)]
+pub struct Lora<B: Backend> {
+    /// A, `[r, in]`; `lora_A.weight` in checkpoints.
+    pub a: Param<Tensor<B, 2>>,
+    /// B, `[out, r]`; `lora_B.weight` in checkpoints.
+    pub b: Param<Tensor<B, 2>>,
+    /// `alpha / r`.
+    #[module(skip)]
+    pub scaling: f64,
+    /// Probability of dropping an input element while the seed is not 0.
+    #[module(skip)]
+    pub dropout: f64,
+    /// Number of this adapter in the model; makes its masks its own.
+    #[module(skip)]
+    pub index: u64,
+    /// Seed shared by all adapters.
+    #[module(skip)]
+    pub seed: DropoutSeed,
+}
+
+impl<B: Backend> Lora<B> {
+    /// A from PEFT's `kaiming_uniform(a = √5)`, B zero: the adapter starts as nothing.
+    pub fn init(
+        config: &LoraConfig,
+        d_in: usize,
+        d_out: usize,
+        index: u64,
+        seed: &DropoutSeed,
+        device: &B::Device,
+    ) -> Self {
+        let bound = 1.0 / (d_in as f64).sqrt();
+        let a = Initializer::Uniform {
+            min: -bound,
+            max: bound,
+        };
+        Self {
+            a: a.init([config.r, d_in], device),
+            b: Initializer::Zeros.init([d_out, config.r], device),
+            scaling: config.scaling(),
+            dropout: config.lora_dropout,
+            index,
+            seed: seed.clone(),
+        }
+    }
+
+    /// `s · drop(x) Aᵀ Bᵀ`. `[rows, in]` → `[rows, out]`
+    pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        let low = product(self.drop(input), self.a.val()); // [rows, r]
+        product(low, self.b.val()).mul_scalar(self.scaling)
+    }
+
+    /// `s · B A`, the dense change of the weight. `[out, in]`
+    pub fn delta(&self) -> Tensor<B, 2> {
+        self.b.val().matmul(self.a.val()).mul_scalar(self.scaling)
+    }
+
+    fn drop(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        let seed = self.seed.get();
+        if seed == 0 || self.dropout <= 0.0 {
+            return input;
+        }
+        let keep = 1.0 - self.dropout;
+        let device = input.device();
+        B::seed(&device, splitmix64(seed ^ splitmix64(self.index + 1)));
+        let mask = Tensor::<B, 2>::random(input.dims(), Distribution::Bernoulli(keep), &device)
+            .cast(input.dtype());
+        input * mask.mul_scalar(1.0 / keep)
+    }
+}
+
+impl<B: Backend> Linear<B> {
+    /// Adds a fresh adapter.
+    #[must_use]
+    pub fn with_lora(mut self, config: &LoraConfig, index: u64, seed: &DropoutSeed) -> Self {
+        let device = self.weight.lazy_device();
+        let (d_in, d_out) = (self.d_in(), self.d_out());
+        self.lora = Some(Lora::init(config, d_in, d_out, index, seed, &device));
+        self
+    }
+
+    /// Folds the adapter into the weight, computed in f32, and removes it.
+    #[must_use]
+    pub fn merge_lora(mut self) -> Self {
+        if let Some(lora) = self.lora.take() {
+            self.weight = self.weight.map(|weight| add_f32(weight, lora.delta()));
+        }
+        self
+    }
+
+    /// Takes a merged adapter out of the weight again and puts it back beside it.
+    #[must_use]
+    pub fn unmerge_lora(mut self, lora: Lora<B>) -> Self {
+        self.weight = self
+            .weight
+            .map(|weight| add_f32(weight, lora.delta().neg()));
+        self.lora = Some(lora);
+        self
+    }
+}
+
+/// `weight + delta` in f32, back in the weight's dtype.
+fn add_f32<B: Backend>(weight: Tensor<B, 2>, delta: Tensor<B, 2>) -> Tensor<B, 2> {
+    use burn::tensor::DType;
+    let dtype = weight.dtype();
+    let tracked = weight.is_require_grad();
+    (weight.detach().cast(DType::F32) + delta.detach().cast(DType::F32))
+        .cast(dtype)
+        .set_require_grad(tracked)
+}
+
+/// Steele et al. 2014: a 64-bit mixer, so that near seeds give unrelated masks.
+pub(crate) fn splitmix64(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}

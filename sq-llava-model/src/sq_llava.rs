@@ -1,0 +1,284 @@
+//! The whole model: vision tower → prototype extractor → projector → language model.
+
+use burn::module::Module;
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+
+use crate::clip::ClipVisionTower;
+use crate::config::SqLlavaConfig;
+use crate::error::ModelError;
+use crate::llama::Llama;
+use crate::lora::{DropoutSeed, LoraConfig};
+use crate::multimodal::splice;
+use crate::projector::Projector;
+use crate::prototype::PrototypeExtractor;
+
+/// SQ-LLaVA (arXiv 2403.11299).
+#[derive(Module, Debug)]
+pub struct SqLlava<B: Backend> {
+    /// CLIP; `None` for a text-only model.
+    pub vision_tower: Option<ClipVisionTower<B>>,
+    /// The paper's φ; the released one is part of the projector.
+    pub prototype: Option<PrototypeExtractor<B>>,
+    /// W.
+    pub mm_projector: Projector<B>,
+    /// The LLM.
+    pub language_model: Llama<B>,
+    /// What the model was built from.
+    #[module(skip)]
+    pub config: SqLlavaConfig,
+    /// Seed of the adapters' dropout; 0 outside a training step.
+    #[module(skip)]
+    pub dropout: DropoutSeed,
+}
+
+/// Text and images of one sample.
+#[derive(Debug, Clone)]
+pub struct Sample<'a, B: Backend> {
+    /// Token ids; [`IMAGE_TOKEN_INDEX`](crate::IMAGE_TOKEN_INDEX) where an image stands.
+    pub ids: &'a [i64],
+    /// Features of its images, each `[tokens, hidden]`.
+    pub images: Vec<Tensor<B, 2>>,
+}
+
+impl SqLlavaConfig {
+    /// A model with lazily drawn weights.
+    ///
+    /// # Errors
+    /// If the parts do not fit together.
+    pub fn init<B: Backend>(&self, device: &B::Device) -> Result<SqLlava<B>, ModelError> {
+        let width = self.llama.hidden_size;
+        if let Some(vision) = &self.vision {
+            if self.feature_layer().is_none() {
+                return Err(ModelError::Argument(format!(
+                    "feature layer {} does not exist in a tower of {} layers",
+                    self.select_layer, vision.num_hidden_layers
+                )));
+            }
+            if let Some(prototype) = &self.prototype
+                && prototype.hidden_size != vision.hidden_size
+            {
+                return Err(ModelError::Argument(format!(
+                    "the prototype extractor's width {} is not the vision tower's {}",
+                    prototype.hidden_size, vision.hidden_size
+                )));
+            }
+        }
+        let d_in = self.vision.as_ref().map_or(width, |v| v.hidden_size);
+        let projector = match &self.vision {
+            Some(_) => self.projector.init(d_in, width, device),
+            None => Projector::Identity(std::marker::PhantomData),
+        };
+        if matches!(projector, Projector::Identity(_)) && d_in != width {
+            return Err(ModelError::Argument(format!(
+                "the identity projector cannot join a tower of width {d_in} to an LLM of width {width}"
+            )));
+        }
+        Ok(SqLlava {
+            vision_tower: self.vision.as_ref().map(|v| v.init(device)),
+            prototype: self.prototype.as_ref().map(|p| p.init(device)),
+            mm_projector: projector,
+            language_model: self.llama.init(device),
+            config: self.clone(),
+            dropout: DropoutSeed::default(),
+        })
+    }
+}
+
+impl<B: Backend> SqLlava<B> {
+    /// Device of the weights.
+    pub fn device(&self) -> B::Device {
+        self.language_model.model.norm.weight.lazy_device()
+    }
+
+    /// Features of the vision tower. `[images, 3, side, side]` → `[images, tokens, d]`
+    ///
+    /// # Errors
+    /// If there is no vision tower or the images are not of its size.
+    pub fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>, ModelError> {
+        let (Some(tower), Some(vision), Some(layer)) = (
+            &self.vision_tower,
+            &self.config.vision,
+            self.config.feature_layer(),
+        ) else {
+            return Err(ModelError::NoVisionTower);
+        };
+        let [_, channels, height, width] = pixels.dims();
+        let side = vision.image_size;
+        if (channels, height, width) != (3, side, side) {
+            return Err(ModelError::Argument(format!(
+                "images of {channels} channels, {height}×{width} were given; the vision tower takes 3 channels, {side}×{side}"
+            )));
+        }
+        Ok(tower.features(pixels, layer, self.config.select_feature))
+    }
+
+    /// Image tokens as the LLM sees them. `[images, tokens, d]` → `[images, tokens, hidden]`
+    pub fn project(&self, mut features: Tensor<B, 3>) -> Tensor<B, 3> {
+        if let Some(prototype) = &self.prototype {
+            features = prototype.forward(features);
+        }
+        self.mm_projector.forward(features)
+    }
+
+    /// Image tokens of pixels. `[images, 3, side, side]` → `images` × `[tokens, hidden]`
+    ///
+    /// # Errors
+    /// As [`Self::vision_features`].
+    pub fn encode_images(&self, pixels: Tensor<B, 4>) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let projected = self.project(self.vision_features(pixels)?);
+        let [images, tokens, hidden] = projected.dims();
+        Ok((0..images)
+            .map(|i| {
+                let one = projected.clone().slice([i..i + 1, 0..tokens, 0..hidden]);
+                one.reshape([tokens, hidden])
+            })
+            .collect())
+    }
+
+    /// Pixels of normalised images, each channels first, to a tensor.
+    /// `images` × `3 · side · side` → `[images, 3, side, side]`
+    ///
+    /// # Errors
+    /// If there is no vision tower or a picture has another size.
+    pub fn pixels(&self, images: &[&[f32]]) -> Result<Tensor<B, 4>, ModelError> {
+        let side = match &self.config.vision {
+            Some(vision) => vision.image_size,
+            None => return Err(ModelError::NoVisionTower),
+        };
+        if let Some(wrong) = images.iter().find(|image| image.len() != 3 * side * side) {
+            return Err(ModelError::Argument(format!(
+                "an image of {} values was given; the vision tower takes 3 × {side} × {side}",
+                wrong.len()
+            )));
+        }
+        let data = TensorData::new(images.concat(), [images.len(), 3, side, side]);
+        Ok(Tensor::from_data(data, (&self.device(), DType::F32)))
+    }
+
+    /// Embeddings of each sample, images in place. → `[sequence, hidden]` each
+    ///
+    /// # Errors
+    /// As [`splice`].
+    pub fn embed(&self, samples: &[Sample<'_, B>]) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let device = self.device();
+        samples
+            .iter()
+            .enumerate()
+            .map(|(index, sample)| {
+                splice(
+                    &self.language_model,
+                    index,
+                    sample.ids,
+                    self.config.image_token_index,
+                    &sample.images,
+                    &device,
+                )
+            })
+            .collect()
+    }
+
+    /// Logits of every position of one sequence, without a cache.
+    /// `[sequence, hidden]` → `[sequence, vocabulary]`
+    pub fn logits(&self, embeddings: Tensor<B, 2>) -> Tensor<B, 2> {
+        let llama = &self.language_model;
+        let hidden = llama.forward_layers(embeddings.unsqueeze::<3>(), &[0], None);
+        llama.logits(hidden.squeeze_dim(0))
+    }
+
+    /// Adds fresh adapters to the LLM.
+    #[must_use]
+    pub fn with_llm_lora(mut self, lora: &LoraConfig) -> Self {
+        let seed = self.dropout.clone();
+        let mut index = 0;
+        self.language_model.model.layers = self
+            .language_model
+            .model
+            .layers
+            .into_iter()
+            .map(|mut layer| {
+                for_each_llm_linear(&mut layer, |name, linear| {
+                    index += 1;
+                    if lora.targets(name) {
+                        adapt(linear, lora, index, &seed);
+                    }
+                });
+                layer
+            })
+            .collect();
+        self
+    }
+
+    /// Adds fresh adapters to the vision tower.
+    #[must_use]
+    pub fn with_vision_lora(mut self, lora: &LoraConfig) -> Self {
+        let seed = self.dropout.clone();
+        // Numbers far from the LLM's adapters.
+        let mut index = 1 << 32;
+        if let Some(tower) = &mut self.vision_tower {
+            for layer in &mut tower.encoder.layers {
+                for_each_vision_linear(layer, |name, linear| {
+                    index += 1;
+                    if lora.targets(name) {
+                        adapt(linear, lora, index, &seed);
+                    }
+                });
+            }
+        }
+        self
+    }
+
+    /// Folds all adapters into the weights.
+    #[must_use]
+    pub fn merge_lora(mut self) -> Self {
+        let merge = |_: &str, linear: &mut crate::linear::Linear<B>| {
+            *linear = linear.clone().merge_lora();
+        };
+        for layer in &mut self.language_model.model.layers {
+            for_each_llm_linear(layer, merge);
+        }
+        if let Some(tower) = &mut self.vision_tower {
+            for layer in &mut tower.encoder.layers {
+                for_each_vision_linear(layer, merge);
+            }
+        }
+        self
+    }
+}
+
+fn adapt<B: Backend>(
+    linear: &mut crate::linear::Linear<B>,
+    lora: &LoraConfig,
+    index: u64,
+    seed: &DropoutSeed,
+) {
+    *linear = linear.clone().with_lora(lora, index, seed);
+}
+
+/// The linears of an LLM layer that can be adapted, by name.
+pub(crate) fn for_each_llm_linear<B: Backend>(
+    layer: &mut crate::llama::LlamaLayer<B>,
+    mut f: impl FnMut(&str, &mut crate::linear::Linear<B>),
+) {
+    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+    f("q_proj", &mut attention.q_proj);
+    f("k_proj", &mut attention.k_proj);
+    f("v_proj", &mut attention.v_proj);
+    f("o_proj", &mut attention.o_proj);
+    f("gate_proj", &mut mlp.gate_proj);
+    f("up_proj", &mut mlp.up_proj);
+    f("down_proj", &mut mlp.down_proj);
+}
+
+/// The linears of a vision layer that can be adapted, by name.
+pub(crate) fn for_each_vision_linear<B: Backend>(
+    layer: &mut crate::clip::ClipLayer<B>,
+    mut f: impl FnMut(&str, &mut crate::linear::Linear<B>),
+) {
+    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
+    f("q_proj", &mut attention.q_proj);
+    f("k_proj", &mut attention.k_proj);
+    f("v_proj", &mut attention.v_proj);
+    f("out_proj", &mut attention.out_proj);
+    f("fc1", &mut mlp.fc1);
+    f("fc2", &mut mlp.fc2);
+}
