@@ -1,0 +1,280 @@
+//! SentencePiece `tokenizer.model` files as a BPE of the `tokenizers` library.
+//!
+//! Merges follow from the scores as in transformers' `SentencePieceExtractor`: every way of
+//! splitting a piece into two others is a merge, and a higher score of the whole comes first.
+
+use std::cmp::Ordering;
+use std::collections::HashMap;
+use std::path::Path;
+
+use prost::Message;
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::decoders::byte_fallback::ByteFallback;
+use tokenizers::decoders::fuse::Fuse;
+use tokenizers::decoders::sequence::Sequence as DecoderSequence;
+use tokenizers::decoders::strip::Strip;
+use tokenizers::models::bpe::{BPE, Vocab};
+use tokenizers::normalizers::{NormalizerWrapper, Prepend, Replace, Sequence};
+use tokenizers::{AddedToken, Tokenizer};
+
+use crate::DataError;
+
+/// The mark that SentencePiece writes for a space.
+pub(crate) const SPACE_MARK: char = '▁';
+
+/// Kinds of pieces (`SentencePiece.Type` in sentencepiece_model.proto).
+const NORMAL: i32 = 1;
+const UNKNOWN: i32 = 2;
+const CONTROL: i32 = 3;
+const USER_DEFINED: i32 = 4;
+const UNUSED: i32 = 5;
+
+/// `TrainerSpec.ModelType.BPE`.
+const MODEL_TYPE_BPE: i32 = 2;
+
+/// The fields of sentencepiece_model.proto that encoding depends on.
+#[derive(Clone, PartialEq, Message)]
+struct ModelProto {
+    #[prost(message, repeated, tag = "1")]
+    pieces: Vec<Piece>,
+    #[prost(message, optional, tag = "2")]
+    trainer_spec: Option<TrainerSpec>,
+    #[prost(message, optional, tag = "3")]
+    normalizer_spec: Option<NormalizerSpec>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Piece {
+    #[prost(string, optional, tag = "1")]
+    piece: Option<String>,
+    #[prost(float, optional, tag = "2")]
+    score: Option<f32>,
+    #[prost(int32, optional, tag = "3")]
+    kind: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct TrainerSpec {
+    #[prost(int32, optional, tag = "3")]
+    model_type: Option<i32>,
+    #[prost(bool, optional, tag = "35")]
+    byte_fallback: Option<bool>,
+    #[prost(int32, optional, tag = "40")]
+    unk_id: Option<i32>,
+    #[prost(int32, optional, tag = "41")]
+    bos_id: Option<i32>,
+    #[prost(int32, optional, tag = "42")]
+    eos_id: Option<i32>,
+    #[prost(int32, optional, tag = "43")]
+    pad_id: Option<i32>,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct NormalizerSpec {
+    #[prost(bytes = "vec", optional, tag = "2")]
+    precompiled_charsmap: Option<Vec<u8>>,
+    #[prost(bool, optional, tag = "3")]
+    add_dummy_prefix: Option<bool>,
+    #[prost(bool, optional, tag = "4")]
+    remove_extra_whitespaces: Option<bool>,
+}
+
+/// A converted `tokenizer.model`.
+pub(crate) struct SentencePieceModel {
+    /// The BPE with SentencePiece's normalisation: a space mark before every stretch of text.
+    pub(crate) tokenizer: Tokenizer,
+    /// Pieces that stand for no text: control pieces and the unknown piece.
+    pub(crate) control_ids: Vec<u32>,
+    /// Unknown, begin, end and padding pieces, where the model has them.
+    pub(crate) unk: Option<String>,
+    pub(crate) bos: Option<String>,
+    pub(crate) eos: Option<String>,
+    pub(crate) pad: Option<String>,
+}
+
+/// Reads the content of a `tokenizer.model`; `path` is for messages.
+///
+/// # Errors
+/// If the bytes are no SentencePiece model, or one that is not a BPE with plain normalisation.
+pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, DataError> {
+    let fail = |reason: String| DataError::Tokenizer {
+        path: path.to_path_buf(),
+        reason,
+    };
+    let proto = ModelProto::decode(bytes).map_err(|e| {
+        fail(format!(
+            "not a SentencePiece model ({e}); is the file whole?"
+        ))
+    })?;
+    if proto.pieces.is_empty() {
+        return Err(fail(
+            "a SentencePiece model without pieces; is the file whole?".into(),
+        ));
+    }
+    let trainer = proto.trainer_spec.unwrap_or_default();
+    let normalizer = proto.normalizer_spec.unwrap_or_default();
+    if trainer.model_type != Some(MODEL_TYPE_BPE) {
+        return Err(fail(format!(
+            "SentencePiece model type {:?} is not supported, only BPE (2); \
+             convert the tokenizer to a tokenizer.json",
+            trainer.model_type
+        )));
+    }
+    if normalizer
+        .precompiled_charsmap
+        .is_some_and(|m| !m.is_empty())
+        || normalizer.remove_extra_whitespaces.unwrap_or(true)
+        || !normalizer.add_dummy_prefix.unwrap_or(true)
+    {
+        return Err(fail(
+            "only SentencePiece's identity normalisation with a space put first is supported \
+             (as LLaMA has it); convert the tokenizer to a tokenizer.json"
+                .into(),
+        ));
+    }
+
+    let piece_at = |id: Option<i32>, default: i32| -> Option<String> {
+        let index = usize::try_from(id.unwrap_or(default)).ok()?;
+        proto.pieces.get(index)?.piece.clone()
+    };
+    let unk = piece_at(trainer.unk_id, 0);
+    let bos = piece_at(trainer.bos_id, 1);
+    let eos = piece_at(trainer.eos_id, 2);
+    let pad = piece_at(trainer.pad_id, -1);
+
+    let mut vocab: Vocab = Vocab::default();
+    let mut control_ids = Vec::new();
+    let mut added = Vec::new();
+    for (id, piece) in (0u32..).zip(&proto.pieces) {
+        let text = piece.piece.clone().unwrap_or_default();
+        match piece.kind.unwrap_or(NORMAL) {
+            UNKNOWN | CONTROL => control_ids.push(id),
+            USER_DEFINED => added.push(AddedToken::from(text.clone(), false).normalized(false)),
+            _ => {}
+        }
+        if vocab.insert(text.clone(), id).is_some() {
+            return Err(fail(format!("the piece {text:?} is there twice")));
+        }
+    }
+
+    let mut builder = BPE::builder()
+        .vocab_and_merges(vocab, merges(&proto.pieces))
+        .fuse_unk(true)
+        .byte_fallback(trainer.byte_fallback.unwrap_or(false));
+    if let Some(unk) = &unk {
+        builder = builder.unk_token(unk.clone());
+    }
+    let bpe = builder.build().map_err(|e| fail(e.to_string()))?;
+    let mut tokenizer = Tokenizer::new(bpe);
+    let replace = Replace::new(" ", SPACE_MARK.to_string()).map_err(|e| fail(e.to_string()))?;
+    tokenizer.with_normalizer(Some(Sequence::new(vec![
+        NormalizerWrapper::from(Prepend::new(SPACE_MARK.to_string())),
+        NormalizerWrapper::from(replace),
+    ])));
+    let spaces = Replace::new(SPACE_MARK.to_string(), " ").map_err(|e| fail(e.to_string()))?;
+    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+        DecoderWrapper::Replace(spaces),
+        DecoderWrapper::ByteFallback(ByteFallback::new()),
+        DecoderWrapper::Fuse(Fuse::new()),
+        DecoderWrapper::Strip(Strip::new(' ', 1, 0)),
+    ])));
+    tokenizer.add_tokens(&added);
+    Ok(SentencePieceModel {
+        tokenizer,
+        control_ids,
+        unk,
+        bos,
+        eos,
+        pad,
+    })
+}
+
+/// All splits of every mergeable piece into two others, best score of the whole first.
+fn merges(pieces: &[Piece]) -> Vec<(String, String)> {
+    let mergeable: HashMap<&str, u32> = (0u32..)
+        .zip(pieces)
+        .filter(|(_, p)| matches!(p.kind.unwrap_or(NORMAL), NORMAL | USER_DEFINED | UNUSED))
+        .map(|(id, p)| (p.piece(), id))
+        .collect();
+    let mut found: Vec<(f32, u32, u32, &str, &str)> = Vec::new();
+    for piece in pieces {
+        let whole = piece.piece();
+        if !mergeable.contains_key(whole) {
+            continue;
+        }
+        for (at, _) in whole.char_indices().skip(1) {
+            let (left, right) = whole.split_at(at);
+            if let (Some(&l), Some(&r)) = (mergeable.get(left), mergeable.get(right)) {
+                found.push((piece.score.unwrap_or(0.0), l, r, left, right));
+            }
+        }
+    }
+    // Stable, and by ids within a score, as the Python conversion does.
+    found.sort_by(|a, b| {
+        let by_score = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
+        by_score.then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2))
+    });
+    found
+        .into_iter()
+        .map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn piece(text: &str, score: f32, kind: i32) -> Piece {
+        Piece {
+            piece: Some(text.into()),
+            score: Some(score),
+            kind: Some(kind),
+        }
+    }
+
+    fn model(model_type: i32) -> Vec<u8> {
+        ModelProto {
+            pieces: vec![
+                piece("<unk>", 0.0, UNKNOWN),
+                piece("<s>", 0.0, CONTROL),
+                piece("</s>", 0.0, CONTROL),
+                piece("ab", -1.0, NORMAL),
+                piece("bc", 0.0, NORMAL),
+                piece("▁", -2.0, NORMAL),
+                piece("a", -3.0, NORMAL),
+                piece("b", -4.0, NORMAL),
+                piece("c", -5.0, NORMAL),
+            ],
+            trainer_spec: Some(TrainerSpec {
+                model_type: Some(model_type),
+                ..Default::default()
+            }),
+            normalizer_spec: Some(NormalizerSpec {
+                remove_extra_whitespaces: Some(false),
+                ..Default::default()
+            }),
+        }
+        .encode_to_vec()
+    }
+
+    #[test]
+    fn the_higher_score_merges_first() {
+        let converted = convert(&model(MODEL_TYPE_BPE), Path::new("t.model")).unwrap();
+        let encoding = converted.tokenizer.encode("abc", false).unwrap();
+        // "bc" (0.0) before "ab" (-1.0).
+        assert_eq!(encoding.get_tokens(), ["▁", "a", "bc"]);
+        assert_eq!(converted.control_ids, [0, 1, 2]);
+        assert_eq!(converted.eos.as_deref(), Some("</s>"));
+        assert_eq!(converted.pad, None);
+    }
+
+    #[test]
+    fn other_files_are_refused_by_name() {
+        for bytes in [b"version https://git-lfs".to_vec(), Vec::new(), model(1)] {
+            let Err(error) = convert(&bytes, Path::new("t.model")) else {
+                panic!("accepted")
+            };
+            assert!(error.to_string().contains("t.model"), "{error}");
+        }
+    }
+}
