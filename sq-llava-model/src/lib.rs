@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod config;
 pub mod embedding;
 mod error;
+pub mod generate;
 pub mod linear;
 pub mod llama;
 pub mod lora;
@@ -17,6 +18,7 @@ pub mod norm;
 pub mod projector;
 pub mod prototype;
 pub mod rope;
+pub mod sampling;
 mod sq_llava;
 
 pub use config::SqLlavaConfig;

@@ -1,0 +1,252 @@
+//! Choosing the next token from logits: greedy, temperature, top-k, top-p, repetition penalty.
+//!
+//! Order and meaning as in transformers' `generation/logits_process.py`.
+
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+
+/// How the next token is chosen.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Sampling {
+    /// 0 chooses the likeliest token; otherwise logits are divided by it.
+    pub temperature: f32,
+    /// Only the k likeliest tokens; `None` or 0 is all of them.
+    pub top_k: Option<usize>,
+    /// Only the likeliest tokens whose probabilities first sum to p.
+    pub top_p: Option<f32>,
+    /// Divides (multiplies, if negative) the logits of tokens that occurred; 1 is none.
+    pub repetition_penalty: f32,
+    /// Seed of the draws.
+    pub seed: u64,
+}
+
+impl Sampling {
+    /// Always the likeliest token.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: None,
+            top_p: None,
+            repetition_penalty: 1.0,
+            seed: 0,
+        }
+    }
+
+    /// What the paper's demonstration asks questions with.
+    pub fn asking(seed: u64) -> Self {
+        Self {
+            temperature: 1.2,
+            top_k: Some(300),
+            top_p: Some(0.95),
+            repetition_penalty: 1.0,
+            seed,
+        }
+    }
+
+    /// # Errors
+    /// If a value is impossible.
+    pub fn validate(&self) -> Result<(), ModelError> {
+        let wrong = |what: &str| Err(ModelError::Argument(what.into()));
+        if !(self.temperature.is_finite() && self.temperature >= 0.0) {
+            return wrong("the temperature must be 0 or more");
+        }
+        if self.top_p.is_some_and(|p| !(p > 0.0 && p <= 1.0)) {
+            return wrong("top-p must lie in (0, 1]");
+        }
+        if !(self.repetition_penalty.is_finite() && self.repetition_penalty > 0.0) {
+            return wrong("the repetition penalty must be above 0");
+        }
+        Ok(())
+    }
+}
+
+/// Draws the tokens of one sequence.
+#[derive(Debug, Clone)]
+pub struct Sampler {
+    sampling: Sampling,
+    rng: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// A sampler for the `stream`-th sequence: each has draws of its own, whatever else runs in
+    /// the batch.
+    pub fn new(sampling: Sampling, stream: u64) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(sampling.seed);
+        rng.set_stream(stream);
+        Self { sampling, rng }
+    }
+
+    /// The next token. `seen` are the text tokens so far; `logits` are overwritten.
+    pub fn next(&mut self, logits: &mut [f32], seen: &[i64]) -> i64 {
+        let penalty = self.sampling.repetition_penalty;
+        if penalty != 1.0 {
+            let mut tokens: Vec<i64> = seen.to_vec();
+            tokens.sort_unstable();
+            tokens.dedup();
+            for logit in tokens
+                .iter()
+                .filter_map(|&id| usize::try_from(id).ok())
+                .filter(|&id| id < logits.len())
+                .collect::<Vec<_>>()
+            {
+                let logit = &mut logits[logit];
+                *logit = if *logit > 0.0 {
+                    *logit / penalty
+                } else {
+                    *logit * penalty
+                };
+            }
+        }
+        if self.sampling.temperature == 0.0 {
+            return argmax(logits);
+        }
+        self.draw(logits)
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> i64 {
+        let temperature = self.sampling.temperature;
+        let mut candidates: Vec<(usize, f32)> = logits
+            .iter()
+            .enumerate()
+            .filter(|(_, logit)| logit.is_finite())
+            .map(|(id, logit)| (id, logit / temperature))
+            .collect();
+        let likeliest =
+            |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+        if let Some(k) = self
+            .sampling
+            .top_k
+            .filter(|&k| k > 0 && k < candidates.len())
+        {
+            candidates.select_nth_unstable_by(k - 1, likeliest);
+            candidates.truncate(k);
+        }
+        candidates.sort_unstable_by(likeliest);
+        let Some(&(first, max)) = candidates.first() else {
+            return argmax(logits);
+        };
+        let weights: Vec<f64> = candidates
+            .iter()
+            .map(|(_, logit)| f64::from(logit - max).exp())
+            .collect();
+        let mut kept = weights.len();
+        let mut total: f64 = weights.iter().sum();
+        if let Some(p) = self.sampling.top_p {
+            let limit = f64::from(p) * total;
+            let mut sum = 0.0;
+            for (index, weight) in weights.iter().enumerate() {
+                // A token stays while those before it have not reached p: the first always does.
+                if sum >= limit {
+                    kept = index;
+                    break;
+                }
+                sum += weight;
+            }
+            total = weights[..kept].iter().sum();
+        }
+        let mut point = self.rng.random::<f64>() * total;
+        for (weight, (id, _)) in weights[..kept].iter().zip(&candidates) {
+            point -= weight;
+            if point < 0.0 {
+                return *id as i64;
+            }
+        }
+        // Rounding left the point at the very end.
+        candidates.get(kept.wrapping_sub(1)).map_or(first, |c| c.0) as i64
+    }
+}
+
+/// Index of the largest logit, the first of equals.
+fn argmax(logits: &[f32]) -> i64 {
+    let mut best = (0, f32::NEG_INFINITY);
+    for (id, &logit) in logits.iter().enumerate() {
+        if logit > best.1 {
+            best = (id, logit);
+        }
+    }
+    best.0 as i64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sampling(temperature: f32) -> Sampling {
+        Sampling {
+            temperature,
+            ..Sampling::greedy()
+        }
+    }
+
+    fn frequencies(sampling: &Sampling, logits: &[f32]) -> Vec<f64> {
+        let mut sampler = Sampler::new(sampling.clone(), 0);
+        let mut counts = vec![0.0; logits.len()];
+        for _ in 0..20_000 {
+            counts[sampler.next(&mut logits.to_vec(), &[]) as usize] += 1.0 / 20_000.0;
+        }
+        counts
+    }
+
+    #[test]
+    fn draws_follow_the_softmax() {
+        let logits = [0.0, 1.0, 2.0];
+        let total: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+        for (found, logit) in frequencies(&sampling(1.0), &logits).iter().zip(logits) {
+            assert!((found - f64::from(logit).exp() / total).abs() < 0.02);
+        }
+    }
+
+    #[test]
+    fn top_k_and_top_p_leave_the_rest_out() {
+        let logits = [3.0, 1.0, 2.0, 0.0];
+        let top_k = Sampling {
+            top_k: Some(2),
+            ..sampling(1.0)
+        };
+        let found = frequencies(&top_k, &logits);
+        assert!(found[1] == 0.0 && found[3] == 0.0 && found[2] > 0.2);
+        // p(0) = 0.64, p(2) = 0.24: 0.7 needs both, 0.6 the first alone.
+        for (p, second) in [(0.7, true), (0.6, false)] {
+            let top_p = Sampling {
+                top_p: Some(p),
+                ..sampling(1.0)
+            };
+            let found = frequencies(&top_p, &logits);
+            assert_eq!(found[2] > 0.0, second, "{p}");
+            assert_eq!(found[1] + found[3], 0.0);
+        }
+    }
+
+    #[test]
+    fn the_penalty_turns_the_choice_away_from_what_occurred() {
+        let penalty = Sampling {
+            repetition_penalty: 2.0,
+            ..Sampling::greedy()
+        };
+        let mut sampler = Sampler::new(penalty, 0);
+        assert_eq!(sampler.next(&mut [3.0, 2.0, -1.0], &[]), 0);
+        assert_eq!(sampler.next(&mut [3.0, 2.0, -1.0], &[0]), 1);
+        assert_eq!(sampler.next(&mut [-1.0, -1.5, -9.0], &[0, 0]), 1);
+    }
+
+    #[test]
+    fn seeds_repeat_and_streams_differ() {
+        let logits = vec![0.0; 1000];
+        let draw = |seed, stream| {
+            let sampling = Sampling {
+                seed,
+                ..sampling(1.0)
+            };
+            let mut sampler = Sampler::new(sampling, stream);
+            (0..8)
+                .map(|_| sampler.next(&mut logits.clone(), &[]))
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1, 0), draw(1, 0));
+        assert_ne!(draw(1, 0), draw(2, 0));
+        assert_ne!(draw(1, 0), draw(1, 1));
+    }
+}
