@@ -72,6 +72,9 @@ pub enum ModelError {
     /// An argument has an impossible value.
     #[error("{0}")]
     Argument(String),
+    /// An error of images, tokenizers or templates.
+    #[error(transparent)]
+    Data(#[from] sq_llava_data::DataError),
 }
 
 impl ModelError {

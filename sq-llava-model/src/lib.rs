@@ -2,6 +2,7 @@
 //! Burn's backends.
 
 pub mod activation;
+pub mod assistant;
 pub mod attention;
 pub mod cache;
 pub mod clip;
@@ -17,11 +18,14 @@ pub mod multimodal;
 pub mod norm;
 pub mod projector;
 pub mod prototype;
+pub mod questioner;
 pub mod rope;
 pub mod sampling;
 mod sq_llava;
 
+pub use assistant::{Answer, AnswerOptions, Assistant, Request};
 pub use config::SqLlavaConfig;
 pub use error::ModelError;
 pub use multimodal::IMAGE_TOKEN_INDEX;
+pub use questioner::{Question, QuestionOptions, Questions, SelfQuestioner};
 pub use sq_llava::{Sample, SqLlava};

@@ -5,8 +5,7 @@ use burn::tensor::{Int, Tensor, backend::Backend};
 use crate::error::ModelError;
 use crate::llama::Llama;
 
-/// Id that stands for one image in token ids (`IMAGE_TOKEN_INDEX` in LLaVA's `constants.py`).
-pub const IMAGE_TOKEN_INDEX: i64 = -200;
+pub use sq_llava_data::IMAGE_TOKEN_INDEX;
 
 /// A piece of a sequence: a run of text tokens or an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
