@@ -1,0 +1,69 @@
+//! The crate's one error type.
+
+use std::path::PathBuf;
+
+use sq_llava_data::DataError;
+use sq_llava_model::ModelError;
+
+/// What can go wrong when a model is trained.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TrainError {
+    /// A file or folder could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system says.
+        source: std::io::Error,
+    },
+    /// The recipe, or a `key=value` given beside it, asks for something that cannot be done.
+    #[error("recipe: {0}")]
+    Recipe(String),
+    /// A sample cannot be used.
+    #[error("sample {sample}: {reason}")]
+    Sample {
+        /// Id of the sample, or its place in the file.
+        sample: String,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The loss or a gradient is no longer a number.
+    #[error(
+        "step {step}: {what} is not finite; nothing was changed by this step. Lower the learning \
+         rate, lengthen the warm-up or set clip_norm"
+    )]
+    NotFinite {
+        /// The optimizer step, from 1.
+        step: usize,
+        /// `the loss` or `the gradient norm`.
+        what: &'static str,
+    },
+    /// The run directory cannot be used.
+    #[error("{}: {reason}", path.display())]
+    RunDirectory {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// A part of the training stopped without saying why.
+    #[error("{0}")]
+    Internal(String),
+    /// From the model.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// From the data.
+    #[error(transparent)]
+    Data(#[from] DataError),
+}
+
+impl TrainError {
+    /// An input/output error with the path that it concerns.
+    pub fn io(path: impl Into<PathBuf>, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.into(),
+            source,
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! The joint loss of asking and answering (paper, equation 4): cross-entropy over the tokens of
+//! asked questions and of answers, and nothing else.
+//!
+//! Logits of a whole batch are never in memory: the head runs over chunks of the positions that
+//! predict something, each with its own small graph, and what comes back is the gradient on the
+//! hidden states. A surrogate, `Σ hidden · gradient`, carries it on into the layers.
+
+use burn::module::AutodiffModule;
+use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::tensor::activation::log_softmax;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor, TensorData};
+use sq_llava_model::llama::{Llama, NewTokens};
+
+use crate::batch::Targets;
+
+/// How the loss is weighted and computed.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LossSettings {
+    /// Weight of the tokens of asked questions.
+    pub question_weight: f64,
+    /// Weight of the tokens of answers.
+    pub answer_weight: f64,
+    /// Tokens whose logits are in memory at once.
+    pub chunk_tokens: usize,
+}
+
+/// Unweighted sums of cross-entropy in nats, and over how many tokens.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct LossSums {
+    /// Over the tokens of asked questions.
+    pub question: f64,
+    /// Over the tokens of answers.
+    pub answer: f64,
+    /// Number of tokens of asked questions.
+    pub question_tokens: usize,
+    /// Number of tokens of answers.
+    pub answer_tokens: usize,
+}
+
+/// The loss with its way back.
+#[derive(Debug)]
+pub struct JointLoss<B: AutodiffBackend> {
+    /// Sums for the log.
+    pub sums: LossSums,
+    /// Its backward pass gives the gradients of everything below the head. `None` if there is
+    /// nothing to learn.
+    pub surrogate: Option<Tensor<B, 1>>,
+    /// Gradients of the head's own trainable rows.
+    pub head: GradientsParams,
+}
+
+/// Cross-entropy of each row, in f32. `logits [n, vocabulary]`, `ids [n]` → `[n]`
+pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 1> {
+    let device = logits.device();
+    let index = Tensor::<B, 1, Int>::from_data(TensorData::from(ids), &device);
+    log_softmax(logits.cast(DType::F32), 1)
+        .gather(1, index.unsqueeze_dim(1))
+        .squeeze_dim::<1>(1)
+        .neg()
+}
+
+impl LossSums {
+    fn add(&mut self, losses: &[f32], asked: &[bool]) {
+        for (&loss, &asked) in losses.iter().zip(asked) {
+            if asked {
+                self.question += f64::from(loss);
+                self.question_tokens += 1;
+            } else {
+                self.answer += f64::from(loss);
+                self.answer_tokens += 1;
+            }
+        }
+    }
+
+    /// Adds the sums of another part of the same step.
+    pub fn merge(&mut self, other: &Self) {
+        self.question += other.question;
+        self.answer += other.answer;
+        self.question_tokens += other.question_tokens;
+        self.answer_tokens += other.answer_tokens;
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        self.question_tokens + self.answer_tokens
+    }
+
+    /// The weighted loss per token; 0 where there is none.
+    pub fn mean(&self, settings: &LossSettings) -> f64 {
+        let sum = settings.question_weight * self.question + settings.answer_weight * self.answer;
+        sum / self.tokens().max(1) as f64
+    }
+
+    /// Mean over the tokens of asked questions; `None` where there is none.
+    pub fn mean_question(&self) -> Option<f64> {
+        (self.question_tokens > 0).then(|| self.question / self.question_tokens as f64)
+    }
+
+    /// Mean over the tokens of answers; `None` where there is none.
+    pub fn mean_answer(&self) -> Option<f64> {
+        (self.answer_tokens > 0).then(|| self.answer / self.answer_tokens as f64)
+    }
+}
+
+impl LossSettings {
+    fn weights<B: Backend>(
+        &self,
+        asked: &[bool],
+        denominator: usize,
+        device: &B::Device,
+    ) -> Tensor<B, 1> {
+        let weight = |&asked: &bool| {
+            let weight = if asked {
+                self.question_weight
+            } else {
+                self.answer_weight
+            };
+            (weight / denominator.max(1) as f64) as f32
+        };
+        let weights: Vec<f32> = asked.iter().map(weight).collect();
+        Tensor::from_data(TensorData::from(&weights[..]), (device, DType::F32))
+    }
+
+    /// Loss and gradients. `hidden [n, hidden]` are the states before the last norm at
+    /// `targets.rows`; `denominator` is the number of learnable tokens of the optimizer step.
+    pub fn joint_loss<B: AutodiffBackend>(
+        &self,
+        llama: &Llama<B>,
+        hidden: Tensor<B, 2>,
+        targets: &Targets,
+        denominator: usize,
+    ) -> JointLoss<B> {
+        let mut out = JointLoss {
+            sums: LossSums::default(),
+            surrogate: None,
+            head: GradientsParams::new(),
+        };
+        let total = targets.ids.len();
+        if total == 0 {
+            return out;
+        }
+        let device = hidden.device();
+        let width = hidden.dims()[1];
+        let states = hidden.clone().inner();
+        let mut head = HeadGradients::new(llama);
+        let mut gradients = Vec::new();
+        for start in (0..total).step_by(self.chunk_tokens.max(1)) {
+            let end = (start + self.chunk_tokens.max(1)).min(total);
+            let asked = &targets.asked[start..end];
+            let leaf = Tensor::<B, 2>::from_inner(states.clone().slice([start..end, 0..width]))
+                .require_grad();
+            let losses = token_losses(llama.logits(leaf.clone()), &targets.ids[start..end]);
+            out.sums.add(&host(losses.clone()), asked);
+            let weights = self.weights::<B>(asked, denominator, &device);
+            let mut grads = (losses * weights).sum().backward();
+            // The leaf is part of the graph, so its gradient is there.
+            gradients.extend(leaf.grad_remove(&mut grads));
+            head.add(&mut grads);
+        }
+        out.head = head.finish();
+        let gradient = Tensor::<B, 2>::from_inner(Tensor::cat(gradients, 0));
+        out.surrogate = Some((hidden * gradient).sum());
+        out
+    }
+
+    /// The loss alone, for validation. As [`Self::joint_loss`].
+    pub fn sums<B: Backend>(
+        &self,
+        llama: &Llama<B>,
+        hidden: Tensor<B, 2>,
+        targets: &Targets,
+    ) -> LossSums {
+        let mut sums = LossSums::default();
+        let (total, width) = (targets.ids.len(), hidden.dims()[1]);
+        for start in (0..total).step_by(self.chunk_tokens.max(1)) {
+            let end = (start + self.chunk_tokens.max(1)).min(total);
+            let chunk = hidden.clone().slice([start..end, 0..width]);
+            let losses = token_losses(llama.logits(chunk), &targets.ids[start..end]);
+            sums.add(&host(losses), &targets.asked[start..end]);
+        }
+        sums
+    }
+}
+
+/// Values on the host, f32.
+pub(crate) fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Sum of the gradients of the head's trainable rows over the chunks.
+struct HeadGradients<'a, B: AutodiffBackend> {
+    rows: Option<&'a NewTokens<B>>,
+    sum: GradientsAccumulator<NewTokens<B>>,
+}
+
+impl<'a, B: AutodiffBackend> HeadGradients<'a, B> {
+    fn new(llama: &'a Llama<B>) -> Self {
+        Self {
+            rows: llama.new_tokens.as_ref(),
+            sum: GradientsAccumulator::new(),
+        }
+    }
+
+    fn add(&mut self, grads: &mut B::Gradients) {
+        if let Some(rows) = self.rows {
+            let grads = GradientsParams::from_module::<B, _>(grads, rows);
+            self.sum.accumulate::<B>(rows, grads);
+        }
+    }
+
+    fn finish(mut self) -> GradientsParams {
+        self.sum.grads()
+    }
+}
+
+/// Adds gradients of a module's parameters to others of the same.
+pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
+    module: &M,
+    parts: [GradientsParams; 2],
+) -> GradientsParams {
+    let mut sum = GradientsAccumulator::new();
+    for part in parts {
+        sum.accumulate::<B>(module, part);
+    }
+    sum.grads()
+}

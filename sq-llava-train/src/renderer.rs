@@ -1,0 +1,132 @@
+//! Progress where there is no terminal: one line every so many steps.
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use burn::train::metric::{MetricDefinition, MetricId};
+use burn::train::renderer::{
+    EvaluationName, EvaluationProgress, MetricState, MetricsRenderer, MetricsRendererEvaluation,
+    MetricsRendererTraining, ProgressType, TrainingProgress,
+};
+
+/// Writes lines to `out`.
+pub struct LineRenderer<W: Write + Send + Sync> {
+    out: W,
+    every: usize,
+    stage: u8,
+    steps: usize,
+    steps_per_epoch: usize,
+    start: Option<Instant>,
+    names: HashMap<MetricId, String>,
+    values: HashMap<String, f64>,
+    last: usize,
+}
+
+impl<W: Write + Send + Sync> LineRenderer<W> {
+    /// A line every `every` steps of `steps`.
+    pub fn new(out: W, stage: u8, every: usize, steps: usize, steps_per_epoch: usize) -> Self {
+        Self {
+            out,
+            every: every.max(1),
+            stage,
+            steps,
+            steps_per_epoch: steps_per_epoch.max(1),
+            start: None,
+            names: HashMap::new(),
+            values: HashMap::new(),
+            last: 0,
+        }
+    }
+
+    fn line(&self, step: usize) -> String {
+        let value = |name: &str| self.values.get(name).copied().unwrap_or(0.0);
+        let epoch = step.saturating_sub(1) / self.steps_per_epoch + 1;
+        let epochs = self.steps.div_ceil(self.steps_per_epoch);
+        let left = self.start.map_or(Duration::ZERO, |start| {
+            let done = step.saturating_sub(1).max(1) as u32;
+            start.elapsed() / done * (self.steps.saturating_sub(step)) as u32
+        });
+        let rates: Vec<String> = ["lr_llm", "lr_projector", "lr_vision"]
+            .iter()
+            .map(|name| value(name))
+            .filter(|&rate| rate > 0.0)
+            .map(|rate| format!("{rate:.1e}"))
+            .collect();
+        format!(
+            "stage {} step {step}/{} epoch {epoch}/{epochs}: loss {:.4} (asking {:.4}, answering \
+             {:.4}), gradient {:.2}, rate {}, {:.0} tokens/s, {} left",
+            self.stage,
+            self.steps,
+            value("loss"),
+            value("loss_question"),
+            value("loss_answer"),
+            value("grad_norm"),
+            if rates.is_empty() { "0".into() } else { rates.join("/") },
+            value("tokens_per_second"),
+            clock(left),
+        )
+    }
+}
+
+fn clock(time: Duration) -> String {
+    let seconds = time.as_secs();
+    match seconds {
+        0..60 => format!("{seconds} s"),
+        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
+        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
+    }
+}
+
+impl<W: Write + Send + Sync> MetricsRendererTraining for LineRenderer<W> {
+    fn update_train(&mut self, state: MetricState) {
+        if let MetricState::Numeric(entry, value) = state
+            && let Some(name) = self.names.get(&entry.metric_id)
+        {
+            self.values.insert(name.clone(), value.current());
+        }
+    }
+
+    fn update_valid(&mut self, _state: MetricState) {}
+
+    fn render_train(&mut self, item: TrainingProgress, _indicators: Vec<ProgressType>) {
+        let step = item.iteration.unwrap_or(0);
+        let due = step == 1 || step.is_multiple_of(self.every) || step == self.steps;
+        if due && step != self.last {
+            let line = self.line(step);
+            // A closed pipe must not end the training.
+            let _ = writeln!(self.out, "{line}");
+            self.last = step;
+        }
+        // The first step is slower than the others: it does not count for the time left.
+        self.start.get_or_insert_with(Instant::now);
+    }
+
+    fn render_valid(&mut self, _item: TrainingProgress, _indicators: Vec<ProgressType>) {}
+}
+
+impl<W: Write + Send + Sync> MetricsRendererEvaluation for LineRenderer<W> {
+    fn update_test(&mut self, _name: EvaluationName, _state: MetricState) {}
+
+    fn render_test(&mut self, _item: EvaluationProgress, _indicators: Vec<ProgressType>) {}
+}
+
+impl<W: Write + Send + Sync> MetricsRenderer for LineRenderer<W> {
+    fn manual_close(&mut self) {}
+
+    fn register_metric(&mut self, definition: MetricDefinition) {
+        self.names.insert(definition.metric_id, definition.name);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_short() {
+        for (seconds, text) in [(5, "5 s"), (65, "1 min 05 s"), (7322, "2 h 02 min")] {
+            assert_eq!(clock(Duration::from_secs(seconds)), text);
+        }
+    }
+}
