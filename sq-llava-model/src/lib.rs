@@ -22,6 +22,7 @@ pub mod questioner;
 pub mod rope;
 pub mod sampling;
 mod sq_llava;
+pub mod weights;
 
 pub use assistant::{Answer, AnswerOptions, Assistant, Request};
 pub use config::SqLlavaConfig;

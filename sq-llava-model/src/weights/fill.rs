@@ -1,0 +1,270 @@
+//! Filling a model's lazily drawn parameters from stored tensors, one at a time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Tensor, backend::Backend};
+
+use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
+use super::report::{LoadReport, Mismatch};
+use super::tensor::StoredTensor;
+use crate::error::ModelError;
+use crate::sq_llava::SqLlava;
+
+/// Stored tensors by canonical name, with what else was found beside them.
+#[derive(Debug, Default)]
+pub(super) struct WeightMap {
+    weights: BTreeMap<String, StoredTensor>,
+    prefixes: BTreeMap<Section, String>,
+    unknown: Vec<String>,
+    ignored: Vec<String>,
+}
+
+impl WeightMap {
+    /// Adds the tensors of files; with `only`, those of one section, and the others are ignored.
+    pub fn add(&mut self, tensors: Vec<StoredTensor>, only: Option<Section>) {
+        for tensor in tensors {
+            match read_key(&tensor.name) {
+                Key::Weight { section, .. } if only.is_some_and(|only| only != section) => {
+                    self.ignored.push(tensor.name);
+                }
+                Key::Weight {
+                    name,
+                    section,
+                    prefix,
+                } => {
+                    self.prefixes.insert(section, prefix);
+                    self.insert(name, tensor);
+                }
+                Key::Ignored => self.ignored.push(tensor.name),
+                Key::Unknown if only.is_some() => self.ignored.push(tensor.name),
+                Key::Unknown => self.unknown.push(tensor.name),
+            }
+        }
+    }
+
+    /// Adds tensors that replace whole parts: where they hold a projector or a prototype
+    /// extractor, none of the earlier one's weights stay, since it may be of another kind.
+    pub fn replace_parts(&mut self, tensors: Vec<StoredTensor>) {
+        let parts: BTreeSet<Section> = tensors
+            .iter()
+            .filter_map(|tensor| match read_key(&tensor.name) {
+                Key::Weight { section, .. } => Some(section),
+                _ => None,
+            })
+            .collect();
+        for part in [Section::Projector, Section::Prototype] {
+            if parts.contains(&part) {
+                self.drop_section(part);
+            }
+        }
+        self.add(tensors, None);
+    }
+
+    /// One tensor by its canonical name; an earlier one of that name is overridden.
+    pub fn insert(&mut self, name: String, tensor: StoredTensor) {
+        if let Some(old) = self.weights.insert(name, tensor) {
+            self.ignored.push(overridden(&old));
+        }
+    }
+
+    /// Forgets the weights of a section.
+    pub fn drop_section(&mut self, section: Section) {
+        let (dropped, kept) = std::mem::take(&mut self.weights)
+            .into_iter()
+            .partition(|(name, _)| Section::of(name) == Some(section));
+        self.weights = kept;
+        let dropped: BTreeMap<String, StoredTensor> = dropped;
+        self.ignored.extend(dropped.values().map(overridden));
+    }
+
+    /// Takes one weight out and counts it as ignored.
+    pub fn ignore(&mut self, name: &str) {
+        if let Some(tensor) = self.weights.remove(name) {
+            self.ignored.push(tensor.name);
+        }
+    }
+
+    pub fn get(&self, name: &str) -> Option<&StoredTensor> {
+        self.weights.get(name)
+    }
+
+    pub fn has(&self, section: Section) -> bool {
+        self.weights
+            .keys()
+            .any(|name| Section::of(name) == Some(section))
+    }
+
+    /// Canonical names of a section without the section itself.
+    pub fn names(&self, section: Section) -> impl Iterator<Item = &str> {
+        self.weights
+            .keys()
+            .filter(move |name| Section::of(name) == Some(section))
+            .map(move |name| &name[section.canonical().len()..])
+    }
+
+    /// A canonical name as the files spell it.
+    fn file_key(&self, name: &str) -> String {
+        let hf = self
+            .prefixes
+            .get(&Section::Projector)
+            .is_some_and(|prefix| prefix.contains("multi_modal_projector"));
+        let layout = if hf {
+            Layout::LlavaHf
+        } else {
+            Layout::Original
+        };
+        with_prefix(name, layout, |section| match self.prefixes.get(&section) {
+            Some(prefix) => prefix.clone(),
+            None => section.prefix(layout).to_string(),
+        })
+    }
+}
+
+fn overridden(tensor: &StoredTensor) -> String {
+    let file = tensor.file.path.file_name().unwrap_or_default();
+    format!("{} of {}", tensor.name, file.to_string_lossy())
+}
+
+/// How parameters are filled.
+pub(super) struct FillOptions<'a> {
+    /// Dtype of the frozen weights.
+    pub dtype: DType,
+    /// Dtype of adapters, projector, prototype extractor and new tokens.
+    pub trainable_dtype: DType,
+    /// Whether the frozen weights take no gradient.
+    pub freeze_base: bool,
+    /// Canonical prefixes of parts that may start from their random draw.
+    pub fresh: &'a [&'static str],
+    /// Called with bytes read and bytes in all.
+    pub progress: Option<&'a dyn Fn(u64, u64)>,
+}
+
+/// Fills a model; every weight of the map that it has no place for is reported.
+///
+/// # Errors
+/// If a tensor cannot be read.
+pub(super) fn fill<B: Backend>(
+    model: SqLlava<B>,
+    weights: WeightMap,
+    options: &FillOptions<'_>,
+) -> Result<(SqLlava<B>, LoadReport), ModelError> {
+    let total = weights.weights.values().map(|t| t.stored_bytes()).sum();
+    let mut filler = Filler {
+        weights,
+        options,
+        path: Vec::new(),
+        done: 0,
+        total,
+        report: LoadReport::default(),
+        error: None,
+    };
+    let model = model.map(&mut filler);
+    if let Some(error) = filler.error {
+        return Err(error);
+    }
+    let Filler {
+        weights,
+        mut report,
+        ..
+    } = filler;
+    report.unexpected = weights.unknown;
+    let left = weights.weights.into_values().map(|tensor| tensor.name);
+    report.unexpected.extend(left);
+    report.ignored = weights.ignored;
+    Ok((model, report))
+}
+
+struct Filler<'a> {
+    weights: WeightMap,
+    options: &'a FillOptions<'a>,
+    path: Vec<String>,
+    done: u64,
+    total: u64,
+    report: LoadReport,
+    error: Option<ModelError>,
+}
+
+impl Filler<'_> {
+    /// Reads the tensor of one parameter; `None` leaves the parameter as it is.
+    fn read<B: Backend, const D: usize>(
+        &mut self,
+        name: &str,
+        param: &Param<Tensor<B, D>>,
+    ) -> Option<Tensor<B, D>> {
+        let Some(stored) = self.weights.weights.remove(name) else {
+            if self.options.fresh.iter().any(|part| name.starts_with(part)) {
+                self.report.fresh.push(name.to_string());
+            } else {
+                self.report.missing.push(self.weights.file_key(name));
+            }
+            return None;
+        };
+        let expected: Vec<usize> = param.lazy_shape().to_vec();
+        if stored.shape != expected {
+            self.report.mismatched.push(Mismatch {
+                key: stored.name,
+                expected,
+                found: stored.shape,
+            });
+            return None;
+        }
+        let dtype = if is_trainable(name) {
+            self.options.trainable_dtype
+        } else {
+            self.options.dtype
+        };
+        let data = match stored.read(dtype) {
+            Ok(data) => data,
+            Err(error) => {
+                self.error = Some(error);
+                return None;
+            }
+        };
+        self.done += stored.stored_bytes();
+        if let Some(progress) = self.options.progress {
+            progress(self.done, self.total);
+        }
+        self.report.loaded.push(stored.name);
+        Some(Tensor::from_data(data, (&param.lazy_device(), dtype)))
+    }
+}
+
+/// Weights that training changes, whatever stage.
+fn is_trainable(name: &str) -> bool {
+    name.ends_with(".lora_A.weight")
+        || name.ends_with(".lora_B.weight")
+        || ["mm_projector.", "prototype.", "language_model.new_tokens."]
+            .iter()
+            .any(|part| name.starts_with(part))
+}
+
+impl<B: Backend> ModuleMapper<B> for Filler<'_> {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // The variant of an enum is no part of a key.
+        if !container.starts_with("Enum:") {
+            self.path.push(name.to_string());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.path.pop();
+        }
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        if self.error.is_some() {
+            return param;
+        }
+        let name = canonical(&self.path);
+        match self.read(&name, &param) {
+            None => param,
+            Some(tensor) => {
+                let frozen = self.options.freeze_base && !is_trainable(&name);
+                let learns = !frozen && name != "prototype.centers";
+                Param::initialized(param.id, tensor.set_require_grad(learns))
+            }
+        }
+    }
+}

@@ -1,0 +1,366 @@
+//! From a directory to a model.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::{DType, FloatDType, backend::Backend};
+use serde_json::Value;
+
+use super::adapter::{Adapter, attach};
+use super::fill::{FillOptions, WeightMap, fill};
+use super::layout::Section;
+use super::report::LoadReport;
+use super::run::{is_run, plan_run};
+use super::source::{either, model_files, read_file, read_files};
+use super::vision::{Described, find_tower, projector_by_keys};
+use crate::config::{ProjectorConfig, PrototypeConfig, SqLlavaConfig, read_json};
+use crate::error::ModelError;
+use crate::llama::NewTokens;
+use crate::sq_llava::SqLlava;
+
+/// Called with the bytes read so far and the bytes to read.
+pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
+
+/// How a model is loaded.
+#[derive(Clone)]
+pub struct LoadOptions {
+    /// Dtype of the weights in memory: f32, f16 or bf16.
+    pub dtype: FloatDType,
+    /// The LLM (or LLaVA) that a run directory was trained on.
+    pub base: Option<PathBuf>,
+    /// A vision tower's directory, for checkpoints without one inside. A run directory takes it
+    /// before its base's.
+    pub vision: Option<PathBuf>,
+    /// A projector's file, or a directory that holds one, for a plain LLM with a vision tower.
+    pub projector: Option<PathBuf>,
+    /// Keep adapters, projector, prototype extractor and new tokens in f32, as training needs.
+    pub trainable_f32: bool,
+    /// Let everything but those take no gradient.
+    pub freeze_base: bool,
+    /// Start training from new parts instead of the files'.
+    pub fresh: Option<FreshParts>,
+    /// Told about the bytes read.
+    pub progress: Option<Progress>,
+}
+
+/// Parts between vision tower and LLM that start from a random draw.
+#[derive(Debug, Clone)]
+pub struct FreshParts {
+    /// The projector W.
+    pub projector: ProjectorConfig,
+    /// Draws the paper's φ; its width is set to the tower's.
+    pub prototype: Option<PrototypeConfig>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self {
+            dtype: FloatDType::F32,
+            base: None,
+            vision: None,
+            projector: None,
+            trainable_f32: false,
+            freeze_base: false,
+            fresh: None,
+            progress: None,
+        }
+    }
+}
+
+impl fmt::Debug for LoadOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LoadOptions")
+            .field("dtype", &self.dtype)
+            .field("base", &self.base)
+            .field("vision", &self.vision)
+            .field("projector", &self.projector)
+            .field("trainable_f32", &self.trainable_f32)
+            .field("freeze_base", &self.freeze_base)
+            .field("fresh", &self.fresh)
+            .field("progress", &self.progress.is_some())
+            .finish()
+    }
+}
+
+/// What a directory turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointKind {
+    /// A model with all its weights.
+    Full,
+    /// What a training run changed, on a base.
+    Run,
+}
+
+/// Where the files that belong to a model but are not weights stand.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// Kind of the directory that was loaded.
+    pub kind: CheckpointKind,
+    /// Directory with `tokenizer.json` or `tokenizer.model`.
+    pub tokenizer: Option<PathBuf>,
+    /// Directory with `preprocessor_config.json`.
+    pub preprocessor: Option<PathBuf>,
+    /// The base's directory, for a run.
+    pub base: Option<PathBuf>,
+    /// The vision tower's directory, unless it is inside the checkpoint.
+    pub vision: Option<PathBuf>,
+}
+
+/// A loaded model.
+#[derive(Debug)]
+pub struct Loaded<B: Backend> {
+    /// The model, with its adapters beside their linears.
+    pub model: SqLlava<B>,
+    /// What happened to each key.
+    pub report: LoadReport,
+    /// The files beside the weights.
+    pub files: ModelFiles,
+}
+
+/// Everything about a model but the tensors' values.
+pub(super) struct Plan {
+    pub config: SqLlavaConfig,
+    pub weights: WeightMap,
+    pub adapters: Vec<Adapter>,
+    /// Rows of new tokens in a file of their own, and the id of the first.
+    pub new_tokens: Option<(usize, usize)>,
+    pub files: ModelFiles,
+}
+
+/// Loads a model: original LLaVA, llava-hf, a LLaMA-type LLM alone or with a vision tower, or a
+/// run directory (of the released SQ-LLaVA or of this project's training) on its base.
+///
+/// Weights are read tensor by tensor from the mapped files straight into the target dtype.
+///
+/// # Errors
+/// If a file is missing or damaged, the configuration unknown, an adapter not wholly used, or
+/// weights that the model needs are missing or have another shape; the message names the keys.
+pub fn load_model<B: Backend>(
+    dir: &Path,
+    options: &LoadOptions,
+    device: &B::Device,
+) -> Result<Loaded<B>, ModelError> {
+    let dtype = match options.dtype {
+        FloatDType::F32 => DType::F32,
+        FloatDType::F16 => DType::F16,
+        FloatDType::BF16 => DType::BF16,
+        other => {
+            return Err(ModelError::Argument(format!(
+                "weights cannot be loaded as {other:?}; choose f32, f16 or bf16"
+            )));
+        }
+    };
+    if !dir.is_dir() {
+        return Err(ModelError::config(dir, "not a model directory"));
+    }
+    let mut plan = if is_run(dir)? {
+        plan_run(dir, options)?
+    } else {
+        plan_full(dir, options)?
+    };
+    let fresh = apply_fresh(&mut plan, options);
+    tie_head(&mut plan)?;
+
+    let mut model = plan.config.init::<B>(device)?;
+    attach(&mut model, plan.adapters, &mut plan.weights)?;
+    if let Some((rows, start)) = plan.new_tokens {
+        let llama = &plan.config.llama;
+        let tied = llama.tie_word_embeddings;
+        let new = NewTokens::zeros(rows, llama.hidden_size, tied, start, device);
+        model.language_model.new_tokens = Some(new);
+    }
+    let fill_options = FillOptions {
+        dtype,
+        trainable_dtype: if options.trainable_f32 {
+            DType::F32
+        } else {
+            dtype
+        },
+        freeze_base: options.freeze_base,
+        fresh,
+        progress: options.progress.as_deref().map(|f| f as &dyn Fn(u64, u64)),
+    };
+    let (model, report) = fill(model, plan.weights, &fill_options)?;
+    if let Some(failure) = report.failure() {
+        return Err(ModelError::Incomplete(format!(
+            "{}: {failure}",
+            dir.display()
+        )));
+    }
+    if !report.unexpected.is_empty() {
+        tracing::warn!(
+            "{}: {} keys of the files are not part of the model: {}",
+            dir.display(),
+            report.unexpected.len(),
+            super::report::list(&report.unexpected)
+        );
+    }
+    Ok(Loaded {
+        model,
+        report,
+        files: plan.files,
+    })
+}
+
+/// A checkpoint's configuration and weights, before its vision tower is looked for.
+pub(super) struct Checkpoint {
+    pub config: SqLlavaConfig,
+    pub json: Value,
+    pub weights: WeightMap,
+}
+
+/// Reads a directory with all weights of a model, or of an LLM.
+pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
+    let path = dir.join("config.json");
+    let json = read_json(&path)?;
+    let config = SqLlavaConfig::from_hf(&path)?;
+    let files = model_files(dir)?;
+    if files.is_empty() {
+        return Err(ModelError::weights(
+            dir,
+            "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
+        ));
+    }
+    let mut weights = WeightMap::default();
+    weights.add(read_files(&files)?, None);
+    if !weights.has(Section::Projector)
+        && let Some(file) = either(dir, "mm_projector")
+    {
+        weights.add(read_file(&file)?, Some(Section::Projector));
+    }
+    Ok(Checkpoint {
+        config,
+        json,
+        weights,
+    })
+}
+
+fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
+    let Checkpoint {
+        mut config,
+        json,
+        mut weights,
+    } = read_checkpoint(dir)?;
+    if let Some(path) = &options.projector {
+        weights.replace_parts(read_projector(path)?);
+    }
+    let mut tower = None;
+    if is_multimodal(&config, &json, &weights) || options.vision.is_some() {
+        let places = [Described { dir, json: &json }];
+        let given = options.vision.as_deref();
+        let known = config.vision.take();
+        let (vision, found) = find_tower(&mut weights, known, &places, given, true)?;
+        config.vision = Some(vision);
+        tower = found;
+        name_projector(&mut config, &json, &weights);
+    }
+    let places = [Some(dir), tower.as_deref()];
+    Ok(Plan {
+        files: ModelFiles {
+            kind: CheckpointKind::Full,
+            tokenizer: tokenizer_dir(&places),
+            preprocessor: preprocessor_dir(&places),
+            base: None,
+            vision: tower,
+        },
+        config,
+        weights,
+        adapters: Vec::new(),
+        new_tokens: None,
+    })
+}
+
+/// The tensors of a projector file, or of the one in a directory.
+fn read_projector(path: &Path) -> Result<Vec<super::tensor::StoredTensor>, ModelError> {
+    let file = if path.is_dir() {
+        ["non_lora_trainables", "mm_projector"]
+            .iter()
+            .find_map(|stem| either(path, stem))
+            .ok_or_else(|| {
+                ModelError::weights(path, "no mm_projector.safetensors or mm_projector.bin here")
+            })?
+    } else {
+        path.to_path_buf()
+    };
+    read_file(&file)
+}
+
+/// Whether a checkpoint takes images.
+pub(super) fn is_multimodal(config: &SqLlavaConfig, json: &Value, weights: &WeightMap) -> bool {
+    config.vision.is_some()
+        || ["mm_vision_tower", "mm_hidden_size", "mm_projector_type"]
+            .iter()
+            .any(|key| json.get(key).is_some_and(|v| !v.is_null()))
+        || weights.has(Section::Vision)
+        || weights.has(Section::Projector)
+}
+
+/// Takes the kind of projector from the keys where the configuration names none.
+pub(super) fn name_projector(config: &mut SqLlavaConfig, json: &Value, weights: &WeightMap) {
+    let named = ["mm_projector_type", "mm_hidden_size", "text_config"]
+        .iter()
+        .any(|key| json.get(key).is_some_and(|v| !v.is_null()));
+    if !named && let Some(projector) = projector_by_keys(weights) {
+        config.projector = projector;
+    }
+}
+
+/// Replaces the files' projector and φ by new ones, if asked; returns what may be missing then.
+fn apply_fresh(plan: &mut Plan, options: &LoadOptions) -> &'static [&'static str] {
+    let (Some(fresh), Some(vision)) = (&options.fresh, &plan.config.vision) else {
+        return &[];
+    };
+    plan.config.projector = fresh.projector.clone();
+    let width = vision.hidden_size;
+    plan.config.prototype = fresh.prototype.clone().map(|prototype| PrototypeConfig {
+        hidden_size: width,
+        ..prototype
+    });
+    plan.weights.drop_section(Section::Projector);
+    plan.weights.drop_section(Section::Prototype);
+    &["mm_projector.", "prototype."]
+}
+
+/// A tied head needs no weight of its own; one that is stored must be the embedding.
+fn tie_head(plan: &mut Plan) -> Result<(), ModelError> {
+    const HEAD: &str = "language_model.lm_head.weight";
+    if !plan.config.llama.tie_word_embeddings {
+        return Ok(());
+    }
+    let embedding = plan.weights.get("language_model.model.embed_tokens.weight");
+    let (Some(head), Some(embedding)) = (plan.weights.get(HEAD), embedding) else {
+        return Ok(());
+    };
+    if !head.same_values(embedding) {
+        return Err(ModelError::weights(
+            &head.file.path,
+            format!(
+                "\"{}\" differs from the embedding, but config.json says \"tie_word_embeddings\": true; correct config.json",
+                head.name
+            ),
+        ));
+    }
+    plan.weights.ignore(HEAD);
+    Ok(())
+}
+
+pub(super) fn tokenizer_dir(places: &[Option<&Path>]) -> Option<PathBuf> {
+    first_with(places, &["tokenizer.json", "tokenizer.model"])
+}
+
+pub(super) fn preprocessor_dir(places: &[Option<&Path>]) -> Option<PathBuf> {
+    first_with(
+        places,
+        &["preprocessor_config.json", "processor_config.json"],
+    )
+}
+
+fn first_with(places: &[Option<&Path>], names: &[&str]) -> Option<PathBuf> {
+    places
+        .iter()
+        .flatten()
+        .find(|dir| names.iter().any(|name| dir.join(name).is_file()))
+        .map(|dir| dir.to_path_buf())
+}

@@ -1,0 +1,408 @@
+//! The part of Python's pickle that files of weights use. Nothing is executed: the few calls that
+//! rebuild tensors are known by name, every other object stays opaque.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::rc::Rc;
+
+use super::tensor::StoredType;
+
+/// Values that a stream may hold at once; real files have a few thousand.
+const MAX_VALUES: usize = 10_000_000;
+
+/// A tensor as the pickle describes it.
+#[derive(Debug)]
+pub(super) struct TensorRecord {
+    pub storage: Rc<str>,
+    pub dtype: StoredType,
+    /// First element in the storage.
+    pub offset: usize,
+    pub shape: Vec<usize>,
+    pub strides: Vec<usize>,
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Value {
+    Mark,
+    Int(i64),
+    Text(Rc<str>),
+    Tuple(Rc<Vec<Value>>),
+    List(Rc<RefCell<Vec<Value>>>),
+    Dict(Rc<RefCell<Vec<(Value, Value)>>>),
+    /// `module name`.
+    Global(Rc<str>),
+    Storage(Rc<str>, StoredType),
+    Tensor(Rc<TensorRecord>),
+    /// None, flags, floats and everything that no tensor is made of.
+    Opaque,
+}
+
+/// A reader of one or more pickles, one behind the other.
+pub(super) struct Pickle<'a> {
+    bytes: &'a [u8],
+    at: usize,
+    stack: Vec<Value>,
+    memo: BTreeMap<u32, Value>,
+    storage_types: BTreeMap<String, StoredType>,
+}
+
+type Read<T> = Result<T, String>;
+
+impl<'a> Pickle<'a> {
+    pub fn new(bytes: &'a [u8]) -> Self {
+        Self {
+            bytes,
+            at: 0,
+            stack: Vec::new(),
+            memo: BTreeMap::new(),
+            storage_types: BTreeMap::new(),
+        }
+    }
+
+    /// Offset behind the last pickle read.
+    pub fn position(&self) -> usize {
+        self.at
+    }
+
+    /// Element types of the storages met so far.
+    pub fn storage_types(&self) -> &BTreeMap<String, StoredType> {
+        &self.storage_types
+    }
+
+    /// The next object.
+    pub fn read(&mut self) -> Read<Value> {
+        self.stack.clear();
+        self.memo.clear();
+        loop {
+            let op = self.take(1)?[0];
+            if op == b'.' {
+                return self.pop();
+            }
+            self.step(op)?;
+            if self.stack.len() + self.memo.len() > MAX_VALUES {
+                return Err("too many values".into());
+            }
+        }
+    }
+
+    fn step(&mut self, op: u8) -> Read<()> {
+        match op {
+            // Protocol, frame.
+            0x80 => drop(self.take(1)?),
+            0x95 => drop(self.take(8)?),
+            b'(' => self.stack.push(Value::Mark),
+            b'N' | 0x88 | 0x89 => self.stack.push(Value::Opaque),
+            b'G' => {
+                self.take(8)?;
+                self.stack.push(Value::Opaque);
+            }
+            b'K' => {
+                let n = self.take(1)?[0];
+                self.stack.push(Value::Int(n.into()));
+            }
+            b'M' => {
+                let n = self.unsigned(2)?;
+                self.stack.push(Value::Int(n as i64));
+            }
+            b'J' => {
+                let n = self.unsigned(4)? as u32;
+                self.stack.push(Value::Int(i64::from(n as i32)));
+            }
+            0x8a => {
+                let length = self.take(1)?[0].into();
+                let long = long(self.take(length)?);
+                self.stack.push(long);
+            }
+            // Text of 1, 4 and 8 bytes of length, and the byte strings of Python 2.
+            0x8c | b'U' => self.text(1)?,
+            b'X' | b'T' => self.text(4)?,
+            0x8d => self.text(8)?,
+            b'C' | b'B' | 0x8e => {
+                let width = if op == b'C' {
+                    1
+                } else if op == b'B' {
+                    4
+                } else {
+                    8
+                };
+                let length = self.unsigned(width)?;
+                self.take(length)?;
+                self.stack.push(Value::Opaque);
+            }
+            b')' => self.stack.push(Value::Tuple(Rc::default())),
+            b']' => self.stack.push(Value::List(Rc::default())),
+            b'}' => self.stack.push(Value::Dict(Rc::default())),
+            0x8f => self.stack.push(Value::List(Rc::default())),
+            0x85..=0x87 => {
+                let from = self.index(usize::from(op - 0x84))?;
+                let items = self.stack.split_off(from);
+                self.stack.push(Value::Tuple(Rc::new(items)));
+            }
+            b't' => {
+                let items = self.to_mark()?;
+                self.stack.push(Value::Tuple(Rc::new(items)));
+            }
+            b'l' => {
+                let items = self.to_mark()?;
+                self.stack.push(Value::List(Rc::new(RefCell::new(items))));
+            }
+            b'd' => {
+                let items = pairs(self.to_mark()?)?;
+                self.stack.push(Value::Dict(Rc::new(RefCell::new(items))));
+            }
+            b'a' => {
+                let item = self.pop()?;
+                self.append(vec![item])?;
+            }
+            b'e' | 0x90 => {
+                let items = self.to_mark()?;
+                self.append(items)?;
+            }
+            b's' => {
+                let from = self.index(2)?;
+                let items = self.stack.split_off(from);
+                self.set(items)?;
+            }
+            b'u' => {
+                let items = self.to_mark()?;
+                self.set(items)?;
+            }
+            b'0' => drop(self.pop()?),
+            b'2' => {
+                let top = self.top()?.clone();
+                self.stack.push(top);
+            }
+            b'q' | b'r' => {
+                let slot = self.unsigned(if op == b'q' { 1 } else { 4 })? as u32;
+                let top = self.top()?.clone();
+                self.memo.insert(slot, top);
+            }
+            0x94 => {
+                let top = self.top()?.clone();
+                self.memo.insert(self.memo.len() as u32, top);
+            }
+            b'h' | b'j' => {
+                let slot = self.unsigned(if op == b'h' { 1 } else { 4 })? as u32;
+                let value = self.memo.get(&slot).cloned();
+                self.stack.push(value.ok_or("an unknown reference")?);
+            }
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.stack
+                    .push(Value::Global(format!("{module} {name}").into()));
+            }
+            0x93 => {
+                let (Value::Text(name), Value::Text(module)) = (self.pop()?, self.pop()?) else {
+                    return Err("a global without a name".into());
+                };
+                self.stack
+                    .push(Value::Global(format!("{module} {name}").into()));
+            }
+            b'R' | 0x81 => {
+                let (arguments, callee) = (self.pop()?, self.pop()?);
+                let value = match (op, &callee, &arguments) {
+                    (b'R', Value::Global(name), Value::Tuple(arguments)) => call(name, arguments)?,
+                    _ => Value::Opaque,
+                };
+                self.stack.push(value);
+            }
+            // State for the object below; no tensor has any that matters.
+            b'b' => drop(self.pop()?),
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = self.storage(&id)?;
+                self.stack.push(storage);
+            }
+            other => return Err(format!("unknown instruction 0x{other:02x}")),
+        }
+        Ok(())
+    }
+
+    /// `('storage', torch.FloatStorage, '0', 'cpu', 1024)`.
+    fn storage(&mut self, id: &Value) -> Read<Value> {
+        let Value::Tuple(parts) = id else {
+            return Err("a storage without a description".into());
+        };
+        let (Some(Value::Global(kind)), Some(Value::Text(key))) = (parts.get(1), parts.get(2))
+        else {
+            return Err("a storage without kind and key".into());
+        };
+        let dtype = match kind.rsplit(' ').next().unwrap_or_default() {
+            "DoubleStorage" => StoredType::F64,
+            "FloatStorage" => StoredType::F32,
+            "HalfStorage" => StoredType::F16,
+            "BFloat16Storage" => StoredType::BF16,
+            "LongStorage" | "ComplexFloatStorage" => StoredType::Other(8),
+            "IntStorage" => StoredType::Other(4),
+            "ShortStorage" => StoredType::Other(2),
+            "CharStorage" | "ByteStorage" | "BoolStorage" | "UntypedStorage" => {
+                StoredType::Other(1)
+            }
+            other => return Err(format!("storage of unknown kind {other}")),
+        };
+        self.storage_types.insert(key.to_string(), dtype);
+        Ok(Value::Storage(key.clone(), dtype))
+    }
+
+    fn take(&mut self, length: usize) -> Read<&'a [u8]> {
+        let end = self.at.checked_add(length);
+        let taken = end.and_then(|end| self.bytes.get(self.at..end));
+        let taken = taken.ok_or("it ends too early")?;
+        self.at += length;
+        Ok(taken)
+    }
+
+    fn unsigned(&mut self, width: usize) -> Read<usize> {
+        let bytes = self.take(width)?;
+        let value = bytes.iter().rev().fold(0u64, |n, &b| n << 8 | u64::from(b));
+        usize::try_from(value).map_err(|e| e.to_string())
+    }
+
+    fn text(&mut self, width: usize) -> Read<()> {
+        let length = self.unsigned(width)?;
+        let text = String::from_utf8_lossy(self.take(length)?);
+        self.stack.push(Value::Text(text.into()));
+        Ok(())
+    }
+
+    fn line(&mut self) -> Read<&'a str> {
+        let rest = &self.bytes[self.at..];
+        let length = rest.iter().position(|&b| b == b'\n');
+        let line = self.take(length.ok_or("it ends too early")? + 1)?;
+        std::str::from_utf8(&line[..line.len() - 1]).map_err(|e| e.to_string())
+    }
+
+    fn pop(&mut self) -> Read<Value> {
+        Ok(self.stack.pop().ok_or("an empty stack")?)
+    }
+
+    fn top(&self) -> Read<&Value> {
+        Ok(self.stack.last().ok_or("an empty stack")?)
+    }
+
+    /// Index of the value `depth` below the top.
+    fn index(&self, depth: usize) -> Read<usize> {
+        Ok(self
+            .stack
+            .len()
+            .checked_sub(depth)
+            .ok_or("an empty stack")?)
+    }
+
+    fn to_mark(&mut self) -> Read<Vec<Value>> {
+        let mark = self.stack.iter().rposition(|v| matches!(v, Value::Mark));
+        let items = self.stack.split_off(mark.ok_or("no mark")? + 1);
+        self.stack.pop();
+        Ok(items)
+    }
+
+    fn append(&mut self, items: Vec<Value>) -> Read<()> {
+        if let Value::List(list) = self.top()? {
+            list.borrow_mut().extend(items);
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, items: Vec<Value>) -> Read<()> {
+        if let Value::Dict(dict) = self.top()? {
+            dict.borrow_mut().extend(pairs(items)?);
+        }
+        Ok(())
+    }
+}
+
+/// What a known call makes.
+fn call(name: &str, arguments: &[Value]) -> Read<Value> {
+    match name {
+        "torch._utils _rebuild_tensor_v2" | "torch._utils _rebuild_tensor" => {
+            let [
+                Value::Storage(key, dtype),
+                Value::Int(offset),
+                shape,
+                strides,
+                ..,
+            ] = arguments
+            else {
+                return Err("a tensor of an unknown form".into());
+            };
+            Ok(Value::Tensor(Rc::new(TensorRecord {
+                storage: key.clone(),
+                dtype: *dtype,
+                offset: usize::try_from(*offset).map_err(|e| e.to_string())?,
+                shape: sizes(shape)?,
+                strides: sizes(strides)?,
+            })))
+        }
+        "torch._utils _rebuild_parameter" | "torch._utils _rebuild_parameter_with_state" => {
+            Ok(arguments.first().cloned().unwrap_or(Value::Opaque))
+        }
+        "torch._tensor _rebuild_from_type_v2" => match arguments {
+            [Value::Global(inner), _, Value::Tuple(inner_arguments), ..]
+                if &**inner != "torch._tensor _rebuild_from_type_v2" =>
+            {
+                call(inner, inner_arguments)
+            }
+            _ => Err("a tensor of an unknown form".into()),
+        },
+        "collections OrderedDict" => {
+            let mut items = Vec::new();
+            if let Some(Value::List(list)) = arguments.first() {
+                for pair in list.borrow().iter() {
+                    match pair {
+                        Value::Tuple(pair) if pair.len() == 2 => {
+                            items.push((pair[0].clone(), pair[1].clone()));
+                        }
+                        Value::List(pair) if pair.borrow().len() == 2 => {
+                            let pair = pair.borrow();
+                            items.push((pair[0].clone(), pair[1].clone()));
+                        }
+                        _ => return Err("a dictionary of an unknown form".into()),
+                    }
+                }
+            }
+            Ok(Value::Dict(Rc::new(RefCell::new(items))))
+        }
+        "torch Size" => Ok(arguments.first().cloned().unwrap_or(Value::Opaque)),
+        // Another rebuilt tensor (quantised, sparse …) would be lost without a word.
+        tensor if tensor.contains("_rebuild_") => {
+            Err(format!("tensors of {tensor} are not supported"))
+        }
+        _ => Ok(Value::Opaque),
+    }
+}
+
+fn sizes(value: &Value) -> Read<Vec<usize>> {
+    let Value::Tuple(items) = value else {
+        return Err("a tensor without a shape".into());
+    };
+    items
+        .iter()
+        .map(|item| match item {
+            Value::Int(n) => usize::try_from(*n).map_err(|e| e.to_string()),
+            _ => Err("a size that is no number".into()),
+        })
+        .collect()
+}
+
+fn pairs(items: Vec<Value>) -> Read<Vec<(Value, Value)>> {
+    if items.len() % 2 != 0 {
+        return Err("a dictionary with a key without a value".into());
+    }
+    let mut items = items.into_iter();
+    let mut out = Vec::new();
+    while let (Some(key), Some(value)) = (items.next(), items.next()) {
+        out.push((key, value));
+    }
+    Ok(out)
+}
+
+/// A little-endian two's complement number; those over 64 bits say nothing about tensors.
+fn long(bytes: &[u8]) -> Value {
+    if bytes.len() > 8 {
+        return Value::Opaque;
+    }
+    let negative = bytes.last().is_some_and(|b| b & 0x80 != 0);
+    let mut full = [if negative { 0xff } else { 0 }; 8];
+    full[..bytes.len()].copy_from_slice(bytes);
+    Value::Int(i64::from_le_bytes(full))
+}

@@ -1,0 +1,182 @@
+//! Finding the vision tower of a checkpoint and its configuration.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use super::fill::WeightMap;
+use super::layout::Section;
+use super::source::{model_files, read_files};
+use crate::config::{
+    ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
+};
+use crate::error::ModelError;
+
+/// A directory with its `config.json`.
+pub(super) struct Described<'a> {
+    pub dir: &'a Path,
+    pub json: &'a Value,
+}
+
+/// Finds the tower: inside the checkpoint, in the directory given, or where `mm_vision_tower`
+/// points. Puts its weights into the map and returns its configuration and, unless it is inside,
+/// its directory.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub(super) fn find_tower(
+    weights: &mut WeightMap,
+    known: Option<ClipVisionConfig>,
+    places: &[Described<'_>],
+    given: Option<&Path>,
+    inside_wins: bool,
+) -> Result<(ClipVisionConfig, Option<PathBuf>), ModelError> {
+    let inside = weights.has(Section::Vision);
+    let (mut config, dir) = match given {
+        Some(dir) if !(inside && inside_wins) => {
+            (read_tower(weights, dir)?, Some(dir.to_path_buf()))
+        }
+        _ if inside => {
+            if let Some(dir) = given {
+                tracing::warn!(
+                    "the checkpoint has its own vision tower; {} is not used",
+                    dir.display()
+                );
+            }
+            (config_inside(known, places)?, None)
+        }
+        _ => {
+            let dir = local_tower(places)?;
+            (read_tower(weights, &dir)?, Some(dir))
+        }
+    };
+    // What is optional in a tower is told by the keys that are there.
+    let has = |name: &str| {
+        ["weight", "bias"]
+            .iter()
+            .any(|end| weights.get(&format!("vision_tower.{name}.{end}")).is_some())
+    };
+    config.pre_layernorm = has("pre_layrnorm");
+    config.post_layernorm = has("post_layernorm");
+    config.patch_bias = weights
+        .get("vision_tower.embeddings.patch_embedding.bias")
+        .is_some();
+    Ok((config, dir))
+}
+
+fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, ModelError> {
+    let files = model_files(dir)?;
+    if files.is_empty() {
+        return Err(ModelError::weights(
+            dir,
+            "no weights of a vision tower here",
+        ));
+    }
+    weights.drop_section(Section::Vision);
+    weights.add(read_files(&files)?, Some(Section::Vision));
+    if !weights.has(Section::Vision) {
+        return Err(ModelError::weights(
+            &files[0],
+            "no vision tower inside (keys vision_model.*)",
+        ));
+    }
+    let path = dir.join("config.json");
+    // A whole LLaVA may lend its tower.
+    let lender = read_json(&path)?;
+    if lender.get("text_config").is_some() && lender.get("projection_dim").is_none() {
+        if let Some(config) = SqLlavaConfig::from_hf(&path)?.vision {
+            return Ok(config);
+        }
+    }
+    read_vision_config(&path)
+}
+
+/// The configuration of a tower inside the checkpoint.
+fn config_inside(
+    known: Option<ClipVisionConfig>,
+    places: &[Described<'_>],
+) -> Result<ClipVisionConfig, ModelError> {
+    if let Some(config) = known {
+        return Ok(config);
+    }
+    for place in places {
+        let beside = place.dir.join("vision_config.json");
+        if beside.is_file() {
+            return read_vision_config(&beside);
+        }
+    }
+    if let Some(dir) = tower_candidates(places).into_iter().find(|d| d.is_dir()) {
+        return read_vision_config(&dir.join("config.json"));
+    }
+    // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes.
+    for place in places {
+        let name = place.json.get("mm_vision_tower").and_then(Value::as_str);
+        let side = match name {
+            Some("openai/clip-vit-large-patch14-336") => 336,
+            Some("openai/clip-vit-large-patch14") => 224,
+            _ => continue,
+        };
+        return Ok(ClipVisionConfig::new()
+            .with_hidden_size(1024)
+            .with_intermediate_size(4096)
+            .with_num_hidden_layers(24)
+            .with_num_attention_heads(16)
+            .with_image_size(side)
+            .with_patch_size(14));
+    }
+    let path = places
+        .first()
+        .map_or(PathBuf::new(), |p| p.dir.join("config.json"));
+    Err(ModelError::config(
+        path,
+        "the sizes of the vision tower are unknown; put its config.json beside as vision_config.json",
+    ))
+}
+
+fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
+    places
+        .iter()
+        .filter_map(|place| {
+            let name = place.json.get("mm_vision_tower")?.as_str()?;
+            (!name.is_empty()).then(|| place.dir.join(name)) // an absolute path stays itself
+        })
+        .collect()
+}
+
+fn local_tower(places: &[Described<'_>]) -> Result<PathBuf, ModelError> {
+    let candidates = tower_candidates(places);
+    if let Some(dir) = candidates.iter().find(|dir| dir.is_dir()) {
+        return Ok(dir.clone());
+    }
+    let named = places
+        .iter()
+        .find_map(|place| place.json.get("mm_vision_tower")?.as_str())
+        .map_or(String::new(), |name| {
+            format!("; \"mm_vision_tower\" is \"{name}\", which is no directory here")
+        });
+    let dir = places
+        .first()
+        .map_or(PathBuf::new(), |p| p.dir.to_path_buf());
+    Err(ModelError::weights(
+        dir,
+        format!("no vision tower inside the checkpoint{named}; give its directory with --vision"),
+    ))
+}
+
+/// The kind of projector that the keys show, for checkpoints whose configuration names none.
+pub(super) fn projector_by_keys(weights: &WeightMap) -> Option<ProjectorConfig> {
+    let names: Vec<&str> = weights.names(Section::Projector).collect();
+    let name = if names.iter().any(|name| name.starts_with("sim_alpha")) {
+        "cluster".to_string()
+    } else if names.contains(&"weight") {
+        "linear".to_string()
+    } else {
+        // 0, 2, 4 …: linears with a non-linearity between.
+        let last = names
+            .iter()
+            .filter_map(|name| name.split('.').next()?.parse::<usize>().ok())
+            .max()?;
+        format!("mlp{}x_gelu", last / 2 + 1)
+    };
+    ProjectorConfig::from_name(&name, None)
+}
