@@ -5,18 +5,22 @@
 //! every text which follows a special token. With `legacy` a space is put before it (`▁US ER`);
 //! without, the space is cut off the finished tokens again (`US ER`).
 
-use std::collections::{BTreeMap, HashSet};
+mod after_special;
+mod files;
+mod load;
+mod save;
+
+use std::collections::HashSet;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::{Map, Value, json};
-use tokenizers::{AddedToken, Model, PostProcessorWrapper, Tokenizer};
+use serde_json::{Map, Value};
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use crate::pieces::Alphabet;
-use crate::sentencepiece::{self, SPACE_MARK};
-use crate::tokenizer_files::TokenizerFiles;
 use crate::{DataError, StreamDecoder};
+use files::TokenizerFiles;
 
 /// A token and the bytes of the text that it covers. The bytes of one character may be shared by
 /// several tokens; a begin token covers none.
@@ -99,135 +103,6 @@ impl TextTokenizer {
         Self::from_model(path.as_ref(), legacy, TokenizerFiles::default())
     }
 
-    fn from_json(path: &Path, files: TokenizerFiles) -> Result<Self, DataError> {
-        let fail = |reason: String| DataError::Tokenizer {
-            path: path.to_path_buf(),
-            reason,
-        };
-        let mut inner =
-            Tokenizer::from_bytes(read(path)?).map_err(|e| fail(format!("not readable: {e}")))?;
-        inner.with_padding(None);
-        inner
-            .with_truncation(None)
-            .map_err(|e| fail(e.to_string()))?;
-        let alphabet = Alphabet::detect(&inner)?;
-        // What the post-processor puts before a text is the begin token.
-        let empty = inner.encode("", true).map_err(|e| fail(e.to_string()))?;
-        let put_first = empty.get_ids().first().map(|&id| i64::from(id));
-        let post_processor = inner.get_post_processor().cloned();
-        inner.with_post_processor(None::<PostProcessorWrapper>);
-        let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
-        tokenizer.post_processor = post_processor;
-        if tokenizer.bos.is_none() {
-            tokenizer.bos = put_first;
-        }
-        let says = tokenizer
-            .config
-            .get("add_bos_token")
-            .and_then(Value::as_bool);
-        tokenizer.adds_bos = tokenizer.bos.is_some()
-            && says.unwrap_or(put_first.is_some() && put_first == tokenizer.bos);
-        Ok(tokenizer)
-    }
-
-    fn from_model(path: &Path, legacy: bool, mut files: TokenizerFiles) -> Result<Self, DataError> {
-        let bytes = read(path)?;
-        let converted = sentencepiece::convert(&bytes, path)?;
-        files.bos = files.bos.or(converted.bos);
-        files.eos = files.eos.or(converted.eos);
-        files.unk = files.unk.or(converted.unk);
-        files.pad = files.pad.or(converted.pad);
-        let add_bos = files.add_bos.unwrap_or(true);
-        let mut inner = converted.tokenizer;
-        let pieces = u32::try_from(inner.get_vocab_size(false)).unwrap_or(u32::MAX);
-        // The slow tokenizer looks for these in a text.
-        let named: Vec<AddedToken> = [&files.bos, &files.eos, &files.unk, &files.pad]
-            .into_iter()
-            .flatten()
-            .filter(|token| inner.token_to_id(token).is_some())
-            .map(|token| AddedToken::from(token.clone(), true).normalized(false))
-            .collect();
-        inner.add_special_tokens(&named);
-        let alphabet = Alphabet::SentencePiece { strip_first: true };
-        let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
-        let control = converted.control_ids.iter().copied();
-        tokenizer.special.extend(control.clone().map(i64::from));
-        tokenizer.sentencepiece = Some(SentencePiece {
-            legacy,
-            control: control.collect(),
-            pieces,
-        });
-        tokenizer.model_file = Some(bytes.into());
-        tokenizer.adds_bos = add_bos && tokenizer.bos.is_some();
-        Ok(tokenizer)
-    }
-
-    /// Adds the listed tokens and finds the ids of the named ones.
-    fn assemble(
-        mut inner: Tokenizer,
-        alphabet: Alphabet,
-        files: TokenizerFiles,
-        path: &Path,
-    ) -> Result<Self, DataError> {
-        for token in &files.added {
-            if inner.token_to_id(&token.content).is_none() {
-                let flags = AddedToken::from(token.content.clone(), token.special)
-                    .lstrip(token.lstrip)
-                    .rstrip(token.rstrip)
-                    .single_word(token.single_word)
-                    .normalized(token.normalized);
-                if token.special {
-                    inner.add_special_tokens(&[flags]);
-                } else {
-                    inner.add_tokens(&[flags]);
-                }
-            }
-            let id = inner.token_to_id(&token.content);
-            if id != Some(token.id) {
-                return Err(DataError::Tokenizer {
-                    path: path.to_path_buf(),
-                    reason: format!(
-                        "the added token {:?} is listed with id {} but the vocabulary gives it {id:?}; \
-                         added_tokens.json does not belong to this tokenizer",
-                        token.content, token.id
-                    ),
-                });
-            }
-        }
-        let id = |token: &Option<String>| inner.token_to_id(token.as_ref()?).map(i64::from);
-        let named_eos = id(&files.eos);
-        // The template's end token comes first: config.json's, and of several the one that
-        // tokenizer_config.json names.
-        let mut eos: Vec<i64> = match (&files.config_eos[..], named_eos) {
-            ([], Some(named)) => vec![named],
-            (several, Some(named)) if several.contains(&named) => vec![named],
-            (several, _) => several.first().copied().into_iter().collect(),
-        };
-        eos.extend(&files.config_eos);
-        eos.extend(named_eos);
-        eos.extend(&files.generation_eos);
-        let bos = id(&files.bos).or(files.config_bos);
-        let mut tokenizer = Self {
-            bos: None,
-            eos: Vec::new(),
-            unk: id(&files.unk),
-            pad: id(&files.pad),
-            adds_bos: false,
-            alphabet,
-            post_processor: None,
-            sentencepiece: None,
-            model_file: None,
-            config: files.config,
-            special: HashSet::new(),
-            added: HashSet::new(),
-            inner,
-        };
-        tokenizer.bos = bos.filter(|&id| tokenizer.token(id).is_some());
-        tokenizer.set_eos_ids(&eos);
-        tokenizer.note_added();
-        Ok(tokenizer)
-    }
-
     fn note_added(&mut self) {
         for (id, token) in self.inner.get_added_tokens_decoder() {
             self.added.insert(id);
@@ -281,82 +156,6 @@ impl TextTokenizer {
             _ => tokens.extend(found),
         }
         Ok(tokens)
-    }
-
-    /// `legacy = false`: takes the space off again that was put before each stretch of text
-    /// after a special token.
-    fn without_inner_prefix(
-        &self,
-        model: &SentencePiece,
-        text: &str,
-        found: &[TokenSpan],
-        out: &mut Vec<TokenSpan>,
-    ) -> Result<(), DataError> {
-        let is_added =
-            |token: &TokenSpan| u32::try_from(token.id).is_ok_and(|id| self.added.contains(&id));
-        let mut i = 0;
-        while i < found.len() {
-            let token = found[i];
-            let after = i.checked_sub(1).map(|p| found[p]).filter(is_added);
-            let Some(special) = after.filter(|_| !is_added(&token)) else {
-                out.push(token);
-                i += 1;
-                continue;
-            };
-            let end = found[i..].iter().position(is_added);
-            let end = end.map_or(found.len(), |n| i + n);
-            let stop = found.get(end).map_or(text.len(), |t| t.start);
-            let stretch = &text[special.end..stop];
-            let of_model = u32::try_from(special.id).is_ok_and(|id| model.control.contains(&id));
-            if !of_model {
-                // After [usr] and the like the text is encoded with no space before it at all
-                // (transformers from 4.34): cutting could leave a piece that the model lacks.
-                self.encode_bare(stretch, special.end, out)?;
-            } else if stretch.starts_with([' ', SPACE_MARK]) {
-                out.extend(&found[i..end]);
-            } else {
-                let piece = self.token(token.id).unwrap_or_default();
-                match piece.strip_prefix(SPACE_MARK) {
-                    Some("") => {}
-                    Some(cut) => {
-                        // transformers 4.31 gives the unknown token where there is no such piece.
-                        let id = self.inner.get_model().token_to_id(cut).map(i64::from);
-                        let id = id.or(self.unk).unwrap_or(token.id);
-                        out.push(TokenSpan { id, ..token });
-                    }
-                    None => out.push(token),
-                }
-                out.extend(&found[i + 1..end]);
-            }
-            i = end;
-        }
-        Ok(())
-    }
-
-    /// Encodes with no space put first; `base` is where the stretch begins in the text.
-    fn encode_bare(
-        &self,
-        stretch: &str,
-        base: usize,
-        out: &mut Vec<TokenSpan>,
-    ) -> Result<(), DataError> {
-        let mark = SPACE_MARK.to_string();
-        let marked = stretch.replace(' ', &mark);
-        // A space is one byte of the text and `mark.len()` bytes of what is encoded.
-        let mut original = Vec::with_capacity(marked.len() + 1);
-        for (at, c) in stretch.char_indices() {
-            let width = if c == ' ' { mark.len() } else { c.len_utf8() };
-            original.extend(std::iter::repeat_n(at, width));
-        }
-        original.push(stretch.len());
-        let tokens = self.inner.get_model().tokenize(&marked);
-        let tokens = tokens.map_err(|e| DataError::Encoding(e.to_string()))?;
-        out.extend(tokens.into_iter().map(|token| TokenSpan {
-            id: i64::from(token.id),
-            start: base + original[token.offsets.0.min(marked.len())],
-            end: base + original[token.offsets.1.min(marked.len())],
-        }));
-        Ok(())
     }
 
     /// Text of ids. Bytes that are no UTF-8 become U+FFFD, as in Python; no spaces are put
@@ -470,95 +269,6 @@ impl TextTokenizer {
         // Each was added just now or was there before.
         tokens.iter().filter_map(|token| self.id(token)).collect()
     }
-
-    /// Writes files from which [`Self::from_dir`] gives equal ids: `tokenizer.json`, or for a
-    /// bare SentencePiece model `tokenizer.model` with `added_tokens.json` (no `tokenizer.json`
-    /// can say what the slow tokenizer does); and `tokenizer_config.json`.
-    ///
-    /// # Errors
-    /// If a file cannot be written, or `dir` has a `tokenizer.json` that would be read instead.
-    pub fn save(&self, dir: impl AsRef<Path>) -> Result<(), DataError> {
-        let dir = dir.as_ref();
-        let json = dir.join("tokenizer.json");
-        if self.sentencepiece.is_none() {
-            let mut whole = self.inner.clone();
-            whole.with_post_processor(self.post_processor.clone());
-            let text = whole.to_string(false);
-            let text = text.map_err(|e| DataError::Encoding(e.to_string()))?;
-            write(&json, text.as_bytes())?;
-        } else if json.exists() {
-            return Err(DataError::Tokenizer {
-                path: json,
-                reason: "another tokenizer is in the folder to write to; remove this file".into(),
-            });
-        }
-        if let Some(model) = &self.model_file {
-            write(&dir.join("tokenizer.model"), model)?;
-        }
-        let pretty = |value: &Value| format!("{value:#}\n").into_bytes();
-        write(
-            &dir.join("tokenizer_config.json"),
-            &pretty(&self.config_json()),
-        )?;
-        if let Some(model) = &self.sentencepiece {
-            let added: BTreeMap<u32, Value> = self.added_after(model.pieces);
-            if !added.is_empty() {
-                let map: Map<String, Value> = added
-                    .into_keys()
-                    .filter_map(|id| Some((self.inner.id_to_token(id)?, json!(id))))
-                    .collect();
-                write(&dir.join("added_tokens.json"), &pretty(&Value::Object(map)))?;
-            }
-        }
-        Ok(())
-    }
-
-    fn added_after(&self, first: u32) -> BTreeMap<u32, Value> {
-        self.inner
-            .get_added_tokens_decoder()
-            .into_iter()
-            .filter(|(id, _)| *id >= first)
-            .map(|(id, token)| {
-                let entry = json!({
-                    "content": token.content, "lstrip": token.lstrip,
-                    "normalized": token.normalized, "rstrip": token.rstrip,
-                    "single_word": token.single_word, "special": token.special,
-                });
-                (id, entry)
-            })
-            .collect()
-    }
-
-    fn config_json(&self) -> Value {
-        let mut config = self.config.clone();
-        let named = |id: Option<i64>| id.and_then(|id| self.token(id));
-        config.insert("add_bos_token".into(), json!(self.adds_bos));
-        for (key, id) in [
-            ("bos_token", self.bos),
-            ("eos_token", self.eos_id()),
-            ("unk_token", self.unk),
-            ("pad_token", self.pad),
-        ] {
-            config.insert(key.into(), json!(named(id)));
-        }
-        let (class, first) = match &self.sentencepiece {
-            Some(model) => {
-                config.insert("legacy".into(), json!(model.legacy));
-                ("LlamaTokenizer", 0)
-            }
-            None => ("PreTrainedTokenizerFast", 0),
-        };
-        config
-            .entry("tokenizer_class")
-            .or_insert_with(|| json!(class));
-        let added: Map<String, Value> = self
-            .added_after(first)
-            .into_iter()
-            .map(|(id, entry)| (id.to_string(), entry))
-            .collect();
-        config.insert("added_tokens_decoder".into(), Value::Object(added));
-        Value::Object(config)
-    }
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, DataError> {
@@ -568,9 +278,146 @@ fn read(path: &Path) -> Result<Vec<u8>, DataError> {
     })
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    fs::write(path, bytes).map_err(|source| DataError::Io {
-        path: path.to_path_buf(),
-        source,
-    })
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A byte-level tokenizer.json without merges, as GPT-2 and SmolLM2 write theirs.
+    fn byte_level(dir: &Path, post_processor: &str) {
+        let mut vocab = Map::new();
+        for token in ["<|end|>", "<|im_start|>", "<|im_end|>"] {
+            vocab.insert(token.into(), vocab.len().into());
+        }
+        for c in (0x21..=0x17fu32).filter_map(char::from_u32) {
+            vocab.insert(c.to_string(), vocab.len().into());
+        }
+        let vocab = Value::Object(vocab);
+        let json = format!(
+            r#"{{"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+              "added_tokens": [
+                {{"id": 1, "content": "<|im_start|>", "single_word": false, "lstrip": false,
+                  "rstrip": false, "normalized": false, "special": true}},
+                {{"id": 2, "content": "<|im_end|>", "single_word": false, "lstrip": false,
+                  "rstrip": false, "normalized": false, "special": true}}],
+              "pre_tokenizer": {{"type": "ByteLevel", "add_prefix_space": false,
+                "trim_offsets": true, "use_regex": true}},
+              "post_processor": {post_processor},
+              "decoder": {{"type": "ByteLevel", "add_prefix_space": true,
+                "trim_offsets": true, "use_regex": true}},
+              "model": {{"type": "BPE", "vocab": {vocab}, "merges": []}}}}"#
+        );
+        fs::write(dir.join("tokenizer.json"), json).unwrap();
+    }
+
+    const TEXT: &str = "Hé 🦙👩‍👩‍👧 漢字!";
+
+    /// Pushes ids one by one: every delta is text, and together they are the whole.
+    fn stream(tokenizer: &TextTokenizer, ids: &[i64]) -> Vec<String> {
+        let mut stream = StreamDecoder::new(tokenizer, true);
+        let mut deltas: Vec<String> = ids.iter().map(|&id| stream.push(id).unwrap()).collect();
+        deltas.push(stream.finish());
+        assert_eq!(deltas.concat(), tokenizer.decode(ids, true).unwrap());
+        deltas
+    }
+
+    #[test]
+    fn a_stream_never_breaks_a_character() {
+        let dir = tempfile::tempdir().unwrap();
+        byte_level(dir.path(), "null");
+        let bytes = TextTokenizer::from_dir(dir.path()).unwrap();
+        let model = golden::llama_tokenizer().join("tokenizer.model");
+        let llama = TextTokenizer::from_sentencepiece(model, false).unwrap();
+        for (tokenizer, marks) in [(&bytes, 1), (&llama, 3)] {
+            let ids = tokenizer.encode(TEXT, true).unwrap();
+            let deltas = stream(tokenizer, &ids);
+            assert_eq!(deltas.concat(), TEXT);
+            assert!(deltas.iter().all(|d| !d.contains('\u{fffd}')), "{deltas:?}");
+            // The llama's four bytes come as four tokens of which the last shows it.
+            assert!(deltas.iter().any(|d| d == "🦙"));
+
+            let llama_at = deltas.iter().position(|d| d == "🦙").unwrap();
+            let broken = stream(tokenizer, &ids[..llama_at]);
+            assert_eq!(broken.last().unwrap(), &"\u{fffd}".repeat(marks));
+        }
+    }
+
+    #[test]
+    fn a_tokenizer_that_adds_no_begin_token_is_left_so() {
+        let dir = tempfile::tempdir().unwrap();
+        byte_level(dir.path(), "null");
+        let config = r#"{"bos_token_id": 1, "eos_token_id": 2}"#;
+        fs::write(dir.path().join("config.json"), config).unwrap();
+        let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        assert!(!tokenizer.adds_bos());
+        assert_eq!((tokenizer.bos_id(), tokenizer.eos_id()), (Some(1), Some(2)));
+        let ids = tokenizer.encode("<|im_start|>a", true).unwrap();
+        assert_eq!(ids[0], 1);
+        assert_eq!(tokenizer.decode(&ids, false).unwrap(), "<|im_start|>a");
+        assert_eq!(tokenizer.decode(&ids, true).unwrap(), "a");
+        assert!(
+            tokenizer
+                .decode(&[9999], true)
+                .unwrap_err()
+                .to_string()
+                .contains("9999")
+        );
+        assert!(tokenizer.decode(&[-200], true).is_err());
+    }
+
+    #[test]
+    fn the_post_processor_tells_the_begin_token_and_trims_no_span() {
+        let dir = tempfile::tempdir().unwrap();
+        let template = r#"{"type": "Sequence", "processors": [
+            {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+            {"type": "TemplateProcessing",
+             "single": [{"SpecialToken": {"id": "<|end|>", "type_id": 0}},
+                        {"Sequence": {"id": "A", "type_id": 0}}],
+             "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+             "special_tokens": {"<|end|>": {"id": "<|end|>", "ids": [0], "tokens": ["<|end|>"]}}}]}"#;
+        byte_level(dir.path(), template);
+        let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        assert_eq!((tokenizer.bos_id(), tokenizer.adds_bos()), (Some(0), true));
+        let spans = tokenizer.encode_with_spans("a b", true).unwrap();
+        let places: Vec<_> = spans.iter().map(|t| (t.start, t.end)).collect();
+        assert_eq!(places, [(0, 0), (0, 1), (1, 2), (2, 3)]);
+        // What is saved still has it.
+        let copy = tempfile::tempdir().unwrap();
+        tokenizer.save(copy.path()).unwrap();
+        fs::remove_file(copy.path().join("tokenizer_config.json")).unwrap();
+        assert!(TextTokenizer::from_dir(copy.path()).unwrap().adds_bos());
+    }
+
+    #[test]
+    fn the_end_token_comes_from_the_model_then_from_the_tokenizer() {
+        let dir = tempfile::tempdir().unwrap();
+        byte_level(dir.path(), "null");
+        let eos = |name: &str, text: &str| {
+            fs::write(dir.path().join(name), text).unwrap();
+            TextTokenizer::from_dir(dir.path())
+                .unwrap()
+                .eos_ids()
+                .to_vec()
+        };
+        assert_eq!(
+            eos("tokenizer_config.json", r#"{"eos_token": "<|im_end|>"}"#),
+            [2]
+        );
+        assert_eq!(eos("config.json", r#"{"eos_token_id": [0, 2]}"#), [2, 0]);
+        assert_eq!(eos("config.json", r#"{"eos_token_id": 0}"#), [0, 2]);
+        assert_eq!(
+            eos("generation_config.json", r#"{"eos_token_id": [1, 99999]}"#),
+            [0, 2, 1]
+        );
+    }
+
+    #[test]
+    fn a_folder_without_a_tokenizer_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let error = TextTokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains(&dir.path().display().to_string()), "{error}");
+        fs::write(dir.path().join("added_tokens.json"), r#"{"<x>": 5}"#).unwrap();
+        byte_level(dir.path(), "null");
+        let error = TextTokenizer::from_dir(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("<x>") && error.contains('5'), "{error}");
+    }
 }

@@ -1,0 +1,98 @@
+//! The error of this crate.
+
+use std::path::PathBuf;
+
+/// Why data could not be read or written. Every message names the file (or sample) at fault.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DataError {
+    /// A file could not be read or written.
+    #[error("{}: {source}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the operating system said.
+        source: std::io::Error,
+    },
+    /// A file is not the JSON that it should be.
+    #[error("{}: not valid JSON: {source}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said, with line and column.
+        source: serde_json::Error,
+    },
+    /// An image is empty, cut short, damaged, or of a format that is not supported.
+    #[error("image {name}: {reason}")]
+    Image {
+        /// File (or label given by the caller).
+        name: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An image has more pixels than the configured limit.
+    #[error(
+        "image {name}: {width}x{height} is above the limit of {max_pixels} pixels; \
+         shrink it, or raise `max_pixels` if it is to be trusted"
+    )]
+    ImageTooLarge {
+        /// File (or label given by the caller).
+        name: String,
+        /// Width in pixels.
+        width: u32,
+        /// Height in pixels.
+        height: u32,
+        /// The limit in pixels.
+        max_pixels: u64,
+    },
+    /// A `preprocessor_config.json` asks for what the image pipeline does not do.
+    #[error("image processor configuration: {0}")]
+    ImageConfig(String),
+    /// A tokenizer file is missing, damaged, or of a kind that is not supported.
+    #[error("tokenizer {}: {reason}", path.display())]
+    Tokenizer {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+    /// A text could not be encoded or ids could not be decoded.
+    #[error("tokenizer: {0}")]
+    Encoding(String),
+    /// A template needs a token that the tokenizer lacks.
+    #[error("the template `{template}` needs {token}, which the tokenizer lacks: {remedy}")]
+    MissingToken {
+        /// Name of the template.
+        template: &'static str,
+        /// The token, or what it is for.
+        token: String,
+        /// What to do.
+        remedy: &'static str,
+    },
+    /// No template has this name.
+    #[error("no conversation template `{0}`: choose one of plain, v1, v1_sq, sq, llama_2")]
+    UnknownTemplate(String),
+    /// The template has no role that asks.
+    #[error("the template `{0}` has no asking role: only v1_sq and sq ask questions")]
+    NoAskingRole(&'static str),
+    /// A conversation has an order of turns or a number of images that its template cannot hold.
+    #[error("conversation{}: {reason}", sample.as_ref().map(|s| format!(" of sample {s}")).unwrap_or_default())]
+    Conversation {
+        /// Id of the sample, where the conversation came from one.
+        sample: Option<String>,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// An instruction file is not LLaVA's JSON, or one of its samples is not.
+    #[error("{}: {sample} at byte {offset}: {reason}", path.display())]
+    Manifest {
+        /// The file.
+        path: PathBuf,
+        /// Id or index of the sample.
+        sample: String,
+        /// Where the sample begins, in bytes from the start of the file.
+        offset: u64,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
