@@ -2,17 +2,20 @@
 //! text out.
 
 use std::ops::ControlFlow;
+use std::path::Path;
 
 use burn::tensor::{Tensor, backend::Backend};
-use sq_llava_data::image::{ImageProcessor, PixelValues};
+use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
 use sq_llava_data::{
     Conversation, Ending, IMAGE_TOKEN, StopMatcher, StreamDecoder, Template, TextTokenizer,
 };
 
+use crate::config::ProjectorConfig;
 use crate::error::ModelError;
 use crate::generate::{FinishReason, GenerateConfig, Generation};
 use crate::sampling::Sampling;
 use crate::sq_llava::{Sample, SqLlava};
+use crate::weights::{LoadOptions, LoadReport, load_model};
 
 /// Everything that is needed to talk about pictures.
 #[derive(Debug)]
@@ -74,6 +77,48 @@ pub struct Answer {
 }
 
 impl<B: Backend> Assistant<B> {
+    /// Loads a checkpoint directory with its tokenizer and image processor. The template is, by
+    /// default, the one that the checkpoint was trained with, else `v1_sq` for the released
+    /// prototype extractor and `v1` otherwise.
+    ///
+    /// # Errors
+    /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
+    pub fn load(
+        dir: &Path,
+        options: &LoadOptions,
+        template: Option<Template>,
+        device: &B::Device,
+    ) -> Result<(Self, LoadReport), ModelError> {
+        let loaded = load_model::<B>(dir, options, device)?;
+        let folder = loaded.files.tokenizer.as_deref().unwrap_or(dir);
+        let tokenizer = TextTokenizer::from_dir(folder)?;
+        let config = &loaded.model.config;
+        let processor = match (&config.vision, &loaded.files.preprocessor) {
+            (None, _) => None,
+            (Some(_), Some(folder)) => {
+                let aspect = ImageAspect::from_model(Some(&config.image_aspect_ratio))?;
+                let file = folder.join("preprocessor_config.json");
+                Some(ImageProcessor::from_file(&file, aspect)?)
+            }
+            (Some(_), None) => {
+                return Err(ModelError::config(
+                    dir.join("preprocessor_config.json"),
+                    "not found, and the vision tower needs it; copy the one of the CLIP tower here",
+                ));
+            }
+        };
+        let template = match (template, &config.conversation) {
+            (Some(template), _) => template,
+            (None, Some(name)) => name.parse()?,
+            (None, None) if matches!(config.projector, ProjectorConfig::Cluster(_)) => {
+                Template::V1Sq
+            }
+            (None, None) => Template::V1,
+        };
+        let assistant = Self::new(loaded.model, tokenizer, processor, template)?;
+        Ok((assistant, loaded.report))
+    }
+
     /// Puts the parts together and checks that they fit.
     ///
     /// # Errors
@@ -124,7 +169,7 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// If it cannot be read, or the model takes none.
-    pub fn open_image(&self, path: &std::path::Path) -> Result<PixelValues, ModelError> {
+    pub fn open_image(&self, path: &Path) -> Result<PixelValues, ModelError> {
         let processor = self.processor.as_ref().ok_or(ModelError::NoVisionTower)?;
         Ok(processor.preprocess_path(path)?)
     }
