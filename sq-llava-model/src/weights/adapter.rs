@@ -14,7 +14,7 @@ use super::tensor::StoredTensor;
 use crate::config::read_json;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::lora::LoraConfig;
+use crate::lora::{DropoutSeed, Lora, LoraConfig};
 use crate::sq_llava::{SqLlava, for_each_llm_linear, for_each_vision_linear};
 
 /// Options of PEFT that change what an adapter computes and are not supported.
@@ -268,7 +268,7 @@ pub(super) fn attach<B: Backend>(
 /// adapter has, and the dropout seed. Numbers are those of fresh adapters.
 pub(super) fn for_each_linear<B: Backend>(
     model: &mut SqLlava<B>,
-    mut f: impl FnMut(&str, &mut Linear<B>, u64, &crate::lora::DropoutSeed),
+    mut f: impl FnMut(&str, &mut Linear<B>, u64, &DropoutSeed),
 ) {
     let seed = model.dropout.clone();
     let group = |name: &str| match name {
@@ -294,4 +294,16 @@ pub(super) fn for_each_linear<B: Backend>(
             f(&path, linear, number, &seed);
         });
     }
+}
+
+/// The adapters of a model with their linears' canonical paths.
+pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Lora<B>)> {
+    let mut found = Vec::new();
+    // A clone shares its tensors.
+    for_each_linear(&mut model.clone(), |path, linear, _, _| {
+        if let Some(lora) = linear.lora.take() {
+            found.push((path.to_string(), lora));
+        }
+    });
+    found
 }

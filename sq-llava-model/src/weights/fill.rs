@@ -168,6 +168,10 @@ pub(super) fn fill<B: Backend>(
         mut report,
         ..
     } = filler;
+    if let Some(progress) = options.progress {
+        // Keys without a place were never read.
+        progress(total, total);
+    }
     report.unexpected = weights.unknown;
     let left = weights.weights.into_values().map(|tensor| tensor.name);
     report.unexpected.extend(left);

@@ -14,6 +14,7 @@ use super::report::LoadReport;
 use super::run::{is_run, plan_run};
 use super::source::{either, model_files, read_file, read_files};
 use super::vision::{Described, find_tower, projector_by_keys};
+use super::write::file_dtype;
 use crate::config::{ProjectorConfig, PrototypeConfig, SqLlavaConfig, read_json};
 use crate::error::ModelError;
 use crate::llama::NewTokens;
@@ -142,16 +143,7 @@ pub fn load_model<B: Backend>(
     options: &LoadOptions,
     device: &B::Device,
 ) -> Result<Loaded<B>, ModelError> {
-    let dtype = match options.dtype {
-        FloatDType::F32 => DType::F32,
-        FloatDType::F16 => DType::F16,
-        FloatDType::BF16 => DType::BF16,
-        other => {
-            return Err(ModelError::Argument(format!(
-                "weights cannot be loaded as {other:?}; choose f32, f16 or bf16"
-            )));
-        }
-    };
+    let dtype = file_dtype(options.dtype)?;
     if !dir.is_dir() {
         return Err(ModelError::config(dir, "not a model directory"));
     }
@@ -160,7 +152,7 @@ pub fn load_model<B: Backend>(
     } else {
         plan_full(dir, options)?
     };
-    let fresh = apply_fresh(&mut plan, options);
+    let fresh = apply_fresh(&mut plan, options)?;
     tie_head(&mut plan)?;
 
     let mut model = plan.config.init::<B>(device)?;
@@ -308,19 +300,27 @@ pub(super) fn name_projector(config: &mut SqLlavaConfig, json: &Value, weights: 
 }
 
 /// Replaces the files' projector and φ by new ones, if asked; returns what may be missing then.
-fn apply_fresh(plan: &mut Plan, options: &LoadOptions) -> &'static [&'static str] {
-    let (Some(fresh), Some(vision)) = (&options.fresh, &plan.config.vision) else {
-        return &[];
+fn apply_fresh(
+    plan: &mut Plan,
+    options: &LoadOptions,
+) -> Result<&'static [&'static str], ModelError> {
+    let Some(fresh) = &options.fresh else {
+        return Ok(&[]);
     };
-    plan.config.projector = fresh.projector.clone();
+    let Some(vision) = &plan.config.vision else {
+        return Err(ModelError::Argument(
+            "a new projector needs a vision tower; give its directory with --vision".into(),
+        ));
+    };
     let width = vision.hidden_size;
+    plan.config.projector = fresh.projector.clone();
     plan.config.prototype = fresh.prototype.clone().map(|prototype| PrototypeConfig {
         hidden_size: width,
         ..prototype
     });
     plan.weights.drop_section(Section::Projector);
     plan.weights.drop_section(Section::Prototype);
-    &["mm_projector.", "prototype."]
+    Ok(&["mm_projector.", "prototype."])
 }
 
 /// A tied head needs no weight of its own; one that is stored must be the embedding.

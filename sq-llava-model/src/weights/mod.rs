@@ -3,7 +3,8 @@
 //! [`load_model`] reads original LLaVA, llava-hf, a language model with a CLIP tower beside it,
 //! and run directories (adapters and projector on a base); from safetensors and PyTorch files,
 //! whole or in shards. Files are mapped and converted tensor by tensor, so the memory taken is the
-//! model's own in its target dtype and little more.
+//! model's own in its target dtype and little more. [`save_pretrained`] writes whole models,
+//! [`save_adapters`] what a training run changed.
 
 mod adapter;
 mod fill;
@@ -11,12 +12,19 @@ mod layout;
 mod load;
 mod pickle;
 mod pytorch;
+mod random;
 mod report;
 mod run;
+mod save;
+mod save_run;
 mod source;
 mod tensor;
 mod vision;
+mod write;
 
 pub use layout::Layout;
 pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
+pub use random::init_random;
 pub use report::{LoadReport, Mismatch};
+pub use save::{SaveOptions, copy_tokenizer_files, save_pretrained};
+pub use save_run::{RunOrigin, save_adapters};

@@ -1,5 +1,6 @@
 //! One stored tensor: a view into a memory-mapped file, converted when it is asked for.
 
+use std::borrow::Cow;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -156,17 +157,7 @@ impl StoredTensor {
 
     /// The values in `dtype` (f32, f16 or bf16), in one allocation beside the mapped file.
     pub fn read(&self, dtype: DType) -> Result<TensorData, ModelError> {
-        let gathered;
-        let bytes = match &self.strides {
-            None => {
-                let end = self.start + self.elements() * self.dtype.size();
-                &self.file.bytes()[self.start..end]
-            }
-            Some(strides) => {
-                gathered = self.gather(strides);
-                &gathered
-            }
-        };
+        let bytes = &*self.row_major_bytes();
         let shape = self.shape.clone();
         let data = match (self.dtype, dtype) {
             (StoredType::F32, DType::F32) => TensorData::new(copied::<f32>(bytes), shape),
@@ -243,6 +234,23 @@ impl StoredTensor {
         out
     }
 
+    /// Whether another tensor is stored with the same type, shape and bytes.
+    pub fn same_values(&self, other: &Self) -> bool {
+        self.dtype == other.dtype
+            && self.shape == other.shape
+            && self.row_major_bytes() == other.row_major_bytes()
+    }
+
+    fn row_major_bytes(&self) -> Cow<'_, [u8]> {
+        match &self.strides {
+            Some(strides) => Cow::Owned(self.gather(strides)),
+            None => {
+                let end = self.start + self.elements() * self.dtype.size();
+                Cow::Borrowed(&self.file.bytes()[self.start..end])
+            }
+        }
+    }
+
     /// Elements of a strided view in row-major order.
     fn gather(&self, strides: &[usize]) -> Vec<u8> {
         let (size, bytes) = (self.dtype.size(), self.file.bytes());
@@ -277,28 +285,4 @@ fn row_major(shape: &[usize]) -> Vec<usize> {
         strides[d - 1] = strides[d].saturating_mul(shape[d]);
     }
     strides
-}
-
-impl StoredTensor {
-    /// Whether another tensor is stored with the same type, shape and bytes.
-    pub fn same_values(&self, other: &Self) -> bool {
-        let bytes = |t: &Self| match &t.strides {
-            Some(strides) => t.gather(strides),
-            None => Vec::new(),
-        };
-        if self.dtype != other.dtype || self.shape != other.shape {
-            return false;
-        }
-        match (&self.strides, &other.strides) {
-            (None, None) => self.raw() == other.raw(),
-            (Some(_), Some(_)) => bytes(self) == bytes(other),
-            (Some(_), None) => bytes(self) == other.raw(),
-            (None, Some(_)) => self.raw() == bytes(other),
-        }
-    }
-
-    fn raw(&self) -> &[u8] {
-        let end = self.start + self.elements() * self.dtype.size();
-        &self.file.bytes()[self.start..end]
-    }
 }

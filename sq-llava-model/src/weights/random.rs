@@ -1,0 +1,142 @@
+//! Random weights in the target dtype, to develop with models whose checkpoint is not at hand.
+
+use std::num::NonZero;
+
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Element, FloatDType, Tensor, TensorData, backend::Backend};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+use super::layout::canonical;
+use super::write::file_dtype;
+use crate::error::ModelError;
+use crate::lora::splitmix64;
+use crate::sq_llava::SqLlava;
+
+/// Values drawn at a time.
+const CHUNK: usize = 4096;
+/// Half width of a uniform draw of deviation 0.02, that of LLaMA's and CLIP's initialisation.
+const BOUND: f32 = 0.034_641_016;
+
+/// Fills every parameter tensor by tensor, directly in `dtype`: norms with ones, biases with
+/// zeros, the rest with uniform numbers of deviation 0.02. The values depend on the seed and the
+/// parameter's name alone.
+///
+/// # Errors
+/// If `dtype` is not f32, f16 or bf16.
+pub fn init_random<B: Backend>(
+    model: SqLlava<B>,
+    dtype: FloatDType,
+    seed: u64,
+) -> Result<SqLlava<B>, ModelError> {
+    let mut drawer = Drawer {
+        dtype: file_dtype(dtype)?,
+        seed,
+        path: Vec::new(),
+    };
+    Ok(model.map(&mut drawer))
+}
+
+struct Drawer {
+    dtype: DType,
+    seed: u64,
+    path: Vec<String>,
+}
+
+impl<B: Backend> ModuleMapper<B> for Drawer {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.path.push(name.to_string());
+        }
+    }
+
+    fn exit_module(&mut self, _name: &str, container: &str) {
+        if !container.starts_with("Enum:") {
+            self.path.pop();
+        }
+    }
+
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let name = canonical(&self.path);
+        let shape: Vec<usize> = param.lazy_shape().to_vec();
+        let count = shape.iter().product();
+        let draw = if name.ends_with("bias") || name.ends_with("sim_beta") {
+            Draw::Constant(0.0)
+        } else if D == 1 && !name.ends_with("class_embedding") || name.ends_with("sim_alpha") {
+            Draw::Constant(1.0)
+        } else {
+            // FNV-1a of the name, so that no two tensors are alike.
+            let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
+                (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
+            });
+            Draw::Uniform(splitmix64(self.seed ^ hash))
+        };
+        let data = match self.dtype {
+            DType::F16 => fill(count, f16::ZERO, draw, |v, out| {
+                out.convert_from_f32_slice(v)
+            }),
+            DType::BF16 => fill(count, bf16::ZERO, draw, |v, out| {
+                out.convert_from_f32_slice(v)
+            }),
+            _ => fill(count, 0.0f32, draw, |v, out| out.copy_from_slice(v)),
+        };
+        let data = TensorData {
+            shape: shape.into(),
+            ..data
+        };
+        let tensor = Tensor::from_data(data, (&param.lazy_device(), self.dtype));
+        Param::initialized(param.id, tensor)
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Draw {
+    Constant(f32),
+    Uniform(u64),
+}
+
+/// `count` values on all cores; what a chunk holds does not depend on their number.
+fn fill<T: Element + Send>(
+    count: usize,
+    zero: T,
+    draw: Draw,
+    narrow: impl Fn(&[f32], &mut [T]) + Sync,
+) -> TensorData {
+    let mut out = vec![zero; count];
+    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+    let part = count.div_ceil(threads).next_multiple_of(CHUNK).max(CHUNK);
+    std::thread::scope(|scope| {
+        for (index, out) in out.chunks_mut(part).enumerate() {
+            let narrow = &narrow;
+            scope.spawn(move || {
+                let mut wide = [0.0f32; CHUNK];
+                for (number, out) in out.chunks_mut(CHUNK).enumerate() {
+                    let wide = &mut wide[..out.len()];
+                    match draw {
+                        Draw::Constant(value) => wide.fill(value),
+                        Draw::Uniform(seed) => {
+                            let chunk = (index * part / CHUNK + number) as u64;
+                            uniform(splitmix64(seed ^ chunk), wide);
+                        }
+                    }
+                    narrow(wide, out);
+                }
+            });
+        }
+    });
+    TensorData::new(out, [count])
+}
+
+/// Uniform numbers in ±[`BOUND`]: xorshift64 (Marsaglia 2003), four 16-bit draws a step.
+fn uniform(seed: u64, out: &mut [f32]) {
+    let mut state = seed | 1;
+    for values in out.chunks_mut(4) {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        for (i, value) in values.iter_mut().enumerate() {
+            let bits = (state >> (16 * i)) as u16 as i16;
+            *value = f32::from(bits) * (BOUND / 32768.0);
+        }
+    }
+}

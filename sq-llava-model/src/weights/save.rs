@@ -1,0 +1,209 @@
+//! Saving whole models as Hugging Face's `save_pretrained` does.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{DType, FloatDType, TensorData, backend::Backend};
+use serde_json::{Map, json};
+
+use super::layout::{Layout, write_key};
+use super::source::model_files;
+use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
+use crate::error::ModelError;
+use crate::sq_llava::SqLlava;
+
+/// Files beside the weights that make a directory usable.
+const TOKENIZER_FILES: [&str; 8] = [
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "preprocessor_config.json",
+];
+
+/// How a whole model is saved.
+#[derive(Debug, Clone, Copy)]
+pub struct SaveOptions {
+    /// Dtype in the files: f32, f16 or bf16.
+    pub dtype: FloatDType,
+    /// A shard is closed before it grows over this size; one tensor is never split.
+    pub max_shard_bytes: u64,
+    /// Names of the keys.
+    pub layout: Layout,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self {
+            dtype: FloatDType::F16,
+            max_shard_bytes: 5_000_000_000,
+            layout: Layout::Original,
+        }
+    }
+}
+
+/// Saves a whole model: `config.json` and safetensors, in shards with an index where it is larger
+/// than one. Rows of new tokens become rows of the embedding and the head. Returns the weight
+/// files. Files get their names when all are written; one tensor at a time is held in memory.
+///
+/// # Errors
+/// If adapters are not merged, the layout cannot hold the model, the directory already holds a
+/// model, or a file cannot be written.
+pub fn save_pretrained<B: Backend>(
+    model: &SqLlava<B>,
+    dir: &Path,
+    options: &SaveOptions,
+) -> Result<Vec<PathBuf>, ModelError> {
+    let dtype = file_dtype(options.dtype)?;
+    if options.max_shard_bytes == 0 {
+        return Err(ModelError::Argument(
+            "a shard of 0 bytes holds nothing".into(),
+        ));
+    }
+    let mut config = model.config.clone();
+    config.llama.vocab_size = model.language_model.vocabulary();
+    let mut config = match options.layout {
+        Layout::Original => config.to_hf(),
+        Layout::LlavaHf => config.to_llava_hf()?,
+    };
+    config["torch_dtype"] = json!(match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    });
+
+    let entries = whole_entries(model, dtype, options.layout)?;
+    make_dir(dir)?;
+    if !model_files(dir)?.is_empty() {
+        return Err(ModelError::weights(
+            dir,
+            "the directory already holds a model; choose another one",
+        ));
+    }
+    let total: u64 = entries.iter().map(Entry::bytes).sum();
+    let shards = split(entries, options.max_shard_bytes);
+    let names: Vec<String> = match shards.len() {
+        1 => vec!["model.safetensors".into()],
+        n => (1..=n)
+            .map(|i| format!("model-{i:05}-of-{n:05}.safetensors"))
+            .collect(),
+    };
+
+    let mut weight_map = Map::new();
+    let mut pending = Vec::new();
+    for (name, shard) in names.iter().zip(&shards) {
+        pending.push(write_safetensors(dir.join(name), shard, &[])?);
+        for entry in shard {
+            weight_map.insert(entry.name.clone(), json!(name));
+        }
+    }
+    let mut beside = vec![write_json(dir.join("config.json"), &config)?];
+    if shards.len() > 1 {
+        weight_map.sort_keys();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
+        let path = dir.join("model.safetensors.index.json");
+        beside.push(write_json(path, &index)?);
+    }
+    let files = pending
+        .into_iter()
+        .map(|file| file.commit())
+        .collect::<Result<_, _>>()?;
+    for file in beside {
+        file.commit()?;
+    }
+    Ok(files)
+}
+
+/// The tensors of the whole model by the keys of a layout, adapters merged and new rows in place.
+fn whole_entries<B: Backend>(
+    model: &SqLlava<B>,
+    dtype: DType,
+    layout: Layout,
+) -> Result<Vec<Entry>, ModelError> {
+    let llama = &model.language_model;
+    let mut out = Vec::new();
+    for mut entry in entries(model) {
+        if entry.name.ends_with(".lora_A.weight") || entry.name.ends_with(".lora_B.weight") {
+            return Err(ModelError::Argument(
+                "the model has adapters beside its weights; merge them before saving it whole"
+                    .into(),
+            ));
+        }
+        if entry.name.starts_with("language_model.new_tokens.") {
+            continue;
+        }
+        if let Some(new) = &llama.new_tokens {
+            let rows = match entry.name.as_str() {
+                "language_model.model.embed_tokens.weight" => Some(&new.embed),
+                "language_model.lm_head.weight" => new.lm_head.as_ref(),
+                _ => None,
+            };
+            if let Some(rows) = rows {
+                let rows = Entry::new(String::new(), rows.val().detach());
+                entry = with_rows(entry, rows, new.start, llama.vocabulary());
+            }
+        }
+        entry.name = write_key(&entry.name, layout);
+        entry.dtype = dtype;
+        out.push(entry);
+    }
+    Ok(out)
+}
+
+/// A table with some rows replaced or added. `[rows, h]`, `[new, h]` → `[vocabulary, h]`
+fn with_rows(table: Entry, rows: Entry, start: usize, vocabulary: usize) -> Entry {
+    let width = table.shape[1];
+    Entry {
+        name: table.name,
+        shape: vec![vocabulary, width],
+        dtype: DType::F32,
+        values: Box::new(move || {
+            let mut values = floats((table.values)());
+            let new = floats((rows.values)());
+            values.resize(vocabulary * width, 0.0);
+            values[start * width..start * width + new.len()].copy_from_slice(&new);
+            TensorData::new(values, [vocabulary, width])
+        }),
+    }
+}
+
+fn floats(data: TensorData) -> Vec<f32> {
+    data.iter::<f32>().collect()
+}
+
+/// Entries in shards of at most `limit` bytes; a larger tensor gets a shard of its own.
+fn split(entries: Vec<Entry>, limit: u64) -> Vec<Vec<Entry>> {
+    let mut shards: Vec<Vec<Entry>> = vec![Vec::new()];
+    let mut size = 0;
+    for entry in entries {
+        if size > 0 && size + entry.bytes() > limit {
+            shards.push(Vec::new());
+            size = 0;
+        }
+        size += entry.bytes();
+        if let Some(shard) = shards.last_mut() {
+            shard.push(entry);
+        }
+    }
+    shards
+}
+
+/// Copies the tokenizer's, the preprocessor's and the generation settings' files that stand in
+/// `from`; returns their names.
+///
+/// # Errors
+/// If one cannot be copied.
+pub fn copy_tokenizer_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelError> {
+    make_dir(to)?;
+    let mut copied = Vec::new();
+    for name in TOKENIZER_FILES {
+        let (source, target) = (from.join(name), to.join(name));
+        if source.is_file() && source != target {
+            std::fs::copy(&source, &target).map_err(|e| ModelError::io(&target, e))?;
+            copied.push(name.to_string());
+        }
+    }
+    Ok(copied)
+}

@@ -1,0 +1,198 @@
+//! Saving what training changed, as SQ-LLaVA publishes it and PEFT loads it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+use serde_json::{Map, Value, json};
+
+use super::adapter::adapters;
+use super::layout::{Layout, Section, write_key};
+use super::run::{NEW_TOKENS, NEW_TOKENS_START, VISION_ADAPTER};
+use super::source::either;
+use super::write::{Entry, entries, make_dir, write_json, write_safetensors};
+use crate::error::ModelError;
+use crate::lora::Lora;
+use crate::sq_llava::SqLlava;
+
+/// What a run directory says about its origin.
+#[derive(Debug, Clone, Default)]
+pub struct RunOrigin {
+    /// The LLM's directory or name; `base_model_name_or_path` of the adapters.
+    pub base: Option<String>,
+    /// The vision tower's directory or name; `mm_vision_tower` in `config.json`.
+    pub vision: Option<String>,
+}
+
+/// Saves what training changed: PEFT adapters of the LLM (`adapter_model.safetensors`,
+/// `adapter_config.json`) and of the vision tower (`Vit-lora/`), projector and prototype extractor
+/// (`non_lora_trainables.safetensors`), rows of new tokens (`new_tokens.safetensors`) and
+/// `config.json`. Each file is replaced whole; what the model lacks is not written.
+///
+/// # Errors
+/// If a file cannot be written, or the directory holds an adapter that the model lacks.
+pub fn save_adapters<B: Backend>(
+    model: &SqLlava<B>,
+    dir: &Path,
+    origin: &RunOrigin,
+) -> Result<(), ModelError> {
+    make_dir(dir)?;
+    let mut llm = Vec::new();
+    let mut vision = Vec::new();
+    let mut parts = Vec::new();
+    let mut new_tokens = Vec::new();
+    for mut entry in entries(model) {
+        let adapter =
+            entry.name.ends_with(".lora_A.weight") || entry.name.ends_with(".lora_B.weight");
+        match (Section::of(&entry.name), adapter) {
+            (Some(Section::Llm), true) => {
+                let key = write_key(&entry.name, Layout::Original);
+                entry.name = format!("base_model.model.{key}");
+                llm.push(entry);
+            }
+            (Some(Section::Vision), true) => {
+                // The release's prefix.
+                let key = write_key(&entry.name, Layout::LlavaHf);
+                entry.name = format!("base_model.model.{key}");
+                vision.push(entry);
+            }
+            (Some(Section::Projector | Section::Prototype), _) => {
+                let key = write_key(&entry.name, Layout::Original);
+                entry.name = format!("base_model.model.{key}");
+                parts.push(entry);
+            }
+            _ => match entry.name.as_str() {
+                "language_model.new_tokens.embed" => {
+                    entry.name = "embed_tokens.weight".into();
+                    new_tokens.push(entry);
+                }
+                "language_model.new_tokens.lm_head" => {
+                    entry.name = "lm_head.weight".into();
+                    new_tokens.push(entry);
+                }
+                _ => {}
+            },
+        }
+    }
+
+    let adapters = adapters(model);
+    let is_llm = |path: &str| Section::of(path) == Some(Section::Llm);
+    let of = |llm: bool| adapters.iter().filter(move |(path, _)| is_llm(path) == llm);
+    let vision_dir = dir.join(VISION_ADAPTER);
+    write_adapter(
+        dir,
+        &llm,
+        peft_config(of(true), origin.base.as_deref(), true),
+    )?;
+    if !vision.is_empty() {
+        make_dir(&vision_dir)?;
+    }
+    let config = peft_config(of(false), origin.vision.as_deref(), false);
+    write_adapter(&vision_dir, &vision, config)?;
+    if !parts.is_empty() {
+        let path = dir.join("non_lora_trainables.safetensors");
+        write_safetensors(path, &parts, &[])?.commit()?;
+    }
+    if let Some(new) = &model.language_model.new_tokens {
+        let start = [(NEW_TOKENS_START, new.start.to_string())];
+        write_safetensors(dir.join(NEW_TOKENS), &new_tokens, &start)?.commit()?;
+    }
+    let mut config = model.config.clone();
+    if let Some(new) = &model.language_model.new_tokens {
+        config.new_tokens_start = Some(new.start);
+    }
+    let mut config = config.to_hf();
+    if let Some(vision) = &origin.vision {
+        config["mm_vision_tower"] = json!(vision);
+    }
+    write_json(dir.join("config.json"), &config)?.commit()?;
+    Ok(())
+}
+
+fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result<(), ModelError> {
+    let Some(config) = config else {
+        return match either(dir, "adapter_model") {
+            None => Ok(()),
+            Some(stale) => Err(ModelError::weights(
+                stale,
+                "the directory holds an adapter that this model does not have; choose another directory",
+            )),
+        };
+    };
+    let weights = write_safetensors(dir.join("adapter_model.safetensors"), entries, &[])?;
+    let config = write_json(dir.join("adapter_config.json"), &config)?;
+    weights.commit()?;
+    config.commit()?;
+    Ok(())
+}
+
+/// `adapter_config.json` of the adapters of one tower; `None` without any.
+fn peft_config<'a, B: Backend>(
+    adapters: impl Iterator<Item = &'a (String, Lora<B>)>,
+    base: Option<&str>,
+    llm: bool,
+) -> Option<Value> {
+    // The commonest rank and strength stand for all; the others get a pattern.
+    let settings: Vec<(&str, usize, f64, f64)> = adapters
+        .map(|(path, lora)| {
+            let r = lora.a.lazy_shape()[0];
+            (path.as_str(), r, lora.scaling * r as f64, lora.dropout)
+        })
+        .collect();
+    let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
+    for (_, r, alpha, _) in &settings {
+        *counts.entry((*r, alpha.to_bits())).or_default() += 1;
+    }
+    let (&(r, alpha), _) = counts.iter().max_by_key(|(_, count)| **count)?;
+    let dropout = settings.first().map_or(0.0, |s| s.3);
+    let mut targets = BTreeSet::new();
+    let (mut ranks, mut alphas) = (Map::new(), Map::new());
+    for (path, rank, strength, _) in &settings {
+        targets.insert(path.rsplit('.').next().unwrap_or(path));
+        let layout = if llm {
+            Layout::Original
+        } else {
+            Layout::LlavaHf
+        };
+        let path = write_key(path, layout);
+        if *rank != r {
+            ranks.insert(path.clone(), json!(rank));
+        }
+        if strength.to_bits() != alpha {
+            alphas.insert(path, number(*strength));
+        }
+    }
+    let mapping = json!({
+        "base_model_class": "CLIPVisionModel",
+        "parent_library": "transformers.models.clip.modeling_clip",
+    });
+    Some(json!({
+        "peft_type": "LORA",
+        "task_type": if llm { json!("CAUSAL_LM") } else { Value::Null },
+        "auto_mapping": if llm { Value::Null } else { mapping },
+        "base_model_name_or_path": base,
+        "revision": null,
+        "inference_mode": true,
+        "r": r,
+        "lora_alpha": number(f64::from_bits(alpha)),
+        "lora_dropout": dropout,
+        "target_modules": targets,
+        "bias": "none",
+        "fan_in_fan_out": false,
+        "init_lora_weights": true,
+        "modules_to_save": null,
+        "rank_pattern": ranks,
+        "alpha_pattern": alphas,
+        "use_rslora": false,
+        "use_dora": false,
+    }))
+}
+
+/// A whole number without a fraction, as PEFT writes it.
+fn number(value: f64) -> Value {
+    if value.fract() == 0.0 && value.abs() < 1e15 {
+        json!(value as i64)
+    } else {
+        json!(value)
+    }
+}

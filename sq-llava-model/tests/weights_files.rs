@@ -1,0 +1,306 @@
+//! PyTorch files of every kind, stored dtypes, and damaged files.
+
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::FloatDType;
+use golden::Tensors;
+use half::{bf16, f16};
+use safetensors::tensor::{Dtype, TensorView};
+use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
+use weights::*;
+
+fn data(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/weights_data")
+        .join(name)
+}
+
+#[test]
+fn shards_of_pytorch_load_with_views_and_mixed_dtypes() {
+    let loaded = load(&data("shards"), &LoadOptions::default());
+    assert!(loaded.report.is_clean(), "{}", loaded.report);
+    assert_eq!(
+        loaded.report.ignored,
+        ["model.layers.0.self_attn.rotary_emb.inv_freq"]
+    );
+    assert_same(
+        "shards",
+        &loaded.model,
+        &[Tensors::read(&data("expected.safetensors"))],
+    );
+}
+
+#[test]
+fn files_from_before_pytorch_1_6_load() {
+    let loaded = load(&data("legacy"), &LoadOptions::default());
+    assert!(loaded.report.is_clean(), "{}", loaded.report);
+    assert_same(
+        "legacy",
+        &loaded.model,
+        &[Tensors::read(&data("expected.safetensors"))],
+    );
+}
+
+#[test]
+fn a_pytorch_file_that_is_cut_anywhere_is_an_error() {
+    for (folder, name) in [
+        ("shards", "pytorch_model-00001-of-00002.bin"),
+        ("legacy", "pytorch_model.bin"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&data(folder), dir.path(), &|_| true);
+        let whole = std::fs::read(data(folder).join(name)).unwrap();
+        for step in 0..200 {
+            let length = whole.len() * step / 200;
+            std::fs::write(dir.path().join(name), &whole[..length]).unwrap();
+            let message = load_error(dir.path(), &LoadOptions::default());
+            assert!(message.contains(name), "cut at {length}: {message}");
+        }
+    }
+}
+
+#[test]
+fn a_pytorch_file_with_flipped_bytes_never_panics() {
+    for (folder, name) in [
+        ("shards", "pytorch_model-00001-of-00002.bin"),
+        ("legacy", "pytorch_model.bin"),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        copy(&data(folder), dir.path(), &|_| true);
+        let whole = std::fs::read(data(folder).join(name)).unwrap();
+        for position in (0..whole.len()).step_by(7) {
+            let mut damaged = whole.clone();
+            damaged[position] ^= 0x55;
+            std::fs::write(dir.path().join(name), &damaged).unwrap();
+            // A flipped weight is a weight; anything else must be an error, not a panic.
+            let _ = try_load(dir.path(), &LoadOptions::default());
+        }
+    }
+}
+
+/// A tiny text model saved in f32.
+fn tiny(dir: &Path, shard: u64) {
+    let config = SqLlavaConfig::preset("tiny").unwrap();
+    let config = SqLlavaConfig::new(config.llama);
+    let model = config.init::<B>(&Default::default()).unwrap();
+    let model = init_random(model, FloatDType::F32, 7).unwrap();
+    let options = SaveOptions {
+        dtype: FloatDType::F32,
+        max_shard_bytes: shard,
+        ..SaveOptions::default()
+    };
+    save_pretrained(&model, dir, &options).unwrap();
+}
+
+#[test]
+fn a_safetensors_file_that_is_cut_anywhere_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny(dir.path(), u64::MAX);
+    let file = dir.path().join("model.safetensors");
+    let whole = std::fs::read(&file).unwrap();
+    for length in [0, 4, 8, 100, whole.len() / 2, whole.len() - 1] {
+        std::fs::write(&file, &whole[..length]).unwrap();
+        let message = load_error(dir.path(), &LoadOptions::default());
+        assert!(message.contains("model.safetensors"), "{message}");
+        assert!(message.contains("download it again"), "{message}");
+    }
+    std::fs::write(&file, b"version https://git-lfs.github.com/spec/v1\n").unwrap();
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(message.contains("git lfs pull"), "{message}");
+}
+
+#[test]
+fn a_missing_shard_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny(dir.path(), 60_000);
+    let files = safetensors_in(dir.path());
+    assert!(files.len() > 3, "{files:?}");
+    let name = golden::file_name(&files[1]);
+    std::fs::remove_file(&files[1]).unwrap();
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(message.contains(&name), "{message}");
+    // Without the index the gap in the numbers shows it.
+    std::fs::remove_file(dir.path().join("model.safetensors.index.json")).unwrap();
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(message.contains("shard 2 of"), "{message}");
+}
+
+#[test]
+fn missing_unexpected_and_mismatched_keys_are_named() {
+    let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tiny(source.path(), u64::MAX);
+    std::fs::copy(
+        source.path().join("config.json"),
+        dir.path().join("config.json"),
+    )
+    .unwrap();
+    let file = dir.path().join("model.safetensors");
+
+    let gone = "model.layers.2.mlp.up_proj.weight";
+    rewrite(source.path(), &file, |key| {
+        (key != gone).then(|| key.to_string())
+    });
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(
+        message.contains(gone) && message.contains("1 weights are missing"),
+        "{message}"
+    );
+
+    // An exchanged pair: shapes [172, 64] and [64, 172].
+    rewrite(source.path(), &file, |key| {
+        Some(match key {
+            "model.layers.0.mlp.up_proj.weight" => "model.layers.0.mlp.down_proj.weight".into(),
+            "model.layers.0.mlp.down_proj.weight" => "model.layers.0.mlp.up_proj.weight".into(),
+            other => other.to_string(),
+        })
+    });
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(
+        message.contains("[172, 64]") && message.contains("up_proj"),
+        "{message}"
+    );
+
+    // A copy under a strange name is reported, and the model loads.
+    std::fs::copy(source.path().join("model.safetensors"), &file).unwrap();
+    let bytes = std::fs::read(&file).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = parsed.tensors();
+    let (_, view) = parsed.iter().next().unwrap();
+    tensors.push(("model.image_newline".into(), view.clone()));
+    tensors.push(("model.layers.9.mlp.up_proj.weight".into(), view.clone()));
+    tensors.push(("model.layers.0.self_attn.rotary_emb.inv_freq".into(), view));
+    safetensors::serialize_to_file(tensors, None, &file).unwrap();
+    let report = load(dir.path(), &LoadOptions::default()).report;
+    assert_eq!(
+        report.unexpected,
+        ["model.image_newline", "model.layers.9.mlp.up_proj.weight"]
+    );
+    assert_eq!(report.ignored.len(), 1);
+    assert!(report.to_string().contains("model.image_newline"));
+    assert!(!report.is_clean());
+}
+
+#[test]
+fn stored_and_wanted_dtypes_convert() {
+    let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tiny(source.path(), u64::MAX);
+    std::fs::copy(
+        source.path().join("config.json"),
+        dir.path().join("config.json"),
+    )
+    .unwrap();
+    let reference = Tensors::read(&source.path().join("model.safetensors"));
+    let round = |stored: Dtype, v: f32| match stored {
+        Dtype::F16 => f16::from_f32(v).to_f32(),
+        Dtype::BF16 => bf16::from_f32(v).to_f32(),
+        _ => v,
+    };
+    for stored in [Dtype::F64, Dtype::F32, Dtype::F16, Dtype::BF16] {
+        let encoded: Vec<(String, Vec<u8>)> = reference
+            .names()
+            .map(|name| {
+                let values = reference.f32(name).into_iter();
+                let bytes = match stored {
+                    Dtype::F64 => values.flat_map(|v| f64::from(v).to_le_bytes()).collect(),
+                    Dtype::F16 => values
+                        .flat_map(|v| f16::from_f32(v).to_le_bytes())
+                        .collect(),
+                    Dtype::BF16 => values
+                        .flat_map(|v| bf16::from_f32(v).to_le_bytes())
+                        .collect(),
+                    _ => values.flat_map(f32::to_le_bytes).collect(),
+                };
+                (name.to_string(), bytes)
+            })
+            .collect();
+        let views = encoded.iter().map(|(name, bytes)| {
+            let view = TensorView::new(stored, reference.shape(name), bytes).unwrap();
+            (name.as_str(), view)
+        });
+        safetensors::serialize_to_file(views, None, &dir.path().join("model.safetensors")).unwrap();
+        for (wanted, kept) in [
+            (FloatDType::F32, Dtype::F32),
+            (FloatDType::F16, Dtype::F16),
+            (FloatDType::BF16, Dtype::BF16),
+        ] {
+            let options = LoadOptions {
+                dtype: wanted,
+                ..LoadOptions::default()
+            };
+            let model = load(dir.path(), &options).model;
+            let weight = model.language_model.model.norm.weight.val();
+            assert_eq!(weight.dtype(), wanted.into());
+            let found = parameters(&model);
+            for name in reference.names() {
+                let values = &found[&module_path(name)];
+                let expected: Vec<f32> = reference
+                    .f32(name)
+                    .into_iter()
+                    .map(|v| round(kept, round(stored, v)))
+                    .collect();
+                assert!(values == &expected, "{name}: {stored:?} as {wanted:?}");
+            }
+        }
+    }
+    let options = LoadOptions {
+        dtype: FloatDType::F64,
+        ..LoadOptions::default()
+    };
+    assert!(load_error(dir.path(), &options).contains("f32, f16 or bf16, not F64"));
+}
+
+#[test]
+fn a_tied_head_may_be_stored_if_it_is_the_embedding() {
+    let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    tiny(source.path(), u64::MAX);
+    let mut config = golden::json(&source.path().join("config.json"));
+    let file = dir.path().join("model.safetensors");
+    let embedding = "model.embed_tokens.weight";
+
+    // Untied, but no head: an error that names it.
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    rewrite(source.path(), &file, |key| {
+        (key != "lm_head.weight").then(|| key.to_string())
+    });
+    assert!(load_error(dir.path(), &LoadOptions::default()).contains("lm_head.weight"));
+
+    // Tied: the same file is whole.
+    config["tie_word_embeddings"] = true.into();
+    std::fs::write(dir.path().join("config.json"), config.to_string()).unwrap();
+    let loaded = load(dir.path(), &LoadOptions::default());
+    assert!(loaded.report.is_clean() && loaded.model.language_model.lm_head.is_none());
+
+    // Tied, with another head: no guess.
+    rewrite(source.path(), &file, |key| Some(key.to_string()));
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(message.contains("tie_word_embeddings"), "{message}");
+
+    // Tied, with the embedding's copy: ignored.
+    let bytes = std::fs::read(&file).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+    let mut tensors = parsed.tensors();
+    tensors.retain(|(name, _)| name != "lm_head.weight");
+    tensors.push(("lm_head.weight".into(), parsed.tensor(embedding).unwrap()));
+    safetensors::serialize_to_file(tensors, None, &file).unwrap();
+    let report = load(dir.path(), &LoadOptions::default()).report;
+    assert!(report.is_clean());
+    assert_eq!(report.ignored, ["lm_head.weight"]);
+}
+
+#[test]
+fn directories_without_a_model_say_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let message = load_error(&dir.path().join("nowhere"), &LoadOptions::default());
+    assert!(message.contains("not a model directory"), "{message}");
+    assert!(load_error(dir.path(), &LoadOptions::default()).contains("config.json"));
+    std::fs::write(dir.path().join("config.json"), r#"{"model_type": "llama"}"#).unwrap();
+    assert!(load_error(dir.path(), &LoadOptions::default()).contains("no weights here"));
+    for name in ["one.safetensors", "two.safetensors"] {
+        std::fs::write(dir.path().join(name), b"x").unwrap();
+    }
+    let message = load_error(dir.path(), &LoadOptions::default());
+    assert!(message.contains("one.safetensors"), "{message}");
+}
