@@ -119,9 +119,13 @@ fn golden_a_llm_and_clip_in_directories_of_their_own_load() {
         rewrite(&dir, &llm.join("model.safetensors"), |key| {
             is_llm(key).then(|| key.to_string())
         });
-        rewrite(&dir, &clip.join("model.safetensors"), |key| {
-            let key = key.strip_prefix("model.vision_tower.vision_tower.");
-            key.map(Into::into)
+        // A whole CLIP: its text half is not needed.
+        rewrite(&dir, &clip.join("model.safetensors"), |key| match key {
+            "model.norm.weight" => Some("text_model.final_layer_norm.weight".into()),
+            "lm_head.weight" => Some("visual_projection.weight".into()),
+            _ => key
+                .strip_prefix("model.vision_tower.vision_tower.")
+                .map(Into::into),
         });
         let mut config = golden::json(&dir.join("config.json"));
         config["model_type"] = "llama".into();
@@ -130,7 +134,11 @@ fn golden_a_llm_and_clip_in_directories_of_their_own_load() {
             .unwrap()
             .retain(|key, _| !key.starts_with("mm_"));
         std::fs::write(llm.join("config.json"), config.to_string()).unwrap();
-        std::fs::copy(dir.join("vision_config.json"), clip.join("config.json")).unwrap();
+        let mut clip_config = golden::Value::Object(Default::default());
+        clip_config["model_type"] = "clip".into();
+        clip_config["text_config"] = golden::Value::Object(Default::default());
+        clip_config["vision_config"] = golden::json(&dir.join("vision_config.json"));
+        std::fs::write(clip.join("config.json"), clip_config.to_string()).unwrap();
 
         // The language model alone is a text model.
         let text = load(&llm, &LoadOptions::default());
@@ -145,6 +153,7 @@ fn golden_a_llm_and_clip_in_directories_of_their_own_load() {
         };
         let loaded = load(&llm, &options);
         assert!(loaded.report.is_clean(), "{}", loaded.report);
+        assert_eq!(loaded.report.ignored.len(), 2);
         let whole = load(&dir, &LoadOptions::default());
         assert_equal("three places", &loaded.model, &whole.model);
 

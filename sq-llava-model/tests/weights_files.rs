@@ -145,7 +145,7 @@ fn missing_unexpected_and_mismatched_keys_are_named() {
     });
     let message = load_error(dir.path(), &LoadOptions::default());
     assert!(
-        message.contains(gone) && message.contains("1 weights are missing"),
+        message.contains(gone) && message.contains("missing weights (1)"),
         "{message}"
     );
 

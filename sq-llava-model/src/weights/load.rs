@@ -230,6 +230,13 @@ pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
 }
 
 fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
+    if let Some(base) = &options.base {
+        tracing::warn!(
+            "{} is a whole model; the base {} is not used",
+            dir.display(),
+            base.display()
+        );
+    }
     let Checkpoint {
         mut config,
         json,

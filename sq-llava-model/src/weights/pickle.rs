@@ -10,6 +10,9 @@ use super::tensor::StoredType;
 /// Values that a stream may hold at once; real files have a few thousand.
 const MAX_VALUES: usize = 10_000_000;
 
+/// Tuples inside tuples; a tensor's description has three levels.
+const MAX_TUPLE_DEPTH: usize = 32;
+
 /// A tensor as the pickle describes it.
 #[derive(Debug)]
 pub(super) struct TensorRecord {
@@ -26,7 +29,7 @@ pub(super) enum Value {
     Mark,
     Int(i64),
     Text(Rc<str>),
-    Tuple(Rc<Vec<Value>>),
+    Tuple(Rc<Tuple>),
     List(Rc<RefCell<Vec<Value>>>),
     Dict(Rc<RefCell<Vec<(Value, Value)>>>),
     /// `module name`.
@@ -37,13 +40,24 @@ pub(super) enum Value {
     Opaque,
 }
 
-/// A reader of one or more pickles, one behind the other.
+/// Its items and how many levels of tuples it holds, itself included.
+#[derive(Debug, Default)]
+pub(super) struct Tuple {
+    items: Vec<Value>,
+    depth: usize,
+}
+
+/// A reader of one or more pickles, one behind the other. Lists and dictionaries that it gave out
+/// are empty once it is gone.
 pub(super) struct Pickle<'a> {
     bytes: &'a [u8],
     at: usize,
     stack: Vec<Value>,
     memo: BTreeMap<u32, Value>,
     storage_types: BTreeMap<String, StoredType>,
+    /// Every list and dictionary, so that those deep in each other are not freed recursively and
+    /// those that hold themselves are freed at all.
+    containers: Vec<Value>,
 }
 
 type Read<T> = Result<T, String>;
@@ -56,6 +70,7 @@ impl<'a> Pickle<'a> {
             stack: Vec::new(),
             memo: BTreeMap::new(),
             storage_types: BTreeMap::new(),
+            containers: Vec::new(),
         }
     }
 
@@ -79,7 +94,7 @@ impl<'a> Pickle<'a> {
                 return self.pop();
             }
             self.step(op)?;
-            if self.stack.len() + self.memo.len() > MAX_VALUES {
+            if self.stack.len() + self.memo.len() + self.containers.len() > MAX_VALUES {
                 return Err("too many values".into());
             }
         }
@@ -130,25 +145,25 @@ impl<'a> Pickle<'a> {
                 self.stack.push(Value::Opaque);
             }
             b')' => self.stack.push(Value::Tuple(Rc::default())),
-            b']' => self.stack.push(Value::List(Rc::default())),
-            b'}' => self.stack.push(Value::Dict(Rc::default())),
-            0x8f => self.stack.push(Value::List(Rc::default())),
+            b']' => self.list(Vec::new()),
+            b'}' => self.dict(Vec::new()),
+            0x8f => self.list(Vec::new()),
             0x85..=0x87 => {
                 let from = self.index(usize::from(op - 0x84))?;
                 let items = self.stack.split_off(from);
-                self.stack.push(Value::Tuple(Rc::new(items)));
+                self.tuple(items)?;
             }
             b't' => {
                 let items = self.to_mark()?;
-                self.stack.push(Value::Tuple(Rc::new(items)));
+                self.tuple(items)?;
             }
             b'l' => {
                 let items = self.to_mark()?;
-                self.stack.push(Value::List(Rc::new(RefCell::new(items))));
+                self.list(items);
             }
             b'd' => {
                 let items = pairs(self.to_mark()?)?;
-                self.stack.push(Value::Dict(Rc::new(RefCell::new(items))));
+                self.dict(items);
             }
             b'a' => {
                 let item = self.pop()?;
@@ -201,9 +216,14 @@ impl<'a> Pickle<'a> {
             b'R' | 0x81 => {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
                 let value = match (op, &callee, &arguments) {
-                    (b'R', Value::Global(name), Value::Tuple(arguments)) => call(name, arguments)?,
+                    (b'R', Value::Global(name), Value::Tuple(arguments)) => {
+                        call(name, &arguments.items)?
+                    }
                     _ => Value::Opaque,
                 };
+                if matches!(value, Value::Dict(_)) {
+                    self.containers.push(value.clone());
+                }
                 self.stack.push(value);
             }
             // State for the object below; no tensor has any that matters.
@@ -223,7 +243,8 @@ impl<'a> Pickle<'a> {
         let Value::Tuple(parts) = id else {
             return Err("a storage without a description".into());
         };
-        let (Some(Value::Global(kind)), Some(Value::Text(key))) = (parts.get(1), parts.get(2))
+        let (Some(Value::Global(kind)), Some(Value::Text(key))) =
+            (parts.items.get(1), parts.items.get(2))
         else {
             return Err("a storage without kind and key".into());
         };
@@ -242,6 +263,32 @@ impl<'a> Pickle<'a> {
         };
         self.storage_types.insert(key.to_string(), dtype);
         Ok(Value::Storage(key.clone(), dtype))
+    }
+
+    fn tuple(&mut self, items: Vec<Value>) -> Read<()> {
+        let inner = items.iter().map(|item| match item {
+            Value::Tuple(tuple) => tuple.depth,
+            _ => 0,
+        });
+        let depth = 1 + inner.max().unwrap_or(0);
+        if depth > MAX_TUPLE_DEPTH {
+            return Err("tuples too deep in each other".into());
+        }
+        self.stack
+            .push(Value::Tuple(Rc::new(Tuple { items, depth })));
+        Ok(())
+    }
+
+    fn list(&mut self, items: Vec<Value>) {
+        let list = Value::List(Rc::new(RefCell::new(items)));
+        self.containers.push(list.clone());
+        self.stack.push(list);
+    }
+
+    fn dict(&mut self, items: Vec<(Value, Value)>) {
+        let dict = Value::Dict(Rc::new(RefCell::new(items)));
+        self.containers.push(dict.clone());
+        self.stack.push(dict);
     }
 
     fn take(&mut self, length: usize) -> Read<&'a [u8]> {
@@ -311,6 +358,19 @@ impl<'a> Pickle<'a> {
     }
 }
 
+impl Drop for Pickle<'_> {
+    fn drop(&mut self) {
+        for container in &self.containers {
+            // What is taken out holds containers that the list here keeps alive.
+            match container {
+                Value::List(list) => drop(list.take()),
+                Value::Dict(dict) => drop(dict.take()),
+                _ => {}
+            }
+        }
+    }
+}
+
 /// What a known call makes.
 fn call(name: &str, arguments: &[Value]) -> Read<Value> {
     match name {
@@ -340,7 +400,7 @@ fn call(name: &str, arguments: &[Value]) -> Read<Value> {
             [Value::Global(inner), _, Value::Tuple(inner_arguments), ..]
                 if &**inner != "torch._tensor _rebuild_from_type_v2" =>
             {
-                call(inner, inner_arguments)
+                call(inner, &inner_arguments.items)
             }
             _ => Err("a tensor of an unknown form".into()),
         },
@@ -349,8 +409,8 @@ fn call(name: &str, arguments: &[Value]) -> Read<Value> {
             if let Some(Value::List(list)) = arguments.first() {
                 for pair in list.borrow().iter() {
                     match pair {
-                        Value::Tuple(pair) if pair.len() == 2 => {
-                            items.push((pair[0].clone(), pair[1].clone()));
+                        Value::Tuple(pair) if pair.items.len() == 2 => {
+                            items.push((pair.items[0].clone(), pair.items[1].clone()));
                         }
                         Value::List(pair) if pair.borrow().len() == 2 => {
                             let pair = pair.borrow();
@@ -376,6 +436,7 @@ fn sizes(value: &Value) -> Read<Vec<usize>> {
         return Err("a tensor without a shape".into());
     };
     items
+        .items
         .iter()
         .map(|item| match item {
             Value::Int(n) => usize::try_from(*n).map_err(|e| e.to_string()),
@@ -405,4 +466,36 @@ fn long(bytes: &[u8]) -> Value {
     let mut full = [if negative { 0xff } else { 0 }; 8];
     full[..bytes.len()].copy_from_slice(bytes);
     Value::Int(i64::from_le_bytes(full))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nesting_and_cycles_end_well() {
+        // Lists in lists, from the outside in and from the inside out.
+        let mut outside = vec![b']'; 500_000];
+        outside.extend(vec![b'a'; 499_999]);
+        outside.push(b'.');
+        assert!(matches!(Pickle::new(&outside).read(), Ok(Value::List(_))));
+        // A list that holds itself: ] q0 h0 a .
+        assert!(Pickle::new(b"]q\0h\0a.").read().is_ok());
+        let mut tuples = vec![b')'];
+        tuples.extend(vec![0x85; 100_000]);
+        tuples.push(b'.');
+        assert!(
+            Pickle::new(&tuples)
+                .read()
+                .unwrap_err()
+                .contains("too deep")
+        );
+    }
+
+    #[test]
+    fn calls_are_not_made() {
+        // os.system("true") gives nothing at all.
+        let read = Pickle::new(b"cos\nsystem\nX\x04\0\0\0true\x85R.").read();
+        assert!(matches!(read, Ok(Value::Opaque)));
+    }
 }

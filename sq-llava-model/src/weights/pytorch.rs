@@ -80,7 +80,8 @@ fn read_zip(file: &Arc<MappedFile>) -> Result<Vec<StoredTensor>, ModelError> {
         }
     }
     let pickle = pickle.ok_or_else(|| damaged(&"no data.pkl inside"))?;
-    let root = Pickle::new(&file.bytes()[pickle])
+    let mut stream = Pickle::new(&file.bytes()[pickle]);
+    let root = stream
         .read()
         .map_err(|e| fail(format!("its pickle cannot be read: {e}")))?;
     collect(file, &root, &storages)

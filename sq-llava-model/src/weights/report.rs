@@ -54,7 +54,7 @@ impl LoadReport {
         let mut parts = Vec::new();
         if !needed.is_empty() {
             parts.push(format!(
-                "{} weights are missing: {}",
+                "missing weights ({}): {}",
                 needed.len(),
                 list(&needed)
             ));
@@ -62,7 +62,7 @@ impl LoadReport {
         if !self.mismatched.is_empty() {
             let shapes: Vec<String> = self.mismatched.iter().map(ToString::to_string).collect();
             parts.push(format!(
-                "{} weights have another shape than config.json says: {}",
+                "weights of another shape than config.json says ({}): {}",
                 shapes.len(),
                 list(&shapes)
             ));
@@ -72,7 +72,7 @@ impl LoadReport {
         }
         if !self.unexpected.is_empty() {
             parts.push(format!(
-                "{} keys are not known: {}",
+                "unknown keys ({}): {}",
                 self.unexpected.len(),
                 list(&self.unexpected)
             ));

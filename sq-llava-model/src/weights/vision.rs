@@ -80,15 +80,20 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
             "no vision tower inside (keys vision_model.*)",
         ));
     }
-    let path = dir.join("config.json");
-    // A whole LLaVA may lend its tower.
-    let lender = read_json(&path)?;
-    if lender.get("text_config").is_some() && lender.get("projection_dim").is_none() {
-        if let Some(config) = SqLlavaConfig::from_hf(&path)?.vision {
-            return Ok(config);
-        }
+    // A whole LLaVA may lend its tower; it describes it beside or inside its configuration.
+    let (path, beside) = (dir.join("config.json"), dir.join("vision_config.json"));
+    if beside.is_file() {
+        return read_vision_config(&beside);
     }
-    read_vision_config(&path)
+    let kind = read_json(&path)?;
+    match kind.get("model_type").and_then(Value::as_str) {
+        Some("llava" | "llava_llama" | "sq_llava") => {
+            SqLlavaConfig::from_hf(&path)?.vision.ok_or_else(|| {
+                ModelError::config(&path, "no \"vision_config\" inside; name a CLIP directory")
+            })
+        }
+        _ => read_vision_config(&path),
+    }
 }
 
 /// The configuration of a tower inside the checkpoint.
