@@ -1,2 +1,91 @@
 //! The `sq-llava` command.
-fn main() {}
+//!
+//! One line on standard error and a non-zero exit for everything that goes wrong.
+
+mod command;
+mod device;
+mod model;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// SQ-LLaVA: train it, ask it about pictures, let it ask.
+#[derive(Debug, Parser)]
+#[command(name = "sq-llava", version, propagate_version = true)]
+struct Arguments {
+    /// Say more (repeat for debugging output).
+    #[arg(long, short, global = true, action = clap::ArgAction::Count)]
+    verbose: u8,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Train a model on pictures and conversations.
+    Train(command::train::Train),
+    /// Answer a question, about a picture or not.
+    Ask(command::ask::Ask),
+    /// Ask questions about a picture.
+    Question(command::question::QuestionCommand),
+    /// Talk, with pictures.
+    Chat(command::chat::Chat),
+    /// Show what a checkpoint or preset is made of.
+    Inspect(command::inspect::Inspect),
+    /// Merge adapters; convert layout and dtype.
+    Export(command::export::Export),
+    /// Measure speed beside the machine's limits.
+    Bench(command::bench::Bench),
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let level = match arguments.verbose {
+        0 => "sq_llava_train=info,warn,wgpu=error,cubecl=error",
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(false)
+        .without_time()
+        .init();
+    // A backend that panics (no memory on the device, a lost driver) still gets one line.
+    let caught = std::panic::catch_unwind(|| {
+        std::panic::set_hook(Box::new(|_| {}));
+        match arguments.command {
+            Command::Train(command) => command.run(),
+            Command::Ask(command) => command.run(),
+            Command::Question(command) => command.run(),
+            Command::Chat(command) => command.run(),
+            Command::Inspect(command) => command.run(),
+            Command::Export(command) => command.run(),
+            Command::Bench(command) => command.run(),
+        }
+    });
+    let message = match caught {
+        Ok(Ok(())) => return ExitCode::SUCCESS,
+        Ok(Err(error)) => format!("{error:#}"),
+        Err(panic) => {
+            let text = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied())
+                .unwrap_or("unknown failure");
+            format!("the backend gave up: {text}")
+        }
+    };
+    complain(&message);
+    ExitCode::FAILURE
+}
+
+/// One line, whatever the message holds.
+#[allow(clippy::print_stderr)] // The command's own error channel.
+fn complain(message: &str) {
+    let words: Vec<&str> = message.split_whitespace().collect();
+    eprintln!("error: {}", words.join(" "));
+}

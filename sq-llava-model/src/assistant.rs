@@ -2,7 +2,7 @@
 //! text out.
 
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
@@ -17,6 +17,9 @@ use crate::sampling::Sampling;
 use crate::sq_llava::{Sample, SqLlava};
 use crate::weights::{LoadOptions, LoadReport, load_model};
 
+/// The image processor's file.
+const PREPROCESSOR: &str = "preprocessor_config.json";
+
 /// Everything that is needed to talk about pictures.
 #[derive(Debug)]
 pub struct Assistant<B: Backend> {
@@ -28,6 +31,18 @@ pub struct Assistant<B: Backend> {
     pub processor: Option<ImageProcessor>,
     /// Layout of its conversations.
     pub template: Template,
+}
+
+/// What to load beside the weights.
+#[derive(Debug, Clone, Default)]
+pub struct AssistantOptions {
+    /// How the weights are loaded.
+    pub load: LoadOptions,
+    /// A template in place of the checkpoint's own.
+    pub template: Option<Template>,
+    /// Folder of the tokenizer (and of `preprocessor_config.json`, if it holds one), for weights
+    /// that lie without them.
+    pub tokenizer: Option<PathBuf>,
 }
 
 /// How long and how freely to answer.
@@ -85,29 +100,33 @@ impl<B: Backend> Assistant<B> {
     /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
     pub fn load(
         dir: &Path,
-        options: &LoadOptions,
-        template: Option<Template>,
+        options: &AssistantOptions,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let loaded = load_model::<B>(dir, options, device)?;
-        let folder = loaded.files.tokenizer.as_deref().unwrap_or(dir);
+        let loaded = load_model::<B>(dir, &options.load, device)?;
+        let given = options.tokenizer.as_deref();
+        let folder = given.or(loaded.files.tokenizer.as_deref()).unwrap_or(dir);
         let tokenizer = TextTokenizer::from_dir(folder)?;
         let config = &loaded.model.config;
-        let processor = match (&config.vision, &loaded.files.preprocessor) {
+        let beside = given.filter(|folder| folder.join(PREPROCESSOR).is_file());
+        let processor = match (
+            &config.vision,
+            beside.or(loaded.files.preprocessor.as_deref()),
+        ) {
             (None, _) => None,
             (Some(_), Some(folder)) => {
                 let aspect = ImageAspect::from_model(Some(&config.image_aspect_ratio))?;
-                let file = folder.join("preprocessor_config.json");
+                let file = folder.join(PREPROCESSOR);
                 Some(ImageProcessor::from_file(&file, aspect)?)
             }
             (Some(_), None) => {
                 return Err(ModelError::config(
-                    dir.join("preprocessor_config.json"),
+                    dir.join(PREPROCESSOR),
                     "not found, and the vision tower needs it; copy the one of the CLIP tower here",
                 ));
             }
         };
-        let template = match (template, &config.conversation) {
+        let template = match (options.template, &config.conversation) {
             (Some(template), _) => template,
             (None, Some(name)) => name.parse()?,
             (None, None) if matches!(config.projector, ProjectorConfig::Cluster(_)) => {

@@ -24,7 +24,7 @@ pub mod sampling;
 mod sq_llava;
 pub mod weights;
 
-pub use assistant::{Answer, AnswerOptions, Assistant, Request};
+pub use assistant::{Answer, AnswerOptions, Assistant, AssistantOptions, Request};
 pub use config::SqLlavaConfig;
 pub use error::ModelError;
 pub use multimodal::IMAGE_TOKEN_INDEX;

@@ -1,6 +1,7 @@
 //! SQ-LLaVA on [Burn](https://burn.dev): two-stage training with the joint loss of asking and
 //! answering.
 
+mod base;
 pub mod batch;
 pub mod dataset;
 mod error;
@@ -14,9 +15,15 @@ pub mod metrics;
 pub mod optimizer;
 pub mod recipe;
 pub mod renderer;
+mod run_dir;
 pub mod schedule;
+pub mod stage;
 pub mod step;
 pub mod strategy;
+mod trainer;
 
+pub use base::{Base, TrainPaths};
 pub use error::TrainError;
 pub use recipe::{Flavour, Recipe};
+pub use run_dir::{RunDirectory, RunFiles};
+pub use trainer::{StageOutcome, TrainOutcome, Ui, train};

@@ -1,0 +1,11 @@
+//! One file for each subcommand.
+
+#![allow(clippy::print_stdout)] // What a command says is its output.
+
+pub mod ask;
+pub mod bench;
+pub mod chat;
+pub mod export;
+pub mod inspect;
+pub mod question;
+pub mod train;

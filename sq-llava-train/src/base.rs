@@ -1,0 +1,210 @@
+//! What a run starts from: the frozen towers, a projector, a tokenizer and an image processor.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::FloatDType;
+use burn::tensor::backend::AutodiffBackend;
+use sq_llava_data::TextTokenizer;
+use sq_llava_data::image::{ImageAspect, ImageProcessor};
+use sq_llava_model::config::{ProjectorConfig, read_json};
+use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
+use sq_llava_model::{ModelError, SqLlava};
+
+use crate::error::TrainError;
+use crate::recipe::{BaseDtype, Recipe};
+
+/// Where a run reads and writes.
+#[derive(Debug, Clone, Default)]
+pub struct TrainPaths {
+    /// The LLM, or a whole LLaVA.
+    pub llm: PathBuf,
+    /// The vision tower; `None` if it is inside the LLaVA.
+    pub vision: Option<PathBuf>,
+    /// Data of the only stage that runs, in place of the recipe's.
+    pub data: Option<PathBuf>,
+    /// Folder of the images, where the recipe's stages name none.
+    pub images: Option<PathBuf>,
+    /// A run to start from, in place of the recipe's `init_from`.
+    pub projector: Option<PathBuf>,
+    /// The run directory to be made.
+    pub out: PathBuf,
+}
+
+/// Everything loaded.
+#[derive(Debug)]
+pub struct Base<B: AutodiffBackend> {
+    /// The model.
+    pub model: SqLlava<B>,
+    /// Its tokenizer.
+    pub tokenizer: TextTokenizer,
+    /// Its image processor.
+    pub processor: ImageProcessor,
+}
+
+/// Where projector and prototypes come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Origin {
+    /// A random draw.
+    Fresh,
+    /// The LLM's own directory.
+    Base,
+    /// A run directory.
+    Run(PathBuf),
+    /// A projector alone: a file, or a directory that holds one.
+    Projector(PathBuf),
+}
+
+impl<B: AutodiffBackend> Base<B> {
+    /// Loads towers, tokenizer and image processor, with the projector that the recipe asks for.
+    ///
+    /// # Errors
+    /// If a file is missing or damaged, or the parts do not fit together.
+    pub fn load(
+        recipe: &Recipe,
+        paths: &TrainPaths,
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
+        let origin = origin(recipe, paths)?;
+        let Some(projector) = recipe.model.projector() else {
+            return Err(TrainError::Recipe(format!(
+                "model.mm_projector_type is \"{}\", which is unknown",
+                recipe.model.mm_projector_type
+            )));
+        };
+        let mut options = LoadOptions {
+            dtype: match recipe.dtype {
+                BaseDtype::F32 => FloatDType::F32,
+                BaseDtype::F16 => FloatDType::F16,
+                BaseDtype::Bf16 => FloatDType::BF16,
+            },
+            vision: paths.vision.clone(),
+            trainable_f32: true,
+            freeze_base: true,
+            ..LoadOptions::default()
+        };
+        let mut directory = &paths.llm;
+        match &origin {
+            Origin::Fresh => {
+                // The loader sets the extractor's width to the tower's.
+                let prototype = recipe.model.prototype(1, recipe.seed);
+                options.fresh = Some(FreshParts {
+                    projector: projector.clone(),
+                    prototype,
+                });
+            }
+            Origin::Base => {}
+            Origin::Run(run) => {
+                options.base = Some(paths.llm.clone());
+                directory = run;
+            }
+            Origin::Projector(path) => options.projector = Some(path.clone()),
+        }
+        B::seed(device, recipe.seed);
+        let loaded = load_model::<B>(directory, &options, device)?;
+        let mut model = loaded.model;
+        check_parts(&model, recipe, &projector, &origin)?;
+        if origin == Origin::Fresh {
+            model.config.select_layer = recipe.model.select_layer;
+            model.config.image_aspect_ratio.clone_from(&recipe.model.image_aspect_ratio);
+            if model.config.feature_layer().is_none() {
+                return Err(TrainError::Recipe(format!(
+                    "model.select_layer is {}, which the vision tower does not have",
+                    recipe.model.select_layer
+                )));
+            }
+        }
+        let Some(vision) = &model.config.vision else {
+            return Err(TrainError::Model(ModelError::config(
+                &paths.llm,
+                "no vision tower inside; give one with --vision",
+            )));
+        };
+
+        let tokenizer = loaded.files.tokenizer.as_deref().unwrap_or(&paths.llm);
+        let tokenizer = TextTokenizer::from_dir(tokenizer)?;
+        let aspect = ImageAspect::from_model(Some(&model.config.image_aspect_ratio))?;
+        let Some(folder) = &loaded.files.preprocessor else {
+            return Err(TrainError::Model(ModelError::config(
+                paths.vision.as_deref().unwrap_or(&paths.llm).join("preprocessor_config.json"),
+                "not found, and the vision tower needs it; copy the one of the CLIP tower here",
+            )));
+        };
+        let file = folder.join("preprocessor_config.json");
+        let processor = ImageProcessor::from_file(&file, aspect)?;
+        let side = vision.image_size as u32;
+        if processor.input_size() != (side, side) {
+            return Err(TrainError::Model(ModelError::config(
+                file,
+                format!(
+                    "it makes pictures of {:?}, but the vision tower takes {side}×{side}",
+                    processor.input_size()
+                ),
+            )));
+        }
+        Ok(Self {
+            model,
+            tokenizer,
+            processor,
+        })
+    }
+}
+
+/// Stage 1 starts from a random projector unless told otherwise; stage 2 alone from the run or
+/// projector that is named, else from the one that the LLaVA brings.
+fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
+    if let Some(from) = paths.projector.as_ref().or(recipe.init_from.as_ref()) {
+        if from.join("config.json").is_file() {
+            return Ok(Origin::Run(from.clone()));
+        }
+        if !from.exists() {
+            return Err(TrainError::io(from, std::io::ErrorKind::NotFound.into()));
+        }
+        return Ok(Origin::Projector(from.clone()));
+    }
+    if recipe.stages.contains(&1) {
+        return Ok(Origin::Fresh);
+    }
+    if has_projector(&paths.llm)? {
+        return Ok(Origin::Base);
+    }
+    tracing::warn!(
+        "stage 2 runs alone and no trained projector is given (--projector): it starts from a random one"
+    );
+    Ok(Origin::Fresh)
+}
+
+fn has_projector(llm: &Path) -> Result<bool, TrainError> {
+    let json = read_json(&llm.join("config.json"))?;
+    let named = |key: &str| json.get(key).is_some_and(|value| !value.is_null());
+    Ok(named("mm_projector_type") || named("text_config"))
+}
+
+/// A projector that is loaded must be of the kind that the recipe asks for.
+fn check_parts<B: AutodiffBackend>(
+    model: &SqLlava<B>,
+    recipe: &Recipe,
+    projector: &ProjectorConfig,
+    origin: &Origin,
+) -> Result<(), TrainError> {
+    let from = match origin {
+        Origin::Fresh => return Ok(()),
+        Origin::Base => "the LLM's directory".to_owned(),
+        Origin::Run(path) | Origin::Projector(path) => path.display().to_string(),
+    };
+    let loaded = &model.config;
+    if loaded.projector.name() != projector.name() {
+        return Err(TrainError::Recipe(format!(
+            "model.mm_projector_type is \"{}\", but the projector of {from} is \"{}\"",
+            projector.name(),
+            loaded.projector.name()
+        )));
+    }
+    if loaded.prototype.is_some() != recipe.model.prototype {
+        return Err(TrainError::Recipe(format!(
+            "model.prototype is {}, but {from} has {}prototype extractor",
+            recipe.model.prototype,
+            if recipe.model.prototype { "no " } else { "a " }
+        )));
+    }
+    Ok(())
+}
