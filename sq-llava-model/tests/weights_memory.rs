@@ -1,5 +1,6 @@
 //! Loading takes the model in its target dtype and little more. One test: it watches the process.
 #![cfg(target_os = "linux")]
+#![allow(clippy::print_stderr)] // measurements are for the reader
 
 mod weights;
 

@@ -154,15 +154,15 @@ impl<'a> Pickle<'a> {
                 self.tuple(items)?;
             }
             b't' => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.tuple(items)?;
             }
             b'l' => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.list(items);
             }
             b'd' => {
-                let items = pairs(self.to_mark()?)?;
+                let items = pairs(self.down_to_mark()?)?;
                 self.dict(items);
             }
             b'a' => {
@@ -170,7 +170,7 @@ impl<'a> Pickle<'a> {
                 self.append(vec![item])?;
             }
             b'e' | 0x90 => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.append(items)?;
             }
             b's' => {
@@ -179,7 +179,7 @@ impl<'a> Pickle<'a> {
                 self.set(items)?;
             }
             b'u' => {
-                let items = self.to_mark()?;
+                let items = self.down_to_mark()?;
                 self.set(items)?;
             }
             b'0' => drop(self.pop()?),
@@ -336,7 +336,7 @@ impl<'a> Pickle<'a> {
             .ok_or("an empty stack")?)
     }
 
-    fn to_mark(&mut self) -> Read<Vec<Value>> {
+    fn down_to_mark(&mut self) -> Read<Vec<Value>> {
         let mark = self.stack.iter().rposition(|v| matches!(v, Value::Mark));
         let items = self.stack.split_off(mark.ok_or("no mark")? + 1);
         self.stack.pop();
@@ -446,7 +446,7 @@ fn sizes(value: &Value) -> Read<Vec<usize>> {
 }
 
 fn pairs(items: Vec<Value>) -> Read<Vec<(Value, Value)>> {
-    if items.len() % 2 != 0 {
+    if !items.len().is_multiple_of(2) {
         return Err("a dictionary with a key without a value".into());
     }
     let mut items = items.into_iter();
