@@ -145,9 +145,8 @@ impl<'a> Pickle<'a> {
                 self.stack.push(Value::Opaque);
             }
             b')' => self.stack.push(Value::Tuple(Rc::default())),
-            b']' => self.list(Vec::new()),
+            b']' | 0x8f => self.list(Vec::new()),
             b'}' => self.dict(Vec::new()),
-            0x8f => self.list(Vec::new()),
             0x85..=0x87 => {
                 let from = self.index(usize::from(op - 0x84))?;
                 let items = self.stack.split_off(from);
@@ -457,7 +456,7 @@ fn pairs(items: Vec<Value>) -> Read<Vec<(Value, Value)>> {
     Ok(out)
 }
 
-/// A little-endian two's complement number; those over 64 bits say nothing about tensors.
+/// A little-endian two's complement number; those over 64 bits are of no tensor.
 fn long(bytes: &[u8]) -> Value {
     if bytes.len() > 8 {
         return Value::Opaque;
