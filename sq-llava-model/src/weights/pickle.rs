@@ -74,7 +74,6 @@ impl<'a> Pickle<'a> {
         }
     }
 
-    /// Offset behind the last pickle read.
     pub fn position(&self) -> usize {
         self.at
     }
@@ -84,7 +83,6 @@ impl<'a> Pickle<'a> {
         &self.storage_types
     }
 
-    /// The next object.
     pub fn read(&mut self) -> Read<Value> {
         self.stack.clear();
         self.memo.clear();
@@ -478,7 +476,7 @@ mod tests {
         outside.extend(vec![b'a'; 499_999]);
         outside.push(b'.');
         assert!(matches!(Pickle::new(&outside).read(), Ok(Value::List(_))));
-        // A list that holds itself: ] q0 h0 a .
+        // A list that holds itself.
         assert!(Pickle::new(b"]q\0h\0a.").read().is_ok());
         let mut tuples = vec![b')'];
         tuples.extend(vec![0x85; 100_000]);
