@@ -69,7 +69,7 @@ fn main() -> ExitCode {
     });
     let message = match caught {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => format!("{error:#}"),
+        Ok(Err(error)) => sentence(&error),
         Err(panic) => {
             let text = panic
                 .downcast_ref::<String>()
@@ -81,6 +81,17 @@ fn main() -> ExitCode {
     };
     complain(&message);
     ExitCode::FAILURE
+}
+
+/// An error and its causes; many name their cause themselves already.
+fn sentence(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// One line, whatever the message holds.

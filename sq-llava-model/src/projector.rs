@@ -12,6 +12,7 @@ use crate::linear::Linear;
 
 /// `mm_projector`.
 #[derive(Module, Debug)]
+#[allow(clippy::large_enum_variant)] // A model has one; Burn's modules cannot be boxed.
 pub enum Projector<B: Backend> {
     /// Tokens as they are.
     Identity(PhantomData<B>),

@@ -4,6 +4,7 @@
 //! tokenizer.json and golden.json) and DINOv2 towers in CLIP names (`dinov2s-clip336`,
 //! `dinov2s-clip112`, each with golden.safetensors and its picture). Without it the tests say so
 //! and do nothing: the weights are too large for the repository.
+#![allow(clippy::print_stderr)] // A skipped test says so.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;

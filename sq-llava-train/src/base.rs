@@ -105,7 +105,10 @@ impl<B: AutodiffBackend> Base<B> {
         check_parts(&model, recipe, &projector, &origin)?;
         if origin == Origin::Fresh {
             model.config.select_layer = recipe.model.select_layer;
-            model.config.image_aspect_ratio.clone_from(&recipe.model.image_aspect_ratio);
+            model
+                .config
+                .image_aspect_ratio
+                .clone_from(&recipe.model.image_aspect_ratio);
             if model.config.feature_layer().is_none() {
                 return Err(TrainError::Recipe(format!(
                     "model.select_layer is {}, which the vision tower does not have",
@@ -125,7 +128,11 @@ impl<B: AutodiffBackend> Base<B> {
         let aspect = ImageAspect::from_model(Some(&model.config.image_aspect_ratio))?;
         let Some(folder) = &loaded.files.preprocessor else {
             return Err(TrainError::Model(ModelError::config(
-                paths.vision.as_deref().unwrap_or(&paths.llm).join("preprocessor_config.json"),
+                paths
+                    .vision
+                    .as_deref()
+                    .unwrap_or(&paths.llm)
+                    .join("preprocessor_config.json"),
                 "not found, and the vision tower needs it; copy the one of the CLIP tower here",
             )));
         };

@@ -79,10 +79,14 @@ impl StageData {
             None => Vec::new(),
         };
         let encoded = encode_sample(&self.tokenizer, &sample, &asked, &self.labels)?;
-        let pictures = sample.images.iter().take(encoded.images).map(|name| Picture {
-            key: name.as_str().into(),
-            pixels: None,
-        });
+        let pictures = sample
+            .images
+            .iter()
+            .take(encoded.images)
+            .map(|name| Picture {
+                key: name.as_str().into(),
+                pixels: None,
+            });
         let train = TrainSample {
             pictures: pictures.collect(),
             id: sample.id.into(),
@@ -110,12 +114,12 @@ impl StageData {
         for picture in &mut sample.pictures {
             let known = self.features.as_ref().and_then(|f| f.get(&picture.key));
             if known.is_none() {
-                let pixels = self.pixels(Path::new(&*picture.key)).map_err(|error| {
-                    TrainError::Sample {
-                        sample: sample.id.to_string(),
-                        reason: error.to_string(),
-                    }
-                })?;
+                let pixels =
+                    self.pixels(Path::new(&*picture.key))
+                        .map_err(|error| TrainError::Sample {
+                            sample: sample.id.to_string(),
+                            reason: error.to_string(),
+                        })?;
                 picture.pixels = Some(pixels);
             }
         }

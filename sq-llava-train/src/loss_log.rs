@@ -70,7 +70,10 @@ impl LossLog {
         for quantity in Quantity::ALL {
             let value = quantity.of(report);
             row += &value.map_or_else(|| ",".into(), |v| format!(",{v}"));
-            object.insert(quantity.name().into(), value.map_or(Value::Null, |v| json!(v)));
+            object.insert(
+                quantity.name().into(),
+                value.map_or(Value::Null, |v| json!(v)),
+            );
         }
         for (name, count) in counts {
             row += &format!(",{count}");
@@ -105,11 +108,17 @@ mod tests {
             ..StepReport::default()
         };
         for stage in [1, 2] {
-            LossLog::open(dir.path()).unwrap().write(stage, 7, 1, &report).unwrap();
+            LossLog::open(dir.path())
+                .unwrap()
+                .write(stage, 7, 1, &report)
+                .unwrap();
         }
         let read = |name| std::fs::read_to_string(dir.path().join(name)).unwrap();
         let json: Value = serde_json::from_str(read("log.jsonl").lines().last().unwrap()).unwrap();
-        assert_eq!((&json["loss"], &json["loss_answer"]), (&json!(1.5), &json!(1.5)));
+        assert_eq!(
+            (&json["loss"], &json["loss_answer"]),
+            (&json!(1.5), &json!(1.5))
+        );
         assert!(json["loss_question"].is_null());
         let csv = read("log.csv");
         assert_eq!(csv.lines().count(), 3);

@@ -90,9 +90,9 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
             squares: [const { None }; 3],
         };
         module.visit(&mut norm);
-        let squares = norm.squares.map(|square| {
-            square.map_or(0.0, |s| f64::from(crate::loss::host(s)[0]))
-        });
+        let squares = norm
+            .squares
+            .map(|square| square.map_or(0.0, |s| f64::from(crate::loss::host(s)[0])));
         let total = squares.iter().sum::<f64>().sqrt();
         let mut state = self.lock();
         state.norms = StepNorms {
@@ -136,7 +136,11 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
 
     fn to_record(&self) -> Self::Record {
         let state = self.lock();
-        state.moments.iter().map(|(id, m)| (*id, m.clone())).collect()
+        state
+            .moments
+            .iter()
+            .map(|(id, m)| (*id, m.clone()))
+            .collect()
     }
 
     fn load_record(self, record: Self::Record) -> Self {
@@ -214,6 +218,8 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for Merge<'_, B> {
 impl<B: AutodiffBackend> std::fmt::Debug for GroupedAdamW<B> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let rates = ParamGroup::ALL.map(|g| (g.name(), self.rates[g.index()]));
-        f.debug_struct("GroupedAdamW").field("rates", &rates).finish_non_exhaustive()
+        f.debug_struct("GroupedAdamW")
+            .field("rates", &rates)
+            .finish_non_exhaustive()
     }
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 use sq_llava_data::Template;
-use sq_llava_model::config::{PrototypeConfig, ProjectorConfig};
+use sq_llava_model::config::{ProjectorConfig, PrototypeConfig};
 use sq_llava_model::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -284,7 +284,9 @@ impl Recipe {
         let flavour = match given.get("flavour") {
             None => Flavour::Paper,
             Some(value) => value.clone().try_into().map_err(|_| {
-                TrainError::Recipe(format!("flavour is {value}; known are \"paper\" and \"released\""))
+                TrainError::Recipe(format!(
+                    "flavour is {value}; known are \"paper\" and \"released\""
+                ))
             })?,
         };
         let defaults = toml::Table::try_from(Self::published(flavour))
@@ -308,7 +310,11 @@ impl Recipe {
 
     /// The settings of stage 1 or 2.
     pub fn stage(&self, stage: u8) -> &StageRecipe {
-        if stage == 1 { &self.stage1 } else { &self.stage2 }
+        if stage == 1 {
+            &self.stage1
+        } else {
+            &self.stage2
+        }
     }
 
     /// Checks every field.
@@ -318,7 +324,10 @@ impl Recipe {
     pub fn validate(&self) -> Result<(), TrainError> {
         let fail = |reason: String| Err(TrainError::Recipe(reason));
         if !matches!(self.stages[..], [1] | [2] | [1, 2]) {
-            return fail(format!("stages is {:?}; it can be [1], [2] or [1, 2]", self.stages));
+            return fail(format!(
+                "stages is {:?}; it can be [1], [2] or [1, 2]",
+                self.stages
+            ));
         }
         if ProjectorConfig::from_name(&self.model.mm_projector_type, None).is_none() {
             return fail(format!(
@@ -344,7 +353,12 @@ impl Recipe {
         positive("workers", self.workers)?;
         positive("loss.chunk_tokens", self.loss.chunk_tokens)?;
         within("asking.delta", self.asking.delta, 0.0, 1.0)?;
-        within("loss.question_weight", self.loss.question_weight, 0.0, f64::MAX)?;
+        within(
+            "loss.question_weight",
+            self.loss.question_weight,
+            0.0,
+            f64::MAX,
+        )?;
         within("loss.answer_weight", self.loss.answer_weight, 0.0, f64::MAX)?;
         for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
             adapter.validate(name)?;
@@ -465,7 +479,9 @@ impl AdapterRecipe {
 
 fn positive(key: &str, value: usize) -> Result<(), TrainError> {
     match value {
-        0 => Err(TrainError::Recipe(format!("{key} is 0; it must be at least 1"))),
+        0 => Err(TrainError::Recipe(format!(
+            "{key} is 0; it must be at least 1"
+        ))),
         _ => Ok(()),
     }
 }
@@ -478,7 +494,9 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> 
         f64::MAX => format!("at least {low}"),
         _ => format!("from {low} to {high}"),
     };
-    Err(TrainError::Recipe(format!("{key} is {value}; it must be {bounds}")))
+    Err(TrainError::Recipe(format!(
+        "{key} is {value}; it must be {bounds}"
+    )))
 }
 
 /// Puts the values of `given` over those of `whole`, table by table.
@@ -500,7 +518,9 @@ fn merge(whole: &mut toml::Table, given: toml::Table) {
 /// Applies `a.b=value`; a value that is not TOML is taken as a string.
 fn apply(table: &mut toml::Table, change: &str) -> Result<(), TrainError> {
     let Some((key, value)) = change.split_once('=') else {
-        return Err(TrainError::Recipe(format!("\"{change}\" is not of the form key=value")));
+        return Err(TrainError::Recipe(format!(
+            "\"{change}\" is not of the form key=value"
+        )));
     };
     let (key, value) = (key.trim(), value.trim());
     let value = match format!("value = {value}").parse::<toml::Table>() {
@@ -523,7 +543,9 @@ fn apply(table: &mut toml::Table, change: &str) -> Result<(), TrainError> {
         table = match inner {
             toml::Value::Table(inner) => inner,
             _ => {
-                return Err(TrainError::Recipe(format!("\"{key}\": \"{name}\" is not a table")));
+                return Err(TrainError::Recipe(format!(
+                    "\"{key}\": \"{name}\" is not a table"
+                )));
             }
         };
     }
@@ -555,7 +577,14 @@ mod tests {
     #[test]
     fn files_and_changes_set_single_fields() {
         let text = "[stage2]\nlr_llm = 1e-3\nepochs = 3\n[lora.llm]\nr = 8\n";
-        let recipe = parse(text, &["stage2.epochs=5", "lora.llm.alpha=16", "stage1.data=a/b.json"]);
+        let recipe = parse(
+            text,
+            &[
+                "stage2.epochs=5",
+                "lora.llm.alpha=16",
+                "stage1.data=a/b.json",
+            ],
+        );
         let recipe = recipe.unwrap();
         assert_eq!(recipe.stage2.lr_llm, 1e-3);
         assert_eq!(recipe.stage2.epochs, 5);
@@ -576,7 +605,10 @@ mod tests {
             ("", Some("nonsense.deep=3")),
         ] {
             let error = parse(text, change.as_slice()).unwrap_err().to_string();
-            assert!(error.contains("unknown field"), "{text} {change:?}: {error}");
+            assert!(
+                error.contains("unknown field"),
+                "{text} {change:?}: {error}"
+            );
         }
     }
 
@@ -589,7 +621,10 @@ mod tests {
             ("stage1.lr_llm=1e-4", "stage1.lr_llm"),
             ("model.mm_projector_type=mlp", "mm_projector_type"),
             ("model.mm_projector_type=cluster", "model.prototype"),
-            ("lora.vision.targets=[\"q_proj\",\"up_proj\"]", "lora.vision.targets"),
+            (
+                "lora.vision.targets=[\"q_proj\",\"up_proj\"]",
+                "lora.vision.targets",
+            ),
             ("stage2.betas=[0.9,1.0]", "stage2.betas"),
             ("stage2.template=v3", "v3"),
             ("flavour=mine", "flavour"),

@@ -64,7 +64,11 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
             value("loss_question"),
             value("loss_answer"),
             value("grad_norm"),
-            if rates.is_empty() { "0".into() } else { rates.join("/") },
+            if rates.is_empty() {
+                "0".into()
+            } else {
+                rates.join("/")
+            },
             value("tokens_per_second"),
             clock(left),
         )

@@ -56,7 +56,8 @@ impl RunDirectory {
         if entries.next().is_some() {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),
-                reason: "the directory is not empty; name another one, or remove what is there".into(),
+                reason: "the directory is not empty; name another one, or remove what is there"
+                    .into(),
             });
         }
         let run = Self {
@@ -105,7 +106,9 @@ impl RunDirectory {
         for entry in entries {
             let entry = entry.map_err(|e| TrainError::io(&self.path, e))?;
             let name = entry.file_name();
-            let of_stage = name.to_str().and_then(|n| n.strip_prefix(&format!("checkpoint-{stage}-")));
+            let of_stage = name
+                .to_str()
+                .and_then(|n| n.strip_prefix(&format!("checkpoint-{stage}-")));
             steps.extend(of_stage.and_then(|n| n.parse::<usize>().ok()));
         }
         steps.sort_unstable();
@@ -153,7 +156,9 @@ impl RunDirectory {
         std::fs::create_dir(&staging).map_err(|e| TrainError::io(&staging, e))?;
         save_adapters(model, &staging, &files.origin)?;
         files.tokenizer.save(&staging)?;
-        files.processor.write(&staging.join("preprocessor_config.json"))?;
+        files
+            .processor
+            .write(&staging.join("preprocessor_config.json"))?;
         self.write_recipe(&staging)?;
         Ok(staging)
     }

@@ -66,11 +66,23 @@ mod tests {
         let schedule = CosineWarmup::new(10, 0.25);
         assert_eq!(schedule.warmup_steps, 3);
         let expected = [
-            0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0, 0.950_484_43, 0.811_744_9, 0.611_260_47, 0.388_739_53,
-            0.188_255_1, 0.049_515_57, 0.0,
+            0.0,
+            1.0 / 3.0,
+            2.0 / 3.0,
+            1.0,
+            0.950_484_43,
+            0.811_744_9,
+            0.611_260_47,
+            0.388_739_53,
+            0.188_255_1,
+            0.049_515_57,
+            0.0,
         ];
         for (step, expected) in expected.into_iter().enumerate() {
-            assert!((schedule.factor(step) - expected).abs() < 1e-6, "step {step}");
+            assert!(
+                (schedule.factor(step) - expected).abs() < 1e-6,
+                "step {step}"
+            );
         }
     }
 

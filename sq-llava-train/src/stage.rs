@@ -84,7 +84,11 @@ fn add_tokens<B: AutodiffBackend>(
     }
     let ids = tokenizer.add_special_tokens(tokens);
     let start = usize::try_from(ids[0]).unwrap_or_default();
-    if ids.iter().enumerate().any(|(i, &id)| id != (start + i) as i64) {
+    if ids
+        .iter()
+        .enumerate()
+        .any(|(i, &id)| id != (start + i) as i64)
+    {
         return Err(TrainError::Recipe(format!(
             "the tokenizer has some of the tokens {} already, with the ids {ids:?}, which are not in a row",
             tokens.join(" ")

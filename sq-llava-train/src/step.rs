@@ -43,6 +43,9 @@ pub struct TrainModel<B: Backend> {
     pub context: StepContext,
 }
 
+/// Names of pictures and a tensor with a row for each; `None` if there are none.
+type Pictures<B, const D: usize> = (Vec<Arc<str>>, Option<Tensor<B, D>>);
+
 /// The batch's sequences after the layers.
 struct Forward<B: Backend> {
     /// States that predict a learnable token `[n, hidden]`, before the last norm.
@@ -65,13 +68,24 @@ impl<B: Backend> TrainModel<B> {
             .iter()
             .map(|sample| Sample {
                 ids: &sample.ids,
-                images: sample.pictures.iter().filter_map(|p| images.get(&p.key).cloned()).collect(),
+                images: sample
+                    .pictures
+                    .iter()
+                    .filter_map(|p| images.get(&p.key).cloned())
+                    .collect(),
             })
             .collect();
         let embedded = self.model.embed(&samples).map_err(|error| match error {
             // The model counts samples in the batch; the user knows them by id.
-            ModelError::ImageCount { sample, images, tokens } => TrainError::Sample {
-                sample: batch.samples.get(sample).map_or_else(String::new, |s| s.id.to_string()),
+            ModelError::ImageCount {
+                sample,
+                images,
+                tokens,
+            } => TrainError::Sample {
+                sample: batch
+                    .samples
+                    .get(sample)
+                    .map_or_else(String::new, |s| s.id.to_string()),
                 reason: format!("{images} image(s) for {tokens} image token(s) in the text"),
             },
             other => other.into(),
@@ -93,10 +107,7 @@ impl<B: Backend> TrainModel<B> {
     }
 
     /// Pixels of the batch's pictures, each once, in order of appearance.
-    fn pixels(
-        &self,
-        batch: &MicroBatch,
-    ) -> Result<(Vec<Arc<str>>, Option<Tensor<B, 4>>), TrainError> {
+    fn pixels(&self, batch: &MicroBatch) -> Result<Pictures<B, 4>, TrainError> {
         let mut keys: Vec<Arc<str>> = Vec::new();
         let mut pixels: Vec<&[f32]> = Vec::new();
         for (sample, picture) in pictures(batch) {
@@ -147,17 +158,13 @@ impl<B: Backend> TrainModel<B> {
 }
 
 impl<B: AutodiffBackend> TrainModel<B> {
-    fn train_step(
-        &self,
-        batch: &MicroBatch,
-    ) -> Result<(GradientsParams, StepReport), TrainError> {
+    fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
         let images = self.images(batch)?;
         let context = &self.context;
         // Does a gradient arrive anywhere below the head?
         let image_side = context.trains.projector || context.trains.vision;
-        let trains = context.trains.llm
-            || context.trains.new_tokens
-            || (image_side && !images.is_empty());
+        let trains =
+            context.trains.llm || context.trains.new_tokens || (image_side && !images.is_empty());
         let forward = self.forward(batch, &images)?;
         let mut report = self.report(batch, forward.tokens);
         let llama = &self.model.language_model;
@@ -166,7 +173,9 @@ impl<B: AutodiffBackend> TrainModel<B> {
             return Ok((GradientsParams::new(), report));
         }
         let loss =
-            context.loss.joint_loss(llama, forward.hidden, &forward.targets, batch.step_tokens);
+            context
+                .loss
+                .joint_loss(llama, forward.hidden, &forward.targets, batch.step_tokens);
         report.sums = loss.sums;
         let grads = match loss.surrogate {
             Some(surrogate) => GradientsParams::from_grads(surrogate.backward(), &self.model),
@@ -176,10 +185,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
     }
 
     /// The LLM's image tokens by picture. A frozen tower runs without a graph, once per picture.
-    fn images(
-        &self,
-        batch: &MicroBatch,
-    ) -> Result<HashMap<Arc<str>, Tensor<B, 2>>, TrainError> {
+    fn images(&self, batch: &MicroBatch) -> Result<HashMap<Arc<str>, Tensor<B, 2>>, TrainError> {
         if self.context.trains.vision {
             let (keys, pixels) = self.pixels(batch)?;
             let features = match pixels {
@@ -193,10 +199,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
     }
 
     /// Features of a frozen tower, those known from before and the new ones. `[images, tokens, d]`
-    fn frozen_features(
-        &self,
-        batch: &MicroBatch,
-    ) -> Result<(Vec<Arc<str>>, Option<Tensor<B, 3>>), TrainError> {
+    fn frozen_features(&self, batch: &MicroBatch) -> Result<Pictures<B, 3>, TrainError> {
         let cache = &self.context.features;
         let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
         let mut keys: Vec<Arc<str>> = Vec::new();
@@ -283,7 +286,10 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             let forward = self.forward(&batch, &self.project(keys, features))?;
             let mut report = self.report(&batch, forward.tokens);
             let llama = &self.model.language_model;
-            report.sums = self.context.loss.sums(llama, forward.hidden, &forward.targets);
+            report.sums = self
+                .context
+                .loss
+                .sums(llama, forward.hidden, &forward.targets);
             Ok(report)
         };
         run().unwrap_or_else(|error| {
@@ -293,9 +299,7 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
     }
 }
 
-fn pictures(
-    batch: &MicroBatch,
-) -> impl Iterator<Item = (&TrainSample, &Picture)> {
+fn pictures(batch: &MicroBatch) -> impl Iterator<Item = (&TrainSample, &Picture)> {
     batch
         .samples
         .iter()

@@ -12,8 +12,8 @@ use burn::optim::GradientsAccumulator;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{
     EventProcessorTraining, Learner, LearnerEvent, LearningComponentsMarker,
-    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader,
-    TrainingComponents, TrainingItem, ValidLoader,
+    SupervisedLearningStrategy, SupervisedTrainingEventProcessor, TrainLoader, TrainingComponents,
+    TrainingItem, ValidLoader,
 };
 
 use crate::error::TrainError;
@@ -27,8 +27,7 @@ use crate::schedule::CosineWarmup;
 use crate::step::TrainModel;
 
 /// The types of our Learner.
-pub type Components<B> =
-    LearningComponentsMarker<B, CosineWarmup, TrainModel<B>, GroupedAdamW<B>>;
+pub type Components<B> = LearningComponentsMarker<B, CosineWarmup, TrainModel<B>, GroupedAdamW<B>>;
 
 /// Called after an optimizer step that is to be saved, with its number from 1.
 pub type SaveStep<'a, B> = dyn Fn(usize, &TrainModel<B>) -> Result<(), TrainError> + 'a;
@@ -190,7 +189,10 @@ impl<B: AutodiffBackend> SupervisedLearningStrategy<Components<B>> for StepStrat
         train: TrainLoader<Components<B>>,
         _valid: ValidLoader<Components<B>>,
         _starting_epoch: usize,
-    ) -> (TrainModel<B>, SupervisedTrainingEventProcessor<Components<B>>) {
+    ) -> (
+        TrainModel<B>,
+        SupervisedTrainingEventProcessor<Components<B>>,
+    ) {
         match self.run(&mut learner, &train, &mut components) {
             Ok(finished) => {
                 let mut slot = self.finished.lock().unwrap_or_else(PoisonError::into_inner);

@@ -163,7 +163,10 @@ fn open_manifests(recipe: &Recipe) -> Result<Vec<(u8, Manifest)>, TrainError> {
         };
         let manifest = Manifest::open(path)?;
         if manifest.is_empty() {
-            return Err(TrainError::Recipe(format!("{} has no samples", path.display())));
+            return Err(TrainError::Recipe(format!(
+                "{} has no samples",
+                path.display()
+            )));
         }
         if let Some(images) = &settings.images
             && !images.is_dir()
@@ -191,7 +194,11 @@ impl Trainer<'_> {
             processor: self.processor.config().clone(),
             origin: RunOrigin {
                 base: Some(self.paths.llm.display().to_string()),
-                vision: self.paths.vision.as_ref().map(|path| path.display().to_string()),
+                vision: self
+                    .paths
+                    .vision
+                    .as_ref()
+                    .map(|path| path.display().to_string()),
             },
         }
     }
@@ -261,7 +268,13 @@ impl Trainer<'_> {
         }
         let lines = || {
             let (every, steps) = (recipe.log_every, plan.steps());
-            LineRenderer::new(std::io::stdout(), stage, every, steps, plan.steps_per_epoch())
+            LineRenderer::new(
+                std::io::stdout(),
+                stage,
+                every,
+                steps,
+                plan.steps_per_epoch(),
+            )
         };
         training = match self.ui {
             Ui::Auto if std::io::stdout().is_terminal() => training,
@@ -331,7 +344,10 @@ fn announce(
     let rates = [settings.lr_llm, settings.lr_projector, settings.lr_vision];
     for group in ParamGroup::ALL {
         let (count, rate) = (trainable[group.index()], rates[group.index()]);
-        tracing::info!("stage {stage}: {} trains {count} parameters at rate {rate:e}", group.name());
+        tracing::info!(
+            "stage {stage}: {} trains {count} parameters at rate {rate:e}",
+            group.name()
+        );
     }
     tracing::info!(
         "stage {stage}: {} samples, {} epochs, {} steps of {} samples, {} of them warm-up; {}{:.0} tokens an epoch, {:.0} of them learnt",

@@ -172,7 +172,7 @@ pub fn greedy<B: Backend>(checkpoint: &Checkpoint, device: &B::Device) {
         .as_array()
         .expect("greedy ids")
         .iter()
-        .map(|row| serde_json_ids(row))
+        .map(serde_json_ids)
         .collect();
     let pixels = float::<B, 4>(&checkpoint.tensors, "pixel_values", device);
     let images = model.encode_images(pixels).expect("image tokens");

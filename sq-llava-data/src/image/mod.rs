@@ -1,0 +1,248 @@
+//! From the bytes of a picture to the vision tower's input.
+//!
+//! [`ImageProcessor`] decodes (`decode.rs`), squares and resizes as Pillow and LLaVA do
+//! (`resample.rs`), and normalises; [`ImageProcessorConfig`] is `preprocessor_config.json`.
+
+mod config;
+mod decode;
+mod resample;
+
+use std::io::Read;
+use std::path::Path;
+
+pub use config::{
+    CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
+};
+pub use image::{Rgb, RgbImage};
+
+use crate::DataError;
+use decode::DecodeOptions;
+use resample::{Axis, filled, resample};
+
+/// Input of the vision tower for one picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PixelValues {
+    /// `[3, height, width]`, row-major: all red, then all green, then all blue.
+    pub data: Vec<f32>,
+    /// Height in pixels.
+    pub height: usize,
+    /// Width in pixels.
+    pub width: usize,
+}
+
+/// Prepares pictures for the vision tower. Cheap to share between threads; keeps no state.
+#[derive(Debug, Clone)]
+pub struct ImageProcessor {
+    config: ImageProcessorConfig,
+    input_size: (u32, u32),
+    background: [u8; 3],
+    /// Normalised value of each byte, per channel.
+    normalised: Box<[[f32; 256]; 3]>,
+}
+
+impl ImageProcessor {
+    /// A processor for this configuration.
+    ///
+    /// # Errors
+    /// [`DataError::ImageConfig`] if the inputs would have no fixed size, or an impossible one.
+    pub fn new(config: ImageProcessorConfig) -> Result<Self, DataError> {
+        let input_size = config.input_size()?;
+        // LLaVA: `tuple(int(x*255) for x in image_processor.image_mean)`.
+        let background = config.image_mean.map(|mean| (mean * 255.0) as u8);
+        let mut normalised = Box::new([[0.0; 256]; 3]);
+        for (channel, table) in normalised.iter_mut().enumerate() {
+            let mean = config.image_mean[channel] as f32;
+            let std = config.image_std[channel] as f32;
+            for (byte, value) in table.iter_mut().enumerate() {
+                // Rounded to f32 in the same places as transformers does.
+                *value = byte as f32;
+                if config.do_rescale {
+                    *value = (byte as f64 * config.rescale_factor) as f32;
+                }
+                if config.do_normalize {
+                    *value = (*value - mean) / std;
+                }
+            }
+        }
+        Ok(Self {
+            config,
+            input_size,
+            background,
+            normalised,
+        })
+    }
+
+    /// The processor of a checkpoint: its `preprocessor_config.json`, and the
+    /// `image_aspect_ratio` of the model's config.json.
+    ///
+    /// # Errors
+    /// As [`ImageProcessorConfig::read`] and [`Self::new`].
+    pub fn from_file(path: &Path, aspect: ImageAspect) -> Result<Self, DataError> {
+        Self::new(ImageProcessorConfig::read(path)?.with_aspect(aspect))
+    }
+
+    /// The configuration.
+    pub fn config(&self) -> &ImageProcessorConfig {
+        &self.config
+    }
+
+    /// `(height, width)` of the input, in pixels.
+    pub fn input_size(&self) -> (u32, u32) {
+        self.input_size
+    }
+
+    /// Colour of the padding: the mean, as LLaVA rounds it.
+    pub fn background(&self) -> [u8; 3] {
+        self.background
+    }
+
+    /// Reads and decodes a picture; see [`Self::decode`].
+    ///
+    /// # Errors
+    /// [`DataError::Io`], or as [`Self::decode`]; both name the file.
+    pub fn open(&self, path: &Path) -> Result<RgbImage, DataError> {
+        let failed = |source| DataError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        let name = path.display().to_string();
+        // No picture within the limit is larger than this, even without compression.
+        let most = self.config.max_pixels.saturating_mul(8);
+        let most = most.saturating_add(64 << 20);
+        let file = std::fs::File::open(path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        file.take(most).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 == most {
+            return Err(DataError::Image {
+                name,
+                reason: format!(
+                    "the file has {most} bytes or more, too many for an image of {} pixels",
+                    self.config.max_pixels
+                ),
+            });
+        }
+        self.decode(&bytes, &name)
+    }
+
+    /// Decodes a JPEG, PNG, WebP, GIF or BMP, told by its content, to RGB as Pillow's
+    /// `convert("RGB")` does: transparency is dropped, animations give their first frame, EXIF
+    /// orientation is ignored unless the configuration says `apply_exif`. `name` is for messages.
+    ///
+    /// # Errors
+    /// [`DataError::Image`] if the bytes are no such image, are cut short or damaged;
+    /// [`DataError::ImageTooLarge`] above `max_pixels`, before the pixels are decoded.
+    pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage, DataError> {
+        let options = DecodeOptions {
+            max_pixels: self.config.max_pixels,
+            apply_exif: self.config.apply_exif,
+        };
+        decode::decode(bytes, name, options)
+    }
+
+    /// Pads, crops or stretches a picture to [`Self::input_size`], still in eight bits.
+    ///
+    /// An image without pixels, which [`Self::decode`] never gives, becomes all background.
+    pub fn resize_to_input(&self, image: &RgbImage) -> RgbImage {
+        let (input_height, input_width) = self.input_size;
+        if image.width() == 0 || image.height() == 0 {
+            return filled(input_width, input_height, self.background);
+        }
+        let (width, height) = image.dimensions();
+        let square = width.max(height);
+        let (canvas_width, canvas_height) = match self.config.aspect {
+            ImageAspect::Pad => (square, square),
+            ImageAspect::Crop | ImageAspect::Resize => (width, height),
+        };
+        let (resized_width, resized_height) = self.resized(canvas_width, canvas_height);
+        let (x, before_x) = axis(width, canvas_width, resized_width, input_width);
+        let (y, before_y) = axis(height, canvas_height, resized_height, input_height);
+        let window = resample(image, x, y, self.background);
+        if window.dimensions() == (input_width, input_height) {
+            return window;
+        }
+        // Smaller than the crop: zeros around, as transformers' `center_crop`.
+        let mut result = RgbImage::new(input_width, input_height);
+        image::imageops::replace(&mut result, &window, before_x.into(), before_y.into());
+        result
+    }
+
+    /// Resizes to the input size and normalises.
+    pub fn preprocess(&self, image: &RgbImage) -> PixelValues {
+        let resized = self.resize_to_input(image);
+        let (width, height) = (resized.width() as usize, resized.height() as usize);
+        let area = width * height;
+        let mut data = vec![0.0; 3 * area];
+        let (red, rest) = data.split_at_mut(area);
+        let (green, blue) = rest.split_at_mut(area);
+        let [red_of, green_of, blue_of] = &*self.normalised;
+        for (((pixel, red), green), blue) in resized
+            .as_raw()
+            .chunks_exact(3)
+            .zip(red)
+            .zip(green)
+            .zip(blue)
+        {
+            *red = red_of[usize::from(pixel[0])];
+            *green = green_of[usize::from(pixel[1])];
+            *blue = blue_of[usize::from(pixel[2])];
+        }
+        PixelValues {
+            data,
+            height,
+            width,
+        }
+    }
+
+    /// [`Self::open`], then [`Self::preprocess`].
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn preprocess_path(&self, path: &Path) -> Result<PixelValues, DataError> {
+        Ok(self.preprocess(&self.open(path)?))
+    }
+
+    /// Size after resizing and before the centre crop, in pixels.
+    fn resized(&self, width: u32, height: u32) -> (u64, u64) {
+        if self.config.aspect == ImageAspect::Resize {
+            let (height, width) = self.input_size;
+            return (width.into(), height.into());
+        }
+        let (width, height) = (u64::from(width), u64::from(height));
+        match self.config.size {
+            _ if !self.config.do_resize => (width, height),
+            ImageSize::Exact { height, width } => (width.into(), height.into()),
+            ImageSize::ShortestEdge(size) => {
+                // transformers: `int(size * long / short)`.
+                let size = u64::from(size);
+                if width <= height {
+                    (size, size * height / width)
+                } else {
+                    (size * width / height, size)
+                }
+            }
+        }
+    }
+}
+
+/// One dimension: the centred part of `input` pixels, and how many zeros stand before it.
+fn axis(length: u32, canvas: u32, resized: u64, input: u32) -> (Axis, u32) {
+    let (start, len, before) = if resized >= u64::from(input) {
+        ((resized - u64::from(input)) / 2, input, 0)
+    } else {
+        // Below `input`, thus within u32.
+        let len = resized as u32;
+        (0, len, (input - len).div_ceil(2))
+    };
+    let offset = (canvas - length) / 2;
+    let axis = Axis {
+        canvas,
+        offset,
+        resized,
+        start,
+        len,
+    };
+    (axis, before)
+}
+
+#[cfg(test)]
+mod tests;

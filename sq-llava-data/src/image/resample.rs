@@ -1,0 +1,179 @@
+//! Bicubic resampling with antialiasing, equal to Pillow's `Image.resize(BICUBIC)`.
+//!
+//! The kernel is Catmull-Rom's (a = −0.5), widened by the scale when shrinking. As in Pillow rows
+//! come first, then columns, with eight bits between. Only the part of the result that is asked
+//! for is computed, and the padded square never exists as a whole: a picture of one row and sixty
+//! thousand columns would need ten gigabytes.
+
+use std::ops::Range;
+
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
+use image::RgbImage;
+
+/// Bytes of padded rows that are held at a time.
+const BLOCK_BYTES: usize = 4 << 20;
+
+/// One dimension of a resize, in pixels.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Axis {
+    /// Length of the canvas that is resized.
+    pub canvas: u32,
+    /// Where the picture begins on the canvas; the rest is background.
+    pub offset: u32,
+    /// Length after the resize.
+    pub resized: u64,
+    /// First pixel of the result that is wanted.
+    pub start: u64,
+    /// How many are wanted.
+    pub len: u32,
+}
+
+impl Axis {
+    fn scale(self) -> f64 {
+        f64::from(self.canvas) / self.resized as f64
+    }
+
+    fn is_copy(self) -> bool {
+        u64::from(self.canvas) == self.resized
+    }
+
+    /// Begin and length of the wanted part, on the canvas.
+    fn source(self) -> (f64, f64) {
+        // The product comes first: at the ends of the canvas the quotient is then exact.
+        let at = |v: u64| v as f64 * f64::from(self.canvas) / self.resized as f64;
+        let begin = at(self.start);
+        (begin, at(self.start + u64::from(self.len)) - begin)
+    }
+
+    /// Pixels of the canvas that the wanted part depends on (a little more, never less).
+    fn needed(self) -> Range<u32> {
+        let support = if self.is_copy() {
+            0.0
+        } else {
+            2.0 * self.scale().max(1.0) + 1.0
+        };
+        let (begin, len) = self.source();
+        let first = (begin - support).floor().max(0.0) as u32;
+        let last = (begin + len + support).ceil().min(f64::from(self.canvas)) as u32;
+        first..last
+    }
+}
+
+/// The part `x.len` × `y.len` of a resized picture on its canvas.
+pub(super) fn resample(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> RgbImage {
+    let rows = y.needed();
+    let narrow = resample_rows(image, x, y.offset, rows.clone(), background);
+    if y.is_copy() {
+        return narrow;
+    }
+    let mut result = RgbImage::new(x.len, y.len);
+    let (begin, len) = y.source();
+    let (begin, height) = (begin - f64::from(rows.start), f64::from(narrow.height()));
+    convolve(
+        narrow.as_raw(),
+        (narrow.width(), narrow.height()),
+        &mut result,
+        (x.len, y.len),
+        (0.0, begin, f64::from(x.len), len.min(height - begin)),
+    );
+    result
+}
+
+/// First pass: the given rows of the canvas, each `x.len` pixels long.
+fn resample_rows(
+    image: &RgbImage,
+    x: Axis,
+    top: u32,
+    rows: Range<u32>,
+    background: [u8; 3],
+) -> RgbImage {
+    let mut result = filled(x.len, rows.len() as u32, background);
+    // Rows of the canvas that the picture covers.
+    let covered = rows.start.max(top)..rows.end.min(top + image.height());
+    if covered.is_empty() || image.width() == 0 {
+        return result;
+    }
+    let columns = x.needed();
+    let (begin, len) = x.source();
+    let begin = begin - f64::from(columns.start);
+    let width = columns.len();
+    let source_row = 3 * image.width() as usize;
+    let target_row = 3 * x.len as usize;
+    // Part of the needed columns that the picture covers, and where it is in the picture.
+    let first = columns.start.max(x.offset);
+    let last = columns.end.min(x.offset + image.width());
+    if first >= last {
+        return result;
+    }
+    let whole = width == image.width() as usize && first == x.offset;
+    let block_rows = if whole {
+        covered.len()
+    } else {
+        (BLOCK_BYTES / (3 * width)).clamp(1, covered.len())
+    };
+    let mut padded = if whole {
+        Vec::new()
+    } else {
+        background.repeat(width * block_rows)
+    };
+    for block in covered.clone().step_by(block_rows) {
+        let count = block_rows.min((covered.end - block) as usize);
+        let source = &image.as_raw()[source_row * (block - top) as usize..][..source_row * count];
+        let pixels = if whole {
+            source
+        } else {
+            let take = 3 * (first - x.offset) as usize..3 * (last - x.offset) as usize;
+            let put = 3 * (first - columns.start) as usize;
+            for (to, from) in padded
+                .chunks_exact_mut(3 * width)
+                .zip(source.chunks_exact(source_row))
+            {
+                to[put..put + take.len()].copy_from_slice(&from[take.clone()]);
+            }
+            &padded[..3 * width * count]
+        };
+        let at = target_row * (block - rows.start) as usize;
+        let target = &mut result.as_mut()[at..at + target_row * count];
+        if x.is_copy() {
+            target.copy_from_slice(pixels);
+        } else {
+            let height = count as u32;
+            convolve(
+                pixels,
+                (width as u32, height),
+                target,
+                (x.len, height),
+                (begin, 0.0, len.min(width as f64 - begin), f64::from(height)),
+            );
+        }
+    }
+    result
+}
+
+/// One bicubic pass from the box (left, top, width, height) of `source` into `target`.
+fn convolve(
+    source: &[u8],
+    (source_width, source_height): (u32, u32),
+    target: &mut [u8],
+    (width, height): (u32, u32),
+    (left, top, box_width, box_height): (f64, f64, f64, f64),
+) {
+    let options = ResizeOptions::new()
+        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .crop(left, top, box_width, box_height);
+    // The buffers are as long as the sizes say and the box lies inside: the callers cut it so.
+    let source = TypedImageRef::<U8x3>::from_buffer(source_width, source_height, source)
+        .expect("three bytes a pixel");
+    let mut target =
+        TypedImage::<U8x3>::from_buffer(width, height, target).expect("three bytes a pixel");
+    Resizer::new()
+        .resize_typed(&source, &mut target, &options)
+        .expect("a box inside the source");
+}
+
+/// An image of one colour.
+pub(super) fn filled(width: u32, height: u32, colour: [u8; 3]) -> RgbImage {
+    RgbImage::from_pixel(width, height, image::Rgb(colour))
+}
