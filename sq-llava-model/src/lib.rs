@@ -30,3 +30,8 @@ pub use error::ModelError;
 pub use multimodal::IMAGE_TOKEN_INDEX;
 pub use questioner::{Question, QuestionOptions, Questions, SelfQuestioner};
 pub use sq_llava::{Sample, SqLlava};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeDoctests;
