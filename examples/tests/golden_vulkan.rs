@@ -111,6 +111,13 @@ fn golden_vulkan_b_cluster() {
 }
 
 #[test]
+fn golden_vulkan_b_full_size() {
+    if let Some(device) = device() {
+        extractors::cluster_full_size::<B>(&device);
+    }
+}
+
+#[test]
 fn golden_vulkan_c_prototype() {
     if let Some(device) = device() {
         extractors::prototype_output::<B>(&device);
