@@ -47,13 +47,35 @@ impl Axis {
         (begin, at(self.start + u64::from(self.len)) - begin)
     }
 
-    /// Pixels of the canvas that the wanted part depends on (a little more, never less).
-    fn needed(self) -> Range<u32> {
-        let support = if self.is_copy() {
+    /// How far from its centre a pixel of the result looks on the canvas, and one more.
+    fn support(self) -> f64 {
+        if self.is_copy() {
             0.0
         } else {
             2.0 * self.scale().max(1.0) + 1.0
-        };
+        }
+    }
+
+    /// The same with only those wanted pixels that depend on the picture's `length` (a few more,
+    /// never less). The others are background: of a narrow picture's square that is most of it.
+    fn touched(self, length: u32) -> Self {
+        let first = (f64::from(self.offset) - self.support()) / self.scale();
+        let last = (f64::from(self.offset + length) + self.support()) / self.scale();
+        let end = self.start + u64::from(self.len);
+        // Casts of negative numbers give zero.
+        let start = (first.floor() as u64).clamp(self.start, end);
+        let stop = (last.ceil() as u64).clamp(start, end);
+        Self {
+            start,
+            // At most the old length.
+            len: (stop - start) as u32,
+            ..self
+        }
+    }
+
+    /// Pixels of the canvas that the wanted part depends on (a little more, never less).
+    fn needed(self) -> Range<u32> {
+        let support = self.support();
         let (begin, len) = self.source();
         let first = (begin - support).floor().max(0.0) as u32;
         let last = (begin + len + support).ceil().min(f64::from(self.canvas)) as u32;
@@ -63,6 +85,23 @@ impl Axis {
 
 /// The part `x.len` × `y.len` of a resized picture on its canvas.
 pub(super) fn resample(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> RgbImage {
+    let (touched_x, touched_y) = (x.touched(image.width()), y.touched(image.height()));
+    if touched_x.len == 0 || touched_y.len == 0 {
+        return filled(x.len, y.len, background);
+    }
+    let part = resample_touched(image, touched_x, touched_y, background);
+    if part.dimensions() == (x.len, y.len) {
+        return part;
+    }
+    let mut result = filled(x.len, y.len, background);
+    let (left, top) = (touched_x.start - x.start, touched_y.start - y.start);
+    // Both lie within `len`, thus within i64.
+    image::imageops::replace(&mut result, &part, left as i64, top as i64);
+    result
+}
+
+/// The same for a part that depends on the picture.
+fn resample_touched(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> RgbImage {
     let rows = y.needed();
     let narrow = resample_rows(image, x, y.offset, rows.clone(), background);
     if y.is_copy() {

@@ -2,7 +2,9 @@
 
 use image::RgbImage;
 use image::metadata::Orientation;
-use libjpeg_turbo_rs::{ColorSpace, DecodeLimits, DecodeWarning, Decoder, JpegError, PixelFormat};
+use libjpeg_turbo_rs::{
+    ColorSpace, ComponentInfo, DecodeLimits, DecodeWarning, Decoder, JpegError, PixelFormat,
+};
 
 use super::{DecodeOptions, check_size, turn};
 use crate::DataError;
@@ -45,6 +47,9 @@ pub(super) fn decode(
         decoder.jpeg_color_space(),
         ColorSpace::Cmyk | ColorSpace::Ycck
     );
+    if !sampling_is_supported(&header.components, four_inks) {
+        return Err(fail("JPEG of this chroma sampling is not supported".into()));
+    }
     decoder.set_output_format(if four_inks {
         PixelFormat::Cmyk
     } else {
@@ -74,6 +79,22 @@ pub(super) fn decode(
     RgbImage::from_raw(width, height, data)
         .map(|image| turn(image, orientation))
         .ok_or_else(|| fail(format!("JPEG gave too few pixels for {width}x{height}")))
+}
+
+/// Whether every component divides the most finely sampled one (libjpeg asks this too), which of
+/// four must be the first and the black one: the decoder panics at others.
+fn sampling_is_supported(components: &[ComponentInfo], four_inks: bool) -> bool {
+    let widest = components.iter().map(|c| c.horizontal_sampling).max();
+    let highest = components.iter().map(|c| c.vertical_sampling).max();
+    let (Some(widest), Some(highest)) = (widest, highest) else {
+        return false;
+    };
+    components.iter().enumerate().all(|(i, c)| {
+        let (h, v) = (c.horizontal_sampling, c.vertical_sampling);
+        let whole = h > 0 && v > 0 && widest % h == 0 && highest % v == 0;
+        let full = h == widest && v == highest;
+        whole && (full || !four_inks || !matches!(i, 0 | 3))
+    })
 }
 
 /// CMYK as Adobe stores it (0 is full ink), by Pillow's formula; Pillow takes every CMYK JPEG so.

@@ -266,6 +266,21 @@ fn jpeg_colour_spaces() {
 }
 
 #[test]
+fn odd_jpeg_sampling_is_an_error() {
+    // Sampling factors of the four components: black with more rows than the colours have, and
+    // colours that do not divide the largest.
+    for factors in [[0x11, 0x11, 0x11, 0x14], [0x33, 0x22, 0x11, 0x33]] {
+        let mut bytes = fixture!("cmyk.jpg").to_vec();
+        let frame = bytes.windows(2).position(|w| w == [0xff, 0xc0]).unwrap();
+        for (component, factor) in factors.into_iter().enumerate() {
+            bytes[frame + 11 + 3 * component] = factor;
+        }
+        let error = decode(&bytes, "odd.jpg", OPTIONS).unwrap_err();
+        assert!(error.to_string().contains("sampling"), "{error}");
+    }
+}
+
+#[test]
 fn exif_orientation_is_applied_only_when_asked() {
     let bytes = fixture!("exif6.jpg");
     let image = rgb(bytes);
