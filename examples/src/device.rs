@@ -72,13 +72,21 @@ pub trait Work {
 }
 
 impl DeviceChoice {
+    /// What `auto` stands for on this machine.
+    pub fn resolved(self) -> Self {
+        match self {
+            Self::Auto => best(),
+            chosen => chosen,
+        }
+    }
+
     /// Does the work on this device. Concrete backends are named here and nowhere else.
     ///
     /// # Errors
     /// If the backend is not compiled in or its driver is missing, or the work fails.
     pub fn run(self, work: impl Work) -> Result<()> {
         match self {
-            Self::Auto => best().run(work),
+            Self::Auto => self.resolved().run(work),
             #[cfg(feature = "cpu")]
             Self::Cpu => work.on::<burn_flex::Flex>(&burn_flex::FlexDevice),
             #[cfg(feature = "cuda")]
@@ -87,11 +95,18 @@ impl DeviceChoice {
                 work.on::<burn_cuda::Cuda>(&burn_cuda::CudaDevice::new(index))
             }
             #[cfg(feature = "vulkan")]
-            Self::Vulkan(index) => graphics::run::<graphics::Vulkan>(self, index, work),
+            Self::Vulkan(index) => {
+                graphics::run::<graphics::Vulkan, burn_wgpu::Vulkan>(self, index, work)
+            }
             #[cfg(feature = "metal")]
-            Self::Metal(index) => graphics::run::<graphics::Metal>(self, index, work),
+            Self::Metal(index) => {
+                graphics::run::<graphics::Metal, burn_wgpu::Metal>(self, index, work)
+            }
+            // Outside a browser WebGPU stands on the system's own interface.
             #[cfg(feature = "webgpu")]
-            Self::WebGpu(index) => graphics::run::<graphics::WebGpu>(self, index, work),
+            Self::WebGpu(index) => {
+                graphics::run::<graphics::AutoGraphicsApi, burn_wgpu::WebGpu>(self, index, work)
+            }
             #[allow(unreachable_patterns)] // Reached where a feature is off.
             other => {
                 let name = other.to_string();
@@ -122,7 +137,7 @@ fn best() -> DeviceChoice {
 #[cfg(feature = "cuda")]
 mod cuda {
     use std::ffi::{c_int, c_uint};
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use anyhow::{Context, Result, bail};
     use libloading::{Library, Symbol};
@@ -145,21 +160,28 @@ mod cuda {
         {
             bail!("device cuda needs NVRTC: libnvrtc.so is not found; install the CUDA toolkit");
         }
-        let roots = [
-            "CUDA_PATH",
-            "CUDA_HOME",
-            "CUDA_ROOT",
-            "CUDA_TOOLKIT_ROOT_DIR",
-        ]
-        .iter()
-        .filter_map(std::env::var_os)
-        .chain(["/usr/local/cuda".into(), "/opt/cuda".into(), "/usr".into()]);
-        let headers = roots
-            .map(|root| Path::new(&root).join("include/cuda_runtime.h"))
-            .any(|header| header.is_file());
-        if !headers {
+        // The folder that cubecl-cuda takes: the first that exists, not the first with headers.
+        let root = std::env::var_os("CUDA_PATH")
+            .map(PathBuf::from)
+            .or_else(|| {
+                let places = [
+                    ("/usr/local/cuda", "/usr/local/cuda"),
+                    ("/opt/cuda", "/opt/cuda"),
+                    ("/usr/bin/nvcc", "/usr"),
+                ];
+                let found = places.iter().find(|(sign, _)| Path::new(sign).exists());
+                found.map(|(_, root)| PathBuf::from(root))
+            });
+        let Some(root) = root else {
             bail!(
-                "device cuda needs the CUDA headers: no include/cuda_runtime.h; set CUDA_PATH to the toolkit"
+                "device cuda needs the CUDA headers: no toolkit is found; set CUDA_PATH to its folder"
+            );
+        };
+        let header = root.join("include").join("cuda_runtime.h");
+        if !header.is_file() {
+            bail!(
+                "device cuda needs the CUDA headers: {} is missing; set CUDA_PATH to the toolkit",
+                header.display()
             );
         }
         Ok(())
@@ -198,10 +220,11 @@ mod cuda {
 #[cfg(any(feature = "vulkan", feature = "metal", feature = "webgpu"))]
 mod graphics {
     use anyhow::{Result, bail};
+    use burn::tensor::backend::Backend;
     use burn_wgpu::graphics::GraphicsApi;
     #[allow(unused_imports)] // Which of them are used depends on the features.
-    pub use burn_wgpu::graphics::{Metal, Vulkan, WebGpu};
-    use burn_wgpu::{RuntimeOptions, Wgpu, WgpuDevice, init_setup};
+    pub use burn_wgpu::graphics::{AutoGraphicsApi, Metal, Vulkan};
+    use burn_wgpu::{RuntimeOptions, WgpuDevice, init_setup};
     use wgpu::{Backends, DeviceType};
 
     use super::{DeviceChoice, Work};
@@ -226,7 +249,11 @@ mod graphics {
     }
 
     /// The index-th adapter, real GPUs first, then software ones.
-    pub fn run<G: GraphicsApi>(choice: DeviceChoice, index: usize, work: impl Work) -> Result<()> {
+    pub fn run<G: GraphicsApi, B: Backend<Device = WgpuDevice>>(
+        choice: DeviceChoice,
+        index: usize,
+        work: impl Work,
+    ) -> Result<()> {
         let mut order: Vec<WgpuDevice> = vec![];
         let backends = Backends::from(G::backend());
         let found = adapters(backends);
@@ -244,7 +271,7 @@ mod graphics {
             bail!("device {choice} is not present; there are {}", order.len());
         };
         init_setup::<G>(device, RuntimeOptions::default());
-        work.on::<Wgpu>(device)
+        work.on::<B>(device)
     }
 }
 

@@ -6,8 +6,10 @@ mod command;
 mod device;
 mod model;
 
+use std::any::Any;
 use std::io::IsTerminal;
 use std::process::ExitCode;
+use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
 
@@ -58,7 +60,10 @@ fn main() -> ExitCode {
         .init();
     // A backend that panics (no memory on the device, a lost driver) still gets one line.
     let caught = std::panic::catch_unwind(|| {
-        std::panic::set_hook(Box::new(|_| {}));
+        std::panic::set_hook(Box::new(|panic| {
+            // A backend's own thread fails first; what the main thread then says tells little.
+            let _ = FIRST_PANIC.set(said_by(panic.payload()));
+        }));
         match arguments.command {
             Command::Train(command) => command.run(),
             Command::Ask(command) => command.run(),
@@ -73,16 +78,30 @@ fn main() -> ExitCode {
         Ok(Ok(())) => return ExitCode::SUCCESS,
         Ok(Err(error)) => sentence(&error),
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .map(String::as_str)
-                .or_else(|| panic.downcast_ref::<&str>().copied())
-                .unwrap_or("unknown failure");
+            let mut text = said_by(&*panic);
+            if let Some(first) = FIRST_PANIC.get().filter(|first| **first != text) {
+                text = format!("{first}; then: {text}");
+            }
+            // `print!` panics when its reader has gone away, as under `head`: nothing is wrong.
+            if text.contains("failed printing to stdout") && text.contains("os error 32") {
+                return ExitCode::SUCCESS;
+            }
             format!("the backend gave up: {text}")
         }
     };
     complain(&message);
     ExitCode::FAILURE
+}
+
+/// What the first panic of any thread said.
+static FIRST_PANIC: OnceLock<String> = OnceLock::new();
+
+fn said_by(payload: &(dyn Any + Send)) -> String {
+    let text = payload
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| payload.downcast_ref::<&str>().copied());
+    text.unwrap_or("unknown failure").to_owned()
 }
 
 /// An error and its causes; many name their cause themselves already.

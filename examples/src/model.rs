@@ -67,9 +67,7 @@ impl Precision {
             Self::F32 => FloatDType::F32,
             Self::F16 => FloatDType::F16,
             Self::Bf16 => FloatDType::BF16,
-            Self::Auto if !matches!(device, DeviceChoice::Cpu | DeviceChoice::Auto) => {
-                FloatDType::F16
-            }
+            Self::Auto if device.resolved() != DeviceChoice::Cpu => FloatDType::F16,
             // Files usually hold 16 bits: twice that in f32.
             Self::Auto => match memory() {
                 Some(memory) if bytes.saturating_mul(4) > memory => FloatDType::F16,
@@ -112,10 +110,11 @@ impl ModelArguments {
             return self.random::<B>(device);
         };
         let bytes = weight_bytes(self.base.as_deref().unwrap_or(dir));
+        let dtype = self.supported::<B>(self.dtype.resolve(self.device, bytes), device)?;
         let bar = bar();
         let options = AssistantOptions {
             load: LoadOptions {
-                dtype: self.dtype.resolve(self.device, bytes),
+                dtype,
                 base: self.base.clone(),
                 vision: self.vision.clone(),
                 progress: Some(progress(&bar)),
@@ -129,6 +128,20 @@ impl ModelArguments {
         Ok(loaded?)
     }
 
+    /// The dtype if the device computes in it; f32 in place of one that was not asked for.
+    fn supported<B: Backend>(&self, dtype: FloatDType, device: &B::Device) -> Result<FloatDType> {
+        if B::supports_dtype(device, dtype.into()) {
+            return Ok(dtype);
+        }
+        match self.dtype {
+            Precision::Auto => Ok(FloatDType::F32),
+            _ => bail!(
+                "device {} does not compute in {dtype:?}; choose another --dtype",
+                self.device.resolved()
+            ),
+        }
+    }
+
     fn random<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
         let config = preset(self.preset.as_deref().unwrap_or_default())?;
         let Some(tokenizer) = &self.tokenizer else {
@@ -138,6 +151,7 @@ impl ModelArguments {
             Precision::Auto => FloatDType::F16,
             other => other.resolve(self.device, 0),
         };
+        let dtype = self.supported::<B>(dtype, device)?;
         let model = init_random(config.init::<B>(device)?, dtype, 0)?;
         let processor = match &config.vision {
             Some(vision) => {
