@@ -1,0 +1,580 @@
+//! Whole runs on a tiny LLaVA with real photographs, and the loader that feeds them.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use burn::backend::Autodiff;
+use burn::data::dataloader::DataLoader;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::optim::{GradientsParams, Optimizer};
+use burn::tensor::{Distribution, Tensor, TensorData};
+use burn_flex::Flex;
+use serde_json::{Value, json};
+use sq_llava_data::image::{ImageAspect, ImageProcessor};
+use sq_llava_data::{AskingPolicy, LabelOptions, Manifest, Template, TextTokenizer};
+use sq_llava_model::weights::{LoadOptions, RunOrigin, load_model};
+use sq_llava_model::{Sample, SqLlava};
+use sq_llava_train::batch::MicroBatch;
+use sq_llava_train::dataset::StageData;
+use sq_llava_train::failure::Failure;
+use sq_llava_train::groups::ParamGroup;
+use sq_llava_train::loader::{BatchLoader, Plan};
+use sq_llava_train::optimizer::GroupedAdamW;
+use sq_llava_train::stage::StageModel;
+use sq_llava_train::{
+    Base, Recipe, RunDirectory, RunFiles, TrainError, TrainOutcome, TrainPaths, Ui, train,
+};
+
+type Ad = Autodiff<Flex>;
+
+/// Settings that learn something in seconds.
+const QUICK: &str = "
+    flavour = 'paper'
+    [model]
+    num_centers = 8
+    [stage1]
+    epochs = 4
+    batch_size = 2
+    accumulation = 2
+    lr_projector = 5e-3
+    [stage2]
+    epochs = 6
+    batch_size = 2
+    accumulation = 2
+    lr_llm = 1e-2
+    lr_projector = 5e-3
+    lr_vision = 2e-3
+    [lora.llm]
+    r = 8
+    alpha = 16
+    [lora.vision]
+    r = 4
+    alpha = 8
+";
+
+/// The CPU backend's random numbers are the process's: one test at a time may draw from them.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A base checkpoint, photographs and conversations about them.
+struct World {
+    folder: tempfile::TempDir,
+    _alone: MutexGuard<'static, ()>,
+}
+
+impl World {
+    fn new() -> Self {
+        let alone = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let folder = tempfile::tempdir().expect("a folder");
+        let base = folder.path().join("base");
+        std::fs::create_dir(&base).expect("a folder");
+        let llava = golden::base_folder("", None).join("orig");
+        let words = golden::folders("i_").remove(0);
+        for from in [llava, words] {
+            for path in golden::entries(&from) {
+                if path.is_file() && golden::file_name(&path) != "cases.json" {
+                    let target = base.join(golden::file_name(&path));
+                    std::fs::copy(&path, target).expect("copied");
+                }
+            }
+        }
+        let world = Self {
+            folder,
+            _alone: alone,
+        };
+        world.write("data.json", &world.samples());
+        world
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn images() -> PathBuf {
+        golden::folders("e_").remove(0)
+    }
+
+    /// Seven samples about four pictures, one of them without any.
+    fn samples(&self) -> Value {
+        let pictures: Vec<String> = golden::entries(&Self::images())
+            .iter()
+            .map(|path| golden::file_name(path))
+            .filter(|name| name.ends_with(".png") && name.matches('.').count() == 1)
+            .collect();
+        assert!(!pictures.is_empty(), "no pictures");
+        let mut samples: Vec<Value> = (0..6)
+            .map(|i| {
+                let picture = &pictures[i % pictures.len()];
+                json!({"id": format!("s{i}"), "image": picture, "conversations": [
+                    {"from": "human", "value": format!("<image>\nwhat is it {i}?")},
+                    {"from": "gpt", "value": format!("it is {picture}")},
+                    {"from": "human", "value": "and the other?"},
+                    {"from": "gpt", "value": "no"},
+                ]})
+            })
+            .collect();
+        samples.push(json!({"id": "text", "conversations": [
+            {"from": "human", "value": "say a word"}, {"from": "gpt", "value": "the"}]}));
+        Value::Array(samples)
+    }
+
+    fn write(&self, name: &str, value: &Value) {
+        std::fs::write(self.path(name), value.to_string()).expect("written");
+    }
+
+    fn recipe(&self, changes: &[&str]) -> Recipe {
+        let data = self.path("data.json");
+        let mut all: Vec<String> = ["stage1.data", "stage2.data"]
+            .iter()
+            .map(|key| format!("{key}='{}'", data.display()))
+            .collect();
+        all.extend(changes.iter().map(ToString::to_string));
+        Recipe::parse(QUICK, &all).expect("a recipe")
+    }
+
+    fn paths(&self, out: &str) -> TrainPaths {
+        TrainPaths {
+            llm: self.path("base"),
+            images: Some(Self::images()),
+            out: self.path(out),
+            ..TrainPaths::default()
+        }
+    }
+
+    fn train(&self, out: &str, changes: &[&str]) -> Result<TrainOutcome, TrainError> {
+        let (recipe, paths) = (self.recipe(changes), self.paths(out));
+        train::<Ad>(&recipe, &paths, &Default::default(), Ui::Quiet)
+    }
+
+    /// The loss log of a run.
+    fn log(&self, out: &str) -> Vec<Value> {
+        let text = std::fs::read_to_string(self.path(out).join("log.jsonl")).expect("a log");
+        let read = |line| serde_json::from_str(line).expect("JSON");
+        text.lines().map(read).collect()
+    }
+
+    fn losses(&self, out: &str, stage: u64) -> Vec<f64> {
+        let of_stage = |line: &Value| line["stage"] == stage;
+        let lines = self.log(out).into_iter().filter(of_stage);
+        lines
+            .map(|line| line["loss"].as_f64().expect("a loss"))
+            .collect()
+    }
+
+    fn stage_data(&self, tokenizer: TextTokenizer) -> StageData {
+        let processor = self.path("base").join("preprocessor_config.json");
+        let processor = ImageProcessor::from_file(&processor, ImageAspect::Pad);
+        StageData {
+            manifest: Manifest::open(self.path("data.json")).expect("a manifest"),
+            images: Self::images(),
+            tokenizer: Arc::new(tokenizer),
+            processor: Arc::new(processor.expect("a processor")),
+            labels: LabelOptions {
+                tokens_per_image: 16,
+                ..LabelOptions::new(Template::V1Sq)
+            },
+            asking: Some(AskingPolicy {
+                delta: 0.5,
+                first_turn: true,
+                seed: 3,
+            }),
+            seed: 3,
+            features: None,
+        }
+    }
+
+    fn tokenizer(&self) -> TextTokenizer {
+        TextTokenizer::from_dir(self.path("base")).expect("a tokenizer")
+    }
+}
+
+fn assert_near(a: &[f64], b: &[f64], tolerance: f64) {
+    assert_eq!(a.len(), b.len());
+    for (step, (a, b)) in a.iter().zip(b).enumerate() {
+        assert!((a - b).abs() <= tolerance, "step {step}: {a} and {b}");
+    }
+}
+
+#[test]
+fn both_stages_learn_and_leave_a_run_that_loads() {
+    let world = World::new();
+    let outcome = world.train("run", &[]).expect("trains");
+    assert_eq!(outcome.stages.len(), 2);
+    // Seven samples, four a step.
+    assert_eq!((outcome.stages[0].steps, outcome.stages[1].steps), (8, 12));
+    for stage in [1, 2] {
+        let losses = world.losses("run", stage);
+        let half = losses.len() / 2;
+        let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+        let (early, late) = (mean(&losses[..half]), mean(&losses[half..]));
+        assert!(late < 0.95 * early, "stage {stage}: {early} then {late}");
+    }
+    let asked = |line: &Value| line["question_tokens"].as_u64() > Some(0);
+    let log = world.log("run");
+    assert!(log.iter().any(asked), "no question was ever asked");
+    assert!(
+        log.iter()
+            .filter(|line| line["stage"] == 1)
+            .all(|line| !asked(line))
+    );
+
+    // Stage 1: projector and prototypes only; stage 2: everything.
+    let [llm, projector, vision] = outcome.stages[0].trainable;
+    assert!((llm, vision) == (0, 0) && projector > 0);
+    assert!(outcome.stages[1].trainable.iter().all(|&count| count > 0));
+
+    let options = LoadOptions {
+        base: Some(world.path("base")),
+        ..LoadOptions::default()
+    };
+    for (run, adapters, template) in [("run", true, "sq"), ("run/stage1", false, "plain")] {
+        let run = world.path(run);
+        let loaded = load_model::<Flex>(&run, &options, &Default::default());
+        let model = loaded
+            .unwrap_or_else(|e| panic!("{}: {e}", run.display()))
+            .model;
+        let llm = &model.language_model.model.layers[0].self_attn.q_proj;
+        assert_eq!(llm.lora.is_some(), adapters);
+        assert_eq!(model.config.conversation.as_deref(), Some(template));
+        assert_eq!(model.language_model.new_tokens.is_some(), adapters);
+        assert_eq!(
+            model.prototype.as_ref().map(|p| p.centers.dims()[0]),
+            Some(8)
+        );
+        let tokenizer = TextTokenizer::from_dir(&run).expect("the run's tokenizer");
+        assert_eq!(tokenizer.id("[vusr]").is_some(), adapters);
+        let recipe = Recipe::read(&run.join("recipe.toml"), &[]).expect("the run's recipe");
+        assert_eq!(recipe.stage2.lr_llm, 1e-2);
+    }
+    assert!(!world.path("run/.unfinished").exists());
+    // The directory is taken now.
+    let error = world.train("run", &[]).unwrap_err().to_string();
+    assert!(error.contains("not empty"), "{error}");
+}
+
+#[test]
+fn stage_2_alone_starts_from_a_stage_1_run() {
+    let world = World::new();
+    world.train("one", &["stages=[1]"]).expect("stage 1");
+    let mut paths = world.paths("two");
+    paths.projector = Some(world.path("one"));
+    let recipe = world.recipe(&["stages=[2]"]);
+    train::<Ad>(&recipe, &paths, &Default::default(), Ui::Quiet).expect("stage 2");
+    world.train("both", &[]).expect("both stages");
+    // The same numbers whether the stages run in one process or in two.
+    assert_near(&world.losses("two", 2), &world.losses("both", 2), 1e-6);
+    let other = world.recipe(&["stages=[2]", "model.prototype=false"]);
+    paths.out = world.path("three");
+    let error = train::<Ad>(&other, &paths, &Default::default(), Ui::Quiet).unwrap_err();
+    assert!(error.to_string().contains("model.prototype"), "{error}");
+}
+
+#[test]
+fn numbers_depend_on_the_seed_alone() {
+    let world = World::new();
+    // Dropout is on; workers and chunks are how, not what.
+    world.train("a", &["workers=1"]).expect("trains");
+    world
+        .train("b", &["workers=3", "loss.chunk_tokens=3"])
+        .expect("trains");
+    for stage in [1, 2] {
+        assert_near(&world.losses("a", stage), &world.losses("b", stage), 2e-3);
+    }
+    world.train("c", &["workers=3"]).expect("trains");
+    assert_eq!(world.losses("a", 2), world.losses("c", 2));
+    world.train("d", &["seed=1"]).expect("trains");
+    assert_ne!(world.losses("a", 2), world.losses("d", 2));
+}
+
+#[test]
+fn accumulation_is_a_larger_batch() {
+    let world = World::new();
+    let off = [
+        "stages=[2]",
+        "model.prototype=false",
+        "lora.llm.dropout=0",
+        "lora.vision.dropout=0",
+        "stage2.epochs=2",
+    ];
+    let with = |more: [&'static str; 2]| [&off[..], &more[..]].concat();
+    let whole = with(["stage2.batch_size=4", "stage2.accumulation=1"]);
+    let parts = with(["stage2.batch_size=1", "stage2.accumulation=4"]);
+    world.train("whole", &whole).expect("trains");
+    world.train("parts", &parts).expect("trains");
+    assert_near(&world.losses("whole", 2), &world.losses("parts", 2), 1e-3);
+    let norms = |run: &str| -> Vec<f64> {
+        world
+            .log(run)
+            .iter()
+            .map(|l| l["grad_norm"].as_f64().expect("a norm"))
+            .collect()
+    };
+    let (whole, parts) = (norms("whole"), norms("parts"));
+    // The last step of an epoch has three samples: its sums must not be taken for means.
+    for (whole, parts) in whole.iter().zip(&parts) {
+        assert!((whole - parts).abs() < 0.02 * whole, "{whole} and {parts}");
+    }
+}
+
+#[test]
+fn released_flavour_and_asking_off() {
+    let world = World::new();
+    let changes = [
+        "flavour=released",
+        "stage1.epochs=1",
+        "stage2.epochs=1",
+        "asking.delta=0",
+        "save_every=1",
+        "keep_checkpoints=1",
+    ];
+    let outcome = world.train("run", &changes);
+    // The quick recipe sets a rate for the vision adapters, so they train here too.
+    let outcome = outcome.expect("trains");
+    assert!(outcome.stages[1].trainable[ParamGroup::Vision.index()] > 0);
+    assert!(
+        world
+            .log("run")
+            .iter()
+            .all(|line| line["loss_question"].is_null())
+    );
+    assert!(world.path("run/checkpoint-2-2/config.json").is_file());
+    assert!(
+        !world.path("run/checkpoint-2-1").exists(),
+        "an old checkpoint is left"
+    );
+}
+
+#[test]
+fn bad_samples_and_settings_are_named() {
+    let world = World::new();
+    let mut samples = world.samples();
+    samples[2]["image"] = json!("nowhere.png");
+    world.write("data.json", &samples);
+    let error = world.train("a", &[]).unwrap_err().to_string();
+    assert!(
+        error.contains("s2") && error.contains("nowhere.png"),
+        "{error}"
+    );
+
+    samples = world.samples();
+    samples[1]["conversations"][0]["value"] = json!("<image><image><image>?");
+    samples[1]["image"] = json!(["a.png", "b.png"]);
+    world.write("data.json", &samples);
+    let error = world.train("b", &[]).unwrap_err().to_string();
+    assert!(error.contains("s1"), "{error}");
+
+    world.write("data.json", &json!([]));
+    let error = world.train("c", &[]).unwrap_err().to_string();
+    assert!(error.contains("no samples"), "{error}");
+
+    let mut paths = world.paths("d");
+    paths.data = Some(world.path("data.json"));
+    let recipe = world.recipe(&[]);
+    let error = train::<Ad>(&recipe, &paths, &Default::default(), Ui::Quiet).unwrap_err();
+    assert!(error.to_string().contains("stage1.data"), "{error}");
+}
+
+/// Adds noise to everything that trains.
+struct Noise(f64);
+
+impl ModuleMapper<Ad> for Noise {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<Ad, D>>) -> Param<Tensor<Ad, D>> {
+        if !param.is_require_grad() {
+            return param;
+        }
+        param.map(|tensor| {
+            let noise = Distribution::Normal(0.0, self.0);
+            let noise = Tensor::random(tensor.dims(), noise, &tensor.device());
+            Tensor::from_inner((tensor + noise).inner()).require_grad()
+        })
+    }
+}
+
+fn logits<B: burn::tensor::backend::Backend>(model: &SqLlava<B>, pixels: &[f32]) -> Vec<f32> {
+    let pixels = model.pixels(&[pixels]).expect("pixels");
+    let images = model.encode_images(pixels).expect("an image");
+    let new = model
+        .language_model
+        .new_tokens
+        .as_ref()
+        .expect("new tokens")
+        .start as i64;
+    let ids = [1, -200, new, 50, 60, new + 1, 70, new + 3];
+    let sample = Sample { ids: &ids, images };
+    let mut embedded = model.embed(&[sample]).expect("embedded");
+    model
+        .logits(embedded.remove(0))
+        .into_data()
+        .to_vec()
+        .expect("f32 values")
+}
+
+#[test]
+fn a_saved_run_gives_the_same_logits() {
+    let world = World::new();
+    let device = Default::default();
+    let (recipe, paths) = (world.recipe(&[]), world.paths("run"));
+    let base = Base::<Ad>::load(&recipe, &paths, &device).expect("a base");
+    let mut tokenizer = base.tokenizer;
+    let prepared = StageModel::prepare(base.model, &mut tokenizer, &recipe, 2).expect("a stage");
+    let model = prepared.model.map(&mut Noise(0.05));
+    let pixels: Vec<f32> = (0..3 * 56 * 56).map(|i| (i as f32 * 0.37).sin()).collect();
+    let expected = logits(&model, &pixels);
+
+    let run = RunDirectory::create(&paths.out, &recipe).expect("a run directory");
+    let files = RunFiles {
+        tokenizer,
+        processor: base.processor.config().clone(),
+        origin: RunOrigin::default(),
+    };
+    run.finish(&model, &files).expect("saved");
+    let options = LoadOptions {
+        base: Some(world.path("base")),
+        ..LoadOptions::default()
+    };
+    let loaded = load_model::<Flex>(&paths.out, &options, &device).expect("loaded");
+    let actual = logits(&loaded.model, &pixels);
+    let reference: Vec<f64> = expected.iter().map(|&v| f64::from(v)).collect();
+    golden::assert_close("logits", &actual, &reference, 1e-5);
+}
+
+#[test]
+fn a_gradient_that_is_not_a_number_changes_nothing() {
+    let world = World::new();
+    let device = Default::default();
+    let recipe = world.recipe(&[]);
+    let base = Base::<Ad>::load(&recipe, &world.paths("run"), &device).expect("a base");
+    let mut tokenizer = base.tokenizer;
+    let prepared = StageModel::prepare(base.model, &mut tokenizer, &recipe, 2).expect("a stage");
+    let new = |model: &SqLlava<Ad>| {
+        let rows = &model
+            .language_model
+            .new_tokens
+            .as_ref()
+            .expect("new tokens")
+            .embed;
+        (rows.id, rows.val().into_data())
+    };
+    let (id, before) = new(&prepared.model);
+    let mut optimizer = GroupedAdamW::<Ad>::new(&recipe.stage2, prepared.groups.clone());
+    let mut model = prepared.model;
+    for (value, moves) in [(f32::NAN, false), (f32::INFINITY, false), (0.5, true)] {
+        let mut grads = GradientsParams::new();
+        let [rows, width] = [before.shape[0], before.shape[1]];
+        let data = TensorData::new(vec![value; rows * width], [rows, width]);
+        grads.register(id, Tensor::<Flex, 2>::from_data(data, &device));
+        model = optimizer.step(1.0, model, grads);
+        assert_eq!(optimizer.norms().is_finite(), moves);
+        assert_eq!(new(&model).1 != before, moves, "gradient {value}");
+    }
+}
+
+fn batches(loader: &BatchLoader) -> Vec<MicroBatch> {
+    let loader: &dyn DataLoader<Flex, MicroBatch> = loader;
+    loader.iter().collect()
+}
+
+#[test]
+fn the_loader_gives_the_same_batches_with_any_number_of_workers() {
+    let world = World::new();
+    let data = Arc::new(world.stage_data(world.tokenizer()));
+    let stage = world.recipe(&["stage2.epochs=3"]).stage2;
+    let plan = Plan::new(&stage, data.len());
+    assert_eq!((plan.steps_per_epoch(), plan.steps()), (2, 6));
+    let run = |workers, first| {
+        let failure = Failure::default();
+        let loader = BatchLoader::new(data.clone(), plan, first, workers, failure.clone());
+        let all = batches(&loader);
+        assert!(!failure.is_set());
+        all
+    };
+    let one = run(1, 0);
+    let seen = |all: &[MicroBatch]| -> Vec<(usize, usize, String, Vec<i64>)> {
+        all.iter()
+            .flat_map(|b| {
+                b.samples
+                    .iter()
+                    .map(|s| (b.step, b.micro, s.id.to_string(), s.ids.clone()))
+            })
+            .collect()
+    };
+    for workers in [2, 3, 5] {
+        assert_eq!(seen(&run(workers, 0)), seen(&one), "{workers} workers");
+    }
+    // From the middle on as if it had run until there.
+    let rest: Vec<_> = seen(&one)
+        .into_iter()
+        .filter(|(step, ..)| *step >= 3)
+        .collect();
+    assert_eq!(seen(&run(2, 3)), rest);
+
+    let mut orders = Vec::new();
+    for epoch in 0..3 {
+        let of_epoch: Vec<_> = one.iter().filter(|b| b.epoch == epoch).collect();
+        let ids: Vec<&str> = of_epoch
+            .iter()
+            .flat_map(|b| b.samples.iter().map(|s| &*s.id))
+            .collect();
+        let mut sorted = ids.clone();
+        sorted.sort_unstable();
+        assert_eq!(sorted, ["s0", "s1", "s2", "s3", "s4", "s5", "text"]);
+        orders.push(ids.join(" "));
+    }
+    assert!(
+        orders[0] != orders[1] || orders[1] != orders[2],
+        "epochs have one order"
+    );
+    for step in 0..plan.steps() {
+        let parts: Vec<_> = one.iter().filter(|b| b.step == step).collect();
+        let learnable: usize = parts
+            .iter()
+            .flat_map(|b| &b.samples)
+            .map(|s| s.learnable())
+            .sum();
+        assert!(learnable > 0 && parts.iter().all(|b| b.step_tokens == learnable));
+        assert_eq!(parts.len(), parts[0].micros);
+    }
+    // Halves of the data are disjoint and cover it.
+    let loader = BatchLoader::new(data.clone(), plan, 0, 2, Failure::default());
+    let loader: &dyn DataLoader<Flex, MicroBatch> = &loader;
+    let mut halves: Vec<String> = [loader.slice(0, 3), loader.slice(3, 7)]
+        .iter()
+        .flat_map(|half| half.iter().filter(|b| b.epoch == 0).collect::<Vec<_>>())
+        .flat_map(|b| b.samples.into_iter().map(|s| s.id.to_string()))
+        .collect();
+    halves.sort_unstable();
+    assert_eq!(halves, ["s0", "s1", "s2", "s3", "s4", "s5", "text"]);
+}
+
+#[test]
+fn a_listener_that_leaves_early_ends_the_workers() {
+    let world = World::new();
+    let data = Arc::new(world.stage_data(world.tokenizer()));
+    let plan = Plan::new(&world.recipe(&["stage2.epochs=100"]).stage2, data.len());
+    let loader = BatchLoader::new(data.clone(), plan, 0, 2, Failure::default());
+    let loader: &dyn DataLoader<Flex, MicroBatch> = &loader;
+    let mut batches = loader.iter();
+    assert!(batches.next().is_some());
+    drop(batches);
+    // The loader itself and this test hold the data; the workers let go of it.
+    let start = std::time::Instant::now();
+    while Arc::strong_count(&data) > 2 {
+        assert!(
+            start.elapsed().as_secs() < 30,
+            "a worker goes on for nobody"
+        );
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+}
+
+#[test]
+fn a_file_that_is_no_picture_is_named() {
+    let world = World::new();
+    std::fs::write(world.path("x.png"), b"not a picture").expect("written");
+    let mut data = world.stage_data(world.tokenizer());
+    data.images = world.folder.path().to_path_buf();
+    let (mut sample, _) = data.encode(0, 0).expect("encoded");
+    sample.pictures[0].key = "x.png".into();
+    let error = data.read_pictures(&mut sample).unwrap_err().to_string();
+    assert!(error.contains("s0") && error.contains("x.png"), "{error}");
+    assert!(Path::new(&*sample.pictures[0].key).is_relative());
+}
