@@ -30,7 +30,7 @@ pub struct ModelArguments {
     /// Tokenizer, for weights that lie without one.
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
-    /// auto, cpu, cuda[:i], vulkan[:i], metal[:i] or webgpu[:i].
+    /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
     #[arg(long, default_value = "auto")]
     pub device: DeviceChoice,
     /// Dtype of the weights in memory.

@@ -31,7 +31,7 @@ pub struct Ask {
     /// Print {input_ids, output_ids, text, finish}; −200 stands for an image.
     #[arg(long)]
     json: bool,
-    /// [IMAGE] QUESTION
+    /// `[IMAGE] QUESTION`
     #[arg(num_args = 1..=2, required = true, value_name = "[IMAGE] QUESTION")]
     words: Vec<String>,
 }

@@ -37,7 +37,7 @@ pub struct Train {
     /// The run directory to be made.
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
-    /// auto, cpu, cuda[:i], vulkan[:i], metal[:i] or webgpu[:i].
+    /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
     /// Plain lines in place of the dashboard.
