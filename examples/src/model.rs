@@ -79,8 +79,13 @@ impl Precision {
 
 /// Memory of the machine in bytes, where the system says.
 fn memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find(|line| line.starts_with("MemTotal:"))?;
+    proc_bytes("/proc/meminfo", "MemTotal:")
+}
+
+/// A line `key N kB` of a file of the kernel's, in bytes.
+fn proc_bytes(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
     Some(kib * 1024)
 }
@@ -198,8 +203,5 @@ fn progress(bar: &ProgressBar) -> Progress {
 
 /// Most memory that the process held, in bytes, where the system says.
 pub fn peak_memory() -> Option<u64> {
-    let text = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = text.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
+    proc_bytes("/proc/self/status", "VmHWM:")
 }

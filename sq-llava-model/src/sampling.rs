@@ -86,13 +86,10 @@ impl Sampler {
             let mut tokens: Vec<i64> = seen.to_vec();
             tokens.sort_unstable();
             tokens.dedup();
-            for logit in tokens
-                .iter()
-                .filter_map(|&id| usize::try_from(id).ok())
-                .filter(|&id| id < logits.len())
-                .collect::<Vec<_>>()
-            {
-                let logit = &mut logits[logit];
+            for id in tokens {
+                let Some(logit) = usize::try_from(id).ok().and_then(|id| logits.get_mut(id)) else {
+                    continue;
+                };
                 *logit = if *logit > 0.0 {
                     *logit / penalty
                 } else {
