@@ -1,0 +1,154 @@
+//! What to train and how: a TOML file, every field of it documented here, with the published
+//! settings as defaults.
+//!
+//! A recipe names only what differs from its flavour. `key=value` on the command line changes one
+//! field (`stage2.lr_llm=1e-4`); a key that does not exist is an error.
+
+mod adapters;
+mod layers;
+mod model;
+mod objective;
+mod published;
+mod stage;
+#[cfg(test)]
+mod tests;
+mod validate;
+
+pub use adapters::{AdapterRecipe, LoraRecipe};
+pub use model::ModelRecipe;
+pub use objective::{AskingRecipe, LossRecipe};
+pub use stage::StageRecipe;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use self::layers::{apply, merge};
+use crate::error::TrainError;
+
+/// Which of the two variants of the method the defaults follow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Flavour {
+    /// arXiv 2403.11299: prototype extractor φ before `mlp2x_gelu`, role tokens of template `sq`,
+    /// LoRA on both towers.
+    Paper,
+    /// The released code: the `cluster` projector, template `v1_sq`, first turn never asked,
+    /// vision adapters that do not train.
+    Released,
+}
+
+/// Number format of the frozen base weights. What trains is always f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BaseDtype {
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+    /// 16 bits with the range of f32; slow on CPUs.
+    Bf16,
+}
+
+/// A whole training run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// Variant that gives the defaults of all other fields.
+    pub flavour: Flavour,
+    /// Stages to run, in order: `[1]`, `[2]` or `[1, 2]`.
+    pub stages: Vec<u8>,
+    /// Seed of everything random: initial weights, order, asking draws, dropout.
+    pub seed: u64,
+    /// Number format of the frozen base weights.
+    pub dtype: BaseDtype,
+    /// A run directory whose projector (and prototypes) a run without stage 1 starts from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init_from: Option<PathBuf>,
+    /// One progress line every so many steps where there is no terminal.
+    pub log_every: usize,
+    /// A checkpoint every so many steps; 0 for none but the last.
+    pub save_every: usize,
+    /// How many of those checkpoints are kept.
+    pub keep_checkpoints: usize,
+    /// Threads that read and decode images.
+    pub workers: usize,
+    /// Memory for features of images while the vision tower does not train, in MiB.
+    pub feature_cache_mib: usize,
+    /// What stands between the vision tower and the LLM.
+    pub model: ModelRecipe,
+    /// Stage 1: the projector and the prototypes learn captions; both towers are frozen.
+    pub stage1: StageRecipe,
+    /// Stage 2: adapters on both towers; the joint loss of asking and answering.
+    pub stage2: StageRecipe,
+    /// Adapters of stage 2.
+    pub lora: LoraRecipe,
+    /// Visual self-questioning.
+    pub asking: AskingRecipe,
+    /// The loss.
+    pub loss: LossRecipe,
+}
+
+impl Recipe {
+    /// Reads a recipe and applies `key=value` changes.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not TOML, has a key that does not exist or a value that
+    /// cannot be used.
+    pub fn read(path: &Path, changes: &[String]) -> Result<Self, TrainError> {
+        let text = std::fs::read_to_string(path).map_err(|e| TrainError::io(path, e))?;
+        Self::parse(&text, changes).map_err(|error| match error {
+            TrainError::Recipe(reason) => {
+                TrainError::Recipe(format!("{}: {reason}", path.display()))
+            }
+            other => other,
+        })
+    }
+
+    /// [`Self::read`] from text.
+    ///
+    /// # Errors
+    /// As [`Self::read`].
+    pub fn parse(text: &str, changes: &[String]) -> Result<Self, TrainError> {
+        let mut given: toml::Table = text
+            .parse()
+            .map_err(|e: toml::de::Error| TrainError::Recipe(e.to_string().trim_end().into()))?;
+        for change in changes {
+            apply(&mut given, change)?;
+        }
+        let flavour = match given.get("flavour") {
+            None => Flavour::Paper,
+            Some(value) => value.clone().try_into().map_err(|_| {
+                TrainError::Recipe(format!(
+                    "flavour is {value}; known are \"paper\" and \"released\""
+                ))
+            })?,
+        };
+        let defaults = toml::Table::try_from(Self::published(flavour))
+            .map_err(|e| TrainError::Internal(format!("the default recipe is not TOML: {e}")))?;
+        let mut whole = defaults;
+        merge(&mut whole, given);
+        let recipe: Self = whole
+            .try_into()
+            .map_err(|e: toml::de::Error| TrainError::Recipe(e.to_string().trim_end().into()))?;
+        recipe.validate()?;
+        Ok(recipe)
+    }
+
+    /// The recipe as TOML, with every field.
+    ///
+    /// # Errors
+    /// If a path in it is not Unicode.
+    pub fn to_toml(&self) -> Result<String, TrainError> {
+        toml::to_string(self).map_err(|e| TrainError::Recipe(format!("cannot be written: {e}")))
+    }
+
+    /// The settings of stage 1 or 2.
+    pub fn stage(&self, stage: u8) -> &StageRecipe {
+        if stage == 1 {
+            &self.stage1
+        } else {
+            &self.stage2
+        }
+    }
+}

@@ -1,0 +1,84 @@
+//! The published settings, which every recipe starts from.
+
+use sq_llava_data::Template;
+use sq_llava_model::lora::LoraConfig;
+
+use super::{
+    AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
+    StageRecipe,
+};
+
+impl Recipe {
+    /// The published settings.
+    pub fn published(flavour: Flavour) -> Self {
+        let paper = flavour == Flavour::Paper;
+        let stage = |template, batch_size, accumulation| StageRecipe {
+            data: None,
+            images: None,
+            template,
+            epochs: 1,
+            batch_size,
+            accumulation,
+            lr_llm: 0.0,
+            lr_projector: 1e-3,
+            lr_vision: 0.0,
+            warmup_ratio: 0.03,
+            weight_decay: 0.0,
+            betas: [0.9, 0.999],
+            eps: 1e-8,
+            clip_norm: 1.0,
+            max_length: 2048,
+        };
+        let adapter = |lora: LoraConfig| AdapterRecipe {
+            r: lora.r,
+            alpha: lora.lora_alpha,
+            dropout: lora.lora_dropout,
+            targets: lora.target_modules,
+        };
+        Self {
+            flavour,
+            stages: vec![1, 2],
+            seed: 0,
+            dtype: BaseDtype::F32,
+            init_from: None,
+            log_every: 10,
+            save_every: 0,
+            keep_checkpoints: 2,
+            workers: 2,
+            feature_cache_mib: 512,
+            model: ModelRecipe {
+                mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
+                prototype: paper,
+                num_centers: 256,
+                num_iterations: 2,
+                redraw_centers: false,
+                select_layer: -2,
+                image_aspect_ratio: "pad".into(),
+            },
+            stage1: stage(Template::Plain, 16, 16),
+            stage2: StageRecipe {
+                lr_llm: 2e-4,
+                lr_projector: 2e-5,
+                lr_vision: if paper { 2e-5 } else { 0.0 },
+                ..stage(if paper { Template::Sq } else { Template::V1Sq }, 8, 16)
+            },
+            lora: LoraRecipe {
+                llm: adapter(LoraConfig::llm(128, 256.0, 0.05)),
+                vision: adapter(if paper {
+                    LoraConfig::vision(32, 64.0, 0.2)
+                } else {
+                    LoraConfig::vision(64, 128.0, 0.2)
+                }),
+            },
+            asking: AskingRecipe {
+                delta: 0.5,
+                first_turn: paper,
+            },
+            loss: LossRecipe {
+                question_weight: 1.0,
+                answer_weight: 1.0,
+                chunk_tokens: 128,
+            },
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! Settings of one stage.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use sq_llava_data::Template;
+
+/// One stage.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageRecipe {
+    /// LLaVA JSON or JSONL.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<PathBuf>,
+    /// Folder that its image paths start from.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub images: Option<PathBuf>,
+    /// Conversation template: `plain`, `v1`, `v1_sq` or `sq`.
+    pub template: Template,
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Samples that go through the model at once.
+    pub batch_size: usize,
+    /// Such batches in one optimizer step.
+    pub accumulation: usize,
+    /// Peak learning rate of the LLM's adapters; 0 freezes them.
+    pub lr_llm: f64,
+    /// Peak learning rate of projector, prototypes and the rows of new tokens.
+    pub lr_projector: f64,
+    /// Peak learning rate of the vision tower's adapters; 0 freezes them, and then the tower runs
+    /// without a graph.
+    pub lr_vision: f64,
+    /// Part of the steps over which the rates rise from 0.
+    pub warmup_ratio: f64,
+    /// AdamW's decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's decay rates of the moments.
+    pub betas: [f64; 2],
+    /// Added to the root of the second moment.
+    pub eps: f64,
+    /// Largest norm of all gradients together; 0 leaves them as they are.
+    pub clip_norm: f64,
+    /// Longest sequence in tokens, image tokens included; longer ones are cut at a turn.
+    pub max_length: usize,
+}
+
+impl StageRecipe {
+    /// Samples of one optimizer step.
+    pub fn samples_per_step(&self) -> usize {
+        self.batch_size * self.accumulation
+    }
+}
