@@ -2,6 +2,7 @@
 //!
 //! Pure data: nothing here knows a model or a tensor library.
 
+mod clip_tokenizer;
 pub mod conversation;
 mod error;
 pub mod image;
@@ -15,6 +16,7 @@ pub mod stream;
 pub mod template;
 pub mod tokenizer;
 
+pub use clip_tokenizer::{ClipTokenizer, ClipTokens};
 pub use conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker, Turn};
 pub use error::DataError;
 pub use labels::{

@@ -19,7 +19,7 @@ pub struct ClipVisionTower<B: Backend> {
     pub pre_layrnorm: Option<LayerNorm<B>>,
     /// Layers.
     pub encoder: ClipEncoder<B>,
-    /// Norm of the pooled output; no image feature passes through it.
+    /// Norm of the pooled output; no image feature of LLaVA passes through it.
     pub post_layernorm: Option<LayerNorm<B>>,
 }
 
@@ -43,7 +43,7 @@ pub struct PatchEmbedding<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
 }
 
-/// The layers.
+/// The layers of a tower.
 #[derive(Module, Debug)]
 pub struct ClipEncoder<B: Backend> {
     /// Layers in order.
@@ -76,6 +76,8 @@ pub struct ClipAttention<B: Backend> {
     pub out_proj: Linear<B>,
     #[module(skip)]
     heads: usize,
+    #[module(skip)]
+    causal: bool,
 }
 
 /// `fc2(act(fc1(x)))`.
@@ -89,6 +91,46 @@ pub struct ClipMlp<B: Backend> {
     act: Activation,
 }
 
+/// Sizes of the layers of a tower, of images or of text.
+pub(crate) struct LayerSizes {
+    pub hidden: usize,
+    pub intermediate: usize,
+    pub heads: usize,
+    pub act: Activation,
+    pub eps: f64,
+    /// Whether a token sees only those before it.
+    pub causal: bool,
+}
+
+impl LayerSizes {
+    /// Layers with lazily drawn weights.
+    pub fn init<B: Backend>(&self, layers: usize, device: &B::Device) -> ClipEncoder<B> {
+        let (h, i) = (self.hidden, self.intermediate);
+        let norm = || LayerNorm::init(h, self.eps, device);
+        let linear = |d_in, d_out| Linear::init(d_in, d_out, true, device);
+        let layer = |_| ClipLayer {
+            layer_norm1: norm(),
+            self_attn: ClipAttention {
+                q_proj: linear(h, h),
+                k_proj: linear(h, h),
+                v_proj: linear(h, h),
+                out_proj: linear(h, h),
+                heads: self.heads,
+                causal: self.causal,
+            },
+            layer_norm2: norm(),
+            mlp: ClipMlp {
+                fc1: linear(h, i),
+                fc2: linear(i, h),
+                act: self.act,
+            },
+        };
+        ClipEncoder {
+            layers: (0..layers).map(layer).collect(),
+        }
+    }
+}
+
 impl ClipVisionConfig {
     /// A tower with lazily drawn weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> ClipVisionTower<B> {
@@ -98,27 +140,14 @@ impl ClipVisionConfig {
             mean: 0.0,
             std: 0.02,
         };
-        let layers = (0..self.num_hidden_layers).map(|_| {
-            let [q, k, v, out, fc1, fc2] = self
-                .linears()
-                .map(|(_, i, o)| Linear::init(i, o, true, device));
-            ClipLayer {
-                layer_norm1: norm(),
-                self_attn: ClipAttention {
-                    q_proj: q,
-                    k_proj: k,
-                    v_proj: v,
-                    out_proj: out,
-                    heads: self.num_attention_heads,
-                },
-                layer_norm2: norm(),
-                mlp: ClipMlp {
-                    fc1,
-                    fc2,
-                    act: self.hidden_act,
-                },
-            }
-        });
+        let layers = LayerSizes {
+            hidden: h,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            act: self.hidden_act,
+            eps,
+            causal: false,
+        };
         ClipVisionTower {
             embeddings: ClipVisionEmbeddings {
                 class_embedding: normal.init([h], device),
@@ -131,9 +160,7 @@ impl ClipVisionConfig {
                 position_embedding: Embedding::init(self.num_patches() + 1, h, device),
             },
             pre_layrnorm: self.pre_layernorm.then(norm),
-            encoder: ClipEncoder {
-                layers: layers.collect(),
-            },
+            encoder: layers.init(self.num_hidden_layers, device),
             post_layernorm: self.post_layernorm.then(norm),
         }
     }
@@ -175,6 +202,19 @@ impl<B: Backend> ClipVisionTower<B> {
         }
     }
 
+    /// The class token behind the last layer and its norm; what CLIP compares with texts.
+    /// `[images, 3, side, side]` → `[images, hidden]`
+    pub fn pooled(&self, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
+        let hidden = self.hidden_state(pixels, self.encoder.layers.len());
+        let [images, _, width] = hidden.dims();
+        let class = hidden.slice([0..images, 0..1, 0..width]);
+        let class = class.reshape([images, width]);
+        match &self.post_layernorm {
+            Some(norm) => norm.forward(class),
+            None => class,
+        }
+    }
+
     fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let embeddings = &self.embeddings;
         let patches = embeddings.patch_embedding.forward(pixels);
@@ -212,7 +252,7 @@ impl<B: Backend> PatchEmbedding<B> {
 }
 
 impl<B: Backend> ClipLayer<B> {
-    /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
+    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let normed = self.layer_norm1.forward(hidden.clone());
         let hidden = hidden + self.self_attn.forward(normed);
@@ -227,7 +267,11 @@ impl<B: Backend> ClipAttention<B> {
         let query = split_heads(self.q_proj.forward(hidden.clone()), self.heads);
         let key = split_heads(self.k_proj.forward(hidden.clone()), self.heads);
         let value = split_heads(self.v_proj.forward(hidden), self.heads);
-        let output = attention(query, key, value, &AttentionMask::Full);
+        let mask = match self.causal {
+            true => AttentionMask::Causal,
+            false => AttentionMask::Full,
+        };
+        let output = attention(query, key, value, &mask);
         self.out_proj.forward(join_heads(output))
     }
 }

@@ -6,6 +6,8 @@ pub mod assistant;
 pub mod attention;
 pub mod cache;
 pub mod clip;
+pub mod clip_model;
+pub mod clip_text;
 pub mod cluster;
 pub mod config;
 pub mod embedding;

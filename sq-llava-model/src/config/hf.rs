@@ -21,20 +21,20 @@ pub fn read_json(path: &Path) -> Result<Value, ModelError> {
 }
 
 /// One JSON object of a configuration file, with typed access that names file and key.
-struct Reader<'a> {
-    path: &'a Path,
+pub(super) struct Reader<'a> {
+    pub path: &'a Path,
     object: &'a Map<String, Value>,
 }
 
 impl<'a> Reader<'a> {
-    fn new(path: &'a Path, value: &'a Value) -> Result<Self, ModelError> {
+    pub fn new(path: &'a Path, value: &'a Value) -> Result<Self, ModelError> {
         let object = value
             .as_object()
             .ok_or_else(|| ModelError::config(path, "not a JSON object"))?;
         Ok(Self { path, object })
     }
 
-    fn get(&self, key: &str) -> Option<&'a Value> {
+    pub fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|v| !v.is_null())
     }
 
@@ -58,14 +58,14 @@ impl<'a> Reader<'a> {
     }
 
     /// A size that must not be zero.
-    fn positive(&self, key: &str, default: usize) -> Result<usize, ModelError> {
+    pub fn positive(&self, key: &str, default: usize) -> Result<usize, ModelError> {
         match self.size(key, default)? {
             0 => Err(self.error(&format!("\"{key}\" is 0"))),
             n => Ok(n),
         }
     }
 
-    fn float(&self, key: &str, default: f64) -> Result<f64, ModelError> {
+    pub fn float(&self, key: &str, default: f64) -> Result<f64, ModelError> {
         Ok(self
             .typed(key, "a number", Value::as_f64)?
             .unwrap_or(default))
@@ -76,11 +76,11 @@ impl<'a> Reader<'a> {
         Ok(read.unwrap_or(default))
     }
 
-    fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
+    pub fn text(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
         self.typed(key, "a string", Value::as_str)
     }
 
-    fn id(&self, key: &str) -> Result<Option<i64>, ModelError> {
+    pub fn id(&self, key: &str) -> Result<Option<i64>, ModelError> {
         self.typed(key, "a token id", Value::as_i64)
     }
 
@@ -94,7 +94,7 @@ impl<'a> Reader<'a> {
         Ok(ids.unwrap_or_default())
     }
 
-    fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
+    pub fn activation(&self, key: &str, default: Activation) -> Result<Activation, ModelError> {
         match self.get(key) {
             None => Ok(default),
             Some(value) => serde_json::from_value(value.clone()).map_err(|_| {
@@ -105,7 +105,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn error(&self, reason: &str) -> ModelError {
+    pub fn error(&self, reason: &str) -> ModelError {
         ModelError::config(self.path, reason)
     }
 }
@@ -187,7 +187,7 @@ fn rope_scaling(r: &Reader) -> Result<Option<RopeScaling>, ModelError> {
     }
 }
 
-fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
+pub(super) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
     let (hidden, heads) = (
         r.positive("hidden_size", 768)?,
         r.positive("num_attention_heads", 12)?,

@@ -1,8 +1,10 @@
 //! Configuration of the model and its named presets.
 
+mod clip;
 mod count;
 mod hf;
 
+pub use clip::{ClipConfig, ClipTextConfig};
 pub use count::ParameterCount;
 pub use hf::{read_json, read_vision_config};
 

@@ -9,7 +9,6 @@ use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
 use crate::error::ModelError;
-use crate::sq_llava::SqLlava;
 
 /// Stored tensors by canonical name, with what else was found beside them.
 #[derive(Debug, Default)]
@@ -144,11 +143,11 @@ pub(super) struct FillOptions<'a> {
 ///
 /// # Errors
 /// If a tensor cannot be read.
-pub(super) fn fill<B: Backend>(
-    model: SqLlava<B>,
+pub(super) fn fill<B: Backend, M: Module<B>>(
+    model: M,
     weights: WeightMap,
     options: &FillOptions<'_>,
-) -> Result<(SqLlava<B>, LoadReport), ModelError> {
+) -> Result<(M, LoadReport), ModelError> {
     let total = weights.weights.values().map(|t| t.stored_bytes()).sum();
     let mut filler = Filler {
         weights,

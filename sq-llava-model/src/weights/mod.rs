@@ -7,6 +7,7 @@
 //! [`save_adapters`] what a training run changed.
 
 mod adapter;
+mod clip;
 mod fill;
 mod layout;
 mod load;
@@ -22,6 +23,7 @@ mod tensor;
 mod vision;
 mod write;
 
+pub use clip::load_clip;
 pub use layout::Layout;
 pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
 pub use random::init_random;
