@@ -8,6 +8,7 @@ use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
+use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Template, TextTokenizer};
 use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
@@ -18,7 +19,7 @@ use crate::device::DeviceChoice;
 /// Which model, on which device.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArguments {
-    /// Checkpoint or run directory.
+    /// Checkpoint or run directory, or a GGUF file.
     #[arg(long, value_name = "DIR", required_unless_present = "preset")]
     pub model: Option<PathBuf>,
     /// Model that a run was trained on.
@@ -90,8 +91,13 @@ fn proc_bytes(file: &str, key: &str) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// Size of the weight files in a directory.
+/// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it
+/// would be in 16.
 fn weight_bytes(dir: &std::path::Path) -> u64 {
+    if let Ok(header) = GgufHeader::open(dir) {
+        let elements = |shape: &[usize]| shape.iter().map(|&side| side as u64).product::<u64>();
+        return header.tensors.iter().map(|t| 2 * elements(&t.shape)).sum();
+    }
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;
     };

@@ -56,6 +56,14 @@ pub enum DataError {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// A GGUF file is damaged or of a kind that is not supported.
+    #[error("{}: {reason}", path.display())]
+    Gguf {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
     /// A text could not be encoded or ids could not be decoded.
     #[error("tokenizer: {0}")]
     Encoding(String),

@@ -5,6 +5,7 @@
 mod clip_tokenizer;
 pub mod conversation;
 mod error;
+pub mod gguf;
 pub mod image;
 
 pub mod labels;

@@ -28,6 +28,8 @@ const UNKNOWN: i32 = 2;
 const CONTROL: i32 = 3;
 const USER_DEFINED: i32 = 4;
 const UNUSED: i32 = 5;
+/// A byte (`<0x0A>`), numbered as lists of kinds hold it.
+const BYTE: i64 = 6;
 
 /// `TrainerSpec.ModelType.BPE`.
 const MODEL_TYPE_BPE: i32 = 2;
@@ -83,6 +85,8 @@ struct NormalizerSpec {
 pub(crate) struct SentencePieceModel {
     /// The BPE with SentencePiece's normalisation: a space mark before every stretch of text.
     pub(crate) tokenizer: Tokenizer,
+    /// Whether a space is put before a text.
+    pub(crate) space_first: bool,
     /// Pieces that stand for no text: control pieces and the unknown piece.
     pub(crate) control_ids: Vec<u32>,
     /// Unknown, begin, end and padding pieces, where the model has them.
@@ -124,11 +128,10 @@ pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, D
         .precompiled_charsmap
         .is_some_and(|m| !m.is_empty())
         || normalizer.remove_extra_whitespaces.unwrap_or(true)
-        || !normalizer.add_dummy_prefix.unwrap_or(true)
     {
         return Err(fail(
-            "only SentencePiece's identity normalisation with a space put first is supported \
-             (as LLaMA has it); convert the tokenizer to a tokenizer.json"
+            "only SentencePiece's identity normalisation is supported (as LLaMA has it); \
+             convert the tokenizer to a tokenizer.json"
                 .into(),
         ));
     }
@@ -167,26 +170,75 @@ pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, D
     let bpe = builder.build().map_err(|e| fail(e.to_string()))?;
     let mut tokenizer = Tokenizer::new(bpe);
     let replace = Replace::new(" ", SPACE_MARK.to_string()).map_err(|e| fail(e.to_string()))?;
-    tokenizer.with_normalizer(Some(Sequence::new(vec![
-        NormalizerWrapper::from(Prepend::new(SPACE_MARK.to_string())),
-        NormalizerWrapper::from(replace),
-    ])));
+    let space_first = normalizer.add_dummy_prefix.unwrap_or(true);
+    let mut steps = vec![NormalizerWrapper::from(replace)];
+    if space_first {
+        let prepend = Prepend::new(SPACE_MARK.to_string());
+        steps.insert(0, NormalizerWrapper::from(prepend));
+    }
+    tokenizer.with_normalizer(Some(Sequence::new(steps)));
     let spaces = Replace::new(SPACE_MARK.to_string(), " ").map_err(|e| fail(e.to_string()))?;
-    tokenizer.with_decoder(Some(DecoderSequence::new(vec![
+    let mut steps = vec![
         DecoderWrapper::Replace(spaces),
         DecoderWrapper::ByteFallback(ByteFallback::new()),
         DecoderWrapper::Fuse(Fuse::new()),
-        DecoderWrapper::Strip(Strip::new(' ', 1, 0)),
-    ])));
+    ];
+    if space_first {
+        steps.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
+    }
+    tokenizer.with_decoder(Some(DecoderSequence::new(steps)));
     tokenizer.add_tokens(&added);
     Ok(SentencePieceModel {
         tokenizer,
+        space_first,
         control_ids,
         unk,
         bos,
         eos,
         pad,
     })
+}
+
+/// A vocabulary as other files than `tokenizer.model` list it.
+pub(crate) struct Listed<'a> {
+    pub(crate) pieces: &'a [String],
+    pub(crate) scores: &'a [f32],
+    /// Kinds of pieces, numbered as in sentencepiece_model.proto.
+    pub(crate) kinds: &'a [i64],
+    pub(crate) unk: Option<i32>,
+    pub(crate) bos: Option<i32>,
+    pub(crate) eos: Option<i32>,
+    pub(crate) pad: Option<i32>,
+    /// Whether a space is put before a text.
+    pub(crate) space_first: bool,
+}
+
+impl Listed<'_> {
+    /// The bytes of the `tokenizer.model` that holds this vocabulary.
+    pub(crate) fn to_model(&self) -> Vec<u8> {
+        let piece = |(i, text): (usize, &String)| Piece {
+            piece: Some(text.clone()),
+            score: self.scores.get(i).copied(),
+            kind: self.kinds.get(i).and_then(|&kind| i32::try_from(kind).ok()),
+        };
+        ModelProto {
+            pieces: self.pieces.iter().enumerate().map(piece).collect(),
+            trainer_spec: Some(TrainerSpec {
+                model_type: Some(MODEL_TYPE_BPE),
+                byte_fallback: Some(self.kinds.contains(&BYTE)),
+                unk_id: self.unk.or(Some(-1)),
+                bos_id: self.bos.or(Some(-1)),
+                eos_id: self.eos.or(Some(-1)),
+                pad_id: self.pad.or(Some(-1)),
+            }),
+            normalizer_spec: Some(NormalizerSpec {
+                precompiled_charsmap: None,
+                add_dummy_prefix: Some(self.space_first),
+                remove_extra_whitespaces: Some(false),
+            }),
+        }
+        .encode_to_vec()
+    }
 }
 
 /// All splits of every mergeable piece into two others, best score of the whole first.

@@ -7,6 +7,7 @@
 
 mod after_special;
 mod files;
+mod gguf;
 mod load;
 mod save;
 
@@ -18,6 +19,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
+use crate::gguf::{GgufHeader, is_gguf};
 use crate::pieces::Alphabet;
 use crate::{DataError, StreamDecoder};
 use files::TokenizerFiles;
@@ -67,12 +69,16 @@ struct SentencePiece {
 impl TextTokenizer {
     /// Reads the tokenizer of a checkpoint folder: `tokenizer.json` if there, else
     /// `tokenizer.model`; with tokenizer_config.json, special_tokens_map.json, added_tokens.json,
-    /// config.json and generation_config.json where they are.
+    /// config.json and generation_config.json where they are. A GGUF file in place of a folder
+    /// brings its tokenizer inside.
     ///
     /// # Errors
     /// If neither is there, or a file is damaged or of an unsupported kind.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
+        if is_gguf(dir) {
+            return Self::from_gguf(&GgufHeader::open(dir)?);
+        }
         let files = TokenizerFiles::read(dir)?;
         let json = dir.join("tokenizer.json");
         let model = dir.join("tokenizer.model");

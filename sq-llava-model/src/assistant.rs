@@ -106,8 +106,11 @@ impl<B: Backend> Assistant<B> {
         let loaded = load_model::<B>(dir, &options.load, device)?;
         let given = options.tokenizer.as_deref();
         let folder = given.or(loaded.files.tokenizer.as_deref()).unwrap_or(dir);
-        let tokenizer = TextTokenizer::from_dir(folder)?;
+        let mut tokenizer = TextTokenizer::from_dir(folder)?;
         let config = &loaded.model.config;
+        if tokenizer.eos_ids().is_empty() {
+            tokenizer.set_eos_ids(&config.eos_token_ids);
+        }
         let beside = given.filter(|folder| folder.join(PREPROCESSOR).is_file());
         let processor = match (
             &config.vision,

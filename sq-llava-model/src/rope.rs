@@ -4,7 +4,7 @@ use burn::tensor::{Tensor, TensorData, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 /// Scaling of the rotary frequencies for longer contexts.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeScaling {
     /// All positions divided by a factor.
@@ -23,6 +23,11 @@ pub enum RopeScaling {
         high_freq_factor: f64,
         /// The old context.
         original_max_position_embeddings: usize,
+    },
+    /// Each frequency divided by a number of its own (GGUF's `rope_freqs.weight`).
+    Factors {
+        /// `head_dim / 2` divisors.
+        factors: Vec<f64>,
     },
 }
 
@@ -48,7 +53,7 @@ impl RotaryEmbedding {
         let inv_freq = (0..head_dim / 2)
             .map(|i| {
                 let exponent = (2 * i) as f64 / head_dim as f64;
-                scaled(theta.powf(exponent).recip(), scaling) as f32
+                scaled(theta.powf(exponent).recip(), i, scaling) as f32
             })
             .collect();
         Self { inv_freq }
@@ -82,18 +87,19 @@ impl RotaryEmbedding {
     }
 }
 
-fn scaled(freq: f64, scaling: Option<&RopeScaling>) -> f64 {
-    match *match scaling {
-        None => return freq,
-        Some(scaling) => scaling,
-    } {
-        RopeScaling::Linear { factor } => freq / factor,
-        RopeScaling::Llama3 {
+/// The frequency number `i` of a head.
+fn scaled(freq: f64, i: usize, scaling: Option<&RopeScaling>) -> f64 {
+    match scaling {
+        None => freq,
+        Some(RopeScaling::Linear { factor }) => freq / factor,
+        // The configuration holds one for each.
+        Some(RopeScaling::Factors { factors }) => freq / factors.get(i).unwrap_or(&1.0),
+        Some(&RopeScaling::Llama3 {
             factor,
             low_freq_factor,
             high_freq_factor,
             original_max_position_embeddings,
-        } => {
+        }) => {
             let old = original_max_position_embeddings as f64;
             let rotations = old * freq / std::f64::consts::TAU;
             if rotations < low_freq_factor {

@@ -2,6 +2,8 @@
 #![cfg(target_os = "linux")]
 #![allow(clippy::print_stderr)] // measurements are for the reader
 
+#[path = "weights/gguf.rs"]
+mod gguf;
 mod weights;
 
 use std::path::Path;
@@ -12,6 +14,9 @@ use burn::tensor::FloatDType;
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
 use weights::*;
+
+/// Beside the tensors.
+const SLACK: u64 = 24 << 20;
 
 /// Anonymous memory of this process in bytes.
 fn anonymous() -> u64 {
@@ -42,7 +47,6 @@ fn peak(dir: &Path, dtype: FloatDType) -> (u64, f64) {
 
 #[test]
 fn loading_takes_the_model_and_one_tensor() {
-    const SLACK: u64 = 24 << 20;
     // First the real ones, where they are: freed memory of the others would hide theirs.
     let real = std::env::var_os("SQ_LLAVA_REAL_MODELS");
     for (root, dtype) in real.iter().flat_map(|root| {
@@ -77,17 +81,26 @@ fn loading_takes_the_model_and_one_tensor() {
         };
         save_pretrained(&model, dir.path(), &options).unwrap();
         drop(model);
-        for (wanted, size) in [
-            (FloatDType::F16, 2),
-            (FloatDType::BF16, 2),
-            (FloatDType::F32, 4),
-        ] {
-            let (growth, _) = peak(dir.path(), wanted);
-            let bound = (parameters + largest) * size + SLACK;
-            assert!(
-                growth <= bound,
-                "{stored:?} as {wanted:?}: {growth} bytes are above {bound}"
-            );
-        }
+        stays_within(dir.path(), &format!("{stored:?}"), parameters + largest);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("llm.gguf");
+    std::fs::write(&file, gguf::q8_0_file(&config.llama)).unwrap();
+    stays_within(&file, "Q8_0", parameters + largest);
+}
+
+/// Loads in every dtype; `elements` may stand in memory at once.
+fn stays_within(path: &Path, stored: &str, elements: u64) {
+    for (wanted, size) in [
+        (FloatDType::F16, 2),
+        (FloatDType::BF16, 2),
+        (FloatDType::F32, 4),
+    ] {
+        let (growth, _) = peak(path, wanted);
+        let bound = elements * size + SLACK;
+        assert!(
+            growth <= bound,
+            "{stored} as {wanted:?}: {growth} bytes are above {bound}"
+        );
     }
 }

@@ -181,7 +181,12 @@ fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
 }
 
 fn has_projector(llm: &Path) -> Result<bool, TrainError> {
-    let json = read_json(&llm.join("config.json"))?;
+    let config = llm.join("config.json");
+    if !config.is_file() {
+        // A GGUF file holds a language model alone.
+        return Ok(false);
+    }
+    let json = read_json(&config)?;
     let named = |key: &str| json.get(key).is_some_and(|value| !value.is_null());
     Ok(named("mm_projector_type") || named("text_config"))
 }

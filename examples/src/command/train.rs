@@ -19,7 +19,7 @@ pub struct Train {
     /// A change to the recipe, such as stage2.epochs=3; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
-    /// The LLM, or a whole LLaVA.
+    /// The LLM (a directory or a GGUF file), or a whole LLaVA.
     #[arg(long, value_name = "DIR")]
     llm: PathBuf,
     /// The vision tower, unless it is inside the LLaVA.

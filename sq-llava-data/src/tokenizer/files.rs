@@ -40,6 +40,8 @@ pub(crate) struct TokenizerFiles {
     pub(crate) generation_eos: Vec<i64>,
     /// `bos_token_id` of config.json.
     pub(crate) config_bos: Option<i64>,
+    /// Further pieces of a SentencePiece vocabulary that are found whole in a text.
+    pub(crate) spoken: Vec<String>,
 }
 
 impl TokenizerFiles {
@@ -68,6 +70,7 @@ impl TokenizerFiles {
             config_eos: ids(model_key("eos_token_id")),
             generation_eos: ids(generation.get("eos_token_id")),
             config_bos: model_key("bos_token_id").and_then(Value::as_i64),
+            spoken: Vec::new(),
             config,
         })
     }

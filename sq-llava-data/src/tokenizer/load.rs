@@ -13,12 +13,21 @@ use crate::{DataError, sentencepiece};
 
 impl TextTokenizer {
     pub(super) fn from_json(path: &Path, files: TokenizerFiles) -> Result<Self, DataError> {
+        Self::from_json_bytes(&read(path)?, path, files)
+    }
+
+    /// A `tokenizer.json` in memory; `path` is for messages.
+    pub(super) fn from_json_bytes(
+        bytes: &[u8],
+        path: &Path,
+        files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
         let fail = |reason: String| DataError::Tokenizer {
             path: path.to_path_buf(),
             reason,
         };
         let mut inner =
-            Tokenizer::from_bytes(read(path)?).map_err(|e| fail(format!("not readable: {e}")))?;
+            Tokenizer::from_bytes(bytes).map_err(|e| fail(format!("not readable: {e}")))?;
         inner.with_padding(None);
         inner
             .with_truncation(None)
@@ -46,9 +55,18 @@ impl TextTokenizer {
     pub(super) fn from_model(
         path: &Path,
         legacy: bool,
+        files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
+        Self::from_model_bytes(read(path)?, path, legacy, files)
+    }
+
+    /// A `tokenizer.model` in memory; `path` is for messages.
+    pub(super) fn from_model_bytes(
+        bytes: Vec<u8>,
+        path: &Path,
+        legacy: bool,
         mut files: TokenizerFiles,
     ) -> Result<Self, DataError> {
-        let bytes = read(path)?;
         let converted = sentencepiece::convert(&bytes, path)?;
         files.bos = files.bos.or(converted.bos);
         files.eos = files.eos.or(converted.eos);
@@ -61,11 +79,14 @@ impl TextTokenizer {
         let named: Vec<AddedToken> = [&files.bos, &files.eos, &files.unk, &files.pad]
             .into_iter()
             .flatten()
+            .chain(&files.spoken)
             .filter(|token| inner.token_to_id(token).is_some())
             .map(|token| AddedToken::from(token.clone(), true).normalized(false))
             .collect();
         inner.add_special_tokens(&named);
-        let alphabet = Alphabet::SentencePiece { strip_first: true };
+        let alphabet = Alphabet::SentencePiece {
+            strip_first: converted.space_first,
+        };
         let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
         let control = converted.control_ids.iter().copied();
         tokenizer.special.extend(control.clone().map(i64::from));

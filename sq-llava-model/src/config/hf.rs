@@ -181,6 +181,23 @@ fn rope_scaling(r: &Reader) -> Result<Option<RopeScaling>, ModelError> {
             original_max_position_embeddings: r
                 .positive("original_max_position_embeddings", 8192)?,
         })),
+        "longrope" => {
+            let list = |key| -> Result<Vec<f64>, ModelError> {
+                let read = |v: &Value| v.as_array()?.iter().map(Value::as_f64).collect();
+                let list = r.typed(key, "a list of numbers", read)?.unwrap_or_default();
+                Ok(list)
+            };
+            let factors = list("short_factor")?;
+            let plain = factors.iter().all(|&f| f > 0.0)
+                && factors == list("long_factor")?
+                && r.float("attention_factor", 0.0)? == 1.0;
+            match plain {
+                true => Ok(Some(RopeScaling::Factors { factors })),
+                false => Err(r.error(
+                    "rope scaling \"longrope\" is supported only with equal lists and \"attention_factor\" 1",
+                )),
+            }
+        }
         other => Err(r.error(&format!(
             "rope scaling \"{other}\" is not supported; known are linear and llama3"
         ))),
@@ -494,8 +511,19 @@ fn llama_json(c: &LlamaConfig) -> Value {
     if let Some(d) = c.head_dim {
         out["head_dim"] = json!(d);
     }
-    match c.rope_scaling {
+    match &c.rope_scaling {
         None => {}
+        // transformers' longrope with equal lists and no attention factor divides likewise.
+        Some(RopeScaling::Factors { factors }) => {
+            out["rope_scaling"] = json!({
+                "rope_type": "longrope",
+                "factor": 1.0,
+                "attention_factor": 1.0,
+                "short_factor": factors,
+                "long_factor": factors,
+                "original_max_position_embeddings": c.max_position_embeddings,
+            });
+        }
         Some(RopeScaling::Linear { factor }) => {
             out["rope_scaling"] =
                 json!({"rope_type": "linear", "type": "linear", "factor": factor});

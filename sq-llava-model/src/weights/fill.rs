@@ -5,9 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+use super::gguf::{self, GgufModel};
 use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
+use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 
 /// Stored tensors by canonical name, with what else was found beside them.
@@ -17,9 +19,23 @@ pub(super) struct WeightMap {
     prefixes: BTreeMap<Section, String>,
     unknown: Vec<String>,
     ignored: Vec<String>,
+    /// Whether the language model came from a GGUF file, whose keys are spelt otherwise.
+    gguf: bool,
 }
 
 impl WeightMap {
+    /// The tensors of a GGUF file.
+    pub fn from_gguf(model: GgufModel) -> (SqLlavaConfig, Self) {
+        let map = Self {
+            weights: model.tensors.into_iter().collect(),
+            unknown: model.unknown,
+            ignored: model.ignored,
+            gguf: true,
+            ..Self::default()
+        };
+        (model.config, map)
+    }
+
     /// Adds the tensors of files; with `only`, those of one section, and the others are ignored.
     pub fn add(&mut self, tensors: Vec<StoredTensor>, only: Option<Section>) {
         for tensor in tensors {
@@ -104,6 +120,9 @@ impl WeightMap {
 
     /// A canonical name as the files spell it.
     fn file_key(&self, name: &str) -> String {
+        if let (true, Some(key)) = (self.gguf, gguf::file_name(name)) {
+            return key;
+        }
         let hf = self
             .prefixes
             .get(&Section::Projector)
@@ -228,6 +247,8 @@ impl Filler<'_> {
         if let Some(progress) = self.options.progress {
             progress(self.done, self.total);
         }
+        let format = stored.dtype.name();
+        *self.report.formats.entry(format.into()).or_default() += 1;
         self.report.loaded.push(stored.name);
         Some(Tensor::from_data(data, (&param.lazy_device(), dtype)))
     }

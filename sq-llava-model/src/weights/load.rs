@@ -6,9 +6,11 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, FloatDType, backend::Backend};
 use serde_json::Value;
+use sq_llava_data::gguf::is_gguf;
 
 use super::adapter::{Adapter, attach};
 use super::fill::{FillOptions, WeightMap, fill};
+use super::gguf;
 use super::layout::Section;
 use super::report::LoadReport;
 use super::run::{is_run, plan_run};
@@ -99,7 +101,7 @@ pub enum CheckpointKind {
 pub struct ModelFiles {
     /// Kind of the directory that was loaded.
     pub kind: CheckpointKind,
-    /// Directory with `tokenizer.json` or `tokenizer.model`.
+    /// Directory with `tokenizer.json` or `tokenizer.model`, or a GGUF file.
     pub tokenizer: Option<PathBuf>,
     /// Directory with `preprocessor_config.json`.
     pub preprocessor: Option<PathBuf>,
@@ -130,8 +132,9 @@ pub(super) struct Plan {
     pub files: ModelFiles,
 }
 
-/// Loads a model: original LLaVA, llava-hf, a LLaMA-type LLM alone or with a vision tower, or a
-/// run directory (of the released SQ-LLaVA or of this project's training) on its base.
+/// Loads a model: original LLaVA, llava-hf, a LLaMA-type LLM alone or with a vision tower (also
+/// from a GGUF file, or a directory that holds one), or a run directory (of the released SQ-LLaVA
+/// or of this project's training) on its base.
 ///
 /// Weights are read tensor by tensor from the mapped files straight into the target dtype.
 ///
@@ -144,8 +147,11 @@ pub fn load_model<B: Backend>(
     device: &B::Device,
 ) -> Result<Loaded<B>, ModelError> {
     let dtype = file_dtype(options.dtype)?;
-    if !dir.is_dir() {
-        return Err(ModelError::config(dir, "not a model directory"));
+    if !dir.is_dir() && !is_gguf(dir) {
+        return Err(ModelError::config(
+            dir,
+            "not a model directory, nor a .gguf file",
+        ));
     }
     let mut plan = if is_run(dir)? {
         plan_run(dir, options)?
@@ -201,10 +207,25 @@ pub(super) struct Checkpoint {
     pub config: SqLlavaConfig,
     pub json: Value,
     pub weights: WeightMap,
+    /// The directory that the weights lie in.
+    pub dir: PathBuf,
+    /// Where the tokenizer is: files in that directory, else inside a GGUF file.
+    pub tokenizer: Option<PathBuf>,
 }
 
-/// Reads a directory with all weights of a model, or of an LLM.
+/// Reads a directory with all weights of a model or of an LLM, or a GGUF file.
 pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
+    if let Some(file) = gguf::locate(dir)? {
+        let (config, weights) = WeightMap::from_gguf(gguf::read_gguf(&file)?);
+        let dir = file.parent().map_or(PathBuf::new(), Path::to_path_buf);
+        return Ok(Checkpoint {
+            config,
+            json: Value::Null,
+            weights,
+            tokenizer: tokenizer_dir(&[Some(&dir)]).or(Some(file)),
+            dir,
+        });
+    }
     let path = dir.join("config.json");
     let json = read_json(&path)?;
     let config = SqLlavaConfig::from_hf(&path)?;
@@ -226,6 +247,8 @@ pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
         config,
         json,
         weights,
+        dir: dir.to_path_buf(),
+        tokenizer: tokenizer_dir(&[Some(dir)]),
     })
 }
 
@@ -241,13 +264,18 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
         mut config,
         json,
         mut weights,
+        dir,
+        tokenizer,
     } = read_checkpoint(dir)?;
     if let Some(path) = &options.projector {
         weights.replace_parts(read_projector(path)?);
     }
     let mut tower = None;
     if is_multimodal(&config, &json, &weights) || options.vision.is_some() {
-        let places = [Described { dir, json: &json }];
+        let places = [Described {
+            dir: &dir,
+            json: &json,
+        }];
         let given = options.vision.as_deref();
         let known = config.vision.take();
         let (vision, found) = find_tower(&mut weights, known, &places, given, true)?;
@@ -255,11 +283,11 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
         tower = found;
         name_projector(&mut config, &json, &weights);
     }
-    let places = [Some(dir), tower.as_deref()];
+    let places = [Some(dir.as_path()), tower.as_deref()];
     Ok(Plan {
         files: ModelFiles {
             kind: CheckpointKind::Full,
-            tokenizer: tokenizer_dir(&places),
+            tokenizer: tokenizer.or_else(|| tokenizer_dir(&places)),
             preprocessor: preprocessor_dir(&places),
             base: None,
             vision: tower,

@@ -2,13 +2,14 @@
 //!
 //! [`load_model`] reads original LLaVA, llava-hf, a language model with a CLIP tower beside it,
 //! and run directories (adapters and projector on a base); from safetensors and PyTorch files,
-//! whole or in shards. Files are mapped and converted tensor by tensor, so the memory taken is the
+//! whole or in shards, and language models from GGUF files. Files are mapped and converted tensor by tensor, so the memory taken is the
 //! model's own in its target dtype and little more. [`save_pretrained`] writes whole models,
 //! [`save_adapters`] what a training run changed.
 
 mod adapter;
 mod clip;
 mod fill;
+mod gguf;
 mod layout;
 mod load;
 mod pickle;

@@ -1,5 +1,6 @@
 //! What a load did, key by key.
 
+use std::collections::BTreeMap;
 use std::fmt;
 
 use serde::Serialize;
@@ -23,6 +24,8 @@ pub struct LoadReport {
     pub ignored: Vec<String>,
     /// Weights of new parts that start from a random draw because the caller asked for new parts.
     pub fresh: Vec<String>,
+    /// Number of loaded tensors by their type in the files (`F16`, `Q4_K`).
+    pub formats: BTreeMap<String, usize>,
 }
 
 /// A weight of another shape.
@@ -118,6 +121,11 @@ impl fmt::Display for LoadReport {
         )?;
         if !self.fresh.is_empty() {
             write!(f, ", {} new", self.fresh.len())?;
+        }
+        if !self.formats.is_empty() {
+            let formats = self.formats.iter();
+            let formats: Vec<String> = formats.map(|(name, n)| format!("{n} × {name}")).collect();
+            write!(f, "\nstored as {}", formats.join(", "))?;
         }
         for (what, keys) in [("missing", &self.missing), ("unexpected", &self.unexpected)] {
             if !keys.is_empty() {

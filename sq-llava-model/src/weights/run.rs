@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
+use sq_llava_data::gguf::is_gguf;
 
 use super::adapter::{base_of, read_adapter};
 use super::fill::WeightMap;
@@ -44,6 +45,7 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
     let checkpoint = read_checkpoint(&base)?;
     let (base_config, base_json, mut weights) =
         (checkpoint.config, checkpoint.json, checkpoint.weights);
+    let base_dir = checkpoint.dir;
 
     // non_lora_trainables > mm_projector > the base's own.
     for stem in ["mm_projector", "non_lora_trainables"] {
@@ -71,7 +73,7 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
         let places = [
             Described { dir, json: &json },
             Described {
-                dir: &base,
+                dir: &base_dir,
                 json: &base_json,
             },
         ];
@@ -86,12 +88,14 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
         tower = found;
         name_projector(&mut config, &json, &weights);
     }
-    let places = [Some(dir), Some(base.as_path()), tower.as_deref()];
-    let images = [Some(dir), tower.as_deref(), Some(base.as_path())];
+    let images = [Some(dir), tower.as_deref(), Some(base_dir.as_path())];
+    let tokenizer = tokenizer_dir(&[Some(dir)])
+        .or(checkpoint.tokenizer)
+        .or_else(|| tokenizer_dir(&[tower.as_deref()]));
     Ok(Plan {
         files: ModelFiles {
             kind: CheckpointKind::Run,
-            tokenizer: tokenizer_dir(&places),
+            tokenizer,
             preprocessor: preprocessor_dir(&images),
             vision: tower,
             base: Some(base),
@@ -112,7 +116,7 @@ fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
             let found = named
                 .iter()
                 .flat_map(|name| [PathBuf::from(name), dir.join(name)])
-                .find(|path| path.join("config.json").is_file());
+                .find(|path| path.join("config.json").is_file() || is_gguf(path));
             found.ok_or_else(|| {
                 let named = named.map_or(String::new(), |name| {
                     format!(" (\"base_model_name_or_path\" is \"{name}\", which is no directory here)")
@@ -126,8 +130,11 @@ fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
             })?
         }
     };
-    if !base.is_dir() {
-        return Err(ModelError::config(base, "the base is not a directory"));
+    if !base.is_dir() && !is_gguf(&base) {
+        return Err(ModelError::config(
+            base,
+            "the base is neither a directory nor a .gguf file",
+        ));
     }
     if is_run(&base)? {
         return Err(ModelError::config(

@@ -10,9 +10,10 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
 
+use super::gguf::BlockFormat;
 use crate::error::ModelError;
 
-/// Elements that are converted at a time.
+/// Elements that are converted at a time; a multiple of every block's.
 const CHUNK: usize = 4096;
 
 /// A weight file in the address space; its pages belong to the file, not to the process.
@@ -59,17 +60,41 @@ pub(super) enum StoredType {
     F32,
     F16,
     BF16,
+    /// Quantised blocks along a row.
+    Blocks(BlockFormat),
     /// Not a float, with its size in bytes: only known-ignorable tensors may be so.
     Other(usize),
 }
 
 impl StoredType {
+    /// Bytes of a number of elements (of whole blocks); `None` on overflow.
+    pub fn bytes(self, elements: usize) -> Option<usize> {
+        match self {
+            Self::Blocks(format) => (elements / format.elements()).checked_mul(format.bytes()),
+            other => elements.checked_mul(other.size()),
+        }
+    }
+
+    /// Bytes of an element, or of a block.
     pub fn size(self) -> usize {
         match self {
             Self::F64 => 8,
             Self::F32 => 4,
             Self::F16 | Self::BF16 => 2,
+            Self::Blocks(format) => format.bytes(),
             Self::Other(size) => size,
+        }
+    }
+
+    /// Name for people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F64 => "F64",
+            Self::F32 => "F32",
+            Self::F16 => "F16",
+            Self::BF16 => "BF16",
+            Self::Blocks(format) => format.name(),
+            Self::Other(_) => "not a float",
         }
     }
 }
@@ -86,6 +111,9 @@ pub(super) struct StoredTensor {
     pub start: usize,
     /// Elements between neighbours along each dimension, where they are not row-major.
     pub strides: Option<Vec<usize>>,
+    /// Number of heads whose rows alternate between the two halves of a head (`0, d/2, 1,
+    /// d/2 + 1 …`), as llama.cpp keeps queries and keys; they are read in their plain order.
+    pub interleaved_heads: Option<usize>,
 }
 
 impl StoredTensor {
@@ -107,6 +135,7 @@ impl StoredTensor {
             dtype,
             start,
             strides,
+            interleaved_heads: None,
         };
         match tensor.extent() {
             Some(last) if last <= end && end <= file.bytes().len() => Ok(tensor),
@@ -126,7 +155,12 @@ impl StoredTensor {
 
     /// Size in the file in bytes.
     pub fn stored_bytes(&self) -> u64 {
-        (self.elements() * self.dtype.size()) as u64
+        self.byte_length() as u64
+    }
+
+    fn byte_length(&self) -> usize {
+        // The extent was checked when the tensor was made.
+        self.dtype.bytes(self.elements()).unwrap_or(0)
     }
 
     /// Byte offset behind the last element; `None` on overflow.
@@ -150,9 +184,7 @@ impl StoredTensor {
             }
             Some(_) => return None,
         };
-        elements
-            .checked_mul(self.dtype.size())?
-            .checked_add(self.start)
+        self.dtype.bytes(elements)?.checked_add(self.start)
     }
 
     /// The values in `dtype` (f32, f16 or bf16), in one allocation beside the mapped file.
@@ -204,8 +236,8 @@ impl StoredTensor {
         let mut out = vec![zero; self.elements()];
         let mut wide = vec![0.0f32; CHUNK];
         let mut halves = vec![f16::ZERO; CHUNK];
-        let size = self.dtype.size();
-        for (source, target) in bytes.chunks(CHUNK * size).zip(out.chunks_mut(CHUNK)) {
+        let size = self.dtype.bytes(CHUNK).unwrap_or(CHUNK);
+        for (source, target) in bytes.chunks(size).zip(out.chunks_mut(CHUNK)) {
             let wide = &mut wide[..target.len()];
             match self.dtype {
                 StoredType::F32 => {
@@ -227,6 +259,7 @@ impl StoredTensor {
                         *v = f64::from_le_bytes(b) as f32;
                     }
                 }
+                StoredType::Blocks(format) => format.dequantize(source, wide),
                 StoredType::Other(_) => unreachable!("refused by the caller"),
             }
             narrow(wide, target);
@@ -241,13 +274,15 @@ impl StoredTensor {
             && self.row_major_bytes() == other.row_major_bytes()
     }
 
-    fn row_major_bytes(&self) -> Cow<'_, [u8]> {
-        match &self.strides {
-            Some(strides) => Cow::Owned(self.gather(strides)),
-            None => {
-                let end = self.start + self.elements() * self.dtype.size();
-                Cow::Borrowed(&self.file.bytes()[self.start..end])
-            }
+    /// The stored bytes (of whole blocks), rows in their plain order.
+    pub fn row_major_bytes(&self) -> Cow<'_, [u8]> {
+        if let Some(strides) = &self.strides {
+            return Cow::Owned(self.gather(strides));
+        }
+        let bytes = &self.file.bytes()[self.start..self.start + self.byte_length()];
+        match self.interleaved_heads {
+            None => Cow::Borrowed(bytes),
+            Some(heads) => Cow::Owned(halves_apart(bytes, self.shape[0], heads)),
         }
     }
 
@@ -270,6 +305,21 @@ impl StoredTensor {
         }
         out
     }
+}
+
+/// Rows `0, 2, 4 … 1, 3, 5 …` of each head.
+fn halves_apart(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
+    let (row, head) = (bytes.len() / rows, rows / heads);
+    let mut out = Vec::with_capacity(bytes.len());
+    for first in (0..rows).step_by(head) {
+        for half in 0..2 {
+            for i in (half..head).step_by(2) {
+                let at = (first + i) * row;
+                out.extend_from_slice(&bytes[at..at + row]);
+            }
+        }
+    }
+    out
 }
 
 /// Little-endian bytes as numbers; the one copy that a load makes.

@@ -1,0 +1,192 @@
+//! GGUF files of LLaMA's architecture, the format of llama.cpp, as the language model.
+
+mod blocks;
+mod config;
+mod names;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use burn::tensor::DType;
+use sq_llava_data::gguf::{GgufHeader, GgufTensor, is_gguf};
+
+pub(super) use blocks::BlockFormat;
+pub(super) use names::file_name;
+
+use super::source::model_files;
+use super::tensor::{MappedFile, StoredTensor, StoredType};
+use crate::config::SqLlavaConfig;
+use crate::error::ModelError;
+
+/// What a GGUF file holds of a model.
+pub(super) struct GgufModel {
+    pub config: SqLlavaConfig,
+    /// Tensors by canonical name.
+    pub tensors: Vec<(String, StoredTensor)>,
+    /// Names of tensors that LLaMA has no place for.
+    pub unknown: Vec<String>,
+    /// Names of tensors that the configuration stands for.
+    pub ignored: Vec<String>,
+}
+
+/// The GGUF file that a path names: the file itself, or the only one in a directory without a
+/// model of another kind. Projectors of llama.cpp (`mmproj*`) do not count.
+///
+/// # Errors
+/// If the directory cannot be read or holds several.
+pub(super) fn locate(path: &Path) -> Result<Option<PathBuf>, ModelError> {
+    if is_gguf(path) {
+        return Ok(Some(path.to_path_buf()));
+    }
+    if !path.is_dir() || !model_files(path)?.is_empty() {
+        return Ok(None);
+    }
+    let mut found: Vec<PathBuf> = std::fs::read_dir(path)
+        .map_err(|e| ModelError::io(path, e))?
+        .filter_map(|entry| Some(entry.ok()?.path()))
+        .filter(|file| is_gguf(file))
+        .filter(|file| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            !name.starts_with("mmproj")
+        })
+        .collect();
+    found.sort();
+    if found.len() > 1 {
+        return Err(ModelError::weights(
+            path,
+            format!(
+                "{} GGUF files are here; name one of them ({})",
+                found.len(),
+                found[0].display()
+            ),
+        ));
+    }
+    Ok(found.pop())
+}
+
+/// Lists the tensors of a file and reads its configuration. Nothing but the header is read.
+///
+/// # Errors
+/// If the file is damaged, of another architecture, or holds a tensor of an unsupported type.
+pub(super) fn read_gguf(path: &Path) -> Result<GgufModel, ModelError> {
+    let header = GgufHeader::open(path)?;
+    if header.tensors.is_empty() {
+        return Err(header
+            .error("no tensors inside (a vocabulary alone?)")
+            .into());
+    }
+    let file = MappedFile::open(path)?;
+    let mut tensors = Vec::new();
+    let (mut unknown, mut ignored, mut factors) = (Vec::new(), Vec::new(), None);
+    for listed in &header.tensors {
+        let tensor = stored(&file, listed)?;
+        if listed.name == "rope_freqs.weight" {
+            factors = Some(tensor.read(DType::F32)?.iter::<f32>().collect());
+        }
+        if names::is_computed(&listed.name) {
+            ignored.push(tensor.name);
+            continue;
+        }
+        match names::canonical(&listed.name) {
+            Some(name) => tensors.push((name, tensor)),
+            None => unknown.push(tensor.name),
+        }
+    }
+    let config = config::read_config(&header, factors)?;
+    let llama = &config.llama;
+    for (name, tensor) in &mut tensors {
+        // llama.cpp turns pairs of neighbours, LLaMA halves: its converter reorders these rows.
+        if name.contains(".self_attn.q_proj.") {
+            tensor.interleaved_heads = Some(llama.num_attention_heads);
+        } else if name.contains(".self_attn.k_proj.") {
+            tensor.interleaved_heads = Some(llama.num_key_value_heads);
+        }
+        if let Some(heads) = tensor.interleaved_heads
+            && !tensor.shape[0].is_multiple_of(2 * heads)
+        {
+            let reason = format!(
+                "tensor \"{}\" has {} rows, which {heads} heads cannot share",
+                tensor.name, tensor.shape[0]
+            );
+            return Err(header.error(reason).into());
+        }
+    }
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some((_, twice)) = tensors.iter().find(|(name, _)| !seen.insert(name.clone())) {
+        let reason = format!("tensor \"{}\" is there twice", twice.name);
+        return Err(header.error(reason).into());
+    }
+    Ok(GgufModel {
+        config,
+        tensors,
+        unknown,
+        ignored,
+    })
+}
+
+/// A listed tensor, checked to lie inside the file.
+fn stored(file: &Arc<MappedFile>, listed: &GgufTensor) -> Result<StoredTensor, ModelError> {
+    let fail = |reason: String| {
+        ModelError::weights(&file.path, format!("tensor \"{}\" {reason}", listed.name))
+    };
+    let dtype = stored_type(listed.kind).map_err(|kind| {
+        fail(format!(
+            "is of type {kind}, which is not supported; known are F32, F16, BF16, F64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K"
+        ))
+    })?;
+    let columns = listed.shape.last().copied().unwrap_or(1);
+    if listed.shape.is_empty() || listed.shape.contains(&0) {
+        return Err(fail("has no elements".into()));
+    }
+    if let StoredType::Blocks(format) = dtype
+        && columns % format.elements() != 0
+    {
+        return Err(fail(format!(
+            "has rows of {columns}, which are no whole blocks of {}",
+            format.name()
+        )));
+    }
+    let start = usize::try_from(listed.start).unwrap_or(usize::MAX);
+    let (name, shape, end) = (
+        listed.name.clone(),
+        listed.shape.clone(),
+        file.bytes().len(),
+    );
+    StoredTensor::new(file, name, shape, dtype, start, end, None)
+}
+
+/// The element type of a `ggml_type`, or its name if it cannot be read.
+fn stored_type(kind: u32) -> Result<StoredType, String> {
+    Ok(match kind {
+        0 => StoredType::F32,
+        1 => StoredType::F16,
+        2 => StoredType::Blocks(BlockFormat::Q4_0),
+        3 => StoredType::Blocks(BlockFormat::Q4_1),
+        6 => StoredType::Blocks(BlockFormat::Q5_0),
+        7 => StoredType::Blocks(BlockFormat::Q5_1),
+        8 => StoredType::Blocks(BlockFormat::Q8_0),
+        12 => StoredType::Blocks(BlockFormat::Q4K),
+        13 => StoredType::Blocks(BlockFormat::Q5K),
+        14 => StoredType::Blocks(BlockFormat::Q6K),
+        28 => StoredType::F64,
+        30 => StoredType::BF16,
+        9 => return Err("Q8_1".into()),
+        10 => return Err("Q2_K".into()),
+        11 => return Err("Q3_K".into()),
+        15 => return Err("Q8_K".into()),
+        16 => return Err("IQ2_XXS".into()),
+        17 => return Err("IQ2_XS".into()),
+        18 => return Err("IQ3_XXS".into()),
+        19 => return Err("IQ1_S".into()),
+        20 => return Err("IQ4_NL".into()),
+        21 => return Err("IQ3_S".into()),
+        22 => return Err("IQ2_S".into()),
+        23 => return Err("IQ4_XS".into()),
+        24..=27 => return Err("I8 to I64".into()),
+        29 => return Err("IQ1_M".into()),
+        34 => return Err("TQ1_0".into()),
+        35 => return Err("TQ2_0".into()),
+        39 => return Err("MXFP4".into()),
+        other => return Err(format!("number {other}")),
+    })
+}
