@@ -86,6 +86,12 @@ impl Template {
         matches!(self, Self::V1Sq | Self::Sq)
     }
 
+    /// Whether training also asks the first turn of a conversation: the paper's layout does, the
+    /// released code only asks after a turn that was answered.
+    pub fn asks_first_turn(self) -> bool {
+        self == Self::Sq
+    }
+
     /// Tokens that it needs beside those of the base model.
     pub fn special_tokens(self) -> &'static [&'static str] {
         match self {

@@ -1,8 +1,8 @@
 //! Visual self-questioning: the model asks about a picture (paper, section 3.1).
 
 use burn::tensor::backend::Backend;
-use sq_llava_data::Ending;
 use sq_llava_data::image::PixelValues;
+use sq_llava_data::{Ending, Template};
 
 use crate::assistant::{AnswerOptions, Assistant, Request};
 use crate::error::ModelError;
@@ -26,14 +26,17 @@ pub struct QuestionOptions {
 }
 
 impl QuestionOptions {
+    /// Instruction of the description that goes before the questions.
+    pub const DESCRIBE: &str = "Describe the image.";
+
     /// The settings of the paper's demonstration: temperature 1.2, top-k 300, top-p 0.95, up to
-    /// 300 tokens, after a description.
-    pub fn demo(n: usize, seed: u64) -> Self {
+    /// 300 tokens; after a description where the template never asks the first turn in training.
+    pub fn demo(template: Template, n: usize, seed: u64) -> Self {
         Self {
             n,
             sampling: Sampling::asking(seed),
             max_new_tokens: 300,
-            describe: Some("Describe the image.".into()),
+            describe: (!template.asks_first_turn()).then(|| Self::DESCRIBE.into()),
             answer: false,
             max_answer_tokens: 300,
         }
@@ -83,7 +86,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         Ok(Self { assistant })
     }
 
-    /// Describes the picture, then draws questions about it. Questions that differ in case or
+    /// Describes the picture if that is wanted, then draws questions about it. Questions that differ in case or
     /// spaces only are one.
     ///
     /// # Errors

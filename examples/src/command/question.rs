@@ -23,13 +23,17 @@ pub struct QuestionCommand {
     /// Ask at once, without describing the picture first.
     #[arg(long)]
     no_describe: bool,
-    /// What the model is told before it asks.
+    /// Describe the picture first, with this instruction. The default depends on the template:
+    /// `v1_sq` describes, for its training never asks the first turn; `sq` asks at once.
     #[arg(
         long,
-        default_value = "Describe the image.",
+        value_name = "INSTRUCTION",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = QuestionOptions::DESCRIBE,
         conflicts_with = "no_describe"
     )]
-    describe: String,
+    describe: Option<String>,
     /// Answer each question as well.
     #[arg(long)]
     answer: bool,
@@ -70,8 +74,8 @@ impl Work for QuestionCommand {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
         let (assistant, _) = self.model.load::<B>(device)?;
         let questioner = SelfQuestioner::new(&assistant)?;
+        let demo = QuestionOptions::demo(assistant.template, self.n, self.seed);
         let options = QuestionOptions {
-            n: self.n,
             sampling: Sampling {
                 temperature: self.temperature,
                 top_k: Some(self.top_k),
@@ -80,9 +84,12 @@ impl Work for QuestionCommand {
                 seed: self.seed,
             },
             max_new_tokens: self.max_new_tokens,
-            describe: (!self.no_describe).then_some(self.describe),
+            describe: match self.no_describe {
+                true => None,
+                false => self.describe.or(demo.describe),
+            },
             answer: self.answer,
-            max_answer_tokens: 300,
+            ..demo
         };
         for path in &self.images {
             let found = questioner.ask(&assistant.open_image(path)?, &options)?;
