@@ -10,6 +10,7 @@ pub mod image;
 
 pub mod labels;
 pub mod manifest;
+pub mod mix;
 mod pieces;
 mod segments;
 mod sentencepiece;
