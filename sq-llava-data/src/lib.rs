@@ -3,6 +3,7 @@
 //! Pure data: nothing here knows a model or a tensor library.
 
 pub mod asking;
+pub mod check;
 mod clip_tokenizer;
 pub mod conversation;
 mod error;
