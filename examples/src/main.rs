@@ -34,6 +34,8 @@ enum Command {
     Question(command::question::QuestionCommand),
     /// Talk, with pictures.
     Chat(command::chat::Chat),
+    /// Look a data set over before training on it.
+    Check(command::check::Check),
     /// Show what a checkpoint or preset is made of.
     Inspect(command::inspect::Inspect),
     /// Merge adapters; convert layout and dtype.
@@ -69,6 +71,7 @@ fn main() -> ExitCode {
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),
+            Command::Check(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Export(command) => command.run(),
             Command::Bench(command) => command.run(),

@@ -3,8 +3,9 @@
 //! The spans come from where the messages lie in the encoded text, so a message may hold role
 //! names or end tokens of its own without shifting a label.
 
-use crate::conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker};
-use crate::manifest::{Author, LlavaSample};
+use crate::conversation::{Ending, IMAGE_TOKEN_INDEX};
+use crate::manifest::LlavaSample;
+use crate::sample::conversation_of;
 use crate::segments::{self, EncodedSegments, TokenRole};
 use crate::{DataError, Template, TextTokenizer};
 
@@ -72,148 +73,6 @@ impl LabelOptions {
     }
 }
 
-/// Draws which questions the model asks (the paper's δ).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct AskingPolicy {
-    /// Probability that an eligible human turn is asked.
-    pub delta: f64,
-    /// Whether the first human turn is eligible (the released code says no).
-    pub first_turn: bool,
-    /// Seed of the draws.
-    pub seed: u64,
-}
-
-impl AskingPolicy {
-    /// A number in `[0, 1)` that depends on its arguments and the seed alone, so that any number
-    /// of workers and a resumed run see the same.
-    pub fn draw(&self, epoch: u64, sample_id: &str, turn: usize) -> f64 {
-        // FNV-1a over the id, then splitmix64 steps that fold in the numbers.
-        let id = sample_id
-            .bytes()
-            .fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
-                (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3)
-            });
-        let mixed = [self.seed, epoch, turn as u64]
-            .into_iter()
-            .fold(splitmix64(id), |state, value| {
-                splitmix64(state ^ splitmix64(value))
-            });
-        // The upper 53 bits are a double's mantissa.
-        (mixed >> 11) as f64 / (1u64 << 53) as f64
-    }
-
-    /// For each human turn whether it is asked: never in a sample without an image, else where
-    /// the draw is below δ.
-    pub fn asked(&self, epoch: u64, sample: &LlavaSample) -> Vec<bool> {
-        let speakers = spoken(sample).iter().filter(|m| m.from != Author::Gpt);
-        speakers
-            .enumerate()
-            .map(|(turn, _)| {
-                !sample.images.is_empty()
-                    && (turn > 0 || self.first_turn)
-                    && self.draw(epoch, &sample.id, turn) < self.delta
-            })
-            .collect()
-    }
-}
-
-/// One step of splitmix64 (Steele, Lea and Flood 2014).
-fn splitmix64(state: u64) -> u64 {
-    let z = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-    z ^ (z >> 31)
-}
-
-/// LLaVA leaves out a first message that is not by the human.
-fn spoken(sample: &LlavaSample) -> &[crate::manifest::Message] {
-    match sample.conversations.split_first() {
-        Some((first, rest)) if first.from == Author::Gpt => rest,
-        _ => &sample.conversations,
-    }
-}
-
-/// Python's `str.strip()`, which also takes the four ASCII separators for spaces.
-fn strip(text: &str) -> &str {
-    text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
-}
-
-/// A sample as a conversation. Image marks go to the front of the message that has them, each
-/// with a line break, and the message is stripped (LLaVA's `preprocess_multimodal`). Several
-/// marks in one message stand for one image unless the sample has as many images as marks; a
-/// sample with images and no mark shows them at the first turn. In a sample without images
-/// `<image>` is plain text.
-///
-/// `asked` says for each human turn whether the model asks it; missing ones are not.
-///
-/// # Errors
-/// If the marks do not fit the number of images, or the template has no asking role.
-pub fn conversation_of(
-    sample: &LlavaSample,
-    template: Template,
-    system: Option<&str>,
-    asked: &[bool],
-) -> Result<Conversation, DataError> {
-    let wrong = |reason: String| DataError::Conversation {
-        sample: Some(sample.id.clone()),
-        reason,
-    };
-    let messages = spoken(sample);
-    if messages.is_empty() {
-        return Err(wrong("no message by a human".into()));
-    }
-    let images = sample.images.len();
-    let marks: Vec<usize> = messages
-        .iter()
-        .map(|message| match images {
-            0 => 0,
-            _ => message.value.matches(IMAGE_TOKEN).count(),
-        })
-        .collect();
-    let total: usize = marks.iter().sum();
-    let marked = marks.iter().filter(|&&count| count > 0).count();
-    if total != 0 && total != images && marked != images {
-        return Err(wrong(format!(
-            "{total} `{IMAGE_TOKEN}` marks for {images} images"
-        )));
-    }
-
-    let mut conversation = Conversation::new(template);
-    conversation.system = system.map(str::to_owned);
-    let mut human = 0;
-    for (i, (message, &marks)) in messages.iter().zip(&marks).enumerate() {
-        let shown = match (total, marks) {
-            (0, _) if i == 0 => images,
-            (_, 0) => 0,
-            _ if total == images => marks,
-            _ => 1,
-        };
-        let text = match marks {
-            0 => message.value.clone(),
-            _ => strip(&message.value.replace(IMAGE_TOKEN, "")).to_owned(),
-        };
-        let speaker = match message.from {
-            Author::Gpt if shown > 0 => {
-                return Err(wrong(format!(
-                    "message {} is an answer with an image",
-                    i + 1
-                )));
-            }
-            Author::Gpt => Speaker::Assistant,
-            Author::Vuser => Speaker::Asked,
-            Author::Human if asked.get(human).copied().unwrap_or(false) => Speaker::Asked,
-            Author::Human => Speaker::User,
-        };
-        match speaker {
-            Speaker::Assistant => conversation.push_assistant(text),
-            Speaker::User => conversation.push_images(shown).push_user(text),
-            Speaker::Asked => conversation.push_images(shown).push_asked(text),
-        };
-        human += usize::from(speaker != Speaker::Assistant);
-    }
-    Ok(conversation)
-}
-
 /// Ids, labels and roles of a sample; `asked` as in [`conversation_of`].
 ///
 /// Answers with their end token are learnt, and of an asked turn the question: in `v1_sq` with
@@ -227,15 +86,19 @@ pub fn encode_sample(
     asked: &[bool],
     options: &LabelOptions,
 ) -> Result<EncodedSample, DataError> {
-    let named = |error| match error {
+    let named = |error| {
+        let reason = match error {
+            DataError::Conversation {
+                sample: None,
+                reason,
+            } => reason,
+            error @ DataError::NoAskingRole(_) => error.to_string(),
+            other => return other,
+        };
         DataError::Conversation {
-            sample: None,
-            reason,
-        } => DataError::Conversation {
             sample: Some(sample.id.clone()),
             reason,
-        },
-        other => other,
+        }
     };
     let system = options.system.as_deref();
     let conversation = conversation_of(sample, options.template, system, asked)?;
@@ -312,7 +175,7 @@ fn truncate(encoded: &mut EncodedSegments, max: usize, tokens_per_image: usize) 
 mod tests {
     use super::*;
     use crate::SQ_TOKENS;
-    use crate::manifest::Message;
+    use crate::manifest::{Author, Message};
 
     fn tokenizer() -> TextTokenizer {
         let path = golden::llama_tokenizer().join("tokenizer.model");
@@ -403,27 +266,6 @@ mod tests {
     }
 
     #[test]
-    fn each_mark_gets_an_image_or_the_sample_is_refused() {
-        let ok = |images, turns: &[&str]| {
-            let c = conversation_of(&sample(images, turns), Template::V1, None, &[]).unwrap();
-            c.turns.iter().map(|turn| turn.images).collect::<Vec<_>>()
-        };
-        assert_eq!(ok(2, &["<image><image> a", "b"]), [2, 0]);
-        assert_eq!(ok(1, &["<image><image> a", "b"]), [1, 0]);
-        assert_eq!(ok(2, &["<image> a", "b", "c <image>", "d"]), [1, 0, 1, 0]);
-        assert_eq!(ok(1, &["a", "b", "c <image>", "d"]), [0, 0, 1, 0]);
-        assert_eq!(ok(2, &["a", "b"]), [2, 0]);
-        let text = conversation_of(&sample(0, &["<image> a", "b"]), Template::V1, None, &[]);
-        assert_eq!(text.unwrap().turns[0].text, "<image> a");
-        let error = conversation_of(&sample(3, &["<image>", "b"]), Template::V1, None, &[]);
-        let error = error.unwrap_err().to_string();
-        assert!(
-            error.contains("sample s") && error.contains("3 images"),
-            "{error}"
-        );
-    }
-
-    #[test]
     fn the_cap_counts_image_tokens_and_cuts_at_a_turn() {
         let tokenizer = tokenizer();
         let sample = sample(
@@ -466,51 +308,5 @@ mod tests {
         let without = encode_sample(&tokenizer, &sample, &[], &options).unwrap();
         assert_eq!((without.images, without.cut.unwrap().images), (0, 1));
         assert!(without.input_ids.len() < 100);
-    }
-
-    #[test]
-    fn draws_depend_on_everything_and_nothing_else() {
-        let policy = AskingPolicy {
-            delta: 0.5,
-            first_turn: true,
-            seed: 3,
-        };
-        let base = policy.draw(0, "a", 1);
-        assert_eq!(base, policy.draw(0, "a", 1));
-        let other = AskingPolicy { seed: 4, ..policy };
-        for changed in [
-            policy.draw(1, "a", 1),
-            policy.draw(0, "b", 1),
-            policy.draw(0, "a", 2),
-            other.draw(0, "a", 1),
-        ] {
-            assert_ne!(base, changed);
-        }
-        let draws = (0..10_000).map(|i| policy.draw(0, &i.to_string(), 0));
-        let mean = draws.sum::<f64>() / 10_000.0;
-        // Six standard errors of a uniform draw.
-        assert!((mean - 0.5).abs() < 0.018, "{mean}");
-    }
-
-    #[test]
-    fn only_image_samples_ask_and_the_first_turn_by_choice() {
-        let policy = AskingPolicy {
-            delta: 1.0,
-            first_turn: false,
-            seed: 0,
-        };
-        let turns = ["q", "a", "r", "b"];
-        assert_eq!(policy.asked(0, &sample(1, &turns)), [false, true]);
-        assert_eq!(policy.asked(0, &sample(0, &turns)), [false, false]);
-        let eager = AskingPolicy {
-            first_turn: true,
-            ..policy
-        };
-        assert_eq!(eager.asked(0, &sample(1, &turns)), [true, true]);
-        let never = AskingPolicy {
-            delta: 0.0,
-            ..eager
-        };
-        assert_eq!(never.asked(0, &sample(1, &turns)), [false, false]);
     }
 }

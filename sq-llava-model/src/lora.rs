@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Distribution, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
+use sq_llava_data::mix::splitmix64;
 
 use crate::linear::{Linear, product};
 
@@ -198,12 +199,4 @@ fn add_f32<B: Backend>(weight: Tensor<B, 2>, delta: Tensor<B, 2>) -> Tensor<B, 2
     (weight.detach().cast(DType::F32) + delta.detach().cast(DType::F32))
         .cast(dtype)
         .set_require_grad(tracked)
-}
-
-/// Steele et al. 2014: a 64-bit mixer, so that near seeds give unrelated masks.
-pub(crate) fn splitmix64(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }

@@ -70,24 +70,6 @@ pub fn splice<B: Backend>(
     Ok(Tensor::cat(parts.collect(), 0))
 }
 
-/// Length of a sample once its images are in place.
-///
-/// # Errors
-/// If the number of images differs from the number of places.
-pub fn spliced_len(
-    sample: usize,
-    ids: &[i64],
-    image_token_index: Option<i64>,
-    lengths: &[usize],
-) -> Result<usize, ModelError> {
-    let pieces = pieces(sample, ids, image_token_index, lengths)?;
-    let len = |piece: &Piece| match *piece {
-        Piece::Text(start, end) => end - start,
-        Piece::Image(i) => lengths[i],
-    };
-    Ok(pieces.iter().map(len).sum())
-}
-
 fn pieces(
     sample: usize,
     ids: &[i64],
@@ -150,8 +132,6 @@ mod tests {
         assert_eq!(compact.len(), 4);
         assert_eq!(compact[1], Piece::Image(0));
         assert_eq!(expanded[3], Piece::Image(1));
-        assert_eq!(spliced_len(0, &[1, -200, 5], None, &[16]).unwrap(), 18);
-        assert_eq!(spliced_len(0, &[1, 5], None, &[]).unwrap(), 2);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use sq_llava_data::{IMAGE_TOKEN_INDEX, TokenRole};
 
+use crate::bad_images::BadImage;
+
 /// A picture of a sample.
 #[derive(Debug, Clone)]
 pub struct Picture {
@@ -36,14 +38,22 @@ pub struct MicroBatch {
     pub step: usize,
     /// Epoch, from 0.
     pub epoch: usize,
-    /// Place in the optimizer step, from 0.
+    /// Place in the optimizer step, from 0, of all devices.
     pub micro: usize,
-    /// Batches of the optimizer step.
+    /// Batches of the optimizer step, of all devices.
     pub micros: usize,
     /// Learnable tokens of the whole optimizer step: the loss's denominator.
     pub step_tokens: usize,
+    /// Batches from this one to the next of the same device: 1 where there is one device.
+    pub stride: usize,
     /// Samples that were cut to the longest length allowed.
     pub truncated: usize,
+    /// Tokens that were cut off them.
+    pub cut_tokens: usize,
+    /// Samples that were left out because of a picture.
+    pub skipped: usize,
+    /// Pictures that could not be used.
+    pub bad_images: Vec<BadImage>,
 }
 
 /// Tokens to be predicted, with the places that predict them.
@@ -72,6 +82,17 @@ impl TrainSample {
         self.ids.len() - self.pictures.len() + self.pictures.len() * tokens_per_image
     }
 
+    /// A token of it from which nothing is learnt: stands in where a step has no sample left.
+    pub(crate) fn placeholder(&self) -> Self {
+        let token = self.ids.iter().find(|&&id| id != IMAGE_TOKEN_INDEX);
+        Self {
+            id: self.id.clone(),
+            ids: vec![token.copied().unwrap_or(0)],
+            roles: vec![TokenRole::Ignore],
+            pictures: Vec::new(),
+        }
+    }
+
     /// Adds what is to be predicted in this sample, whose sequence starts at row `start`.
     fn targets(&self, start: usize, tokens_per_image: usize, out: &mut Targets) {
         // Place of each id in the sequence with its images spread out.
@@ -92,9 +113,9 @@ impl TrainSample {
 }
 
 impl MicroBatch {
-    /// Whether the optimizer step is complete with this batch.
+    /// Whether the optimizer step is complete, on its device, with this batch.
     pub fn is_last(&self) -> bool {
-        self.micro + 1 == self.micros
+        self.micro + self.stride >= self.micros
     }
 
     /// Length of the longest sequence, images in place.
@@ -142,7 +163,11 @@ pub(crate) mod tests {
             epoch: 0,
             micro: 0,
             micros: 1,
+            stride: 1,
             truncated: 0,
+            cut_tokens: 0,
+            skipped: 0,
+            bad_images: Vec::new(),
         }
     }
 

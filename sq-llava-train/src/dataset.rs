@@ -1,18 +1,22 @@
 //! From a LLaVA manifest and an image folder to encoded samples.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use rand::SeedableRng;
-use rand::seq::SliceRandom;
-use sq_llava_data::image::ImageProcessor;
+use sq_llava_data::image::{ImageProcessor, RgbImage};
 use sq_llava_data::{
-    AskingPolicy, DataError, LabelOptions, Manifest, TextTokenizer, encode_sample,
+    AskingPolicy, DrawContext, LabelOptions, LengthIndex, Manifest, Sampler, TextTokenizer,
+    encode_sample, machine_threads,
 };
 
+use crate::bad_images::{BadImage, BadImagePolicy};
 use crate::batch::{Picture, TrainSample};
 use crate::error::TrainError;
 use crate::features::FeatureCache;
+use crate::recipe::StageRecipe;
+
+/// The key of a blank picture: no path is like it.
+const BLANK: &str = "";
 
 /// The data of one stage.
 #[derive(Debug)]
@@ -29,10 +33,21 @@ pub struct StageData {
     pub labels: LabelOptions,
     /// Which questions are asked; `None` where the template cannot ask.
     pub asking: Option<AskingPolicy>,
-    /// Seed of the order.
-    pub seed: u64,
+    /// The order of the samples.
+    pub sampler: Sampler,
+    /// What is done with pictures that cannot be used.
+    pub bad_images: BadImagePolicy,
     /// Where the vision tower is frozen, the features that are known already.
     pub features: Option<Arc<FeatureCache>>,
+}
+
+/// Which pass over the data it is, and how much of the training is done, from 0 to 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moment {
+    /// From 0.
+    pub epoch: usize,
+    /// Optimizer step / all steps.
+    pub progress: f64,
 }
 
 /// Numbers of a data set, from a part of it.
@@ -46,6 +61,42 @@ pub struct DataEstimate {
     pub exact: bool,
 }
 
+/// The order of a stage's samples. For grouping by length it reads the manifest once.
+///
+/// # Errors
+/// If a sample of it cannot be read.
+pub fn sampler(
+    manifest: &Manifest,
+    stage: &StageRecipe,
+    tokens_per_image: usize,
+    seed: u64,
+) -> Result<Sampler, TrainError> {
+    use sq_llava_data::Grouping;
+    if stage.grouping == Grouping::Random {
+        return Ok(Sampler::random(manifest.len(), seed));
+    }
+    let cap = Some(stage.max_length);
+    let lengths = LengthIndex::estimate(manifest, tokens_per_image, cap, machine_threads())?;
+    let step = stage.samples_per_step();
+    Ok(Sampler::grouped(stage.grouping, lengths, step, seed))
+}
+
+/// Refuses sources with a δ of their own that no sample is from.
+///
+/// # Errors
+/// If there is one, or a sample cannot be read.
+pub fn check_sources(manifest: &Manifest, policy: &AskingPolicy) -> Result<(), TrainError> {
+    let unused = policy.unused_sources(manifest, machine_threads())?;
+    if unused.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::Recipe(format!(
+        "asking.sources has {}, which no sample is from: a source is the first folder of a sample's \
+         first image path, or else the file name of its manifest",
+        unused.join(", ")
+    )))
+}
+
 impl StageData {
     /// Number of samples.
     pub fn len(&self) -> usize {
@@ -57,25 +108,21 @@ impl StageData {
         self.len() == 0
     }
 
-    /// The order of an epoch, a pure function of seed and epoch.
-    pub fn order(&self, epoch: usize) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.len()).collect();
-        // Two words of the seed are the run's, two the epoch's.
-        let mut seed = [0u8; 32];
-        seed[..8].copy_from_slice(&self.seed.to_le_bytes());
-        seed[16..24].copy_from_slice(&(epoch as u64).to_le_bytes());
-        order.shuffle(&mut rand_chacha::ChaCha8Rng::from_seed(seed));
-        order
-    }
-
-    /// Ids and roles of a sample, and whether it was cut. Pictures are named, not read.
+    /// Ids and roles of a sample, and how many tokens were cut off. Pictures are named, not read.
     ///
     /// # Errors
     /// If the sample cannot be read or does not fit the template.
-    pub fn encode(&self, epoch: usize, index: usize) -> Result<(TrainSample, bool), TrainError> {
+    pub fn encode(&self, at: Moment, index: usize) -> Result<(TrainSample, usize), TrainError> {
         let sample = self.manifest.get(index)?;
         let asked = match &self.asking {
-            Some(policy) => policy.asked(epoch as u64, &sample),
+            Some(policy) => {
+                let context = DrawContext {
+                    epoch: at.epoch as u64,
+                    progress: at.progress,
+                    manifest: &self.manifest.file_name(index),
+                };
+                policy.asked(context, &sample)
+            }
             None => Vec::new(),
         };
         let encoded = encode_sample(&self.tokenizer, &sample, &asked, &self.labels)?;
@@ -103,35 +150,56 @@ impl StageData {
                 ),
             });
         }
-        Ok((train, encoded.cut.is_some()))
+        Ok((train, encoded.cut.map_or(0, |cut| cut.tokens)))
     }
 
-    /// Reads the pictures of a sample whose features are not known yet.
-    ///
-    /// # Errors
-    /// If a file is missing or is not a whole picture; the message names sample and file.
-    pub fn read_pictures(&self, sample: &mut TrainSample) -> Result<(), TrainError> {
+    /// Decodes the pictures of a sample to the tower's input in eight bits; `None` where their
+    /// features are known. One that cannot be used is added to `bad`; with the policy `blank` it
+    /// becomes the blank picture.
+    pub fn open_pictures(
+        &self,
+        sample: &mut TrainSample,
+        bad: &mut Vec<BadImage>,
+    ) -> Vec<Option<RgbImage>> {
+        let known = |key: &str| {
+            let features = self.features.as_ref();
+            features.is_some_and(|features| features.get(key).is_some())
+        };
+        let mut opened = Vec::with_capacity(sample.pictures.len());
         for picture in &mut sample.pictures {
-            let known = self.features.as_ref().and_then(|f| f.get(&picture.key));
-            if known.is_none() {
-                let pixels =
-                    self.pixels(Path::new(&*picture.key))
-                        .map_err(|error| TrainError::Sample {
-                            sample: sample.id.to_string(),
-                            reason: error.to_string(),
-                        })?;
-                picture.pixels = Some(pixels);
+            if known(&picture.key) {
+                opened.push(None);
+                continue;
             }
+            let path = self.images.join(&*picture.key);
+            opened.push(match self.processor.open(&path) {
+                Ok(image) => Some(self.processor.resize_to_input(&image)),
+                Err(error) => {
+                    bad.push(BadImage {
+                        sample: sample.id.clone(),
+                        image: picture.key.clone(),
+                        reason: error.to_string(),
+                    });
+                    (self.bad_images == BadImagePolicy::Blank).then(|| {
+                        picture.key = BLANK.into();
+                        self.processor.blank()
+                    })
+                }
+            });
         }
-        Ok(())
+        opened
     }
 
-    fn pixels(&self, name: &Path) -> Result<Arc<[f32]>, DataError> {
-        let pixels = self.processor.preprocess_path(&self.images.join(name))?;
-        Ok(pixels.data.into())
+    /// Puts the pixels of opened pictures into their sample.
+    pub fn fill_pictures(&self, sample: &mut TrainSample, opened: &[Option<RgbImage>]) {
+        for (picture, opened) in sample.pictures.iter_mut().zip(opened) {
+            let pixels = opened.as_ref().map(|image| self.processor.normalize(image));
+            picture.pixels = pixels.map(|pixels| pixels.data.into());
+        }
     }
 
-    /// Tokens of the first epoch, from at most `limit` samples spread over the data.
+    /// Tokens of the first epoch, from at most `limit` samples spread over the data, asked as
+    /// halfway through the training.
     ///
     /// # Errors
     /// As [`Self::encode`].
@@ -139,8 +207,12 @@ impl StageData {
         let total = self.len();
         let stride = total.div_ceil(limit.max(1)).max(1);
         let (mut seen, mut tokens, mut learnable) = (0usize, 0usize, 0usize);
+        let halfway = Moment {
+            epoch: 0,
+            progress: 0.5,
+        };
         for index in (0..total).step_by(stride) {
-            let (sample, _) = self.encode(0, index)?;
+            let (sample, _) = self.encode(halfway, index)?;
             seen += 1;
             tokens += sample.len(self.labels.tokens_per_image);
             learnable += sample.learnable();

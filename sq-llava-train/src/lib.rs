@@ -1,6 +1,7 @@
 //! SQ-LLaVA on [Burn](https://burn.dev): two-stage training with the joint loss of asking and
 //! answering.
 
+pub mod bad_images;
 mod base;
 pub mod batch;
 pub mod dataset;

@@ -11,9 +11,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
+use sq_llava_data::image::RgbImage;
 
+use crate::bad_images::{BadImage, BadImageLog, BadImagePolicy};
 use crate::batch::{MicroBatch, TrainSample};
-use crate::dataset::StageData;
+use crate::dataset::{Moment, StageData};
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::StageRecipe;
@@ -75,9 +77,18 @@ pub struct BatchLoader {
     /// The step to start with.
     first_step: usize,
     /// The part of each epoch's order that this loader covers.
-    shard: Range<usize>,
+    places: Range<usize>,
+    shard: Shard,
     workers: usize,
+    bad_images: BadImageLog,
     failure: Failure,
+}
+
+/// The batches of a step that one of several devices takes: `index`, `index + count`, …
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard {
+    index: usize,
+    count: usize,
 }
 
 impl BatchLoader {
@@ -90,11 +101,13 @@ impl BatchLoader {
         failure: Failure,
     ) -> Self {
         Self {
-            shard: 0..data.len(),
+            places: 0..data.len(),
             data: Some(data),
             plan,
             first_step,
+            shard: Shard { index: 0, count: 1 },
             workers: workers.max(1),
+            bad_images: BadImageLog::default(),
             failure,
         }
     }
@@ -110,10 +123,33 @@ impl BatchLoader {
                 samples: 0,
             },
             first_step: 0,
-            shard: 0..0,
+            places: 0..0,
+            shard: Shard { index: 0, count: 1 },
             workers: 1,
+            bad_images: BadImageLog::default(),
             failure: Failure::default(),
         }
+    }
+
+    /// Lists pictures that cannot be used there, as the batches that met them are taken.
+    #[must_use]
+    pub fn with_bad_images(mut self, log: BadImageLog) -> Self {
+        self.bad_images = log;
+        self
+    }
+
+    /// The part of each step that device `index` of `count` takes: every `count`-th batch, so that
+    /// devices have batches of like lengths at a time. Each step has a batch for every device,
+    /// one of nothing to learn where there are too few; all know the learnable tokens of the whole
+    /// step. An index that is too large is taken modulo `count`.
+    #[must_use]
+    pub fn shard(mut self, index: usize, count: usize) -> Self {
+        let count = count.max(1);
+        self.shard = Shard {
+            index: index % count,
+            count,
+        };
+        self
     }
 
     fn start(&self) -> Batches {
@@ -121,18 +157,25 @@ impl BatchLoader {
         let channels = match &self.data {
             None => VecDeque::new(),
             Some(data) => (0..self.workers)
-                .map(|worker| {
+                .map(|number| {
                     let (sender, receiver) = sync_channel(AHEAD);
-                    let (data, plan, shard) = (data.clone(), self.plan, self.shard.clone());
-                    let own = (self.first_step + worker..steps).step_by(self.workers);
+                    let worker = Worker {
+                        data: data.clone(),
+                        plan: self.plan,
+                        places: self.places.clone(),
+                        shard: self.shard,
+                        sender,
+                    };
+                    let own = (self.first_step + number..steps).step_by(self.workers);
                     // Ends when its steps are done or nobody listens any more.
-                    std::thread::spawn(move || work(&data, &plan, &shard, own, &sender));
+                    std::thread::spawn(move || worker.run(own));
                     receiver
                 })
                 .collect(),
         };
         Batches {
             channels,
+            bad_images: self.bad_images.clone(),
             failure: self.failure.clone(),
             done: self.first_step * self.plan.samples_per_step,
             total: self.plan.samples * self.plan.epochs,
@@ -140,70 +183,145 @@ impl BatchLoader {
     }
 }
 
-fn work(
-    data: &StageData,
-    plan: &Plan,
-    shard: &Range<usize>,
-    steps: impl Iterator<Item = usize>,
-    sender: &SyncSender<Result<MicroBatch, TrainError>>,
-) {
-    // The order of the epoch at hand.
-    let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
-    for step in steps {
-        let epoch = plan.epoch(step);
-        if order.0 != Some(epoch) {
-            order = (Some(epoch), data.order(epoch)[shard.clone()].to_vec());
-        }
-        let chosen = &order.1[plan.places(step)];
-        if let Err(error) = send_step(data, plan, step, chosen, sender) {
-            // If nobody listens, nobody needs the error.
-            let _ = sender.send(Err(error));
-            return;
-        }
-    }
+/// What a thread prepares.
+struct Worker {
+    data: Arc<StageData>,
+    plan: Plan,
+    places: Range<usize>,
+    shard: Shard,
+    sender: SyncSender<Result<MicroBatch, TrainError>>,
 }
 
-/// Prepares the batches of one step. All its samples are encoded before the first is handed over:
-/// each batch carries the number of learnable tokens of the whole step.
-fn send_step(
-    data: &StageData,
-    plan: &Plan,
-    step: usize,
-    chosen: &[usize],
-    sender: &SyncSender<Result<MicroBatch, TrainError>>,
-) -> Result<(), TrainError> {
-    let epoch = plan.epoch(step);
-    let encoded = chosen.iter().map(|&index| data.encode(epoch, index));
-    let encoded: Vec<(TrainSample, bool)> = encoded.collect::<Result<_, _>>()?;
-    let step_tokens = encoded.iter().map(|(sample, _)| sample.learnable()).sum();
-    let micros = encoded.len().div_ceil(plan.batch_size);
-    let mut encoded = encoded.into_iter();
-    for micro in 0..micros {
-        let part: Vec<_> = encoded.by_ref().take(plan.batch_size).collect();
-        let truncated = part.iter().filter(|(_, cut)| *cut).count();
-        let mut samples: Vec<TrainSample> = part.into_iter().map(|(sample, _)| sample).collect();
-        for sample in &mut samples {
-            data.read_pictures(sample)?;
-        }
-        let batch = MicroBatch {
-            samples,
-            step,
-            epoch,
-            micro,
-            micros,
-            step_tokens,
-            truncated,
-        };
-        if sender.send(Ok(batch)).is_err() {
-            return Ok(());
+/// A sample of a step, with its pictures where they are opened already.
+struct Prepared {
+    sample: TrainSample,
+    cut_tokens: usize,
+    pictures: Option<Vec<Option<RgbImage>>>,
+}
+
+impl Worker {
+    fn run(&self, steps: impl Iterator<Item = usize>) {
+        // The order of the epoch at hand.
+        let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
+        for step in steps {
+            let epoch = self.plan.epoch(step);
+            if order.0 != Some(epoch) {
+                let whole = self.data.sampler.order(epoch);
+                order = (Some(epoch), whole[self.places.clone()].to_vec());
+            }
+            let chosen = &order.1[self.plan.places(step)];
+            if let Err(error) = self.send_step(step, chosen) {
+                // If nobody listens, nobody needs the error.
+                let _ = self.sender.send(Err(error));
+                return;
+            }
         }
     }
-    Ok(())
+
+    /// Prepares the batches of one step. All its samples are encoded before the first is handed
+    /// over: each batch carries the number of learnable tokens of the whole step.
+    fn send_step(&self, step: usize, chosen: &[usize]) -> Result<(), TrainError> {
+        let at = Moment {
+            epoch: self.plan.epoch(step),
+            progress: step as f64 / self.plan.steps().max(1) as f64,
+        };
+        let encode = |&index: &usize| {
+            let (sample, cut_tokens) = self.data.encode(at, index)?;
+            Ok(Prepared {
+                sample,
+                cut_tokens,
+                pictures: None,
+            })
+        };
+        let encoded: Result<Vec<Prepared>, TrainError> = chosen.iter().map(encode).collect();
+        let mut samples = encoded?;
+        let placeholder = samples.first().map(|first| first.sample.placeholder());
+        let mut bad = Vec::new();
+        if self.data.bad_images == BadImagePolicy::Skip {
+            samples.retain_mut(|prepared| {
+                let found = bad.len();
+                let pictures = self.data.open_pictures(&mut prepared.sample, &mut bad);
+                prepared.pictures = Some(pictures);
+                bad.len() == found
+            });
+        }
+        let skipped = chosen.len() - samples.len();
+        let micros = samples.len().div_ceil(self.plan.batch_size);
+        let step_tokens = samples.iter().map(|p| p.sample.learnable()).sum();
+        let mut parts = samples.into_iter();
+        let Shard { index, count } = self.shard;
+        // A device without a batch of its own still takes part in the step.
+        for micro in 0..micros.max(index + 1) {
+            let part: Vec<Prepared> = parts.by_ref().take(self.plan.batch_size).collect();
+            if micro % count != index {
+                continue;
+            }
+            let mut batch = MicroBatch {
+                samples: Vec::with_capacity(part.len()),
+                step,
+                epoch: at.epoch,
+                micro,
+                micros,
+                stride: count,
+                step_tokens,
+                truncated: part.iter().filter(|p| p.cut_tokens > 0).count(),
+                cut_tokens: part.iter().map(|p| p.cut_tokens).sum(),
+                skipped: 0,
+                bad_images: Vec::new(),
+            };
+            // What the whole step has lost is told once.
+            if micro == 0 {
+                batch.skipped = skipped;
+                batch.bad_images = std::mem::take(&mut bad);
+            }
+            for prepared in part {
+                batch
+                    .samples
+                    .push(self.show(prepared, &mut batch.bad_images)?);
+            }
+            if batch.samples.is_empty() {
+                batch.samples.extend(placeholder.clone());
+            }
+            if self.sender.send(Ok(batch)).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The sample with its pictures.
+    fn show(&self, prepared: Prepared, bad: &mut Vec<BadImage>) -> Result<TrainSample, TrainError> {
+        let Prepared {
+            mut sample,
+            pictures,
+            ..
+        } = prepared;
+        let pictures = match pictures {
+            Some(pictures) => pictures,
+            None => {
+                let found = bad.len();
+                let pictures = self.data.open_pictures(&mut sample, bad);
+                if let (BadImagePolicy::Error, Some(bad)) = (self.data.bad_images, bad.get(found)) {
+                    return Err(TrainError::Sample {
+                        sample: bad.sample.to_string(),
+                        reason: format!(
+                            "{}; bad_images = \"skip\" would leave the sample out",
+                            bad.reason
+                        ),
+                    });
+                }
+                pictures
+            }
+        };
+        self.data.fill_pictures(&mut sample, &pictures);
+        Ok(sample)
+    }
 }
 
 struct Batches {
     /// The channel whose turn it is stands in front.
     channels: VecDeque<Receiver<Result<MicroBatch, TrainError>>>,
+    bad_images: BadImageLog,
     failure: Failure,
     done: usize,
     total: usize,
@@ -215,9 +333,17 @@ impl Iterator for Batches {
     fn next(&mut self) -> Option<MicroBatch> {
         match self.channels.front()?.recv() {
             Ok(Ok(batch)) => {
-                self.done += batch.samples.len();
+                self.done += batch.samples.len() + batch.skipped;
                 if batch.is_last() {
                     self.channels.rotate_left(1);
+                }
+                let listed = self
+                    .bad_images
+                    .add(batch.epoch, batch.step, &batch.bad_images);
+                if let Err(error) = listed {
+                    self.failure.set(error);
+                    self.channels.clear();
+                    return None;
                 }
                 Some(batch)
             }
@@ -249,7 +375,7 @@ impl<B: Backend> DataLoader<B, MicroBatch> for BatchLoader {
 
     /// Samples of one epoch.
     fn num_items(&self) -> usize {
-        self.shard.len()
+        self.places.len()
     }
 
     fn to_device(&self, _device: &B::Device) -> Arc<dyn DataLoader<B, MicroBatch>> {
@@ -259,8 +385,11 @@ impl<B: Backend> DataLoader<B, MicroBatch> for BatchLoader {
     /// The samples at these places of each epoch's order.
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, MicroBatch>> {
         let mut part = self.clone();
-        part.shard = self.shard.start + start..self.shard.start + end;
-        part.plan.samples = part.shard.len();
+        part.places = self.places.start + start..self.places.start + end;
+        part.plan.samples = part.places.len();
         Arc::new(part)
     }
 }
+
+#[cfg(test)]
+mod tests;

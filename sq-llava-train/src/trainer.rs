@@ -7,12 +7,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use sq_llava_data::image::ImageProcessor;
-use sq_llava_data::{AskingPolicy, LabelOptions, Manifest, TextTokenizer};
+use sq_llava_data::{LabelOptions, Manifest, TextTokenizer};
 use sq_llava_model::SqLlava;
 use sq_llava_model::weights::RunOrigin;
 
+use crate::bad_images::BadImageLog;
 use crate::base::{Base, TrainPaths};
-use crate::dataset::StageData;
+use crate::dataset::{StageData, check_sources, sampler};
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::features::FeatureCache;
@@ -214,7 +215,7 @@ impl Trainer<'_> {
         let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, stage)?;
         let trainable = prepared.counts();
         let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
-        let data = Arc::new(self.data(&prepared, stage, manifest, &features));
+        let data = Arc::new(self.data(&prepared, stage, manifest, &features)?);
         let plan = Plan::new(settings, data.len());
         let schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
         announce(recipe, stage, &data, &plan, &schedule, trainable)?;
@@ -253,7 +254,9 @@ impl Trainer<'_> {
             }),
             finished: finished.clone(),
         };
-        let loader = BatchLoader::new(data, plan, 0, recipe.workers, failure.clone());
+        let bad_images = BadImageLog::open(self.run.path(), stage, recipe.bad_images)?;
+        let loader = BatchLoader::new(data, plan, 0, recipe.workers, failure.clone())
+            .with_bad_images(bad_images.clone());
         let mut training = SupervisedTraining::<Components<B>>::new(
             self.run.path(),
             Arc::new(loader),
@@ -284,6 +287,9 @@ impl Trainer<'_> {
         let result = training.launch(Learner::new(train_model, optimizer, schedule));
         // Closes the dashboard.
         drop(result);
+        if let Some(summary) = bad_images.summary() {
+            tracing::warn!("{summary}");
+        }
 
         if let Some(error) = failure.take() {
             return Err(error);
@@ -301,11 +307,18 @@ impl Trainer<'_> {
         stage: u8,
         manifest: Manifest,
         features: &Arc<FeatureCache>,
-    ) -> StageData {
+    ) -> Result<StageData, TrainError> {
         let recipe = self.recipe;
         let settings = recipe.stage(stage);
-        let asks = settings.template.asks() && recipe.asking.delta > 0.0;
-        StageData {
+        let per_image = prepared.model.config.tokens_per_image();
+        let asking = recipe.asking.policy(recipe.seed);
+        let asking = asking.filter(|_| settings.template.asks());
+        if let Some(policy) = &asking {
+            check_sources(&manifest, policy)?;
+        }
+        Ok(StageData {
+            sampler: sampler(&manifest, settings, per_image, recipe.seed)?,
+            bad_images: recipe.bad_images,
             manifest,
             images: settings.images.clone().unwrap_or_default(),
             tokenizer: Arc::new(self.tokenizer.clone()),
@@ -313,17 +326,12 @@ impl Trainer<'_> {
             labels: LabelOptions {
                 template: settings.template,
                 system: None,
-                tokens_per_image: prepared.model.config.tokens_per_image(),
+                tokens_per_image: per_image,
                 max_length: Some(settings.max_length),
             },
-            asking: asks.then_some(AskingPolicy {
-                delta: recipe.asking.delta,
-                first_turn: recipe.asking.first_turn,
-                seed: recipe.seed,
-            }),
-            seed: recipe.seed,
+            asking,
             features: (!prepared.trains.vision).then(|| features.clone()),
-        }
+        })
     }
 }
 

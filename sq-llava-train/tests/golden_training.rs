@@ -121,7 +121,11 @@ fn batch(samples: Vec<TrainSample>) -> MicroBatch {
         epoch: 0,
         micro: 0,
         micros: 1,
+        stride: 1,
         truncated: 0,
+        cut_tokens: 0,
+        skipped: 0,
+        bad_images: Vec::new(),
     }
 }
 

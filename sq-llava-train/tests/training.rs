@@ -1,24 +1,18 @@
-//! Whole runs on a tiny LLaVA with real photographs, and the loader that feeds them.
+//! Whole runs on a tiny LLaVA with real photographs.
 
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::backend::Autodiff;
-use burn::data::dataloader::DataLoader;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;
 use serde_json::{Value, json};
-use sq_llava_data::image::{ImageAspect, ImageProcessor};
-use sq_llava_data::{AskingPolicy, LabelOptions, Manifest, Template, TextTokenizer};
+use sq_llava_data::TextTokenizer;
 use sq_llava_model::weights::{LoadOptions, RunOrigin, load_model};
 use sq_llava_model::{Sample, SqLlava};
-use sq_llava_train::batch::MicroBatch;
-use sq_llava_train::dataset::StageData;
-use sq_llava_train::failure::Failure;
 use sq_llava_train::groups::ParamGroup;
-use sq_llava_train::loader::{BatchLoader, Plan};
 use sq_llava_train::optimizer::GroupedAdamW;
 use sq_llava_train::stage::StageModel;
 use sq_llava_train::{
@@ -158,32 +152,6 @@ impl World {
         lines
             .map(|line| line["loss"].as_f64().expect("a loss"))
             .collect()
-    }
-
-    fn stage_data(&self, tokenizer: TextTokenizer) -> StageData {
-        let processor = self.path("base").join("preprocessor_config.json");
-        let processor = ImageProcessor::from_file(&processor, ImageAspect::Pad);
-        StageData {
-            manifest: Manifest::open(self.path("data.json")).expect("a manifest"),
-            images: Self::images(),
-            tokenizer: Arc::new(tokenizer),
-            processor: Arc::new(processor.expect("a processor")),
-            labels: LabelOptions {
-                tokens_per_image: 16,
-                ..LabelOptions::new(Template::V1Sq)
-            },
-            asking: Some(AskingPolicy {
-                delta: 0.5,
-                first_turn: true,
-                seed: 3,
-            }),
-            seed: 3,
-            features: None,
-        }
-    }
-
-    fn tokenizer(&self) -> TextTokenizer {
-        TextTokenizer::from_dir(self.path("base")).expect("a tokenizer")
     }
 }
 
@@ -468,113 +436,38 @@ fn a_gradient_that_is_not_a_number_changes_nothing() {
     }
 }
 
-fn batches(loader: &BatchLoader) -> Vec<MicroBatch> {
-    let loader: &dyn DataLoader<Flex, MicroBatch> = loader;
-    loader.iter().collect()
-}
-
 #[test]
-fn the_loader_gives_the_same_batches_with_any_number_of_workers() {
+fn bad_pictures_are_left_out_and_listed() {
     let world = World::new();
-    let data = Arc::new(world.stage_data(world.tokenizer()));
-    let stage = world.recipe(&["stage2.epochs=3"]).stage2;
-    let plan = Plan::new(&stage, data.len());
-    assert_eq!((plan.steps_per_epoch(), plan.steps()), (2, 6));
-    let run = |workers, first| {
-        let failure = Failure::default();
-        let loader = BatchLoader::new(data.clone(), plan, first, workers, failure.clone());
-        let all = batches(&loader);
-        assert!(!failure.is_set());
-        all
-    };
-    let one = run(1, 0);
-    let seen = |all: &[MicroBatch]| -> Vec<(usize, usize, String, Vec<i64>)> {
-        all.iter()
-            .flat_map(|b| {
-                b.samples
-                    .iter()
-                    .map(|s| (b.step, b.micro, s.id.to_string(), s.ids.clone()))
-            })
-            .collect()
-    };
-    for workers in [2, 3, 5] {
-        assert_eq!(seen(&run(workers, 0)), seen(&one), "{workers} workers");
-    }
-    // From the middle on as if it had run until there.
-    let rest: Vec<_> = seen(&one)
-        .into_iter()
-        .filter(|(step, ..)| *step >= 3)
-        .collect();
-    assert_eq!(seen(&run(2, 3)), rest);
-
-    let mut orders = Vec::new();
-    for epoch in 0..3 {
-        let of_epoch: Vec<_> = one.iter().filter(|b| b.epoch == epoch).collect();
-        let ids: Vec<&str> = of_epoch
-            .iter()
-            .flat_map(|b| b.samples.iter().map(|s| &*s.id))
-            .collect();
-        let mut sorted = ids.clone();
-        sorted.sort_unstable();
-        assert_eq!(sorted, ["s0", "s1", "s2", "s3", "s4", "s5", "text"]);
-        orders.push(ids.join(" "));
-    }
-    assert!(
-        orders[0] != orders[1] || orders[1] != orders[2],
-        "epochs have one order"
-    );
-    for step in 0..plan.steps() {
-        let parts: Vec<_> = one.iter().filter(|b| b.step == step).collect();
-        let learnable: usize = parts
-            .iter()
-            .flat_map(|b| &b.samples)
-            .map(|s| s.learnable())
-            .sum();
-        assert!(learnable > 0 && parts.iter().all(|b| b.step_tokens == learnable));
-        assert_eq!(parts.len(), parts[0].micros);
-    }
-    // Halves of the data are disjoint and cover it.
-    let loader = BatchLoader::new(data.clone(), plan, 0, 2, Failure::default());
-    let loader: &dyn DataLoader<Flex, MicroBatch> = &loader;
-    let mut halves: Vec<String> = [loader.slice(0, 3), loader.slice(3, 7)]
+    let mut samples = world.samples();
+    samples[0]["image"] = json!("gone.png");
+    samples[3]["image"] = json!("gone.png");
+    world.write("data.json", &samples);
+    let error = world.train("stops", &["stages=[2]"]).unwrap_err();
+    assert!(error.to_string().contains("gone.png"), "{error}");
+    let quick = ["stages=[2]", "stage2.epochs=2"];
+    let skip = [&quick[..], &["bad_images=skip"]].concat();
+    world.train("skips", &skip).expect("trains");
+    let list = std::fs::read_to_string(world.path("skips/skipped.jsonl")).expect("a list");
+    assert_eq!(list.lines().count(), 4);
+    let samples: u64 = world
+        .log("skips")
         .iter()
-        .flat_map(|half| half.iter().filter(|b| b.epoch == 0).collect::<Vec<_>>())
-        .flat_map(|b| b.samples.into_iter().map(|s| s.id.to_string()))
-        .collect();
-    halves.sort_unstable();
-    assert_eq!(halves, ["s0", "s1", "s2", "s3", "s4", "s5", "text"]);
-}
+        .map(|line| line["samples"].as_u64().expect("samples"))
+        .sum();
+    assert_eq!(samples, 10);
+    // The same as if they had never been there, but for the order of the others.
+    let blank = [&quick[..], &["bad_images=blank"]].concat();
+    world.train("blank", &blank).expect("trains");
+    assert!(world.path("blank/skipped.jsonl").is_file());
 
-#[test]
-fn a_listener_that_leaves_early_ends_the_workers() {
-    let world = World::new();
-    let data = Arc::new(world.stage_data(world.tokenizer()));
-    let plan = Plan::new(&world.recipe(&["stage2.epochs=100"]).stage2, data.len());
-    let loader = BatchLoader::new(data.clone(), plan, 0, 2, Failure::default());
-    let loader: &dyn DataLoader<Flex, MicroBatch> = &loader;
-    let mut batches = loader.iter();
-    assert!(batches.next().is_some());
-    drop(batches);
-    // The loader itself and this test hold the data; the workers let go of it.
-    let start = std::time::Instant::now();
-    while Arc::strong_count(&data) > 2 {
-        assert!(
-            start.elapsed().as_secs() < 30,
-            "a worker goes on for nobody"
-        );
-        std::thread::sleep(std::time::Duration::from_millis(10));
-    }
-}
-
-#[test]
-fn a_file_that_is_no_picture_is_named() {
-    let world = World::new();
-    std::fs::write(world.path("x.png"), b"not a picture").expect("written");
-    let mut data = world.stage_data(world.tokenizer());
-    data.images = world.folder.path().to_path_buf();
-    let (mut sample, _) = data.encode(0, 0).expect("encoded");
-    sample.pictures[0].key = "x.png".into();
-    let error = data.read_pictures(&mut sample).unwrap_err().to_string();
-    assert!(error.contains("s0") && error.contains("x.png"), "{error}");
-    assert!(Path::new(&*sample.pictures[0].key).is_relative());
+    // A step of which nothing is left changes nothing, and the run goes on.
+    let alone = ["stage2.batch_size=1", "stage2.accumulation=1"];
+    let alone = [&skip[..], &alone].concat();
+    world.train("alone", &alone).expect("trains");
+    let log = world.log("alone");
+    assert_eq!(log.len(), 14);
+    let empty = log.iter().filter(|line| line["answer_tokens"] == 0);
+    assert_eq!(empty.count(), 4);
+    assert!(log.iter().all(|line| line["loss"].is_number()));
 }

@@ -5,6 +5,7 @@
 pub mod ask;
 pub mod bench;
 pub mod chat;
+pub mod check;
 pub mod export;
 pub mod inspect;
 pub mod question;

@@ -25,12 +25,21 @@ impl DecodeOptions {
     }
 }
 
+/// A decoded picture and what is known of its file.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    pub image: RgbImage,
+    pub format: ImageFormat,
+    /// Faults that decoding went past.
+    pub damage: Vec<String>,
+}
+
 /// Decodes a picture; the format is told by the content.
 pub(super) fn decode(
     bytes: &[u8],
     name: &str,
     options: DecodeOptions,
-) -> Result<RgbImage, DataError> {
+) -> Result<Decoded, DataError> {
     let fail = |reason: String| DataError::Image {
         name: name.to_owned(),
         reason,
@@ -53,11 +62,30 @@ pub(super) fn decode(
         }
         Err(_) => return Err(fail("not a JPEG, PNG, WebP, GIF or BMP image".into())),
     };
-    match format {
-        ImageFormat::Gif => return gif::decode(bytes, name, options),
-        ImageFormat::Jpeg => return jpeg::decode(bytes, name, options),
-        _ => {}
-    }
+    let mut damage = Vec::new();
+    let image = match format {
+        ImageFormat::Gif => gif::decode(bytes, name, options),
+        ImageFormat::Jpeg => jpeg::decode(bytes, name, options, &mut damage),
+        _ => decode_other(bytes, format, name, options),
+    };
+    Ok(Decoded {
+        image: image?,
+        format,
+        damage,
+    })
+}
+
+/// PNG, WebP and BMP.
+fn decode_other(
+    bytes: &[u8],
+    format: ImageFormat,
+    name: &str,
+    options: DecodeOptions,
+) -> Result<RgbImage, DataError> {
+    let fail = |reason: String| DataError::Image {
+        name: name.to_owned(),
+        reason,
+    };
     let damaged = |error: ImageError| fail(format!("cut short or damaged: {error}"));
 
     let mut limits = Limits::default();

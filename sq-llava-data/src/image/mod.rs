@@ -13,7 +13,7 @@ use std::path::Path;
 pub use config::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
-pub use image::{Rgb, RgbImage};
+pub use image::{ImageFormat, Rgb, RgbImage};
 
 use crate::DataError;
 use decode::DecodeOptions;
@@ -28,6 +28,27 @@ pub struct PixelValues {
     pub height: usize,
     /// Width in pixels.
     pub width: usize,
+}
+
+/// What the file of a picture turned out to be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageFacts {
+    /// Told by the content.
+    pub format: ImageFormat,
+    /// Width in pixels.
+    pub width: u32,
+    /// Height in pixels.
+    pub height: u32,
+    /// Faults that decoding goes past; pixels may be wrong there.
+    pub damage: Vec<String>,
+}
+
+impl ImageFacts {
+    /// Whether the extension of a path is not that of another format than the content has.
+    pub fn fits_extension(&self, path: &Path) -> bool {
+        let said = path.extension().and_then(ImageFormat::from_extension);
+        said.is_none_or(|format| format == self.format)
+    }
 }
 
 /// Prepares pictures for the vision tower. Cheap to share between threads; keeps no state.
@@ -101,11 +122,37 @@ impl ImageProcessor {
     /// # Errors
     /// [`DataError::Io`], or as [`Self::decode`]; both name the file.
     pub fn open(&self, path: &Path) -> Result<RgbImage, DataError> {
+        self.decode(&self.read(path)?, &path.display().to_string())
+    }
+
+    /// Reads and decodes a picture whole, only to see what it is.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn inspect(&self, path: &Path) -> Result<ImageFacts, DataError> {
+        let bytes = self.read(path)?;
+        let decoded = decode::decode(&bytes, &path.display().to_string(), self.options())?;
+        Ok(ImageFacts {
+            format: decoded.format,
+            width: decoded.image.width(),
+            height: decoded.image.height(),
+            damage: decoded.damage,
+        })
+    }
+
+    fn options(&self) -> DecodeOptions {
+        DecodeOptions {
+            max_pixels: self.config.max_pixels,
+            apply_exif: self.config.apply_exif,
+        }
+    }
+
+    /// The bytes of a file, unless there are too many.
+    fn read(&self, path: &Path) -> Result<Vec<u8>, DataError> {
         let failed = |source| DataError::Io {
             path: path.to_path_buf(),
             source,
         };
-        let name = path.display().to_string();
         // No picture within the limit is larger than this, even without compression.
         let most = self.config.max_pixels.saturating_mul(8);
         let most = most.saturating_add(64 << 20);
@@ -114,14 +161,14 @@ impl ImageProcessor {
         file.take(most).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 == most {
             return Err(DataError::Image {
-                name,
+                name: path.display().to_string(),
                 reason: format!(
                     "the file has {most} bytes or more, too many for an image of {} pixels",
                     self.config.max_pixels
                 ),
             });
         }
-        self.decode(&bytes, &name)
+        Ok(bytes)
     }
 
     /// Decodes a JPEG, PNG, WebP, GIF or BMP, told by its content, to RGB as Pillow's
@@ -132,11 +179,11 @@ impl ImageProcessor {
     /// [`DataError::Image`] if the bytes are no such image, are cut short or damaged;
     /// [`DataError::ImageTooLarge`] above `max_pixels`, before the pixels are decoded.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage, DataError> {
-        let options = DecodeOptions {
-            max_pixels: self.config.max_pixels,
-            apply_exif: self.config.apply_exif,
-        };
-        decode::decode(bytes, name, options)
+        let decoded = decode::decode(bytes, name, self.options())?;
+        for damage in decoded.damage {
+            tracing::warn!(image = name, "{damage}");
+        }
+        Ok(decoded.image)
     }
 
     /// Pads, crops or stretches a picture to [`Self::input_size`], still in eight bits.
@@ -166,9 +213,19 @@ impl ImageProcessor {
         result
     }
 
+    /// The input of nothing but padding.
+    pub fn blank(&self) -> RgbImage {
+        let (height, width) = self.input_size;
+        filled(width, height, self.background)
+    }
+
     /// Resizes to the input size and normalises.
     pub fn preprocess(&self, image: &RgbImage) -> PixelValues {
-        let resized = self.resize_to_input(image);
+        self.normalize(&self.resize_to_input(image))
+    }
+
+    /// Eight bits to the tower's numbers; the second half of [`Self::preprocess`].
+    pub fn normalize(&self, resized: &RgbImage) -> PixelValues {
         let (width, height) = (resized.width() as usize, resized.height() as usize);
         let area = width * height;
         let mut data = vec![0.0; 3 * area];

@@ -29,5 +29,5 @@ pub use layout::Layout;
 pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
 pub use random::init_random;
 pub use report::{LoadReport, Mismatch};
-pub use save::{SaveOptions, copy_tokenizer_files, save_pretrained};
+pub use save::{SaveOptions, save_pretrained};
 pub use save_run::{RunOrigin, save_adapters};

@@ -6,11 +6,11 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Element, FloatDType, Tensor, TensorData, backend::Backend};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use sq_llava_data::mix::{fnv1a, splitmix64};
 
 use super::layout::canonical;
 use super::write::file_dtype;
 use crate::error::ModelError;
-use crate::lora::splitmix64;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.
@@ -65,11 +65,8 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
         } else if D == 1 && !name.ends_with("class_embedding") || name.ends_with("sim_alpha") {
             Draw::Constant(1.0)
         } else {
-            // FNV-1a of the name, so that no two tensors are alike.
-            let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |h, b| {
-                (h ^ u64::from(b)).wrapping_mul(0x0100_0000_01b3)
-            });
-            Draw::Uniform(splitmix64(self.seed ^ hash))
+            // With the name, so that no two tensors are alike.
+            Draw::Uniform(splitmix64(self.seed ^ fnv1a(name.as_bytes())))
         };
         let data = match self.dtype {
             DType::F16 => fill(count, f16::ZERO, draw, |v, out| {

@@ -11,18 +11,6 @@ use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safet
 use crate::error::ModelError;
 use crate::sq_llava::SqLlava;
 
-/// Files beside the weights that make a directory usable.
-const TOKENIZER_FILES: [&str; 8] = [
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "generation_config.json",
-    "preprocessor_config.json",
-];
-
 /// How a whole model is saved.
 #[derive(Debug, Clone, Copy)]
 pub struct SaveOptions {
@@ -188,22 +176,4 @@ fn split(entries: Vec<Entry>, limit: u64) -> Vec<Vec<Entry>> {
         }
     }
     shards
-}
-
-/// Copies the tokenizer's, the preprocessor's and the generation settings' files that stand in
-/// `from`; returns their names.
-///
-/// # Errors
-/// If one cannot be copied.
-pub fn copy_tokenizer_files(from: &Path, to: &Path) -> Result<Vec<String>, ModelError> {
-    make_dir(to)?;
-    let mut copied = Vec::new();
-    for name in TOKENIZER_FILES {
-        let (source, target) = (from.join(name), to.join(name));
-        if source.is_file() && source != target {
-            std::fs::copy(&source, &target).map_err(|e| ModelError::io(&target, e))?;
-            copied.push(name.to_string());
-        }
-    }
-    Ok(copied)
 }

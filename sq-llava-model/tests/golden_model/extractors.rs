@@ -4,6 +4,7 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use golden::{Case, assert_close};
+use sq_llava_data::mix::splitmix64;
 use sq_llava_model::cluster::ClusterProjector;
 use sq_llava_model::config::{AssignmentSoftmax, ClusterConfig, PrototypeConfig};
 use sq_llava_model::prototype::PrototypeExtractor;
@@ -52,13 +53,6 @@ pub fn cluster_centers<B: Backend>(device: &B::Device) {
         let reference = case.tensors.f64("centers_final");
         assert_close(&case.name, &values(centers), &reference, 2e-4);
     }
-}
-
-fn splitmix64(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 /// `u(seed, i)` of the reference's formula, in [−1, 1).

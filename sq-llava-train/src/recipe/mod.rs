@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use self::layers::{apply, merge};
+use crate::bad_images::BadImagePolicy;
 use crate::error::TrainError;
 
 /// Which of the two variants of the method the defaults follow.
@@ -73,6 +74,9 @@ pub struct Recipe {
     pub keep_checkpoints: usize,
     /// Threads that read and decode images.
     pub workers: usize,
+    /// What is done with a picture that is missing or damaged: `error` stops the training, `skip`
+    /// leaves its sample out, `blank` shows the padding's colour. Both list it in `skipped.jsonl`.
+    pub bad_images: BadImagePolicy,
     /// Memory for features of images while the vision tower does not train, in MiB.
     pub feature_cache_mib: usize,
     /// What stands between the vision tower and the LLM.

@@ -1,15 +1,43 @@
 //! What is learnt: asking and answering, and the weight of each.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
+use sq_llava_data::{AskingPolicy, DeltaSchedule};
 
 /// Visual self-questioning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskingRecipe {
-    /// Probability δ that an eligible human turn is asked by the model; 0 switches asking off.
+    /// Probability δ that an eligible human turn is asked by the model. 0, without a schedule or
+    /// sources, switches asking off.
     pub delta: f64,
+    /// How δ changes over a stage: `constant`, `linear` or `cosine`, by optimizer step / all steps.
+    pub schedule: DeltaSchedule,
+    /// What a `linear` or `cosine` δ ends at.
+    pub delta_end: f64,
     /// Whether the first turn is eligible (paper) or not (released code).
     pub first_turn: bool,
+    /// A constant δ of its own for single data sources, such as `coco = 0.5`. A source is called by
+    /// the first folder of a sample's first image path, or else by the file name of its manifest.
+    pub sources: BTreeMap<String, f64>,
+}
+
+impl AskingRecipe {
+    /// How questions are drawn; `None` where none ever is.
+    pub fn policy(&self, seed: u64) -> Option<AskingPolicy> {
+        let policy = AskingPolicy {
+            delta: self.delta,
+            schedule: self.schedule,
+            delta_end: self.delta_end,
+            sources: self.sources.clone(),
+            first_turn: self.first_turn,
+            seed,
+        };
+        let ever = |progress| policy.delta_at(progress) > 0.0;
+        let asks = ever(0.0) || ever(1.0) || self.sources.values().any(|&delta| delta > 0.0);
+        asks.then_some(policy)
+    }
 }
 
 /// The loss.

@@ -1,12 +1,15 @@
 //! The published settings, which every recipe starts from.
 
-use sq_llava_data::Template;
+use std::collections::BTreeMap;
+
+use sq_llava_data::{DeltaSchedule, Grouping, Template};
 use sq_llava_model::lora::LoraConfig;
 
 use super::{
     AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
     StageRecipe,
 };
+use crate::bad_images::BadImagePolicy;
 
 impl Recipe {
     /// The published settings.
@@ -19,6 +22,7 @@ impl Recipe {
             epochs: 1,
             batch_size,
             accumulation,
+            grouping: Grouping::Random,
             lr_llm: 0.0,
             lr_projector: 1e-3,
             lr_vision: 0.0,
@@ -45,6 +49,7 @@ impl Recipe {
             save_every: 0,
             keep_checkpoints: 2,
             workers: 2,
+            bad_images: BadImagePolicy::Error,
             feature_cache_mib: 512,
             model: ModelRecipe {
                 mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
@@ -57,6 +62,7 @@ impl Recipe {
             },
             stage1: stage(Template::Plain, 16, 16),
             stage2: StageRecipe {
+                grouping: Grouping::ModalityLength,
                 lr_llm: 2e-4,
                 lr_projector: 2e-5,
                 lr_vision: if paper { 2e-5 } else { 0.0 },
@@ -72,7 +78,10 @@ impl Recipe {
             },
             asking: AskingRecipe {
                 delta: 0.5,
+                schedule: DeltaSchedule::Constant,
+                delta_end: 0.5,
                 first_turn: paper,
+                sources: BTreeMap::new(),
             },
             loss: LossRecipe {
                 question_weight: 1.0,

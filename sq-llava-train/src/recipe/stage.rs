@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sq_llava_data::Template;
+use sq_llava_data::{Grouping, Template};
 
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -23,6 +23,10 @@ pub struct StageRecipe {
     pub batch_size: usize,
     /// Such batches in one optimizer step.
     pub accumulation: usize,
+    /// Which samples make a step: `random`; `length`, the longest of a step first, so that batches
+    /// are padded little; or `modality_length`, the same with steps of samples with an image and
+    /// steps of samples without. The last two read the data once before the first step.
+    pub grouping: Grouping,
     /// Peak learning rate of the LLM's adapters; 0 freezes them.
     pub lr_llm: f64,
     /// Peak learning rate of projector, prototypes and the rows of new tokens.

@@ -44,6 +44,10 @@ impl Recipe {
         positive("workers", self.workers)?;
         positive("loss.chunk_tokens", self.loss.chunk_tokens)?;
         within("asking.delta", self.asking.delta, 0.0, 1.0)?;
+        within("asking.delta_end", self.asking.delta_end, 0.0, 1.0)?;
+        for (source, delta) in &self.asking.sources {
+            within(&format!("asking.sources.{source}"), *delta, 0.0, 1.0)?;
+        }
         within(
             "loss.question_weight",
             self.loss.question_weight,

@@ -12,12 +12,13 @@ use crate::DataError;
 /// Real progressive files have about ten; a file of thousands is made to keep us busy.
 const MAX_SCANS: usize = 500;
 
-/// Decodes a JPEG. Damaged data is decoded as far as it goes, with a warning in the log, as
+/// Decodes a JPEG. Damaged data is decoded as far as it goes, with a `damage` for each place, as
 /// libjpeg does; a file without an end is refused, as Pillow does.
 pub(super) fn decode(
     bytes: &[u8],
     name: &str,
     options: DecodeOptions,
+    damage: &mut Vec<String>,
 ) -> Result<RgbImage, DataError> {
     let fail = |reason: String| DataError::Image {
         name: name.to_owned(),
@@ -68,7 +69,7 @@ pub(super) fn decode(
         if let DecodeWarning::UnsupportedRecovered { detail } = warning {
             return Err(fail(format!("JPEG is not supported: {detail}")));
         }
-        tracing::warn!(image = name, "JPEG is damaged: {warning}");
+        damage.push(format!("JPEG is damaged: {warning}"));
     }
     let (width, height) = (decoded.width as u32, decoded.height as u32);
     let data = if four_inks {

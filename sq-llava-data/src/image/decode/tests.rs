@@ -19,7 +19,7 @@ macro_rules! fixture {
 }
 
 fn rgb(bytes: &[u8]) -> RgbImage {
-    decode(bytes, "test", OPTIONS).unwrap()
+    decode(bytes, "test", OPTIONS).unwrap().image
 }
 
 fn encode<P, C>(image: &ImageBuffer<P, C>, format: ImageFormat) -> Vec<u8>
@@ -292,7 +292,7 @@ fn exif_orientation_is_applied_only_when_asked() {
         apply_exif: true,
         ..OPTIONS
     };
-    let image = decode(bytes, "exif6.jpg", turned).unwrap();
+    let image = decode(bytes, "exif6.jpg", turned).unwrap().image;
     assert_eq!(image.dimensions(), (8, 12));
     let pixels = [(0, 0), (4, 5), (7, 11)].map(|(x, y)| image.get_pixel(x, y).0);
     assert_eq!(pixels, [[90, 94, 44], [129, 115, 102], [246, 246, 255]]);

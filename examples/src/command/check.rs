@@ -1,0 +1,152 @@
+//! `sq-llava check`.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
+use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
+use sq_llava_data::{LabelOptions, Template, TextTokenizer, machine_threads};
+
+/// Look a data set over before training on it.
+#[derive(Debug, Args)]
+pub struct Check {
+    /// Data (LLaVA JSON or JSONL); several files are one data set.
+    #[arg(value_name = "DATA", required = true)]
+    data: Vec<PathBuf>,
+    /// Folder of the pictures; without it they are not looked at.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Folder of the tokenizer, for the true lengths of samples.
+    #[arg(long, value_name = "DIR", requires = "template")]
+    tokenizer: Option<PathBuf>,
+    /// `plain`, `v1`, `v1_sq`, `sq` or `llama_2`, as the training will have it.
+    #[arg(long, value_name = "TEMPLATE", requires = "tokenizer")]
+    template: Option<Template>,
+    /// Longest sample in tokens, images included; longer ones would be cut.
+    #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
+    max_length: usize,
+    /// Tokens that the vision tower makes of a picture.
+    #[arg(long, value_name = "TOKENS", default_value_t = 576)]
+    tokens_per_image: usize,
+    /// Threads; as many as the machine runs at once if not given.
+    #[arg(long, value_name = "N")]
+    threads: Option<usize>,
+    /// Findings of each kind that the JSON lists; all are counted.
+    #[arg(long, value_name = "N", default_value_t = 1000)]
+    list: usize,
+    /// Writes the report there as JSON.
+    #[arg(long, value_name = "FILE")]
+    out: Option<PathBuf>,
+    /// Prints the report as JSON in place of the summary.
+    #[arg(long)]
+    json: bool,
+    /// Succeeds whatever is found.
+    #[arg(long)]
+    warn_only: bool,
+    /// No progress bar.
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Check {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// If the data cannot be opened or the report not written, or an error is found in the data.
+    pub fn run(self) -> Result<()> {
+        if let Some(folder) = self.images.as_ref().filter(|folder| !folder.is_dir()) {
+            bail!("{}: there is no such folder", folder.display());
+        }
+        let tokenizer = match (&self.tokenizer, self.template) {
+            (Some(dir), Some(template)) => {
+                let mut tokenizer = TextTokenizer::from_dir(dir)?;
+                // Training adds them too.
+                tokenizer.add_special_tokens(template.special_tokens());
+                let labels = LabelOptions {
+                    tokens_per_image: self.tokens_per_image,
+                    max_length: Some(self.max_length),
+                    ..LabelOptions::new(template)
+                };
+                Some((tokenizer, labels))
+            }
+            _ => None,
+        };
+        let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
+        let options = CheckOptions {
+            images: self.images.as_deref().map(|folder| (folder, &processor)),
+            labels: tokenizer
+                .as_ref()
+                .map(|(tokenizer, labels)| (tokenizer, labels)),
+            threads: self.threads.unwrap_or_else(machine_threads).max(1),
+            listed: self.list,
+        };
+        let bars = Bars::new(self.quiet)?;
+        let report = check(&self.data, &options, &|phase, done, total| {
+            bars.show(phase, done, total);
+        })?;
+        bars.finish();
+        let json = || serde_json::to_string_pretty(&report);
+        if let Some(path) = &self.out {
+            std::fs::write(path, json()? + "\n")
+                .with_context(|| format!("{} cannot be written", path.display()))?;
+        }
+        match self.json {
+            true => println!("{}", json()?),
+            false => print!("{report}"),
+        }
+        if report.errors > 0 && !self.warn_only {
+            bail!(
+                "the data has {} errors: {} (--warn-only lets this pass)",
+                report.errors,
+                report.kinds(Severity::Error)
+            );
+        }
+        Ok(())
+    }
+}
+
+/// A progress bar for each phase, on a terminal only.
+struct Bars {
+    samples: ProgressBar,
+    images: ProgressBar,
+}
+
+impl Bars {
+    fn new(quiet: bool) -> Result<Self> {
+        let style = "{prefix:>8} {bar:40} {human_pos}/{human_len} {per_sec} {eta}";
+        let bar = |name: &'static str| -> Result<ProgressBar> {
+            let bar = match quiet {
+                true => ProgressBar::hidden(),
+                false => ProgressBar::new(0),
+            };
+            bar.set_style(ProgressStyle::with_template(style)?);
+            bar.set_prefix(name);
+            Ok(bar)
+        };
+        Ok(Self {
+            samples: bar("samples")?,
+            images: bar("images")?,
+        })
+    }
+
+    fn show(&self, phase: CheckPhase, done: usize, total: usize) {
+        let bar = match phase {
+            CheckPhase::Samples => &self.samples,
+            CheckPhase::Images => &self.images,
+        };
+        if done == 0 {
+            bar.set_length(total as u64);
+        }
+        bar.inc(u64::from(done > 0));
+        if done == total {
+            bar.finish();
+        }
+    }
+
+    fn finish(&self) {
+        self.samples.finish_and_clear();
+        self.images.finish_and_clear();
+    }
+}

@@ -1,0 +1,114 @@
+//! The second pass: every image file is decoded, once.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::Path;
+use std::time::Instant;
+
+use super::CheckOptions;
+use super::findings::{Finding, FindingKind, Findings};
+use super::report::ImageSummary;
+use super::samples::{ImageUse, finding};
+use crate::image::ImageProcessor;
+use crate::{DataError, Manifest, parallel};
+
+/// Where images are and how they are decoded.
+pub(super) struct Look<'a> {
+    pub manifest: &'a Manifest,
+    pub folder: &'a Path,
+    pub processor: &'a ImageProcessor,
+}
+
+/// What one thread has seen.
+struct Seen {
+    findings: Findings,
+    summary: ImageSummary,
+}
+
+impl Look<'_> {
+    pub fn scan(
+        &self,
+        images: &[ImageUse],
+        options: &CheckOptions<'_>,
+        findings: &mut Findings,
+        tick: &(impl Fn() + Sync),
+    ) -> ImageSummary {
+        let begin = Instant::now();
+        let start = || Seen {
+            findings: Findings::new(options.listed),
+            summary: ImageSummary::default(),
+        };
+        let parts = parallel::fold(images.len(), options.threads, start, |seen, index| {
+            self.look(seen, images[index]);
+            tick();
+            true
+        });
+        let mut all = ImageSummary::default();
+        for part in parts {
+            all.merge(part.summary);
+            findings.merge(part.findings);
+        }
+        all.seconds = begin.elapsed().as_secs_f64();
+        all
+    }
+
+    fn look(&self, seen: &mut Seen, image: ImageUse) {
+        // The paths are read again: a list of them would be larger than all else.
+        let Ok(sample) = self.manifest.get(image.sample) else {
+            return;
+        };
+        let Some(name) = sample.images.get(image.place) else {
+            return;
+        };
+        let mut add = |kind, detail: String| {
+            let whole = || Finding {
+                image: Some(name.clone()),
+                samples: Some(image.samples),
+                ..finding(self.manifest, image.sample, sample.id.clone(), detail)
+            };
+            seen.findings.add(kind, (image.sample, image.place), whole);
+        };
+        let summary = &mut seen.summary;
+        match self.processor.inspect(&self.folder.join(name)) {
+            Ok(facts) => {
+                let format = format!("{:?}", facts.format).to_lowercase();
+                summary.decoded += 1;
+                summary.pixels += u64::from(facts.width) * u64::from(facts.height);
+                if !facts.fits_extension(Path::new(name)) {
+                    add(
+                        FindingKind::WrongExtension,
+                        format!("the content is {format}"),
+                    );
+                }
+                if let Some(first) = facts.damage.first() {
+                    add(FindingKind::DamagedImage, first.clone());
+                }
+                *summary.formats.entry(format).or_default() += 1;
+            }
+            Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                summary.samples_without += image.samples as usize;
+                add(FindingKind::MissingImage, "there is no such file".into());
+            }
+            Err(error) => {
+                summary.samples_without += image.samples as usize;
+                let detail = match error {
+                    DataError::Image { reason, .. } => reason,
+                    other => other.to_string(),
+                };
+                add(FindingKind::BadImage, detail);
+            }
+        }
+    }
+}
+
+impl ImageSummary {
+    fn merge(&mut self, other: Self) {
+        self.decoded += other.decoded;
+        self.pixels += other.pixels;
+        self.samples_without += other.samples_without;
+        let formats: BTreeMap<String, usize> = other.formats;
+        for (format, count) in formats {
+            *self.formats.entry(format).or_default() += count;
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Looks a whole data set over before anything is trained on it.
+//!
+//! Two passes, both on all threads. The first reads every sample; the second decodes every image
+//! file once, however many samples name it. What is kept are counts, a few words for each sample
+//! and image, and of each kind of finding the first ones, so that the memory is some tens of
+//! megabytes for the 665,000 samples of LLaVA-1.5's mixture.
+
+mod findings;
+mod images;
+mod report;
+mod samples;
+
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+pub use findings::{Finding, FindingKind, Severity};
+pub use report::{
+    CheckReport, FindingGroup, ImageSummary, LengthBin, LengthSummary, ManifestSummary,
+};
+
+use crate::image::ImageProcessor;
+use crate::{Conversation, DataError, Ending, LabelOptions, Manifest, TextTokenizer};
+
+/// What to look at, and how.
+#[derive(Debug)]
+pub struct CheckOptions<'a> {
+    /// Folder that image paths start from and what decodes the images; `None` leaves them alone.
+    pub images: Option<(&'a Path, &'a ImageProcessor)>,
+    /// How samples are encoded, for their true lengths; `None` estimates lengths from the bytes.
+    pub labels: Option<(&'a TextTokenizer, &'a LabelOptions)>,
+    /// Threads to work on.
+    pub threads: usize,
+    /// Findings of each kind that are listed; all are counted.
+    pub listed: usize,
+}
+
+/// The part of a check that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CheckPhase {
+    /// Samples are read.
+    Samples,
+    /// Images are decoded.
+    Images,
+}
+
+/// Checks a data set. `progress` is called, from any thread, with what is done and the whole.
+///
+/// # Errors
+/// If a manifest cannot be opened, or the tokenizer lacks a token of the template. What is wrong
+/// with samples and images is in the report.
+pub fn check(
+    paths: &[PathBuf],
+    options: &CheckOptions<'_>,
+    progress: &(dyn Fn(CheckPhase, usize, usize) + Sync),
+) -> Result<CheckReport, DataError> {
+    if let Some((tokenizer, labels)) = options.labels {
+        // What is wrong with the tokenizer is no fault of the samples.
+        let mut trial = Conversation::new(labels.template);
+        trial.push_user("q").push_assistant("a");
+        trial.segments(tokenizer, Ending::Closed)?;
+    }
+    let manifest = Manifest::open_all(paths)?;
+    let count = |phase, total| {
+        let done = AtomicUsize::new(0);
+        progress(phase, 0, total);
+        move || progress(phase, done.fetch_add(1, Ordering::Relaxed) + 1, total)
+    };
+    let samples = samples::scan(
+        &manifest,
+        options,
+        &count(CheckPhase::Samples, manifest.len()),
+    );
+    let mut findings = samples.findings;
+    let images = match options.images {
+        Some((folder, processor)) => {
+            let tick = count(CheckPhase::Images, samples.images.len());
+            let look = images::Look {
+                manifest: &manifest,
+                folder,
+                processor,
+            };
+            Some(look.scan(&samples.images, options, &mut findings, &tick))
+        }
+        None => None,
+    };
+    Ok(CheckReport::new(
+        paths,
+        &manifest,
+        samples.counts,
+        options.labels.is_some(),
+        samples.images.len(),
+        images,
+        findings,
+    ))
+}
+
+#[cfg(test)]
+mod tests;

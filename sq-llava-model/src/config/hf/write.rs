@@ -1,0 +1,115 @@
+//! The `config.json` of a whole model, written in two layouts.
+
+use serde_json::{Value, json};
+
+use super::towers::{llama_json, vision_json};
+use crate::config::{ProjectorConfig, SelectFeature, SqLlavaConfig};
+use crate::error::ModelError;
+
+impl SqLlavaConfig {
+    /// `config.json` in the original LLaVA layout, with this project's additions under `sq_` keys
+    /// and the vision tower under `vision_config`.
+    pub fn to_hf(&self) -> Value {
+        let mut out = llama_json(&self.llama);
+        out["architectures"] = json!(["LlavaLlamaForCausalLM"]);
+        out["model_type"] = json!("llava");
+        self.write_ids(&mut out);
+        if let Some(vision) = &self.vision {
+            out["mm_hidden_size"] = json!(vision.hidden_size);
+            out["vision_config"] = vision_json(vision);
+        } else {
+            out["architectures"] = json!(["LlamaForCausalLM"]);
+            out["model_type"] = json!("llama");
+            return out;
+        }
+        out["mm_projector_type"] = json!(self.projector.name());
+        if let ProjectorConfig::Cluster(cluster) = &self.projector {
+            out["num_latents"] = json!(cluster.num_latents);
+            out["sq_cluster_iterations"] = json!(cluster.num_iterations);
+        }
+        out["mm_vision_select_layer"] = json!(self.select_layer);
+        out["mm_vision_select_feature"] = json!(self.select_feature);
+        out["image_aspect_ratio"] = json!(self.image_aspect_ratio);
+        out["mm_use_im_start_end"] = json!(false);
+        out["mm_use_im_patch_token"] = json!(false);
+        if let Some(prototype) = &self.prototype {
+            out["sq_prototype"] = json!(prototype);
+        }
+        if let Some(conversation) = &self.conversation {
+            out["sq_conversation"] = json!(conversation);
+        }
+        if let Some(start) = self.new_tokens_start {
+            out["sq_new_tokens_start"] = json!(start);
+        }
+        out
+    }
+
+    /// `config.json` in the llava-hf layout.
+    ///
+    /// # Errors
+    /// If the model has parts that `LlavaForConditionalGeneration` cannot hold.
+    pub fn to_llava_hf(&self) -> Result<Value, ModelError> {
+        let (
+            Some(vision),
+            ProjectorConfig::Mlp {
+                depth: 2,
+                act,
+                bias,
+            },
+            None,
+            None,
+        ) = (
+            &self.vision,
+            &self.projector,
+            &self.prototype,
+            self.new_tokens_start,
+        )
+        else {
+            return Err(ModelError::Argument(
+                "the llava-hf layout holds a vision tower and an mlp2x_gelu projector only; export to the original layout instead".into(),
+            ));
+        };
+        let mut text = llama_json(&self.llama);
+        text["model_type"] = json!("llama");
+        text["architectures"] = json!(["LlamaForCausalLM"]);
+        self.write_ids(&mut text);
+        let strategy = match self.select_feature {
+            SelectFeature::Patch => "default",
+            SelectFeature::ClsPatch => "full",
+        };
+        let mut out = json!({
+            "architectures": ["LlavaForConditionalGeneration"],
+            "model_type": "llava",
+            "ignore_index": -100,
+            "projector_hidden_act": act,
+            "multimodal_projector_bias": bias,
+            "vision_feature_layer": self.select_layer,
+            "vision_feature_select_strategy": strategy,
+            "image_seq_length": self.tokens_per_image(),
+            "tie_word_embeddings": self.llama.tie_word_embeddings,
+            "text_config": text,
+            "vision_config": vision_json(vision),
+        });
+        if let Some(id) = self.image_token_index {
+            out["image_token_index"] = json!(id);
+        }
+        if let Some(id) = self.pad_token_id {
+            out["pad_token_id"] = json!(id);
+        }
+        Ok(out)
+    }
+
+    fn write_ids(&self, out: &mut Value) {
+        if let Some(id) = self.bos_token_id {
+            out["bos_token_id"] = json!(id);
+        }
+        match self.eos_token_ids.as_slice() {
+            [] => {}
+            [id] => out["eos_token_id"] = json!(id),
+            ids => out["eos_token_id"] = json!(ids),
+        }
+        if let Some(id) = self.pad_token_id {
+            out["pad_token_id"] = json!(id);
+        }
+    }
+}
