@@ -232,6 +232,7 @@ impl Trainer<'_> {
                 loss,
                 trains: prepared.trains,
                 features,
+                checkpointing: recipe.gradient_checkpointing,
                 seed: recipe.seed,
                 failure: failure.clone(),
             },

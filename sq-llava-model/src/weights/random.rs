@@ -9,8 +9,8 @@ use half::{bf16, f16};
 
 use super::layout::canonical;
 use super::write::file_dtype;
+use crate::draws::splitmix64;
 use crate::error::ModelError;
-use crate::lora::splitmix64;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.
