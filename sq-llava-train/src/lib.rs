@@ -11,6 +11,7 @@ pub mod groups;
 pub mod loader;
 pub mod loss;
 pub mod loss_log;
+pub mod memory;
 pub mod metrics;
 pub mod optimizer;
 pub mod recipe;
