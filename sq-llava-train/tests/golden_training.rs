@@ -252,21 +252,24 @@ fn golden_a_text_loss() {
         let dir = case.folder.join("orig");
         let loaded = load_model::<Flex>(&dir, &options, &Default::default()).expect("loads");
         let failure = Failure::default();
-        let model = train_model(
+        let mut model = train_model(
             loaded.model,
             Trains::default(),
             GradientCheckpointing::None,
             &failure,
         );
         let samples = samples(&case.tensors, "text_ids", "text_labels", Some("text_mask"));
-        let report = InferenceStep::step(&model, batch(samples));
-        assert!(failure.take().is_none());
-        let loss = report.sums.mean(&settings());
-        assert!(
-            (loss - expected).abs() < 1e-5,
-            "{}: {loss} for {expected}",
-            case.name
-        );
+        for chunk_tokens in [1, 5, 1000] {
+            model.context.loss.chunk_tokens = chunk_tokens;
+            let report = InferenceStep::step(&model, batch(samples.clone()));
+            assert!(failure.take().is_none());
+            let loss = report.sums.mean(&settings());
+            assert!(
+                (loss - expected).abs() < 1e-5,
+                "{} in chunks of {chunk_tokens}: {loss} for {expected}",
+                case.name
+            );
+        }
         compared += 1;
     }
     assert!(compared > 0, "no case has a text loss");
@@ -348,8 +351,10 @@ fn llm_gradients_and_adamw(checkpointing: GradientCheckpointing) {
             assert!(failure.take().is_none());
             let loss = output.item.sums.mean(&settings());
             let expected = expected.as_f64().expect("loss");
+            // The first step is the loss alone, the others follow what AdamW did.
+            let tolerance = if step == 0 { 1e-5 } else { 2e-4 };
             assert!(
-                (loss - expected).abs() < 2e-4,
+                (loss - expected).abs() < tolerance,
                 "step {step}: {loss} for {expected}"
             );
             if step == 0 {
