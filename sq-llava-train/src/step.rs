@@ -167,6 +167,12 @@ impl<B: Backend> TrainModel<B> {
 impl<B: AutodiffBackend> TrainModel<B> {
     fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
         let StepContext { loss, trains, .. } = &self.context;
+        let per_image = self.model.config.tokens_per_image();
+        if batch.targets(per_image).ids.is_empty() {
+            // A graph that no backward pass consumes would stay, and cost later steps gradients.
+            let used = batch.samples.iter().map(|sample| sample.len(per_image));
+            return Ok((GradientsParams::new(), self.report(batch, used.sum())));
+        }
         let seen = self.see(batch)?;
         let images = with_keys(&[self.key(batch, "centers")], || {
             self.project(seen.keys.clone(), seen.features)
