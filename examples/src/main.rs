@@ -42,6 +42,10 @@ enum Command {
     Export(command::export::Export),
     /// Measure speed beside the machine's limits.
     Bench(command::bench::Bench),
+    /// Measure memory and speed of a training step.
+    BenchTrain(command::bench_train::BenchTrain),
+    /// Print the logits of token ids, to compare with other implementations.
+    Logits(command::logits::Logits),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +79,8 @@ fn main() -> ExitCode {
             Command::Inspect(command) => command.run(),
             Command::Export(command) => command.run(),
             Command::Bench(command) => command.run(),
+            Command::BenchTrain(command) => command.run(),
+            Command::Logits(command) => command.run(),
         }
     });
     let message = match caught {

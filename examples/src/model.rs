@@ -84,7 +84,7 @@ fn memory() -> Option<u64> {
 }
 
 /// A line `key N kB` of a file of the kernel's, in bytes.
-fn proc_bytes(file: &str, key: &str) -> Option<u64> {
+pub fn proc_bytes(file: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(file).ok()?;
     let line = text.lines().find(|line| line.starts_with(key))?;
     let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;

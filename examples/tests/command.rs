@@ -121,6 +121,40 @@ fn check_cases(model: &Path) {
 }
 
 #[test]
+fn golden_a_logits_of_token_ids() {
+    let model = checkpoint("orig").expect("orig");
+    let config = golden::json(&model.path().join("config.json"));
+    let base = golden::base_folder("", Some(&config));
+    let case = golden::cases_in(&base).remove(0);
+    let tensors = case.tensors;
+    let width = tensors.shape("text_ids")[1];
+    let vocabulary = tensors.shape("text_logits")[2];
+    let real = tensors.i64("text_mask")[..width].iter().sum::<i64>() as usize;
+    let ids: Vec<String> = tensors.i64("text_ids")[..real]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    let ids = format!("--ids={}", ids.join(","));
+    let output = said(&[
+        "logits",
+        "--model",
+        text(model.path()),
+        "--device",
+        "cpu",
+        &ids,
+    ]);
+    let found: Value = serde_json::from_str(&output).expect("one JSON object");
+    let found = &found["logits"];
+    assert_eq!(found["shape"], serde_json::json!([real, vocabulary]));
+    let values = found["values"].as_array().expect("values").iter();
+    let values: Vec<f32> = values
+        .map(|v| v.as_f64().expect("a number") as f32)
+        .collect();
+    let reference = &tensors.f64("text_logits")[..real * vocabulary];
+    golden::assert_close("logits", &values, reference, 2e-4);
+}
+
+#[test]
 fn golden_i_ask_original_layout() {
     check_cases(checkpoint("orig").expect("orig").path());
 }

@@ -1,8 +1,9 @@
 //! Scaled dot-product attention with the masks that a decoder needs.
 
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bool, Tensor, TensorData};
 
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
@@ -37,6 +38,17 @@ impl<B: Backend> AttentionMask<B> {
         }
         let data = TensorData::new(hidden, [padding.len(), 1, queries, keys]);
         Self::Hidden(Tensor::from_data(data, device))
+    }
+}
+
+impl<B: AutodiffBackend> AttentionMask<B> {
+    /// The same without a graph.
+    pub fn inner(&self) -> AttentionMask<B::InnerBackend> {
+        match self {
+            Self::Full => AttentionMask::Full,
+            Self::Causal => AttentionMask::Causal,
+            Self::Hidden(hidden) => AttentionMask::Hidden(hidden.clone().inner()),
+        }
     }
 }
 

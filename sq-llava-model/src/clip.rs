@@ -194,12 +194,7 @@ impl<B: Backend> ClipVisionTower<B> {
         layer: usize,
         select: SelectFeature,
     ) -> Tensor<B, 3> {
-        let hidden = self.hidden_state(pixels, layer);
-        let [images, tokens, width] = hidden.dims();
-        match select {
-            SelectFeature::ClsPatch => hidden,
-            SelectFeature::Patch => hidden.slice([0..images, 1..tokens, 0..width]),
-        }
+        select.of(self.hidden_state(pixels, layer))
     }
 
     /// The class token behind the last layer and its norm; what CLIP compares with texts.
@@ -215,7 +210,8 @@ impl<B: Backend> ClipVisionTower<B> {
         }
     }
 
-    fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
+    /// What the first layer sees. `[images, 3, side, side]` → `[images, patches + 1, hidden]`, f32
+    pub fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let embeddings = &self.embeddings;
         let patches = embeddings.patch_embedding.forward(pixels);
         let [images, _, width] = patches.dims();
@@ -226,6 +222,18 @@ impl<B: Backend> ClipVisionTower<B> {
         match &self.pre_layrnorm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
+        }
+    }
+}
+
+impl SelectFeature {
+    /// The tokens of a hidden layer that are features. `[images, patches + 1, hidden]` →
+    /// `[images, features, hidden]`
+    pub fn of<B: Backend>(self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
+        let [images, tokens, width] = hidden.dims();
+        match self {
+            Self::ClsPatch => hidden,
+            Self::Patch => hidden.slice([0..images, 1..tokens, 0..width]),
         }
     }
 }

@@ -10,6 +10,7 @@ pub mod clip_model;
 pub mod clip_text;
 pub mod cluster;
 pub mod config;
+pub mod draws;
 pub mod embedding;
 mod error;
 pub mod generate;

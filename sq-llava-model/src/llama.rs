@@ -2,7 +2,8 @@
 //! attention, SwiGLU.
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, Int, Tensor};
 
 use crate::activation::Activation;
 use crate::attention::{AttentionMask, attention, join_heads, split_heads};
@@ -313,6 +314,16 @@ pub(crate) fn normal<B: Backend>(
 pub struct LayerContext<B: Backend> {
     rotation: Rotation<B>,
     mask: AttentionMask<B>,
+}
+
+impl<B: AutodiffBackend> LayerContext<B> {
+    /// The same without a graph.
+    pub fn inner(&self) -> LayerContext<B::InnerBackend> {
+        LayerContext {
+            rotation: self.rotation.inner(),
+            mask: self.mask.inner(),
+        }
+    }
 }
 
 impl<B: Backend> LlamaLayer<B> {

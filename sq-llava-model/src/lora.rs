@@ -2,14 +2,12 @@
 //!
 //! The dense product `BA` is formed only when an adapter is merged.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{Distribution, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 use sq_llava_data::mix::splitmix64;
 
+use crate::draws;
 use crate::linear::{Linear, product};
 
 /// Which linears get an adapter and how strong it is. Mirrors PEFT's `LoraConfig`.
@@ -71,25 +69,6 @@ impl LoraConfig {
     }
 }
 
-/// Adapter dropout shared by all adapters of a model.
-///
-/// Masks are a function of (step seed, adapter), so that a step can be repeated exactly. Seed 0
-/// switches dropout off; the trainer sets a seed for the time of a step.
-#[derive(Debug, Clone, Default)]
-pub struct DropoutSeed(Arc<AtomicU64>);
-
-impl DropoutSeed {
-    /// Sets the seed of the coming forward passes; 0 = no dropout.
-    pub fn set(&self, seed: u64) {
-        self.0.store(seed, Ordering::Relaxed);
-    }
-
-    /// Current seed.
-    pub fn get(&self) -> u64 {
-        self.0.load(Ordering::Relaxed)
-    }
-}
-
 /// The factors of one adapted linear.
 #[derive(Module, Debug)]
 pub struct Lora<B: Backend> {
@@ -100,15 +79,13 @@ pub struct Lora<B: Backend> {
     /// `alpha / r`.
     #[module(skip)]
     pub scaling: f64,
-    /// Probability of dropping an input element while the seed is not 0.
+    /// Probability of dropping an input element, inside
+    /// [`with_keys`](crate::draws::with_keys).
     #[module(skip)]
     pub dropout: f64,
     /// Number of this adapter in the model; makes its masks its own.
     #[module(skip)]
     pub index: u64,
-    /// Seed shared by all adapters.
-    #[module(skip)]
-    pub seed: DropoutSeed,
 }
 
 impl<B: Backend> Lora<B> {
@@ -118,7 +95,6 @@ impl<B: Backend> Lora<B> {
         d_in: usize,
         d_out: usize,
         index: u64,
-        seed: &DropoutSeed,
         device: &B::Device,
     ) -> Self {
         let bound = 1.0 / (d_in as f64).sqrt();
@@ -132,7 +108,6 @@ impl<B: Backend> Lora<B> {
             scaling: config.scaling(),
             dropout: config.lora_dropout,
             index,
-            seed: seed.clone(),
         }
     }
 
@@ -148,26 +123,23 @@ impl<B: Backend> Lora<B> {
     }
 
     fn drop(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        let seed = self.seed.get();
-        if seed == 0 || self.dropout <= 0.0 {
-            return input;
+        match draws::mask::<B>(input.dims(), self.index, self.dropout, &input.device()) {
+            Some(mask) => {
+                let mask = mask.cast(input.dtype());
+                input * mask
+            }
+            None => input,
         }
-        let keep = 1.0 - self.dropout;
-        let device = input.device();
-        B::seed(&device, splitmix64(seed ^ splitmix64(self.index + 1)));
-        let mask = Tensor::<B, 2>::random(input.dims(), Distribution::Bernoulli(keep), &device)
-            .cast(input.dtype());
-        input * mask.mul_scalar(1.0 / keep)
     }
 }
 
 impl<B: Backend> Linear<B> {
     /// Adds a fresh adapter.
     #[must_use]
-    pub fn with_lora(mut self, config: &LoraConfig, index: u64, seed: &DropoutSeed) -> Self {
+    pub fn with_lora(mut self, config: &LoraConfig, index: u64) -> Self {
         let device = self.weight.lazy_device();
         let (d_in, d_out) = (self.d_in(), self.d_out());
-        self.lora = Some(Lora::init(config, d_in, d_out, index, seed, &device));
+        self.lora = Some(Lora::init(config, d_in, d_out, index, &device));
         self
     }
 

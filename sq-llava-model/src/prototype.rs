@@ -2,9 +2,10 @@
 //! centres found by T steps of expectation maximisation.
 
 use burn::module::{Module, Param};
-use burn::tensor::{DType, Distribution, Tensor, activation::softmax, backend::Backend};
+use burn::tensor::{DType, Tensor, activation::softmax, backend::Backend};
 
 use crate::config::{AssignmentSoftmax, PrototypeConfig};
+use crate::draws::shared_key;
 use crate::linear::Linear;
 use crate::llama::normal;
 
@@ -119,13 +120,15 @@ impl<B: Backend> PrototypeExtractor<B> {
     }
 
     fn initial_centers(&self, tokens: &Tensor<B, 3>) -> Tensor<B, 2> {
-        let stored = self.centers.val();
-        if self.redraw_centers && B::ad_enabled(&tokens.device()) {
-            let normal = Distribution::Normal(0.0, 1.0);
-            return Tensor::<B, 2>::random(stored.dims(), normal, &tokens.device())
-                .cast(tokens.dtype());
-        }
-        stored.cast(tokens.dtype())
+        let centers = match shared_key().filter(|_| self.redraw_centers) {
+            // A training step: one draw for all of it.
+            Some(key) => {
+                let [rows, width] = self.centers.lazy_shape().dims();
+                normal::<B>(rows, width, key, &tokens.device())
+            }
+            None => self.centers.val(),
+        };
+        centers.cast(tokens.dtype())
     }
 }
 

@@ -1,6 +1,7 @@
 //! Rotary position embedding (Su et al. 2021), half-split as in LLaMA.
 
-use burn::tensor::{Tensor, TensorData, backend::Backend};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
 /// Scaling of the rotary frequencies for longer contexts.
@@ -110,6 +111,16 @@ fn scaled(freq: f64, i: usize, scaling: Option<&RopeScaling>) -> f64 {
                 let smooth = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
                 (1.0 - smooth) * freq / factor + smooth * freq
             }
+        }
+    }
+}
+
+impl<B: AutodiffBackend> Rotation<B> {
+    /// The same without a graph.
+    pub fn inner(&self) -> Rotation<B::InnerBackend> {
+        Rotation {
+            cos: self.cos.clone().inner(),
+            sin: self.sin.clone().inner(),
         }
     }
 }

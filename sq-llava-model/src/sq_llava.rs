@@ -7,7 +7,7 @@ use crate::clip::ClipVisionTower;
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 use crate::llama::Llama;
-use crate::lora::{DropoutSeed, LoraConfig};
+use crate::lora::LoraConfig;
 use crate::multimodal::splice;
 use crate::projector::Projector;
 use crate::prototype::PrototypeExtractor;
@@ -26,9 +26,6 @@ pub struct SqLlava<B: Backend> {
     /// What the model was built from.
     #[module(skip)]
     pub config: SqLlavaConfig,
-    /// Seed of the adapters' dropout; 0 outside a training step.
-    #[module(skip)]
-    pub dropout: DropoutSeed,
 }
 
 /// Text and images of one sample.
@@ -79,7 +76,6 @@ impl SqLlavaConfig {
             mm_projector: projector,
             language_model: self.llama.init(device),
             config: self.clone(),
-            dropout: DropoutSeed::default(),
         })
     }
 }
@@ -188,7 +184,6 @@ impl<B: Backend> SqLlava<B> {
     /// Adds fresh adapters to the LLM.
     #[must_use]
     pub fn with_llm_lora(mut self, lora: &LoraConfig) -> Self {
-        let seed = self.dropout.clone();
         let mut index = 0;
         self.language_model.model.layers = self
             .language_model
@@ -199,7 +194,7 @@ impl<B: Backend> SqLlava<B> {
                 for_each_llm_linear(&mut layer, |name, linear| {
                     index += 1;
                     if lora.targets(name) {
-                        adapt(linear, lora, index, &seed);
+                        adapt(linear, lora, index);
                     }
                 });
                 layer
@@ -211,7 +206,6 @@ impl<B: Backend> SqLlava<B> {
     /// Adds fresh adapters to the vision tower.
     #[must_use]
     pub fn with_vision_lora(mut self, lora: &LoraConfig) -> Self {
-        let seed = self.dropout.clone();
         // Numbers far from the LLM's adapters.
         let mut index = 1 << 32;
         if let Some(tower) = &mut self.vision_tower {
@@ -219,7 +213,7 @@ impl<B: Backend> SqLlava<B> {
                 for_each_vision_linear(layer, |name, linear| {
                     index += 1;
                     if lora.targets(name) {
-                        adapt(linear, lora, index, &seed);
+                        adapt(linear, lora, index);
                     }
                 });
             }
@@ -245,13 +239,8 @@ impl<B: Backend> SqLlava<B> {
     }
 }
 
-fn adapt<B: Backend>(
-    linear: &mut crate::linear::Linear<B>,
-    lora: &LoraConfig,
-    index: u64,
-    seed: &DropoutSeed,
-) {
-    *linear = linear.clone().with_lora(lora, index, seed);
+fn adapt<B: Backend>(linear: &mut crate::linear::Linear<B>, lora: &LoraConfig, index: u64) {
+    *linear = linear.clone().with_lora(lora, index);
 }
 
 /// The linears of an LLM layer that can be adapted, by name.

@@ -3,16 +3,16 @@
 //!
 //! Logits of a whole batch are never in memory: the head runs over chunks of the positions that
 //! predict something, each with its own small graph, and what comes back is the gradient on the
-//! hidden states. A surrogate, `Σ hidden · gradient`, carries it on into the layers.
+//! hidden states.
 
-use burn::module::AutodiffModule;
-use burn::optim::{GradientsAccumulator, GradientsParams};
+use burn::optim::GradientsParams;
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor, TensorData};
-use sq_llava_model::llama::{Llama, NewTokens};
+use sq_llava_model::llama::Llama;
 
 use crate::batch::Targets;
+use crate::recompute::collect;
 
 /// How the loss is weighted and computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -43,9 +43,8 @@ pub struct LossSums {
 pub struct JointLoss<B: AutodiffBackend> {
     /// Sums for the log.
     pub sums: LossSums,
-    /// Its backward pass gives the gradients of everything below the head. `None` if there is
-    /// nothing to learn.
-    pub surrogate: Option<Tensor<B, 1>>,
+    /// Its gradient on the states, `[n, hidden]`. `None` if there is nothing to learn.
+    pub gradient: Option<Tensor<B::InnerBackend, 2>>,
     /// Gradients of the head's own trainable rows.
     pub head: GradientsParams,
 }
@@ -122,28 +121,26 @@ impl LossSettings {
         Tensor::from_data(TensorData::from(&weights[..]), (device, DType::F32))
     }
 
-    /// Loss and gradients. `hidden [n, hidden]` are the states before the last norm at
-    /// `targets.rows`; `denominator` is the number of learnable tokens of the optimizer step.
+    /// Loss and gradients. `states [n, hidden]` are those before the last norm at `targets.rows`;
+    /// `denominator` is the number of learnable tokens of the optimizer step.
     pub fn joint_loss<B: AutodiffBackend>(
         &self,
         llama: &Llama<B>,
-        hidden: Tensor<B, 2>,
+        states: Tensor<B::InnerBackend, 2>,
         targets: &Targets,
         denominator: usize,
     ) -> JointLoss<B> {
         let mut out = JointLoss {
             sums: LossSums::default(),
-            surrogate: None,
+            gradient: None,
             head: GradientsParams::new(),
         };
         let total = targets.ids.len();
         if total == 0 {
             return out;
         }
-        let device = hidden.device();
-        let width = hidden.dims()[1];
-        let states = hidden.clone().inner();
-        let mut head = HeadGradients::new(llama);
+        let device = states.device();
+        let width = states.dims()[1];
         let mut gradients = Vec::new();
         for start in (0..total).step_by(self.chunk_tokens.max(1)) {
             let end = (start + self.chunk_tokens.max(1)).min(total);
@@ -156,11 +153,11 @@ impl LossSettings {
             let mut grads = (losses * weights).sum().backward();
             // The leaf is part of the graph, so its gradient is there.
             gradients.extend(leaf.grad_remove(&mut grads));
-            head.add(&mut grads);
+            if let Some(rows) = &llama.new_tokens {
+                collect(rows, &mut grads, &mut out.head);
+            }
         }
-        out.head = head.finish();
-        let gradient = Tensor::<B, 2>::from_inner(Tensor::cat(gradients, 0));
-        out.surrogate = Some((hidden * gradient).sum());
+        out.gradient = Some(Tensor::cat(gradients, 0));
         out
     }
 
@@ -186,42 +183,4 @@ impl LossSettings {
 /// Values on the host, f32.
 pub(crate) fn host<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
-}
-
-/// Sum of the gradients of the head's trainable rows over the chunks.
-struct HeadGradients<'a, B: AutodiffBackend> {
-    rows: Option<&'a NewTokens<B>>,
-    sum: GradientsAccumulator<NewTokens<B>>,
-}
-
-impl<'a, B: AutodiffBackend> HeadGradients<'a, B> {
-    fn new(llama: &'a Llama<B>) -> Self {
-        Self {
-            rows: llama.new_tokens.as_ref(),
-            sum: GradientsAccumulator::new(),
-        }
-    }
-
-    fn add(&mut self, grads: &mut B::Gradients) {
-        if let Some(rows) = self.rows {
-            let grads = GradientsParams::from_module::<B, _>(grads, rows);
-            self.sum.accumulate::<B>(rows, grads);
-        }
-    }
-
-    fn finish(mut self) -> GradientsParams {
-        self.sum.grads()
-    }
-}
-
-/// Adds gradients of a module's parameters to others of the same.
-pub(crate) fn add_gradients<B: AutodiffBackend, M: AutodiffModule<B>>(
-    module: &M,
-    parts: [GradientsParams; 2],
-) -> GradientsParams {
-    let mut sum = GradientsAccumulator::new();
-    for part in parts {
-        sum.accumulate::<B>(module, part);
-    }
-    sum.grads()
 }

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use burn::module::{AutodiffModule, Module};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use sq_llava_model::clip::ClipLayer;
+use sq_llava_model::draws::{key, with_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
 use crate::batch::{MicroBatch, Picture, Targets, TrainSample};
@@ -15,8 +17,9 @@ use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::features::FeatureCache;
 use crate::groups::Trains;
-use crate::loss::{LossSettings, add_gradients, host};
+use crate::loss::{LossSettings, host};
 use crate::metrics::StepReport;
+use crate::recompute::{Blocks, GradientCheckpointing, LlamaContext, Pass};
 
 /// What a step needs beside the weights.
 #[derive(Debug, Clone)]
@@ -27,7 +30,9 @@ pub struct StepContext {
     pub trains: Trains,
     /// Features of a frozen tower.
     pub features: Arc<FeatureCache>,
-    /// Seed of the adapters' dropout.
+    /// Which activations are computed again on the way back.
+    pub checkpointing: GradientCheckpointing,
+    /// Seed of the adapters' dropout and of redrawn centres.
     pub seed: u64,
     /// Where an error is left.
     pub failure: Failure,
@@ -46,22 +51,32 @@ pub struct TrainModel<B: Backend> {
 /// Names of pictures and a tensor with a row for each; `None` if there are none.
 type Pictures<B, const D: usize> = (Vec<Arc<str>>, Option<Tensor<B, D>>);
 
-/// The batch's sequences after the layers.
-struct Forward<B: Backend> {
-    /// States that predict a learnable token `[n, hidden]`, before the last norm.
-    hidden: Tensor<B, 2>,
+/// The batch's sequences as the first layer sees them.
+struct Sequences<B: Backend> {
+    /// Padded at the right to the longest. `[samples, tokens, hidden]`
+    hidden: Tensor<B, 3>,
     targets: Targets,
     /// Tokens without padding.
-    tokens: usize,
+    used: usize,
+}
+
+/// What the vision tower made of the batch's pictures.
+struct Seen<B: AutodiffBackend> {
+    /// Each picture once, in order of appearance.
+    keys: Vec<Arc<str>>,
+    /// `[pictures, tokens, d]`
+    features: Option<Tensor<B, 3>>,
+    /// With recompute: the tower's pass and its last states, a leaf of the graph above.
+    tower: Option<(Pass<B>, Tensor<B, 3>)>,
 }
 
 impl<B: Backend> TrainModel<B> {
-    /// Runs the layers over a batch. `images` are the LLM's image tokens by picture.
-    fn forward(
+    /// Embeds a batch. `images` are the LLM's image tokens by picture.
+    fn sequences(
         &self,
         batch: &MicroBatch,
         images: &HashMap<Arc<str>, Tensor<B, 2>>,
-    ) -> Result<Forward<B>, TrainError> {
+    ) -> Result<Sequences<B>, TrainError> {
         let per_image = self.model.config.tokens_per_image();
         let samples: Vec<Sample<'_, B>> = batch
             .samples
@@ -90,19 +105,11 @@ impl<B: Backend> TrainModel<B> {
             },
             other => other.into(),
         })?;
-        let tokens = batch.tokens(per_image);
-        let (rows, targets) = (embedded.len(), batch.targets(per_image));
-        let (hidden, used) = pad(embedded, tokens);
-        let width = hidden.dims()[2];
-        let llama = &self.model.language_model;
-        // Padding is at the right: no token that counts sees it.
-        let hidden = llama.forward_layers(hidden, &vec![0; rows], None);
-        let index = TensorData::from(&targets.rows[..]);
-        let index = Tensor::<B, 1, Int>::from_data(index, &hidden.device());
-        Ok(Forward {
-            hidden: hidden.reshape([rows * tokens, width]).select(0, index),
-            targets,
-            tokens: used,
+        let (hidden, used) = pad(embedded, batch.tokens(per_image));
+        Ok(Sequences {
+            hidden,
+            targets: batch.targets(per_image),
+            used,
         })
     }
 
@@ -159,43 +166,115 @@ impl<B: Backend> TrainModel<B> {
 
 impl<B: AutodiffBackend> TrainModel<B> {
     fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
-        let images = self.images(batch)?;
-        let context = &self.context;
-        // Does a gradient arrive anywhere below the head?
-        let image_side = context.trains.projector || context.trains.vision;
-        let trains =
-            context.trains.llm || context.trains.new_tokens || (image_side && !images.is_empty());
-        let forward = self.forward(batch, &images)?;
-        let mut report = self.report(batch, forward.tokens);
+        let StepContext { loss, trains, .. } = &self.context;
+        let per_image = self.model.config.tokens_per_image();
+        if batch.targets(per_image).ids.is_empty() {
+            // A graph that no backward pass consumes would stay, and cost later steps gradients.
+            let used = batch.samples.iter().map(|sample| sample.len(per_image));
+            return Ok((GradientsParams::new(), self.report(batch, used.sum())));
+        }
+        let seen = self.see(batch)?;
+        let images = with_keys(&[self.key(batch, "centers")], || {
+            self.project(seen.keys.clone(), seen.features)
+        });
+        let image_side = trains.projector || trains.vision;
+        let below = trains.new_tokens || (image_side && !images.is_empty());
+        let sequences = self.sequences(batch, &images)?;
+        drop(images);
+        let Sequences {
+            hidden, targets, ..
+        } = sequences;
+        let mut report = self.report(batch, sequences.used);
+
         let llama = &self.model.language_model;
-        if !trains {
-            report.sums = context.loss.sums(llama, forward.hidden, &forward.targets);
+        let blocks = Blocks::new(&llama.model.layers, below, self.context.checkpointing);
+        let shape @ [samples, tokens, _] = hidden.dims();
+        // Padding is at the right: no token that counts sees it.
+        let context = llama.context(&vec![0; samples], 0, tokens, &hidden.device());
+        let context = LlamaContext::new(context);
+        let keys: Vec<u64> = batch
+            .samples
+            .iter()
+            .map(|sample| self.key(batch, &sample.id))
+            .collect();
+        let pass = with_keys(&keys, || blocks.forward(hidden, &context));
+        let states = at_rows(pass.output.clone(), &targets);
+        if !blocks.trains() {
+            report.sums = loss.sums(llama, Tensor::from_inner(states), &targets);
             return Ok((GradientsParams::new(), report));
         }
-        let loss =
-            context
-                .loss
-                .joint_loss(llama, forward.hidden, &forward.targets, batch.step_tokens);
+        let loss = loss.joint_loss(llama, states, &targets, batch.step_tokens);
         report.sums = loss.sums;
-        let grads = match loss.surrogate {
-            Some(surrogate) => GradientsParams::from_grads(surrogate.backward(), &self.model),
-            None => GradientsParams::new(),
+        let mut grads = loss.head;
+        let Some(gradient) = loss.gradient else {
+            return Ok((grads, report));
         };
-        Ok((add_gradients(&self.model, [grads, loss.head]), report))
+        let gradient = spread_rows(gradient, &targets, shape);
+        let found = with_keys(&keys, || {
+            blocks.backward(pass, gradient, &context, &self.model, &mut grads)
+        });
+        if let (Some(mut found), Some((pass, states))) = (found, seen.tower)
+            && let Some(gradient) = states.grad_remove(&mut found)
+        {
+            let blocks = self.tower_blocks()?;
+            with_keys(&self.picture_keys(batch, &seen.keys), || {
+                blocks.backward(pass, gradient, &(), &self.model, &mut grads)
+            });
+        }
+        Ok((grads, report))
     }
 
-    /// The LLM's image tokens by picture. A frozen tower runs without a graph, once per picture.
-    fn images(&self, batch: &MicroBatch) -> Result<HashMap<Arc<str>, Tensor<B, 2>>, TrainError> {
-        if self.context.trains.vision {
-            let (keys, pixels) = self.pixels(batch)?;
-            let features = match pixels {
-                Some(pixels) => Some(self.model.vision_features(pixels)?),
-                None => None,
-            };
-            return Ok(self.project(keys, features));
+    /// Key of the draws of something in the batch's step.
+    fn key(&self, batch: &MicroBatch, name: &str) -> u64 {
+        key(self.context.seed, batch.step, name)
+    }
+
+    fn picture_keys(&self, batch: &MicroBatch, pictures: &[Arc<str>]) -> Vec<u64> {
+        let keys = pictures.iter().map(|picture| self.key(batch, picture));
+        keys.collect()
+    }
+
+    /// The tower's layers up to the one whose tokens are features.
+    fn tower_blocks(&self) -> Result<Blocks<'_, ClipLayer<B>>, ModelError> {
+        let (Some(tower), Some(layer)) =
+            (&self.model.vision_tower, self.model.config.feature_layer())
+        else {
+            return Err(ModelError::NoVisionTower);
+        };
+        let layers = &tower.encoder.layers[..layer];
+        Ok(Blocks::new(layers, false, self.context.checkpointing))
+    }
+
+    /// Features of the batch's pictures. A frozen tower runs without a graph, once per picture.
+    fn see(&self, batch: &MicroBatch) -> Result<Seen<B>, TrainError> {
+        if !self.context.trains.vision {
+            let (keys, features) = self.frozen_features(batch)?;
+            return Ok(Seen {
+                keys,
+                features,
+                tower: None,
+            });
         }
-        let (keys, features) = self.frozen_features(batch)?;
-        Ok(self.project(keys, features))
+        let (keys, pixels) = self.pixels(batch)?;
+        let mut seen = Seen {
+            keys,
+            features: None,
+            tower: None,
+        };
+        let (Some(pixels), Some(tower)) = (pixels, &self.model.vision_tower) else {
+            return Ok(seen);
+        };
+        let blocks = self.tower_blocks()?;
+        let hidden = tower.embed(pixels);
+        let pass = with_keys(&self.picture_keys(batch, &seen.keys), || {
+            blocks.forward(hidden, &())
+        });
+        let states = pass.states();
+        seen.features = Some(self.model.config.select_feature.of(states.clone()));
+        if pass.is_kept() {
+            seen.tower = Some((pass, states));
+        }
+        Ok(seen)
     }
 
     /// Features of a frozen tower, those known from before and the new ones. `[images, tokens, d]`
@@ -238,7 +317,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         Ok((keys, Some(features)))
     }
 
-    /// The frozen tower on the backend without a graph, its dropout off.
+    /// The frozen tower on the backend without a graph.
     fn inner_features(
         &self,
         pixels: Tensor<B::InnerBackend, 4>,
@@ -247,11 +326,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let (Some(tower), Some(layer)) = (&self.model.vision_tower, config.feature_layer()) else {
             return Err(ModelError::NoVisionTower);
         };
-        let dropout = self.model.dropout.get();
-        self.model.dropout.set(0);
-        let features = tower.valid().features(pixels, layer, config.select_feature);
-        self.model.dropout.set(dropout);
-        Ok(features)
+        Ok(tower.valid().features(pixels, layer, config.select_feature))
     }
 }
 
@@ -260,11 +335,7 @@ impl<B: AutodiffBackend> TrainStep for TrainModel<B> {
     type Output = StepReport;
 
     fn step(&self, batch: MicroBatch) -> TrainOutput<StepReport> {
-        let seed = dropout_seed(self.context.seed, batch.step, batch.micro);
-        self.model.dropout.set(seed);
-        let result = self.train_step(&batch);
-        self.model.dropout.set(0);
-        let (grads, item) = result.unwrap_or_else(|error| {
+        let (grads, item) = self.train_step(&batch).unwrap_or_else(|error| {
             self.context.failure.set(error);
             (GradientsParams::new(), StepReport::default())
         });
@@ -283,13 +354,13 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
                 Some(pixels) => Some(self.model.vision_features(pixels)?),
                 None => None,
             };
-            let forward = self.forward(&batch, &self.project(keys, features))?;
-            let mut report = self.report(&batch, forward.tokens);
-            let llama = &self.model.language_model;
-            report.sums = self
-                .context
-                .loss
-                .sums(llama, forward.hidden, &forward.targets);
+            let sequences = self.sequences(&batch, &self.project(keys, features))?;
+            let (llama, targets) = (&self.model.language_model, &sequences.targets);
+            let padding = vec![0; batch.samples.len()];
+            let hidden = llama.forward_layers(sequences.hidden, &padding, None);
+            let mut report = self.report(&batch, sequences.used);
+            let states = at_rows(hidden, targets);
+            report.sums = self.context.loss.sums(llama, states, targets);
             Ok(report)
         };
         run().unwrap_or_else(|error| {
@@ -333,12 +404,26 @@ fn pad<B: Backend>(sequences: Vec<Tensor<B, 2>>, tokens: usize) -> (Tensor<B, 3>
     (Tensor::cat(padded, 0), used)
 }
 
-/// Seed of the adapters' dropout in one batch; never 0, which means no dropout.
-fn dropout_seed(seed: u64, step: usize, micro: usize) -> u64 {
-    // Odd multipliers keep the three apart; the adapters mix the bits.
-    let mixed = seed
-        .wrapping_mul(0x9E37_79B9_7F4A_7C15)
-        .wrapping_add((step as u64).wrapping_mul(0xD134_2543_DE82_EF95))
-        .wrapping_add((micro as u64).wrapping_mul(0xAF25_1AF3_B0F0_25B5));
-    mixed | 1 << 63
+/// States at the rows that predict something. `[samples, tokens, hidden]` → `[n, hidden]`
+fn at_rows<B: Backend>(states: Tensor<B, 3>, targets: &Targets) -> Tensor<B, 2> {
+    let [samples, tokens, width] = states.dims();
+    let index = rows::<B>(targets, &states.device());
+    states.reshape([samples * tokens, width]).select(0, index)
+}
+
+/// The reverse: zeros elsewhere. `[n, hidden]` → `[samples, tokens, hidden]`
+fn spread_rows<B: Backend>(
+    values: Tensor<B, 2>,
+    targets: &Targets,
+    shape @ [samples, tokens, width]: [usize; 3],
+) -> Tensor<B, 3> {
+    let index = rows::<B>(targets, &values.device());
+    let options = (&values.device(), values.dtype());
+    Tensor::<B, 2>::zeros([samples * tokens, width], options)
+        .select_assign(0, index, values, IndexingUpdateOp::Add)
+        .reshape(shape)
+}
+
+fn rows<B: Backend>(targets: &Targets, device: &B::Device) -> Tensor<B, 1, Int> {
+    Tensor::from_data(TensorData::from(&targets.rows[..]), device)
 }

@@ -21,6 +21,7 @@ use crate::groups::ParamGroup;
 use crate::loader::{BatchLoader, Plan};
 use crate::loss::LossSettings;
 use crate::loss_log::LossLog;
+use crate::memory::{self, StepMemory};
 use crate::metrics::{Quantity, StepMetric};
 use crate::optimizer::GroupedAdamW;
 use crate::recipe::Recipe;
@@ -218,6 +219,14 @@ impl Trainer<'_> {
         let data = Arc::new(self.data(&prepared, stage, manifest, &features)?);
         let plan = Plan::new(settings, data.len());
         let schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
+        let memory = StepMemory::of_stage(
+            &prepared.model.config,
+            recipe,
+            stage,
+            prepared.trains,
+            trainable.iter().sum(),
+        );
+        memory::announce(&memory, stage, recipe.gradient_checkpointing);
         announce(recipe, stage, &data, &plan, &schedule, trainable)?;
 
         let failure = Failure::default();
@@ -233,6 +242,7 @@ impl Trainer<'_> {
                 loss,
                 trains: prepared.trains,
                 features,
+                checkpointing: recipe.gradient_checkpointing,
                 seed: recipe.seed,
                 failure: failure.clone(),
             },

@@ -10,6 +10,10 @@ use serde_json::{Value, json};
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::lora::LoraConfig;
 use sq_llava_model::weights::{LoadOptions, LoadReport, load_model};
+use sq_llava_train::groups::Trains;
+use sq_llava_train::memory::{MemoryEstimate, StepMemory};
+use sq_llava_train::recipe::BaseDtype;
+use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
 use crate::device::{DeviceChoice, Work};
 use crate::model::preset;
@@ -106,6 +110,8 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
                 "total": count.total(),
                 "adapters": adapters,
                 "memory_bytes": {"f32": memory_of(4), "f16": memory_of(2)},
+                "training_bytes": training(config)
+                    .map(|[kept, again]| json!({"none": kept.total(), "blocks": again.total()})),
                 "report": report,
             })
         );
@@ -180,9 +186,34 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
             gib(cache)
         );
     }
+    if let Some([kept, again]) = training(config) {
+        println!("training as published (stage 2, bf16, 8 × 2048 tokens at once):");
+        println!("  {kept}");
+        println!("  with recompute {again}");
+    }
     if let Some(report) = report {
         println!("{report}");
     }
+}
+
+/// Memory of a published step of stage 2, without recompute and with it.
+fn training(config: &SqLlavaConfig) -> Option<[MemoryEstimate; 2]> {
+    let mut recipe = Recipe::published(Flavour::Paper);
+    recipe.dtype = BaseDtype::Bf16;
+    let count = config.parameters();
+    let trainable = count.projector
+        + count.prototype
+        + config.llama.lora_parameters(&recipe.lora.llm.config()?)
+        + vision_adapters(config, recipe.lora.vision.r)?;
+    let all = Trains {
+        llm: true,
+        projector: true,
+        new_tokens: true,
+        vision: true,
+    };
+    let memory = StepMemory::of_stage(config, &recipe, 2, all, trainable);
+    let ways = [GradientCheckpointing::None, GradientCheckpointing::Blocks];
+    Some(ways.map(|way| memory.estimate(way)))
 }
 
 fn vision_adapters(config: &SqLlavaConfig, rank: usize) -> Option<usize> {

@@ -4,9 +4,11 @@
 
 pub mod ask;
 pub mod bench;
+pub mod bench_train;
 pub mod chat;
 pub mod check;
 pub mod export;
 pub mod inspect;
+pub mod logits;
 pub mod question;
 pub mod train;

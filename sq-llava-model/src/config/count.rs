@@ -42,7 +42,7 @@ impl SqLlavaConfig {
 
 impl LlamaConfig {
     /// `(name, in, out)` of the linears of one layer.
-    pub(crate) fn linears(&self) -> [(&'static str, usize, usize); 7] {
+    pub fn linears(&self) -> [(&'static str, usize, usize); 7] {
         let (h, i, d) = (self.hidden_size, self.intermediate_size, self.head_dim());
         let (q, kv) = (self.num_attention_heads * d, self.num_key_value_heads * d);
         [
@@ -84,7 +84,7 @@ impl LlamaConfig {
 
 impl ClipVisionConfig {
     /// `(name, in, out)` of the linears of one layer.
-    pub(crate) fn linears(&self) -> [(&'static str, usize, usize); 6] {
+    pub fn linears(&self) -> [(&'static str, usize, usize); 6] {
         let (h, i) = (self.hidden_size, self.intermediate_size);
         [
             ("q_proj", h, h),

@@ -14,7 +14,7 @@ use super::tensor::StoredTensor;
 use crate::config::read_json;
 use crate::error::ModelError;
 use crate::linear::Linear;
-use crate::lora::{DropoutSeed, Lora, LoraConfig};
+use crate::lora::{Lora, LoraConfig};
 use crate::sq_llava::{SqLlava, for_each_llm_linear, for_each_vision_linear};
 
 /// Options of PEFT that change what an adapter computes and are not supported.
@@ -237,11 +237,11 @@ pub(super) fn attach<B: Backend>(
             }
             pair.config = Some(config);
         }
-        for_each_linear(model, |path, linear, index, seed| {
+        for_each_linear(model, |path, linear, index| {
             if let Some(pair) = pairs.remove(path)
                 && let (Some(a), Some(b), Some(config)) = (pair.a, pair.b, pair.config)
             {
-                *linear = linear.clone().with_lora(&config, index, seed);
+                *linear = linear.clone().with_lora(&config, index);
                 weights.insert(format!("{path}.lora_A.weight"), a);
                 weights.insert(format!("{path}.lora_B.weight"), b);
             }
@@ -264,13 +264,12 @@ pub(super) fn attach<B: Backend>(
     Ok(())
 }
 
-/// Every linear of both towers that can be adapted, with its canonical path, the number that its
-/// adapter has, and the dropout seed. Numbers are those of fresh adapters.
+/// Every linear of both towers that can be adapted, with its canonical path and the number that
+/// its adapter has. Numbers are those of fresh adapters.
 pub(super) fn for_each_linear<B: Backend>(
     model: &mut SqLlava<B>,
-    mut f: impl FnMut(&str, &mut Linear<B>, u64, &DropoutSeed),
+    mut f: impl FnMut(&str, &mut Linear<B>, u64),
 ) {
-    let seed = model.dropout.clone();
     let group = |name: &str| match name {
         "gate_proj" | "up_proj" | "down_proj" | "fc1" | "fc2" => "mlp",
         _ => "self_attn",
@@ -280,7 +279,7 @@ pub(super) fn for_each_linear<B: Backend>(
         for_each_llm_linear(layer, |name, linear| {
             number += 1;
             let path = format!("language_model.model.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number, &seed);
+            f(&path, linear, number);
         });
     }
     let Some(tower) = &mut model.vision_tower else {
@@ -291,7 +290,7 @@ pub(super) fn for_each_linear<B: Backend>(
         for_each_vision_linear(layer, |name, linear| {
             number += 1;
             let path = format!("vision_tower.encoder.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number, &seed);
+            f(&path, linear, number);
         });
     }
 }
@@ -300,7 +299,7 @@ pub(super) fn for_each_linear<B: Backend>(
 pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Lora<B>)> {
     let mut found = Vec::new();
     // A clone shares its tensors.
-    for_each_linear(&mut model.clone(), |path, linear, _, _| {
+    for_each_linear(&mut model.clone(), |path, linear, _| {
         if let Some(lora) = linear.lora.take() {
             found.push((path.to_string(), lora));
         }

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use self::layers::{apply, merge};
 use crate::bad_images::BadImagePolicy;
 use crate::error::TrainError;
+use crate::recompute::GradientCheckpointing;
 
 /// Which of the two variants of the method the defaults follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,6 +64,9 @@ pub struct Recipe {
     pub seed: u64,
     /// Number format of the frozen base weights.
     pub dtype: BaseDtype,
+    /// `none`, or `blocks`: keep only the input of each layer and compute its activations again on
+    /// the way back. A third more work, a fraction of the memory, the same gradients.
+    pub gradient_checkpointing: GradientCheckpointing,
     /// A run directory whose projector (and prototypes) a run without stage 1 starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,

@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use sq_llava_data::{DeltaSchedule, Grouping, Template};
 use sq_llava_model::lora::LoraConfig;
 
+use crate::recompute::GradientCheckpointing;
+
 use super::{
     AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
     StageRecipe,
@@ -44,6 +46,7 @@ impl Recipe {
             stages: vec![1, 2],
             seed: 0,
             dtype: BaseDtype::F32,
+            gradient_checkpointing: GradientCheckpointing::None,
             init_from: None,
             log_every: 10,
             save_every: 0,
