@@ -41,10 +41,16 @@ fn a_file_is_never_held_whole() {
     assert_eq!(manifest.len(), samples);
     let lengths = LengthIndex::estimate(&manifest, 576, None, 2).expect("lengths");
     assert!((0..samples).all(|index| lengths.tokens(index) == 1087));
-    assert_eq!(manifest.get(samples - 1).expect("the last").id, (samples - 1).to_string());
+    assert_eq!(
+        manifest.get(samples - 1).expect("the last").id,
+        (samples - 1).to_string()
+    );
     let grown = peak() - before;
     // A buffer of a megabyte, and some words for each sample (vectors double as they grow).
     let allowed = (4 << 20) + 100 * samples as u64;
-    assert!(grown < allowed, "{grown} bytes for a file of {bytes}, {samples} samples");
+    assert!(
+        grown < allowed,
+        "{grown} bytes for a file of {bytes}, {samples} samples"
+    );
     assert!(allowed < bytes as u64 / 4);
 }

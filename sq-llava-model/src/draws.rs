@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData, backend::Backend};
 use rayon::prelude::*;
+use sq_llava_data::mix::splitmix64;
 
 /// All values stay below 2³¹, so that products give the same low bits in 32-bit and in 64-bit
 /// integers, and shifts the same bits in signed and in unsigned ones.
@@ -165,14 +166,6 @@ fn mix(mut x: u32) -> u32 {
 
 fn top_bits(key: u64) -> u32 {
     (key >> 33) as u32
-}
-
-/// Steele et al. 2014: a 64-bit mixer, so that near seeds give unrelated numbers.
-pub(crate) fn splitmix64(seed: u64) -> u64 {
-    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
-    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-    z ^ (z >> 31)
 }
 
 #[cfg(test)]

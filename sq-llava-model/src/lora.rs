@@ -5,7 +5,6 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
-use sq_llava_data::mix::splitmix64;
 
 use crate::draws;
 use crate::linear::{Linear, product};

@@ -113,6 +113,23 @@ impl TrainSample {
 }
 
 impl MicroBatch {
+    /// Samples that are an optimizer step of their own, the first of an epoch.
+    pub fn whole_step(samples: Vec<TrainSample>) -> Self {
+        Self {
+            step_tokens: samples.iter().map(TrainSample::learnable).sum(),
+            samples,
+            step: 0,
+            epoch: 0,
+            micro: 0,
+            micros: 1,
+            stride: 1,
+            truncated: 0,
+            cut_tokens: 0,
+            skipped: 0,
+            bad_images: Vec::new(),
+        }
+    }
+
     /// Whether the optimizer step is complete, on its device, with this batch.
     pub fn is_last(&self) -> bool {
         self.micro + self.stride >= self.micros
@@ -156,19 +173,7 @@ pub(crate) mod tests {
     }
 
     pub(crate) fn batch(samples: Vec<TrainSample>) -> MicroBatch {
-        MicroBatch {
-            step_tokens: samples.iter().map(TrainSample::learnable).sum(),
-            samples,
-            step: 0,
-            epoch: 0,
-            micro: 0,
-            micros: 1,
-            stride: 1,
-            truncated: 0,
-            cut_tokens: 0,
-            skipped: 0,
-            bad_images: Vec::new(),
-        }
+        MicroBatch::whole_step(samples)
     }
 
     #[test]

@@ -112,22 +112,6 @@ fn samples(tensors: &Tensors, ids: &str, labels: &str, mask: Option<&str>) -> Ve
         .collect()
 }
 
-fn batch(samples: Vec<TrainSample>) -> MicroBatch {
-    MicroBatch {
-        step_tokens: samples.iter().map(TrainSample::learnable).sum(),
-        samples,
-        step: 0,
-        epoch: 0,
-        micro: 0,
-        micros: 1,
-        stride: 1,
-        truncated: 0,
-        cut_tokens: 0,
-        skipped: 0,
-        bad_images: Vec::new(),
-    }
-}
-
 fn settings() -> LossSettings {
     LossSettings {
         question_weight: 1.0,
@@ -265,7 +249,7 @@ fn golden_a_text_loss() {
         let samples = samples(&case.tensors, "text_ids", "text_labels", Some("text_mask"));
         for chunk_tokens in [1, 5, 1000] {
             model.context.loss.chunk_tokens = chunk_tokens;
-            let report = InferenceStep::step(&model, batch(samples.clone()));
+            let report = InferenceStep::step(&model, MicroBatch::whole_step(samples.clone()));
             assert!(failure.take().is_none());
             let loss = report.sums.mean(&settings());
             assert!(
@@ -351,7 +335,7 @@ fn llm_gradients_and_adamw(checkpointing: GradientCheckpointing) {
         let samples = samples(&case.tensors, "input_ids", "labels", None);
         let losses = case.json["losses_step0_1_2_3"].as_array().expect("losses");
         for (step, expected) in losses.iter().enumerate() {
-            let output = TrainStep::step(&model, batch(samples.clone()));
+            let output = TrainStep::step(&model, MicroBatch::whole_step(samples.clone()));
             assert!(failure.take().is_none());
             let loss = output.item.sums.mean(&settings());
             let expected = expected.as_f64().expect("loss");

@@ -111,13 +111,9 @@ fn samples(model: &SqLlava<Ad>) -> Vec<TrainSample> {
 
 fn batch(samples: Vec<TrainSample>, step: usize, step_tokens: usize) -> MicroBatch {
     MicroBatch {
-        samples,
         step,
-        epoch: 0,
-        micro: 0,
-        micros: 1,
         step_tokens,
-        truncated: 0,
+        ..MicroBatch::whole_step(samples)
     }
 }
 

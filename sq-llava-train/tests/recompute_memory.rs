@@ -67,20 +67,12 @@ fn memory_is_that_of_one_layer() {
     };
     let lora = LoraConfig::llm(4, 8.0, 0.05);
     let (model, _) = ParamGroups::mark(model.with_llm_lora(&lora), trains);
-    let batch = MicroBatch {
-        samples: vec![TrainSample {
-            id: "s".into(),
-            ids: (0..TOKENS as i64).map(|i| 3 + i % 250).collect(),
-            roles: vec![TokenRole::Answer; TOKENS],
-            pictures: vec![],
-        }],
-        step: 0,
-        epoch: 0,
-        micro: 0,
-        micros: 1,
-        step_tokens: TOKENS - 1,
-        truncated: 0,
-    };
+    let batch = MicroBatch::whole_step(vec![TrainSample {
+        id: "s".into(),
+        ids: (0..TOKENS as i64).map(|i| 3 + i % 250).collect(),
+        roles: vec![TokenRole::Answer; TOKENS],
+        pictures: vec![],
+    }]);
     let growth = |checkpointing| {
         let failure = Failure::default();
         let model = TrainModel {

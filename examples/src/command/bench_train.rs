@@ -213,20 +213,12 @@ impl Work for BenchTrain {
             },
         };
         let vocabulary = config.llama.vocab_size as i64;
-        let batch = MicroBatch {
-            samples: vec![TrainSample {
-                id: "bench".into(),
-                ids: (0..tokens as i64).map(|i| i * 7919 % vocabulary).collect(),
-                roles: vec![TokenRole::Answer; tokens],
-                pictures: vec![],
-            }],
-            step: 0,
-            epoch: 0,
-            micro: 0,
-            micros: 1,
-            step_tokens: tokens - 1,
-            truncated: 0,
-        };
+        let batch = MicroBatch::whole_step(vec![TrainSample {
+            id: "bench".into(),
+            ids: (0..tokens as i64).map(|i| i * 7919 % vocabulary).collect(),
+            roles: vec![TokenRole::Answer; tokens],
+            pictures: vec![],
+        }]);
         B::sync(device).map_err(|e| anyhow::anyhow!("the device failed: {e:?}"))?;
         let before = resident_from_here();
         let mut output = TrainStep::step(&model, batch.clone());

@@ -10,7 +10,6 @@ use sq_llava_data::mix::{fnv1a, splitmix64};
 
 use super::layout::canonical;
 use super::write::file_dtype;
-use crate::draws::splitmix64;
 use crate::error::ModelError;
 use crate::sq_llava::SqLlava;
 
