@@ -106,6 +106,8 @@ pub struct Manifest {
     path: PathBuf,
     file: Mutex<File>,
     elements: Vec<Element>,
+    /// Places in the whole file, where this is a part of it.
+    places: Option<Vec<usize>>,
 }
 
 impl Manifest {
@@ -140,7 +142,46 @@ impl Manifest {
             path,
             file: Mutex::new(file),
             elements,
+            places: None,
         })
+    }
+
+    /// A part of the samples, by their indices. They keep their ids and offsets.
+    ///
+    /// # Errors
+    /// If there is no sample of an index, or the file cannot be opened again.
+    pub fn select(&self, indices: &[usize]) -> Result<Self, DataError> {
+        let file = File::open(&self.path).map_err(|source| DataError::Io {
+            path: self.path.clone(),
+            source,
+        })?;
+        let mut elements = Vec::with_capacity(indices.len());
+        for &index in indices {
+            let element = self.elements.get(index).copied();
+            elements.push(element.ok_or_else(|| self.no_sample(index))?);
+        }
+        let places = indices.iter().map(|&index| self.place(index)).collect();
+        Ok(Self {
+            path: self.path.clone(),
+            file: Mutex::new(file),
+            elements,
+            places: Some(places),
+        })
+    }
+
+    /// Place of a sample in the file.
+    fn place(&self, index: usize) -> usize {
+        let places = self.places.as_ref();
+        places.map_or(index, |places| places[index])
+    }
+
+    fn no_sample(&self, index: usize) -> DataError {
+        DataError::Manifest {
+            path: self.path.clone(),
+            sample: format!("sample #{index}"),
+            offset: 0,
+            reason: format!("there are only {} samples", self.len()),
+        }
     }
 
     /// Number of samples.
@@ -175,9 +216,9 @@ impl Manifest {
             reason,
         };
         let Some(&Element { offset, bytes }) = self.elements.get(index) else {
-            let reason = format!("there are only {} samples", self.len());
-            return Err(fault(format!("sample #{index}"), 0, reason));
+            return Err(self.no_sample(index));
         };
+        let place = self.place(index);
         let text = self.read(offset, bytes).map_err(|source| DataError::Io {
             path: self.path.clone(),
             source,
@@ -186,12 +227,12 @@ impl Manifest {
             let id = serde_json::from_slice::<IdOnly>(&text).ok();
             let name = match id.and_then(|found| found.id) {
                 Some(id) => format!("sample {:?}", id.text()),
-                None => format!("sample #{index}"),
+                None => format!("sample #{place}"),
             };
             fault(name, offset, e.to_string())
         })?;
         Ok(LlavaSample {
-            id: raw.id.map_or_else(|| index.to_string(), Id::text),
+            id: raw.id.map_or_else(|| place.to_string(), Id::text),
             images: match raw.image.or(raw.images) {
                 None => Vec::new(),
                 Some(Images::One(path)) => vec![path],

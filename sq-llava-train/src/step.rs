@@ -169,7 +169,8 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let mut report = self.report(batch, forward.tokens);
         let llama = &self.model.language_model;
         if !trains {
-            report.sums = context.loss.sums(llama, forward.hidden, &forward.targets);
+            let targets = &forward.targets;
+            (report.sums, _) = context.loss.evaluate(llama, forward.hidden, targets);
             return Ok((GradientsParams::new(), report));
         }
         let loss =
@@ -262,6 +263,8 @@ impl<B: AutodiffBackend> TrainStep for TrainModel<B> {
     fn step(&self, batch: MicroBatch) -> TrainOutput<StepReport> {
         let seed = dropout_seed(self.context.seed, batch.step, batch.micro);
         self.model.dropout.set(seed);
+        // Whatever else is drawn in a step (centres, for one) is a function of its number too.
+        B::seed(&self.model.device(), seed);
         let result = self.train_step(&batch);
         self.model.dropout.set(0);
         let (grads, item) = result.unwrap_or_else(|error| {
@@ -286,10 +289,8 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             let forward = self.forward(&batch, &self.project(keys, features))?;
             let mut report = self.report(&batch, forward.tokens);
             let llama = &self.model.language_model;
-            report.sums = self
-                .context
-                .loss
-                .sums(llama, forward.hidden, &forward.targets);
+            let loss = &self.context.loss;
+            (report.sums, report.answers) = loss.evaluate(llama, forward.hidden, &forward.targets);
             Ok(report)
         };
         run().unwrap_or_else(|error| {

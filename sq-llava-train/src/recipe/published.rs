@@ -5,7 +5,7 @@ use sq_llava_model::lora::LoraConfig;
 
 use super::{
     AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
-    StageRecipe,
+    StageRecipe, ValidationRecipe,
 };
 
 impl Recipe {
@@ -15,12 +15,14 @@ impl Recipe {
         let stage = |template, batch_size, accumulation| StageRecipe {
             data: None,
             images: None,
+            validation: None,
             template,
             epochs: 1,
             batch_size,
             accumulation,
             lr_llm: 0.0,
             lr_projector: 1e-3,
+            freeze_projector: false,
             lr_vision: 0.0,
             warmup_ratio: 0.03,
             weight_decay: 0.0,
@@ -45,6 +47,7 @@ impl Recipe {
             save_every: 0,
             keep_checkpoints: 2,
             workers: 2,
+            devices: Vec::new(),
             feature_cache_mib: 512,
             model: ModelRecipe {
                 mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
@@ -78,6 +81,11 @@ impl Recipe {
                 question_weight: 1.0,
                 answer_weight: 1.0,
                 chunk_tokens: 128,
+            },
+            validation: ValidationRecipe {
+                every: 0,
+                fraction: 0.0,
+                patience: 0,
             },
         }
     }
