@@ -85,7 +85,13 @@ fn main() -> ExitCode {
     });
     let message = match caught {
         Ok(Ok(())) => return ExitCode::SUCCESS,
-        Ok(Err(error)) => sentence(&error),
+        Ok(Err(error)) => {
+            if let Some(stopped) = error.downcast_ref::<command::train::Stopped>() {
+                say(&stopped.to_string());
+                return ExitCode::from(command::train::STOPPED);
+            }
+            sentence(&error)
+        }
         Err(panic) => {
             let mut text = said_by(&*panic);
             if let Some(first) = FIRST_PANIC.get().filter(|first| **first != text) {
@@ -125,8 +131,12 @@ fn sentence(error: &anyhow::Error) -> String {
 }
 
 /// One line, whatever the message holds.
-#[allow(clippy::print_stderr)] // The command's own error channel.
 fn complain(message: &str) {
+    say(&format!("error: {message}"));
+}
+
+#[allow(clippy::print_stderr)] // The command's own error channel.
+fn say(message: &str) {
     let words: Vec<&str> = message.split_whitespace().collect();
-    eprintln!("error: {}", words.join(" "));
+    eprintln!("{}", words.join(" "));
 }

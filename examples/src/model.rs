@@ -13,6 +13,7 @@ use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Template, TextTokenizer};
 use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
+use sq_llava_train::resident::proc_bytes;
 
 use crate::device::DeviceChoice;
 
@@ -81,14 +82,6 @@ impl Precision {
 /// Memory of the machine in bytes, where the system says.
 fn memory() -> Option<u64> {
     proc_bytes("/proc/meminfo", "MemTotal:")
-}
-
-/// A line `key N kB` of a file of the kernel's, in bytes.
-pub fn proc_bytes(file: &str, key: &str) -> Option<u64> {
-    let text = std::fs::read_to_string(file).ok()?;
-    let line = text.lines().find(|line| line.starts_with(key))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024)
 }
 
 /// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it

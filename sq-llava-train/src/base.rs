@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::FloatDType;
 use burn::tensor::backend::AutodiffBackend;
+use serde::{Deserialize, Serialize};
 use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::{ImageAspect, ImageProcessor};
 use sq_llava_model::config::{ProjectorConfig, read_json};
@@ -14,7 +15,8 @@ use crate::error::TrainError;
 use crate::recipe::{BaseDtype, Recipe};
 
 /// Where a run reads and writes.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct TrainPaths {
     /// The LLM, or a whole LLaVA.
     pub llm: PathBuf,
@@ -64,7 +66,29 @@ impl<B: AutodiffBackend> Base<B> {
         paths: &TrainPaths,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        let origin = origin(recipe, paths)?;
+        Self::from_origin(recipe, paths, origin(recipe, paths)?, device)
+    }
+
+    /// Loads a checkpoint of a run on the towers that it belongs to.
+    ///
+    /// # Errors
+    /// As [`Self::load`].
+    pub fn resume(
+        recipe: &Recipe,
+        paths: &TrainPaths,
+        checkpoint: &Path,
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
+        let origin = Origin::Run(checkpoint.to_path_buf());
+        Self::from_origin(recipe, paths, origin, device)
+    }
+
+    fn from_origin(
+        recipe: &Recipe,
+        paths: &TrainPaths,
+        origin: Origin,
+        device: &B::Device,
+    ) -> Result<Self, TrainError> {
         let Some(projector) = recipe.model.projector() else {
             return Err(TrainError::Recipe(format!(
                 "model.mm_projector_type is \"{}\", which is unknown",

@@ -1,5 +1,6 @@
 //! What goes through the model at once, still on the host: ids, roles and pictures.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use sq_llava_data::{IMAGE_TOKEN_INDEX, TokenRole};
@@ -65,6 +66,23 @@ pub struct Targets {
     pub ids: Vec<i64>,
     /// Whether it belongs to an asked question (else to an answer).
     pub asked: Vec<bool>,
+}
+
+impl Targets {
+    /// The tokens of each answer. Those of one answer stand side by side in one sequence; between
+    /// two there is always a role's marker or a question.
+    pub fn answers(&self) -> Vec<Range<usize>> {
+        let mut found: Vec<Range<usize>> = Vec::new();
+        for (index, _) in self.asked.iter().enumerate().filter(|(_, asked)| !**asked) {
+            match found.last_mut() {
+                Some(last) if last.end == index && self.rows[index] == self.rows[index - 1] + 1 => {
+                    last.end += 1;
+                }
+                _ => found.push(index..index + 1),
+            }
+        }
+        found
+    }
 }
 
 impl TrainSample {
@@ -190,5 +208,21 @@ pub(crate) mod tests {
         assert_eq!(targets.ids, [7, 8, 6]);
         assert_eq!(targets.asked, [true, false, false]);
         assert_eq!(batch.step_tokens, targets.ids.len());
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let roles = [
+            Ignore, Question, Answer, Answer, Ignore, Answer, Question, Answer,
+        ];
+        let one = sample(&[1, 2, 3, 4, 5, 6, 7, 8], &roles);
+        let targets = batch(vec![one.clone(), one]).targets(4);
+        let found: Vec<Vec<i64>> = targets
+            .answers()
+            .into_iter()
+            .map(|answer| targets.ids[answer].to_vec())
+            .collect();
+        let each = [vec![3, 4], vec![6], vec![8]];
+        assert_eq!(found, [each.clone(), each].concat());
     }
 }

@@ -64,14 +64,19 @@ pub struct TrainedParam {
 /// The trainable parameters, by their path in the model.
 #[derive(Debug, Clone, Default)]
 pub struct ParamGroups {
-    by_id: HashMap<ParamId, ParamGroup>,
+    by_id: HashMap<ParamId, (ParamGroup, String)>,
     by_path: BTreeMap<String, TrainedParam>,
 }
 
 impl ParamGroups {
     /// Group of a parameter; `None` if it does not train.
     pub fn group(&self, id: ParamId) -> Option<ParamGroup> {
-        self.by_id.get(&id).copied()
+        self.by_id.get(&id).map(|(group, _)| *group)
+    }
+
+    /// Path of a trainable parameter in the model.
+    pub fn path(&self, id: ParamId) -> Option<&str> {
+        self.by_id.get(&id).map(|(_, path)| &**path)
     }
 
     /// Trainable parameters by path, in the order of the paths.
@@ -144,8 +149,9 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Marker {
             group,
             values,
         };
-        self.groups.by_id.insert(param.id, group);
-        self.groups.by_path.insert(self.path.join("."), trained);
+        let path = self.path.join(".");
+        self.groups.by_id.insert(param.id, (group, path.clone()));
+        self.groups.by_path.insert(path, trained);
         param.map(|tensor| Tensor::from_inner(tensor.inner().cast(DType::F32)).require_grad())
     }
 }

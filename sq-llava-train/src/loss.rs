@@ -38,6 +38,39 @@ pub struct LossSums {
     pub answer_tokens: usize,
 }
 
+/// How well answers are predicted, each token from the true ones before it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct AnswerCounts {
+    /// Tokens of answers, their end included.
+    pub tokens: usize,
+    /// Those of them that are the likeliest.
+    pub correct: usize,
+    /// Answers.
+    pub answers: usize,
+    /// Those of them of which every token is the likeliest: greedy decoding gives just them.
+    pub exact: usize,
+}
+
+impl AnswerCounts {
+    /// Adds those of another batch.
+    pub fn merge(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.correct += other.correct;
+        self.answers += other.answers;
+        self.exact += other.exact;
+    }
+
+    /// Part of the tokens that are right; `None` without any.
+    pub fn accuracy(&self) -> Option<f64> {
+        (self.tokens > 0).then(|| self.correct as f64 / self.tokens as f64)
+    }
+
+    /// Part of the answers that are right; `None` without any.
+    pub fn exact_part(&self) -> Option<f64> {
+        (self.answers > 0).then(|| self.exact as f64 / self.answers as f64)
+    }
+}
+
 /// The loss with its way back.
 #[derive(Debug)]
 pub struct JointLoss<B: AutodiffBackend> {
@@ -161,22 +194,34 @@ impl LossSettings {
         out
     }
 
-    /// The loss alone, for validation. As [`Self::joint_loss`].
-    pub fn sums<B: Backend>(
+    /// The loss alone, and how answers are predicted. As [`Self::joint_loss`].
+    pub fn evaluate<B: Backend>(
         &self,
         llama: &Llama<B>,
         hidden: Tensor<B, 2>,
         targets: &Targets,
-    ) -> LossSums {
+    ) -> (LossSums, AnswerCounts) {
         let mut sums = LossSums::default();
         let (total, width) = (targets.ids.len(), hidden.dims()[1]);
+        let mut likeliest: Vec<i64> = Vec::with_capacity(total);
         for start in (0..total).step_by(self.chunk_tokens.max(1)) {
             let end = (start + self.chunk_tokens.max(1)).min(total);
             let chunk = hidden.clone().slice([start..end, 0..width]);
-            let losses = token_losses(llama.logits(chunk), &targets.ids[start..end]);
+            let logits = llama.logits(chunk);
+            likeliest.extend(logits.clone().argmax(1).into_data().iter::<i64>());
+            let losses = token_losses(logits, &targets.ids[start..end]);
             sums.add(&host(losses), &targets.asked[start..end]);
         }
-        sums
+        let mut counts = AnswerCounts::default();
+        for answer in targets.answers() {
+            let right = answer.clone().filter(|&i| likeliest[i] == targets.ids[i]);
+            let right = right.count();
+            counts.tokens += answer.len();
+            counts.correct += right;
+            counts.answers += 1;
+            counts.exact += usize::from(right == answer.len());
+        }
+        (sums, counts)
     }
 }
 

@@ -10,13 +10,16 @@ use burn::train::metric::{
 };
 use serde::Serialize;
 
-use crate::loss::LossSums;
+use crate::loss::{AnswerCounts, LossSums};
+use crate::optimizer::StepNorms;
 
 /// One optimizer step, or a batch of it before the batches are added up.
 #[derive(Debug, Clone, Default)]
 pub struct StepReport {
     /// Sums of the loss.
     pub sums: LossSums,
+    /// How answers were predicted; counted in validation only.
+    pub answers: AnswerCounts,
     /// The weighted loss per token.
     pub loss: f64,
     /// Samples.
@@ -25,21 +28,31 @@ pub struct StepReport {
     pub tokens: usize,
     /// Samples that were cut.
     pub truncated: usize,
+    /// Samples that were left out.
+    pub skipped: usize,
     /// Learning rate of each group.
     pub rates: [f64; 3],
-    /// Norm of all gradients, before clipping.
-    pub grad_norm: f64,
-    /// Tokens per second.
-    pub tokens_per_second: f64,
+    /// Norms of the gradients, before clipping.
+    pub norms: StepNorms,
+    /// Seconds of the step.
+    pub seconds: f64,
+    /// Memory of the process in bytes, where the system says.
+    pub memory: Option<u64>,
 }
 
 impl StepReport {
     /// Adds another batch of the same step.
     pub fn merge(&mut self, other: &Self) {
         self.sums.merge(&other.sums);
+        self.answers.merge(&other.answers);
         self.samples += other.samples;
         self.tokens += other.tokens;
         self.truncated += other.truncated;
+        self.skipped += other.skipped;
+    }
+
+    fn per_second(&self, count: usize) -> f64 {
+        count as f64 / self.seconds.max(1e-9)
     }
 }
 
@@ -66,6 +79,10 @@ pub enum Quantity {
     LossQuestion,
     /// Loss per token of answers.
     LossAnswer,
+    /// Part of the answers' tokens that the model would have chosen.
+    AnswerAccuracy,
+    /// Part of the answers of which it would have chosen every token: its greedy answers.
+    ExactAnswers,
     /// Learning rate of the LLM's adapters.
     RateLlm,
     /// Learning rate of projector, prototypes and new tokens.
@@ -74,13 +91,35 @@ pub enum Quantity {
     RateVision,
     /// Norm of all gradients.
     GradNorm,
+    /// Norm of the gradients of the LLM's adapters.
+    GradNormLlm,
+    /// Norm of the gradients of projector, prototypes and new tokens.
+    GradNormProjector,
+    /// Norm of the gradients of the vision adapters.
+    GradNormVision,
     /// Tokens per second.
     TokensPerSecond,
+    /// Samples per second.
+    SamplesPerSecond,
+    /// Memory of the process in MiB; `None` where the system does not say.
+    Memory,
+    /// Tokens, images in place.
+    Tokens,
+    /// Tokens of asked questions.
+    QuestionTokens,
+    /// Tokens of answers.
+    AnswerTokens,
+    /// Samples.
+    Samples,
+    /// Samples that were cut.
+    Truncated,
+    /// Samples that were left out.
+    Skipped,
 }
 
 impl Quantity {
-    /// All of them.
-    pub const ALL: [Self; 8] = [
+    /// Those of an optimizer step.
+    pub const TRAINING: [Self; 19] = [
         Self::Loss,
         Self::LossQuestion,
         Self::LossAnswer,
@@ -88,7 +127,61 @@ impl Quantity {
         Self::RateProjector,
         Self::RateVision,
         Self::GradNorm,
+        Self::GradNormLlm,
+        Self::GradNormProjector,
+        Self::GradNormVision,
         Self::TokensPerSecond,
+        Self::SamplesPerSecond,
+        Self::Memory,
+        Self::Tokens,
+        Self::QuestionTokens,
+        Self::AnswerTokens,
+        Self::Samples,
+        Self::Truncated,
+        Self::Skipped,
+    ];
+
+    /// Those of a validation.
+    pub const VALIDATION: [Self; 11] = [
+        Self::Loss,
+        Self::LossQuestion,
+        Self::LossAnswer,
+        Self::AnswerAccuracy,
+        Self::ExactAnswers,
+        Self::Tokens,
+        Self::QuestionTokens,
+        Self::AnswerTokens,
+        Self::Samples,
+        Self::Truncated,
+        Self::Skipped,
+    ];
+
+    /// Those of an optimizer step that a person watches.
+    pub const DASHBOARD: [Self; 15] = [
+        Self::Loss,
+        Self::LossQuestion,
+        Self::LossAnswer,
+        Self::RateLlm,
+        Self::RateProjector,
+        Self::RateVision,
+        Self::GradNorm,
+        Self::GradNormLlm,
+        Self::GradNormProjector,
+        Self::GradNormVision,
+        Self::TokensPerSecond,
+        Self::SamplesPerSecond,
+        Self::Memory,
+        Self::Truncated,
+        Self::Skipped,
+    ];
+
+    /// Those of a validation that a person watches.
+    pub const DASHBOARD_VALIDATION: [Self; 5] = [
+        Self::Loss,
+        Self::LossQuestion,
+        Self::LossAnswer,
+        Self::AnswerAccuracy,
+        Self::ExactAnswers,
     ];
 
     /// Name in dashboards and logs.
@@ -97,12 +190,38 @@ impl Quantity {
             Self::Loss => "loss",
             Self::LossQuestion => "loss_question",
             Self::LossAnswer => "loss_answer",
+            Self::AnswerAccuracy => "answer_accuracy",
+            Self::ExactAnswers => "exact_answers",
             Self::RateLlm => "lr_llm",
             Self::RateProjector => "lr_projector",
             Self::RateVision => "lr_vision",
             Self::GradNorm => "grad_norm",
+            Self::GradNormLlm => "grad_norm_llm",
+            Self::GradNormProjector => "grad_norm_projector",
+            Self::GradNormVision => "grad_norm_vision",
             Self::TokensPerSecond => "tokens_per_second",
+            Self::SamplesPerSecond => "samples_per_second",
+            Self::Memory => "memory_mib",
+            Self::Tokens => "tokens",
+            Self::QuestionTokens => "question_tokens",
+            Self::AnswerTokens => "answer_tokens",
+            Self::Samples => "samples",
+            Self::Truncated => "truncated",
+            Self::Skipped => "skipped",
         }
+    }
+
+    /// Whether it counts things.
+    pub fn is_count(self) -> bool {
+        matches!(
+            self,
+            Self::Tokens
+                | Self::QuestionTokens
+                | Self::AnswerTokens
+                | Self::Samples
+                | Self::Truncated
+                | Self::Skipped
+        )
     }
 
     /// Its value; `None` where the step has none (no asked question, for one).
@@ -111,11 +230,24 @@ impl Quantity {
             Self::Loss => Some(report.loss),
             Self::LossQuestion => report.sums.mean_question(),
             Self::LossAnswer => report.sums.mean_answer(),
+            Self::AnswerAccuracy => report.answers.accuracy(),
+            Self::ExactAnswers => report.answers.exact_part(),
             Self::RateLlm => Some(report.rates[0]),
             Self::RateProjector => Some(report.rates[1]),
             Self::RateVision => Some(report.rates[2]),
-            Self::GradNorm => Some(report.grad_norm),
-            Self::TokensPerSecond => Some(report.tokens_per_second),
+            Self::GradNorm => Some(report.norms.total),
+            Self::GradNormLlm => Some(report.norms.groups[0]),
+            Self::GradNormProjector => Some(report.norms.groups[1]),
+            Self::GradNormVision => Some(report.norms.groups[2]),
+            Self::TokensPerSecond => Some(report.per_second(report.tokens)),
+            Self::SamplesPerSecond => Some(report.per_second(report.samples)),
+            Self::Memory => report.memory.map(|bytes| bytes as f64 / f64::from(1 << 20)),
+            Self::Tokens => Some(report.tokens as f64),
+            Self::QuestionTokens => Some(report.sums.question_tokens as f64),
+            Self::AnswerTokens => Some(report.sums.answer_tokens as f64),
+            Self::Samples => Some(report.samples as f64),
+            Self::Truncated => Some(report.truncated as f64),
+            Self::Skipped => Some(report.skipped as f64),
         }
     }
 }
@@ -151,7 +283,13 @@ impl Metric for StepMetric {
     fn attributes(&self) -> MetricAttributes {
         let attributes = NumericAttributes {
             unit: None,
-            higher_is_better: self.quantity == Quantity::TokensPerSecond,
+            higher_is_better: matches!(
+                self.quantity,
+                Quantity::TokensPerSecond
+                    | Quantity::SamplesPerSecond
+                    | Quantity::AnswerAccuracy
+                    | Quantity::ExactAnswers
+            ),
         };
         attributes.into()
     }

@@ -2,9 +2,10 @@
 //! all gradients together.
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use burn::module::{AutodiffModule, ModuleMapper, ModuleVisitor, Param, ParamId};
+use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::record::AdaptorRecord;
 use burn::optim::{
@@ -13,11 +14,10 @@ use burn::optim::{
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor};
 
+use crate::error::TrainError;
 use crate::groups::{ParamGroup, ParamGroups};
+use crate::moments::{self, Moments};
 use crate::recipe::StageRecipe;
-
-/// Moments of one parameter.
-type Moments<B> = AdaptorRecord<AdamW, B>;
 
 /// What the last step did.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -76,6 +76,23 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
     /// Norms of the last step.
     pub fn norms(&self) -> StepNorms {
         self.lock().norms
+    }
+
+    /// Writes the moments of a model's parameters into a checkpoint.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn save<M: Module<B>>(&self, directory: &Path, model: &M) -> Result<(), TrainError> {
+        moments::write(directory, model, &self.groups, &self.lock().moments)
+    }
+
+    /// Goes on with the moments of a checkpoint, for the same parameters in this process.
+    ///
+    /// # Errors
+    /// If the file is damaged or of another model.
+    pub fn restore<M: Module<B>>(&self, directory: &Path, model: &M) -> Result<(), TrainError> {
+        self.lock().moments = moments::read(directory, model, &self.groups)?;
+        Ok(())
     }
 
     fn lock(&self) -> MutexGuard<'_, State<B>> {

@@ -12,6 +12,8 @@ use burn::train::renderer::{
     MetricsRendererTraining, ProgressType, TrainingProgress,
 };
 
+use crate::loader::Plan;
+
 /// Writes lines to `out`.
 pub struct LineRenderer<W: Write + Send + Sync> {
     out: W,
@@ -22,21 +24,29 @@ pub struct LineRenderer<W: Write + Send + Sync> {
     start: Option<Instant>,
     names: HashMap<MetricId, String>,
     values: HashMap<String, f64>,
+    validation: HashMap<String, f64>,
+    /// Samples cut and left out so far.
+    lost: [f64; 2],
+    /// Steps that an earlier sitting took.
+    done: usize,
     last: usize,
 }
 
 impl<W: Write + Send + Sync> LineRenderer<W> {
-    /// A line every `every` steps of `steps`.
-    pub fn new(out: W, stage: u8, every: usize, steps: usize, steps_per_epoch: usize) -> Self {
+    /// A line every `every` steps of a plan, `done` of which are taken already.
+    pub fn new(out: W, stage: u8, every: usize, plan: &Plan, done: usize) -> Self {
         Self {
             out,
             every: every.max(1),
             stage,
-            steps,
-            steps_per_epoch: steps_per_epoch.max(1),
+            steps: plan.steps(),
+            steps_per_epoch: plan.steps_per_epoch().max(1),
             start: None,
             names: HashMap::new(),
             values: HashMap::new(),
+            validation: HashMap::new(),
+            lost: [0.0; 2],
+            done,
             last: 0,
         }
     }
@@ -46,8 +56,9 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
         let epoch = step.saturating_sub(1) / self.steps_per_epoch + 1;
         let epochs = self.steps.div_ceil(self.steps_per_epoch);
         let left = self.start.map_or(Duration::ZERO, |start| {
-            let done = step.saturating_sub(1).max(1) as u32;
-            start.elapsed() / done * (self.steps.saturating_sub(step)) as u32
+            let done = step.saturating_sub(self.done + 1).max(1) as f64;
+            let left = self.steps.saturating_sub(step) as f64;
+            start.elapsed().mul_f64(left / done)
         });
         let rates: Vec<String> = ["lr_llm", "lr_projector", "lr_vision"]
             .iter()
@@ -55,22 +66,55 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
             .filter(|&rate| rate > 0.0)
             .map(|rate| format!("{rate:.1e}"))
             .collect();
+        let norms: Vec<String> = [
+            ("llm", "grad_norm_llm"),
+            ("projector", "grad_norm_projector"),
+            ("vision", "grad_norm_vision"),
+        ]
+        .iter()
+        .filter(|(_, name)| value(name) > 0.0)
+        .map(|(group, name)| format!("{group} {:.2}", value(name)))
+        .collect();
+        let mut lost = String::new();
+        for (count, what) in self.lost.iter().zip(["cut", "left out"]) {
+            if *count > 0.0 {
+                lost += &format!(", {count} samples {what}");
+            }
+        }
         format!(
             "stage {} step {step}/{} epoch {epoch}/{epochs}: loss {:.4} (asking {:.4}, answering \
-             {:.4}), gradient {:.2}, rate {}, {:.0} tokens/s, {} left",
+             {:.4}), gradient {:.2} ({}), rate {}, {:.0} tokens/s, {:.1} samples/s, {:.0} MiB{lost}, {} left",
             self.stage,
             self.steps,
             value("loss"),
             value("loss_question"),
             value("loss_answer"),
             value("grad_norm"),
+            norms.join(", "),
             if rates.is_empty() {
                 "0".into()
             } else {
                 rates.join("/")
             },
             value("tokens_per_second"),
+            value("samples_per_second"),
+            value("memory_mib"),
             clock(left),
+        )
+    }
+
+    fn validation_line(&self, step: usize) -> String {
+        let value = |name: &str| self.validation.get(name).copied().unwrap_or(0.0);
+        format!(
+            "stage {} step {step}/{} validation: loss {:.4} (asking {:.4}, answering {:.4}), {:.1} % \
+             of the answers' tokens and {:.1} % of the answers right",
+            self.stage,
+            self.steps,
+            value("loss"),
+            value("loss_question"),
+            value("loss_answer"),
+            100.0 * value("answer_accuracy"),
+            100.0 * value("exact_answers"),
         )
     }
 }
@@ -89,15 +133,26 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for LineRenderer<W> {
         if let MetricState::Numeric(entry, value) = state
             && let Some(name) = self.names.get(&entry.metric_id)
         {
+            match &**name {
+                "truncated" => self.lost[0] += value.current(),
+                "skipped" => self.lost[1] += value.current(),
+                _ => {}
+            }
             self.values.insert(name.clone(), value.current());
         }
     }
 
-    fn update_valid(&mut self, _state: MetricState) {}
+    fn update_valid(&mut self, state: MetricState) {
+        if let MetricState::Numeric(entry, value) = state
+            && let Some(name) = self.names.get(&entry.metric_id)
+        {
+            self.validation.insert(name.clone(), value.current());
+        }
+    }
 
     fn render_train(&mut self, item: TrainingProgress, _indicators: Vec<ProgressType>) {
         let step = item.iteration.unwrap_or(0);
-        let due = step == 1 || step.is_multiple_of(self.every) || step == self.steps;
+        let due = step == self.done + 1 || step.is_multiple_of(self.every) || step == self.steps;
         if due && step != self.last {
             let line = self.line(step);
             // A closed pipe must not end the training.
@@ -108,7 +163,10 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for LineRenderer<W> {
         self.start.get_or_insert_with(Instant::now);
     }
 
-    fn render_valid(&mut self, _item: TrainingProgress, _indicators: Vec<ProgressType>) {}
+    fn render_valid(&mut self, item: TrainingProgress, _indicators: Vec<ProgressType>) {
+        let line = self.validation_line(item.iteration.unwrap_or(0));
+        let _ = writeln!(self.out, "{line}");
+    }
 }
 
 impl<W: Write + Send + Sync> MetricsRendererEvaluation for LineRenderer<W> {

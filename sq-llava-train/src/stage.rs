@@ -50,7 +50,7 @@ impl<B: AutodiffBackend> StageModel<B> {
             vision: stage == 2
                 && settings.lr_vision > 0.0
                 && model.vision_tower.as_ref().is_some_and(has_adapters),
-            projector: settings.lr_projector > 0.0,
+            projector: settings.lr_projector > 0.0 && !settings.freeze_projector,
             new_tokens: settings.lr_projector > 0.0 && model.language_model.new_tokens.is_some(),
         };
         let (model, groups) = ParamGroups::mark(model, trains);

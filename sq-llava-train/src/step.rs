@@ -159,6 +159,7 @@ impl<B: Backend> TrainModel<B> {
             samples: batch.samples.len(),
             tokens,
             truncated: batch.truncated,
+            skipped: batch.skipped,
             ..StepReport::default()
         }
     }
@@ -200,7 +201,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let pass = with_keys(&keys, || blocks.forward(hidden, &context));
         let states = at_rows(pass.output.clone(), &targets);
         if !blocks.trains() {
-            report.sums = loss.sums(llama, Tensor::from_inner(states), &targets);
+            (report.sums, _) = loss.evaluate(llama, Tensor::from_inner(states), &targets);
             return Ok((GradientsParams::new(), report));
         }
         let loss = loss.joint_loss(llama, states, &targets, batch.step_tokens);
@@ -360,7 +361,7 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             let hidden = llama.forward_layers(sequences.hidden, &padding, None);
             let mut report = self.report(&batch, sequences.used);
             let states = at_rows(hidden, targets);
-            report.sums = self.context.loss.sums(llama, states, targets);
+            (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);
             Ok(report)
         };
         run().unwrap_or_else(|error| {

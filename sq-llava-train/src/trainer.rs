@@ -1,36 +1,44 @@
 //! A whole run: load, prepare each stage, train it through Burn's Learner, save.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use burn::lr_scheduler::LrScheduler;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use serde::{Deserialize, Serialize};
 use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{LabelOptions, Manifest, TextTokenizer};
 use sq_llava_model::SqLlava;
 use sq_llava_model::weights::RunOrigin;
 
+use crate::announce::announce;
 use crate::bad_images::BadImageLog;
 use crate::base::{Base, TrainPaths};
+use crate::curves::draw;
 use crate::dataset::{StageData, check_sources, sampler};
+use crate::devices::devices_of;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::features::FeatureCache;
-use crate::groups::ParamGroup;
 use crate::loader::{BatchLoader, Plan};
 use crate::loss::LossSettings;
-use crate::loss_log::LossLog;
+use crate::loss_log::{Curve, LossLog};
 use crate::memory::{self, StepMemory};
 use crate::metrics::{Quantity, StepMetric};
 use crate::optimizer::GroupedAdamW;
 use crate::recipe::Recipe;
 use crate::renderer::{LineRenderer, NoRenderer, SilentLogger};
+use crate::resume::{Resume, ResumePoint, same_recipe, same_sources};
 use crate::run_dir::{RunDirectory, RunFiles};
 use crate::schedule::CosineWarmup;
 use crate::stage::StageModel;
+use crate::state::{BestValidation, RunState, Sources, StageProgress};
 use crate::step::{StepContext, TrainModel};
-use crate::strategy::{Components, Finished, StepStrategy};
+use crate::stop::StopSignal;
+use crate::strategy::{Components, Finished, Saved, StepStrategy};
+use crate::validation::{StageSplit, open_splits};
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -44,8 +52,29 @@ pub enum Ui {
     Quiet,
 }
 
+/// How a run is run; what it trains is the recipe's.
+#[derive(Debug, Clone, Default)]
+pub struct TrainOptions {
+    /// How progress is shown.
+    pub ui: Ui,
+    /// Go on with the run in the directory instead of beginning one.
+    pub resume: Option<Resume>,
+    /// The wish to stop: the step is finished and a checkpoint saved.
+    pub stop: StopSignal,
+}
+
+impl From<Ui> for TrainOptions {
+    fn from(ui: Ui) -> Self {
+        Self {
+            ui,
+            ..Self::default()
+        }
+    }
+}
+
 /// What a stage did.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct StageOutcome {
     /// 1 or 2.
     pub stage: u8,
@@ -55,12 +84,35 @@ pub struct StageOutcome {
     pub loss: Option<f64>,
     /// Tokens seen, images in place.
     pub tokens: usize,
+    /// Samples seen.
+    pub samples: usize,
     /// Samples that were cut to the longest length allowed.
     pub truncated: usize,
+    /// Samples that were left out.
+    pub skipped: usize,
     /// Seconds of training.
     pub seconds: f64,
-    /// Trainable values of each group, in the order of [`ParamGroup::ALL`].
+    /// Trainable values of each group, in the order of [`crate::groups::ParamGroup::ALL`].
     pub trainable: [usize; 3],
+    /// The best validation; `None` without a validation split.
+    pub best: Option<BestValidation>,
+}
+
+impl StageOutcome {
+    fn new(stage: u8, progress: &StageProgress, trainable: [usize; 3]) -> Self {
+        Self {
+            stage,
+            steps: progress.step,
+            loss: progress.loss,
+            tokens: progress.tokens,
+            samples: progress.samples,
+            truncated: progress.truncated,
+            skipped: progress.skipped,
+            seconds: progress.seconds,
+            trainable,
+            best: progress.best,
+        }
+    }
 }
 
 /// What a run did.
@@ -70,62 +122,91 @@ pub struct TrainOutcome {
     pub run: PathBuf,
     /// Its stages.
     pub stages: Vec<StageOutcome>,
-    /// Whether it was stopped from the dashboard; what was learnt until then is saved.
+    /// Whether it was stopped before its end.
     pub interrupted: bool,
+    /// Where a stopped run goes on.
+    pub checkpoint: Option<PathBuf>,
 }
 
-/// Trains as a recipe says and writes a run directory that loads on the same base.
+/// Trains as a recipe says and writes a run directory that loads on the same base. With
+/// [`TrainOptions::resume`] the run in the directory goes on: on the CPU its parameters become
+/// those of a run that was never stopped, bit for bit.
 ///
 /// # Errors
 /// If the recipe, a file, the data or the run directory cannot be used, or the loss or a gradient
-/// stops being a number. What was saved before stays.
+/// stops being a number; with `resume`, also if the recipe, the data or a model differs from the
+/// run's, or its newest checkpoint is torn. What was saved before stays.
 pub fn train<B: AutodiffBackend>(
     recipe: &Recipe,
     paths: &TrainPaths,
     device: &B::Device,
-    ui: Ui,
+    options: impl Into<TrainOptions>,
 ) -> Result<TrainOutcome, TrainError> {
+    let options = options.into();
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
-    let manifests = open_manifests(&recipe)?;
-    let run = RunDirectory::create(&paths.out, &recipe)?;
-    let base = Base::<B>::load(&recipe, paths, device)?;
-    let mut trainer = Trainer {
+    let splits = open_splits(&recipe)?;
+    let sources = Sources::of(&recipe, paths)?;
+    let (run, from) = match &options.resume {
+        None => (RunDirectory::create(&paths.out, &recipe, paths)?, None),
+        Some(resume) => {
+            let point = find(resume, &recipe, paths, &sources)?;
+            if let (true, Some((_, state))) = (point.finished, &point.from) {
+                tracing::info!("the run in {} is finished", paths.out.display());
+                return Ok(TrainOutcome {
+                    run: paths.out.clone(),
+                    stages: state.done.clone(),
+                    interrupted: false,
+                    checkpoint: None,
+                });
+            }
+            let run = RunDirectory::open(&paths.out, &recipe)?;
+            for torn in &point.torn {
+                tracing::warn!("{} is torn and goes", torn.display());
+                run.remove(torn)?;
+            }
+            (run, point.from)
+        }
+    };
+    let base = match &from {
+        Some((directory, _)) => Base::<B>::resume(&recipe, paths, directory, device)?,
+        None => Base::<B>::load(&recipe, paths, device)?,
+    };
+    if options.resume.is_some() {
+        let place = from.as_ref().map(|(_, s)| (s.stage, s.progress.step));
+        LossLog::rewind(run.path(), place)?;
+        match &from {
+            Some((directory, _)) => tracing::info!("the run goes on from {}", directory.display()),
+            None => tracing::info!("the run left no checkpoint: it begins anew"),
+        }
+    }
+    let trainer = Trainer {
         recipe: &recipe,
         paths,
         run: &run,
-        ui,
+        options: &options,
+        sources: &sources,
         tokenizer: base.tokenizer,
         processor: Arc::new(base.processor),
+        done: Vec::new(),
     };
-    let mut model = base.model;
-    let mut outcome = TrainOutcome {
-        run: run.path().to_path_buf(),
-        stages: Vec::new(),
-        interrupted: false,
-    };
-    let last = manifests.len();
-    for (index, (stage, manifest)) in manifests.into_iter().enumerate() {
-        let (finished, trainable) = trainer.stage(model, stage, manifest)?;
-        model = finished.model.model;
-        outcome.stages.push(StageOutcome {
-            stage,
-            steps: finished.steps,
-            loss: finished.last.map(|report| report.loss),
-            tokens: finished.tokens,
-            truncated: finished.truncated,
-            seconds: finished.seconds,
-            trainable,
-        });
-        outcome.interrupted = finished.interrupted;
-        let files = trainer.files();
-        if index + 1 == last || finished.interrupted {
-            run.finish(&model, &files)?;
-            break;
-        }
-        run.save(&format!("stage{stage}"), &model, &files)?;
+    trainer.run(base.model, splits, from)
+}
+
+/// Where a run goes on, once it is clear that it may.
+fn find(
+    resume: &Resume,
+    recipe: &Recipe,
+    paths: &TrainPaths,
+    sources: &Sources,
+) -> Result<ResumePoint, TrainError> {
+    let (then, _) = RunDirectory::asked(&paths.out)?;
+    same_recipe(&paths.out, &then, recipe)?;
+    let point = ResumePoint::find(&paths.out, resume)?;
+    if let Some((_, state)) = &point.from {
+        same_sources(&paths.out, &state.sources, sources)?;
     }
-    Ok(outcome)
+    Ok(point)
 }
 
 /// The recipe with the paths of the command line in their places.
@@ -154,42 +235,67 @@ fn with_paths(recipe: &Recipe, paths: &TrainPaths) -> Result<Recipe, TrainError>
     Ok(recipe)
 }
 
-/// Opens the data of every stage before anything long begins.
-fn open_manifests(recipe: &Recipe) -> Result<Vec<(u8, Manifest)>, TrainError> {
-    let open = |&stage: &u8| {
-        let settings = recipe.stage(stage);
-        let Some(path) = &settings.data else {
-            return Err(TrainError::Recipe(format!(
-                "stage {stage} has no data: give --data or set stage{stage}.data"
-            )));
-        };
-        let manifest = Manifest::open(path)?;
-        if manifest.is_empty() {
-            return Err(TrainError::Recipe(format!(
-                "{} has no samples",
-                path.display()
-            )));
-        }
-        if let Some(images) = &settings.images
-            && !images.is_dir()
-        {
-            return Err(TrainError::io(images, std::io::ErrorKind::NotFound.into()));
-        }
-        Ok((stage, manifest))
-    };
-    recipe.stages.iter().map(open).collect()
-}
-
 struct Trainer<'a> {
     recipe: &'a Recipe,
     paths: &'a TrainPaths,
     run: &'a RunDirectory,
-    ui: Ui,
+    options: &'a TrainOptions,
+    sources: &'a Sources,
     tokenizer: TextTokenizer,
     processor: Arc<ImageProcessor>,
+    /// Stages that are over.
+    done: Vec<StageOutcome>,
 }
 
 impl Trainer<'_> {
+    fn run<B: AutodiffBackend>(
+        mut self,
+        mut model: SqLlava<B>,
+        splits: Vec<StageSplit>,
+        mut from: Option<(PathBuf, RunState)>,
+    ) -> Result<TrainOutcome, TrainError> {
+        if let Some((_, state)) = &from {
+            self.done.clone_from(&state.done);
+        }
+        let last = splits.len().saturating_sub(1);
+        let mut checkpoint = None;
+        for (index, split) in splits.into_iter().enumerate() {
+            let stage = split.stage;
+            if self.done.iter().any(|outcome| outcome.stage == stage) {
+                continue;
+            }
+            let start = from.take_if(|(_, state)| state.stage == stage);
+            if self.options.stop.is_set() {
+                return Ok(self.outcome(true, checkpoint));
+            }
+            let (finished, trainable) = self.stage(model, split, start)?;
+            model = finished.model.model;
+            self.done
+                .push(StageOutcome::new(stage, &finished.progress, trainable));
+            if finished.stopped.is_some() {
+                return Ok(self.outcome(true, finished.stopped));
+            }
+            let state = RunState::new(stage, finished.progress, &self.done, self.sources);
+            let more = |directory: &Path| state.write(directory);
+            if index == last {
+                self.run.finish(&model, &self.files(), more)?;
+            } else {
+                let name = format!("stage{stage}");
+                checkpoint = Some(self.run.save(&name, &model, &self.files(), more)?);
+            }
+        }
+        Ok(self.outcome(false, None))
+    }
+
+    fn outcome(self, interrupted: bool, checkpoint: Option<PathBuf>) -> TrainOutcome {
+        TrainOutcome {
+            run: self.run.path().to_path_buf(),
+            stages: self.done,
+            interrupted,
+            checkpoint,
+        }
+    }
+
     fn files(&self) -> RunFiles {
         RunFiles {
             tokenizer: self.tokenizer.clone(),
@@ -208,26 +314,51 @@ impl Trainer<'_> {
     fn stage<B: AutodiffBackend>(
         &mut self,
         model: SqLlava<B>,
-        stage: u8,
-        manifest: Manifest,
+        split: StageSplit,
+        from: Option<(PathBuf, RunState)>,
     ) -> Result<(Finished<B>, [usize; 3]), TrainError> {
         let recipe = self.recipe;
+        let stage = split.stage;
         let settings = recipe.stage(stage);
         let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, stage)?;
         let trainable = prepared.counts();
         let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
-        let data = Arc::new(self.data(&prepared, stage, manifest, &features)?);
+        let valid = match split.validation {
+            Some((manifest, plan)) => {
+                let data = Arc::new(self.data(&prepared, stage, manifest, &features)?);
+                Some((data, plan))
+            }
+            None => None,
+        };
+        let data = Arc::new(self.data(&prepared, stage, split.training, &features)?);
         let plan = Plan::new(settings, data.len());
-        let schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
+        let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
+        let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
+        let mut start = StageProgress::default();
+        if let Some((directory, state)) = from {
+            optimizer.restore(&directory, &prepared.model)?;
+            start = state.progress;
+            schedule = LrScheduler::load_record::<B>(schedule, start.step);
+        }
+        let valid_data = valid.as_ref().map(|(data, _)| &**data);
+        let config = prepared.model.config.clone();
         let memory = StepMemory::of_stage(
-            &prepared.model.config,
+            &config,
             recipe,
             stage,
             prepared.trains,
             trainable.iter().sum(),
         );
         memory::announce(&memory, stage, recipe.gradient_checkpointing);
-        announce(recipe, stage, &data, &plan, &schedule, trainable)?;
+        announce(
+            &config,
+            recipe,
+            stage,
+            (&data, valid_data),
+            (&plan, start.step),
+            &schedule,
+            trainable,
+        )?;
 
         let failure = Failure::default();
         let loss = LossSettings {
@@ -235,7 +366,25 @@ impl Trainer<'_> {
             answer_weight: recipe.loss.answer_weight,
             chunk_tokens: recipe.loss.chunk_tokens,
         };
-        let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
+        let bad_images = BadImageLog::open(self.run.path(), stage, recipe.bad_images)?;
+        let loader = |data: &Arc<StageData>, plan, first| {
+            BatchLoader::new(data.clone(), plan, first, recipe.workers, failure.clone())
+                .with_bad_images(bad_images.clone())
+        };
+        let train_loader = loader(&data, plan, start.step);
+        let (valid_loader, validation) = match &valid {
+            None => (BatchLoader::empty(), None),
+            Some((data, when)) => {
+                let log = LossLog::open(self.run.path(), Curve::Validation)?;
+                let plan = Plan {
+                    samples_per_step: settings.batch_size,
+                    epochs: 1,
+                    ..Plan::new(settings, data.len())
+                };
+                (loader(data, plan, 0), Some((*when, Mutex::new(log))))
+            }
+        };
+        let device = prepared.model.device();
         let train_model = TrainModel {
             model: prepared.model,
             context: StepContext {
@@ -248,48 +397,46 @@ impl Trainer<'_> {
             },
         };
         let finished = Arc::new(Mutex::new(None));
-        let (run, files) = (self.run.clone(), self.files());
         let strategy = StepStrategy {
             stage,
             plan,
+            start: start.clone(),
             schedule,
             rates: [settings.lr_llm, settings.lr_projector, settings.lr_vision],
             loss,
             optimizer: optimizer.clone(),
             failure: failure.clone(),
-            log: Mutex::new(LossLog::open(self.run.path())?),
+            log: Mutex::new(LossLog::open(self.run.path(), Curve::Training)?),
+            validation,
             save_every: recipe.save_every,
-            save: Box::new(move |step, model: &TrainModel<B>| {
-                run.checkpoint(stage, step, &model.model, &files)
-            }),
+            save: self.saver(stage, &optimizer),
+            devices: devices_of::<B>(&device, &recipe.devices),
+            groups: prepared.groups,
+            stop: self.options.stop.clone(),
             finished: finished.clone(),
         };
-        let bad_images = BadImageLog::open(self.run.path(), stage, recipe.bad_images)?;
-        let loader = BatchLoader::new(data, plan, 0, recipe.workers, failure.clone())
-            .with_bad_images(bad_images.clone());
         let mut training = SupervisedTraining::<Components<B>>::new(
             self.run.path(),
-            Arc::new(loader),
-            Arc::new(BatchLoader::empty()),
+            Arc::new(train_loader),
+            Arc::new(valid_loader),
         )
         .num_epochs(settings.epochs)
         .with_application_logger(None)
         .with_metric_logger(SilentLogger)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
-        for quantity in Quantity::ALL {
+        for quantity in Quantity::DASHBOARD {
             training = training.metric_train_numeric(StepMetric::new(quantity));
         }
+        if valid.is_some() {
+            for quantity in Quantity::DASHBOARD_VALIDATION {
+                training = training.metric_valid_numeric(StepMetric::new(quantity));
+            }
+        }
         let lines = || {
-            let (every, steps) = (recipe.log_every, plan.steps());
-            LineRenderer::new(
-                std::io::stdout(),
-                stage,
-                every,
-                steps,
-                plan.steps_per_epoch(),
-            )
+            let every = recipe.log_every;
+            LineRenderer::new(std::io::stdout(), stage, every, &plan, start.step)
         };
-        training = match self.ui {
+        training = match self.options.ui {
             Ui::Auto if std::io::stdout().is_terminal() => training,
             Ui::Auto | Ui::Lines => training.renderer(lines()),
             Ui::Quiet => training.renderer(NoRenderer),
@@ -304,11 +451,38 @@ impl Trainer<'_> {
         if let Some(error) = failure.take() {
             return Err(error);
         }
+        draw(self.run.path())?;
         let mut slot = finished.lock().unwrap_or_else(PoisonError::into_inner);
         let finished = slot
             .take()
             .ok_or_else(|| TrainError::Internal("the training ended without a result".into()))?;
         Ok((finished, trainable))
+    }
+
+    /// Saves what a stage has so far.
+    fn saver<B: AutodiffBackend>(
+        &self,
+        stage: u8,
+        optimizer: &GroupedAdamW<B>,
+    ) -> Box<crate::strategy::Save<B>> {
+        let (run, files, optimizer) = (self.run.clone(), self.files(), optimizer.clone());
+        let (done, sources) = (self.done.clone(), self.sources.clone());
+        Box::new(move |what, progress, train: &TrainModel<B>| {
+            let model = &train.model;
+            let state = RunState::new(stage, progress.clone(), &done, &sources);
+            match what {
+                Saved::Best => run.save(&format!("best-{stage}"), model, &files, |directory| {
+                    state.write(directory)
+                }),
+                Saved::Checkpoint => {
+                    draw(run.path())?;
+                    run.checkpoint(stage, progress.step, model, &files, |directory| {
+                        state.write(directory)?;
+                        optimizer.save(directory, model)
+                    })
+                }
+            }
+        })
     }
 
     fn data<B: AutodiffBackend>(
@@ -343,46 +517,4 @@ impl Trainer<'_> {
             features: (!prepared.trains.vision).then(|| features.clone()),
         })
     }
-}
-
-/// Samples that the token count is estimated from.
-const ESTIMATE_SAMPLES: usize = 512;
-
-/// Says, before the first step, what will train and how long.
-fn announce(
-    recipe: &Recipe,
-    stage: u8,
-    data: &StageData,
-    plan: &Plan,
-    schedule: &CosineWarmup,
-    trainable: [usize; 3],
-) -> Result<(), TrainError> {
-    let settings = recipe.stage(stage);
-    let estimate = data.estimate(ESTIMATE_SAMPLES)?;
-    let rates = [settings.lr_llm, settings.lr_projector, settings.lr_vision];
-    for group in ParamGroup::ALL {
-        let (count, rate) = (trainable[group.index()], rates[group.index()]);
-        tracing::info!(
-            "stage {stage}: {} trains {count} parameters at rate {rate:e}",
-            group.name()
-        );
-    }
-    tracing::info!(
-        "stage {stage}: {} samples, {} epochs, {} steps of {} samples, {} of them warm-up; {}{:.0} tokens an epoch, {:.0} of them learnt",
-        plan.samples,
-        plan.epochs,
-        plan.steps(),
-        plan.samples_per_step,
-        schedule.warmup_steps,
-        if estimate.exact { "" } else { "about " },
-        estimate.tokens,
-        estimate.learnable,
-    );
-    if estimate.learnable == 0.0 {
-        return Err(TrainError::Recipe(format!(
-            "stage {stage}: no token of the data would be learnt with template {}",
-            settings.template
-        )));
-    }
-    Ok(())
 }

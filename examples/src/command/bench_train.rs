@@ -23,11 +23,12 @@ use sq_llava_train::groups::{ParamGroup, ParamGroups, Trains};
 use sq_llava_train::loss::LossSettings;
 use sq_llava_train::memory::{StepMemory, gib};
 use sq_llava_train::optimizer::GroupedAdamW;
+use sq_llava_train::resident::resident_bytes;
 use sq_llava_train::step::{StepContext, TrainModel};
 use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
 use crate::device::{DeviceChoice, Work};
-use crate::model::{peak_memory, proc_bytes};
+use crate::model::peak_memory;
 
 /// Measure memory and tokens/s of a training step of a LLaMA of 135M parameters with adapters of
 /// rank 128, with and without recompute of activations.
@@ -251,5 +252,5 @@ impl Work for BenchTrain {
 /// not tell.
 fn resident_from_here() -> Option<u64> {
     std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    proc_bytes("/proc/self/status", "VmRSS:")
+    resident_bytes()
 }

@@ -2,26 +2,48 @@
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Args;
-use sq_llava_train::{Recipe, TrainPaths, Ui, train};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+use sq_llava_train::{
+    Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
+};
 
 use crate::device::{DeviceChoice, Work};
 
+/// Exit status of a run that was stopped and saved: 128 and the number of SIGINT.
+pub const STOPPED: u8 = 130;
+
+/// A run that was asked to stop has saved what it learnt.
+#[derive(Debug)]
+pub struct Stopped(String);
+
+impl std::fmt::Display for Stopped {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Stopped {}
+
 /// Train a model on pictures and conversations.
+///
+/// Ctrl-C finishes the step, saves a checkpoint and exits with status 130; a second one exits at
+/// once. --resume goes on from there.
 #[derive(Debug, Args)]
 pub struct Train {
     /// Recipe (TOML).
-    #[arg(long, value_name = "FILE")]
-    recipe: PathBuf,
+    #[arg(long, value_name = "FILE", required_unless_present = "resume")]
+    recipe: Option<PathBuf>,
     /// A change to the recipe, such as stage2.epochs=3; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
     /// The LLM (a directory or a GGUF file), or a whole LLaVA.
-    #[arg(long, value_name = "DIR")]
-    llm: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "resume")]
+    llm: Option<PathBuf>,
     /// The vision tower, unless it is inside the LLaVA.
     #[arg(long, value_name = "DIR")]
     vision: Option<PathBuf>,
@@ -37,6 +59,10 @@ pub struct Train {
     /// The run directory to be made.
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
+    /// Go on with the run in --out, from its newest checkpoint or the one named. What is not
+    /// given again is as it was.
+    #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
+    resume: Option<String>,
     /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -56,37 +82,94 @@ impl Train {
     pub fn run(self) -> Result<()> {
         self.device.run(self)
     }
+
+    /// Recipe and paths: those given, over those of the run that goes on.
+    fn asked(&self) -> Result<(Recipe, TrainPaths)> {
+        let (mut recipe, mut paths) = match self.resume {
+            Some(_) => {
+                let (recipe, paths) = RunDirectory::asked(&self.out)?;
+                (Some(recipe), paths)
+            }
+            None => (None, TrainPaths::default()),
+        };
+        if let Some(path) = &self.recipe {
+            recipe = Some(Recipe::read(path, &self.changes)?);
+        } else if let Some(then) = &recipe {
+            recipe = Some(Recipe::parse(&then.to_toml()?, &self.changes)?);
+        }
+        paths.out.clone_from(&self.out);
+        if let Some(llm) = &self.llm {
+            paths.llm.clone_from(llm);
+        }
+        for (given, known) in [
+            (&self.vision, &mut paths.vision),
+            (&self.data, &mut paths.data),
+            (&self.images, &mut paths.images),
+            (&self.projector, &mut paths.projector),
+        ] {
+            if given.is_some() {
+                known.clone_from(given);
+            }
+        }
+        let recipe = recipe.context("give --recipe, or --resume to go on with a run")?;
+        Ok((recipe, paths))
+    }
+}
+
+/// Ctrl-C (or SIGTERM) asks the run to stop; a second one ends the process at once.
+fn stop_on_signals() -> Result<StopSignal> {
+    let stop = StopSignal::new();
+    for signal in [SIGINT, SIGTERM] {
+        // The order matters: the first signal finds the flag down, and only then raises it.
+        flag::register_conditional_shutdown(signal, i32::from(STOPPED), stop.flag())?;
+        flag::register(signal, stop.flag())?;
+    }
+    Ok(stop)
 }
 
 impl Work for Train {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let recipe = Recipe::read(&self.recipe, &self.changes)?;
-        let paths = TrainPaths {
-            llm: self.llm,
-            vision: self.vision,
-            data: self.data,
-            images: self.images,
-            projector: self.projector,
-            out: self.out,
+        let (recipe, paths) = self.asked()?;
+        let options = TrainOptions {
+            ui: match (self.quiet, self.lines) {
+                (true, _) => Ui::Quiet,
+                (_, true) => Ui::Lines,
+                _ => Ui::Auto,
+            },
+            resume: self.resume.map(|name| match name.is_empty() {
+                true => Resume::Latest,
+                false => Resume::Checkpoint(name),
+            }),
+            stop: stop_on_signals()?,
         };
-        let ui = match (self.quiet, self.lines) {
-            (true, _) => Ui::Quiet,
-            (_, true) => Ui::Lines,
-            _ => Ui::Auto,
-        };
-        let outcome = train::<Autodiff<B>>(&recipe, &paths, device, ui)?;
+        let outcome = train::<Autodiff<B>>(&recipe, &paths, device, options)?;
         for stage in &outcome.stages {
-            println!(
-                "stage {}: {} steps in {:.0} s, last loss {}, {:.0} tokens/s",
+            let seconds = stage.seconds.max(1e-9);
+            let mut line = format!(
+                "stage {}: {} steps in {seconds:.0} s, last loss {}, {:.0} tokens/s",
                 stage.stage,
                 stage.steps,
-                stage.seconds,
                 stage.loss.map_or("-".into(), |loss| format!("{loss:.4}")),
-                stage.tokens as f64 / stage.seconds.max(1e-9),
+                stage.tokens as f64 / seconds,
             );
+            if let Some(best) = stage.best {
+                line += &format!(
+                    ", best validation loss {:.4} at step {}",
+                    best.loss, best.step
+                );
+            }
+            println!("{line}");
         }
         if outcome.interrupted {
-            println!("interrupted; what was learnt until then is saved");
+            let run = outcome.run.display();
+            let place = match &outcome.checkpoint {
+                Some(checkpoint) => format!("saved in {}", checkpoint.display()),
+                None => "before its first step".into(),
+            };
+            return Err(Stopped(format!(
+                "stopped, {place}; go on with: sq-llava train --resume --out {run}"
+            ))
+            .into());
         }
         println!("{}", outcome.run.display());
         Ok(())

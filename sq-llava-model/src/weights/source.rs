@@ -11,11 +11,12 @@ use crate::config::read_json;
 use crate::error::ModelError;
 
 /// Files that stand beside a model's own weights and are not part of them.
-const BESIDE: [&str; 4] = [
+const BESIDE: [&str; 5] = [
     "adapter_model",
     "non_lora_trainables",
     "mm_projector",
     "new_tokens",
+    "optimizer",
 ];
 
 /// The files of the model's own weights in a directory, in the order in which Hugging Face looks
@@ -46,8 +47,8 @@ pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         let found: Vec<&String> = names
             .iter()
             .filter(|name| name.ends_with(extension))
-            // Python's Trainer leaves these beside a model.
-            .filter(|name| !matches!(name.as_str(), "training_args.bin" | "optimizer.bin"))
+            // Python's Trainer leaves it beside a model.
+            .filter(|name| *name != "training_args.bin")
             .collect();
         let shards: Vec<(usize, usize)> = found.iter().filter_map(|n| shard_number(n)).collect();
         if let Some(&(_, of)) = shards.first() {

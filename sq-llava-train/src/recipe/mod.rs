@@ -16,7 +16,7 @@ mod validate;
 
 pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use model::ModelRecipe;
-pub use objective::{AskingRecipe, LossRecipe};
+pub use objective::{AskingRecipe, LossRecipe, ValidationRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};
@@ -81,6 +81,9 @@ pub struct Recipe {
     /// What is done with a picture that is missing or damaged: `error` stops the training, `skip`
     /// leaves its sample out, `blank` shows the padding's colour. Both list it in `skipped.jsonl`.
     pub bad_images: BadImagePolicy,
+    /// Devices that share the batches of each optimizer step, by their numbers among those of the
+    /// kind that the run is on; none for the one that it is on.
+    pub devices: Vec<usize>,
     /// Memory for features of images while the vision tower does not train, in MiB.
     pub feature_cache_mib: usize,
     /// What stands between the vision tower and the LLM.
@@ -95,6 +98,8 @@ pub struct Recipe {
     pub asking: AskingRecipe,
     /// The loss.
     pub loss: LossRecipe,
+    /// Samples that are not trained on, to measure on.
+    pub validation: ValidationRecipe,
 }
 
 impl Recipe {

@@ -9,7 +9,7 @@ use crate::recompute::GradientCheckpointing;
 
 use super::{
     AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
-    StageRecipe,
+    StageRecipe, ValidationRecipe,
 };
 use crate::bad_images::BadImagePolicy;
 
@@ -20,6 +20,7 @@ impl Recipe {
         let stage = |template, batch_size, accumulation| StageRecipe {
             data: None,
             images: None,
+            validation: None,
             template,
             epochs: 1,
             batch_size,
@@ -27,6 +28,7 @@ impl Recipe {
             grouping: Grouping::Random,
             lr_llm: 0.0,
             lr_projector: 1e-3,
+            freeze_projector: false,
             lr_vision: 0.0,
             warmup_ratio: 0.03,
             weight_decay: 0.0,
@@ -53,6 +55,7 @@ impl Recipe {
             keep_checkpoints: 2,
             workers: 2,
             bad_images: BadImagePolicy::Error,
+            devices: Vec::new(),
             feature_cache_mib: 512,
             model: ModelRecipe {
                 mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
@@ -90,6 +93,11 @@ impl Recipe {
                 question_weight: 1.0,
                 answer_weight: 1.0,
                 chunk_tokens: 128,
+            },
+            validation: ValidationRecipe {
+                every: 0,
+                fraction: 0.0,
+                patience: 0,
             },
         }
     }

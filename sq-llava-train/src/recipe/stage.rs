@@ -15,6 +15,9 @@ pub struct StageRecipe {
     /// Folder that its image paths start from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
+    /// LLaVA JSON or JSONL to validate on, in place of a part of `data`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub validation: Option<PathBuf>,
     /// Conversation template: `plain`, `v1`, `v1_sq` or `sq`.
     pub template: Template,
     /// Passes over the data.
@@ -31,6 +34,8 @@ pub struct StageRecipe {
     pub lr_llm: f64,
     /// Peak learning rate of projector, prototypes and the rows of new tokens.
     pub lr_projector: f64,
+    /// Keep projector and prototypes as they are; the rows of new tokens still train.
+    pub freeze_projector: bool,
     /// Peak learning rate of the vision tower's adapters; 0 freezes them, and then the tower runs
     /// without a graph.
     pub lr_vision: f64,

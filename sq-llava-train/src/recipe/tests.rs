@@ -70,6 +70,8 @@ fn impossible_values_name_their_key() {
             "lora.vision.targets=[\"q_proj\",\"up_proj\"]",
             "lora.vision.targets",
         ),
+        ("validation.fraction=1", "validation.fraction"),
+        ("validation.every=10", "validation.every"),
         ("stage2.betas=[0.9,1.0]", "stage2.betas"),
         ("stage2.template=v3", "v3"),
         ("flavour=mine", "flavour"),

@@ -43,6 +43,13 @@ impl Recipe {
         positive("keep_checkpoints", self.keep_checkpoints)?;
         positive("workers", self.workers)?;
         positive("loss.chunk_tokens", self.loss.chunk_tokens)?;
+        for (place, device) in self.devices.iter().enumerate() {
+            if *device > usize::from(u16::MAX) || self.devices[..place].contains(device) {
+                return fail(format!(
+                    "devices has {device}, which is too large or there already"
+                ));
+            }
+        }
         within("asking.delta", self.asking.delta, 0.0, 1.0)?;
         within("asking.delta_end", self.asking.delta_end, 0.0, 1.0)?;
         for (source, delta) in &self.asking.sources {
@@ -55,6 +62,18 @@ impl Recipe {
             f64::MAX,
         )?;
         within("loss.answer_weight", self.loss.answer_weight, 0.0, f64::MAX)?;
+        within("validation.fraction", self.validation.fraction, 0.0, 0.99)?;
+        let held = self.validation.fraction > 0.0
+            || self
+                .stages
+                .iter()
+                .any(|&s| self.stage(s).validation.is_some());
+        if held != (self.validation.every > 0) {
+            return fail(
+                "validation.every goes with samples to validate on: set validation.fraction or stage1.validation, stage2.validation, or neither"
+                    .into(),
+            );
+        }
         for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
             adapter.validate(name)?;
         }
@@ -95,6 +114,11 @@ impl StageRecipe {
             return Err(TrainError::Recipe(
                 "stage 1 trains projector and prototypes only: stage1.lr_llm and stage1.lr_vision must be 0"
                     .into(),
+            ));
+        }
+        if stage == 1 && self.freeze_projector {
+            return Err(TrainError::Recipe(
+                "stage1.freeze_projector is true, but the projector is what stage 1 trains".into(),
             ));
         }
         if self.lr_llm + self.lr_projector + self.lr_vision <= 0.0 {

@@ -1,0 +1,15 @@
+//! Memory, as Linux tells it.
+
+/// A line of a `/proc` file in bytes, such as `VmRSS:` of `/proc/self/status`; `None` where the
+/// system has no such file or line.
+pub fn proc_bytes(file: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|line| line.starts_with(key))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib << 10)
+}
+
+/// Memory that the process holds now, in bytes.
+pub fn resident_bytes() -> Option<u64> {
+    proc_bytes("/proc/self/status", "VmRSS:")
+}
