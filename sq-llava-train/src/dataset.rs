@@ -6,7 +6,7 @@ use std::sync::Arc;
 use sq_llava_data::image::{ImageProcessor, RgbImage};
 use sq_llava_data::{
     AskingPolicy, DrawContext, LabelOptions, LengthIndex, Manifest, Sampler, TextTokenizer,
-    encode_sample, machine_threads,
+    encode_sample, machine_threads, shuffle_turns,
 };
 
 use crate::bad_images::{BadImage, BadImagePolicy};
@@ -33,6 +33,8 @@ pub struct StageData {
     pub labels: LabelOptions,
     /// Which questions are asked; `None` where the template cannot ask.
     pub asking: Option<AskingPolicy>,
+    /// Seed of the order of the turns in each epoch; `None` keeps it as it is.
+    pub shuffle_turns: Option<u64>,
     /// The order of the samples.
     pub sampler: Sampler,
     /// What is done with pictures that cannot be used.
@@ -113,7 +115,10 @@ impl StageData {
     /// # Errors
     /// If the sample cannot be read or does not fit the template.
     pub fn encode(&self, at: Moment, index: usize) -> Result<(TrainSample, usize), TrainError> {
-        let sample = self.manifest.get(index)?;
+        let mut sample = self.manifest.get(index)?;
+        if let Some(seed) = self.shuffle_turns {
+            shuffle_turns(&mut sample, seed, at.epoch as u64);
+        }
         let asked = match &self.asking {
             Some(policy) => {
                 let context = DrawContext {

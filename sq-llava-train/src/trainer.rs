@@ -501,6 +501,7 @@ impl Trainer<'_> {
             check_sources(&manifest, policy)?;
         }
         Ok(StageData {
+            shuffle_turns: settings.shuffle_turns.then_some(recipe.seed),
             sampler: sampler(&manifest, settings, per_image, recipe.seed)?,
             bad_images: recipe.bad_images,
             manifest,

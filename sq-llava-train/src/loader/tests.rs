@@ -80,6 +80,7 @@ impl World {
             }),
             bad_images: BadImagePolicy::Error,
             features: None,
+            shuffle_turns: None,
         }
     }
 

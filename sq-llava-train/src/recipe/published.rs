@@ -26,6 +26,7 @@ impl Recipe {
             batch_size,
             accumulation,
             grouping: Grouping::Random,
+            shuffle_turns: false,
             lr_llm: 0.0,
             lr_projector: 1e-3,
             freeze_projector: false,

@@ -30,6 +30,10 @@ pub struct StageRecipe {
     /// are padded little; or `modality_length`, the same with steps of samples with an image and
     /// steps of samples without. The last two read the data once before the first step.
     pub grouping: Grouping,
+    /// Put the turns of each conversation in another order in each epoch, except those with several
+    /// images. For data whose questions stand on their own: each is then learnt without the others
+    /// before it too.
+    pub shuffle_turns: bool,
     /// Peak learning rate of the LLM's adapters; 0 freezes them.
     pub lr_llm: f64,
     /// Peak learning rate of projector, prototypes and the rows of new tokens.
