@@ -2,9 +2,11 @@
 //!
 //! One line on standard error and a non-zero exit for everything that goes wrong.
 
+mod answering;
 mod command;
 mod device;
 mod model;
+mod results;
 
 use std::any::Any;
 use std::io::IsTerminal;
@@ -34,6 +36,10 @@ enum Command {
     Question(command::question::QuestionCommand),
     /// Talk, with pictures.
     Chat(command::chat::Chat),
+    /// Ask the questions of benchmarks and score the answers.
+    Eval(command::eval::Eval),
+    /// Score answer files, without a model.
+    Score(command::score::Score),
     /// Show what a checkpoint or preset is made of.
     Inspect(command::inspect::Inspect),
     /// Merge adapters; convert layout and dtype.
@@ -69,6 +75,8 @@ fn main() -> ExitCode {
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Score(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Export(command) => command.run(),
             Command::Bench(command) => command.run(),

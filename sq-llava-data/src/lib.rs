@@ -1,7 +1,9 @@
-//! SQ-LLaVA on Burn: images, tokenizers, conversation templates, labels and batches.
+//! SQ-LLaVA on Burn: images, tokenizers, conversation templates, labels and batches; the files of
+//! benchmarks and their scores.
 //!
 //! Pure data: nothing here knows a model or a tensor library.
 
+pub mod benchmark;
 mod clip_tokenizer;
 pub mod conversation;
 mod error;
@@ -11,6 +13,7 @@ pub mod image;
 pub mod labels;
 pub mod manifest;
 mod pieces;
+pub mod score;
 mod segments;
 mod sentencepiece;
 pub mod stream;

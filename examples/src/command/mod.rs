@@ -5,7 +5,9 @@
 pub mod ask;
 pub mod bench;
 pub mod chat;
+pub mod eval;
 pub mod export;
 pub mod inspect;
 pub mod question;
+pub mod score;
 pub mod train;
