@@ -2,9 +2,11 @@
 //!
 //! One line on standard error and a non-zero exit for everything that goes wrong.
 
+mod answering;
 mod command;
 mod device;
 mod model;
+mod results;
 
 use std::any::Any;
 use std::io::IsTerminal;
@@ -36,6 +38,10 @@ enum Command {
     Chat(command::chat::Chat),
     /// Look a data set over before training on it.
     Check(command::check::Check),
+    /// Ask the questions of benchmarks and score the answers.
+    Eval(command::eval::Eval),
+    /// Score answer files, without a model.
+    Score(command::score::Score),
     /// Show what a checkpoint or preset is made of.
     Inspect(command::inspect::Inspect),
     /// Merge adapters; convert layout and dtype.
@@ -76,6 +82,8 @@ fn main() -> ExitCode {
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),
             Command::Check(command) => command.run(),
+            Command::Eval(command) => command.run(),
+            Command::Score(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Export(command) => command.run(),
             Command::Bench(command) => command.run(),

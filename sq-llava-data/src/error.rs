@@ -103,4 +103,22 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A benchmark's file is not in its format, or does not belong to the others.
+    #[error("{}: {reason}", path.display())]
+    Benchmark {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
+}
+
+impl DataError {
+    /// A [`DataError::Benchmark`].
+    pub(crate) fn benchmark(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Self::Benchmark {
+            path: path.into(),
+            reason: reason.into(),
+        }
+    }
 }

@@ -1,8 +1,10 @@
-//! SQ-LLaVA on Burn: images, tokenizers, conversation templates, labels and batches.
+//! SQ-LLaVA on Burn: images, tokenizers, conversation templates, labels and batches; the files of
+//! benchmarks and their scores.
 //!
 //! Pure data: nothing here knows a model or a tensor library.
 
 pub mod asking;
+pub mod benchmark;
 pub mod check;
 mod clip_tokenizer;
 pub mod conversation;
@@ -17,6 +19,7 @@ mod parallel;
 mod pieces;
 pub mod sample;
 pub mod sampler;
+pub mod score;
 mod segments;
 mod sentencepiece;
 mod shuffle;

@@ -7,9 +7,11 @@ use anyhow::{Result, bail};
 use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
 use clap::Args;
 use serde::Serialize;
+use sq_llava_data::Ending;
+use sq_llava_data::benchmark::SHORT_ANSWER;
 use sq_llava_data::image::RgbImage;
 use sq_llava_model::generate::GenerateConfig;
-use sq_llava_model::{Assistant, IMAGE_TOKEN_INDEX, Sample};
+use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample};
 
 use crate::device::Work;
 use crate::model::{ModelArguments, peak_memory};
@@ -22,6 +24,9 @@ pub struct Bench {
     /// Only the limits: a large matrix product and a large read.
     #[arg(long)]
     limits: bool,
+    /// Only questions about pictures, answered in batches of 1, 8 and 32.
+    #[arg(long, conflicts_with = "limits")]
+    questions: bool,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 640)]
     prompt: usize,
@@ -69,6 +74,10 @@ impl Bench {
 
 impl Work for Bench {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        if self.questions {
+            let (assistant, _) = self.model.load::<B>(device)?;
+            return self.answered_questions(&assistant);
+        }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {
             return Ok(());
@@ -163,14 +172,51 @@ impl Bench {
         })
     }
 
+    /// Questions/s of evaluation: each with a picture, `--tokens` greedy tokens at most. The
+    /// pictures are prepared already, as eval prepares them beside the model.
+    fn answered_questions<B: Backend>(&self, assistant: &Assistant<B>) -> Result<()> {
+        let Some(processor) = &assistant.processor else {
+            bail!("this model sees no pictures");
+        };
+        let image = processor.preprocess(&photograph());
+        let mut conversation = assistant.conversation();
+        conversation.push_images(1);
+        conversation.push_user(format!("What is in this picture?\n{SHORT_ANSWER}"));
+        let request = Request {
+            conversation: &conversation,
+            ending: Ending::Answer,
+            images: std::slice::from_ref(&image),
+        };
+        let options = AnswerOptions {
+            max_new_tokens: self.tokens,
+            ..AnswerOptions::default()
+        };
+        for batch in [1, 8, 32] {
+            let requests = vec![request.clone(); batch];
+            let seconds = self.time(|| {
+                let answers = assistant.answer_batch(&requests, &options, &mut |_, _| {})?;
+                std::hint::black_box(answers);
+                Ok(())
+            })?;
+            self.report(&Row {
+                name: format!("questions in batches of {batch}"),
+                seconds,
+                per_second: batch as f64 / seconds,
+                unit: "questions/s",
+                gflop_per_s: None,
+                gb_per_s: None,
+                share_of_limit: None,
+            })?;
+        }
+        Ok(())
+    }
+
     /// A picture of a photograph's size, decoded already, to the tower's input.
     fn images<B: Backend>(&self, assistant: &Assistant<B>) -> Result<()> {
         let Some(processor) = &assistant.processor else {
             return Ok(());
         };
-        let picture = RgbImage::from_fn(640, 427, |x, y| {
-            sq_llava_data::image::Rgb([(x % 251) as u8, (y % 241) as u8, ((x * y) % 239) as u8])
-        });
+        let picture = photograph();
         let seconds = self.time(|| {
             let values = processor.preprocess(&picture);
             std::hint::black_box(values);
@@ -299,6 +345,13 @@ impl Bench {
             share_of_limit: Some(gb_per_s / limits.gb_per_s),
         })
     }
+}
+
+/// A picture of a photograph's size.
+fn photograph() -> RgbImage {
+    RgbImage::from_fn(640, 427, |x, y| {
+        sq_llava_data::image::Rgb([(x % 251) as u8, (y % 241) as u8, ((x * y) % 239) as u8])
+    })
 }
 
 /// Waits until a result is there.
