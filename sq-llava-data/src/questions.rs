@@ -12,6 +12,9 @@ use crate::{Author, DataError, IMAGE_TOKEN, Manifest};
 /// A list of bare texts is read whole; more than this is no list of questions.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
+/// A question is not drawn more often; above it the count is damaged.
+const MOST_DRAWS: usize = 100_000;
+
 /// A question and the picture it is about.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AskedQuestion {
@@ -135,6 +138,10 @@ impl QuestionFile {
         }
         let image = object.image.as_str();
         if let Some(drawn) = &object.questions {
+            if let Some(d) = drawn.iter().find(|d| d.count > MOST_DRAWS) {
+                let reason = format!("a question that was drawn {} times", d.count);
+                return Err(self.fault(manifest, index, reason));
+            }
             let texts = drawn
                 .iter()
                 .flat_map(|d| std::iter::repeat_n(d.text.as_str(), d.count));

@@ -1,7 +1,7 @@
 //! `sq-llava diversity`: how varied the model's questions are, and whether pictures answer them.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
@@ -111,7 +111,7 @@ impl DiversityCommand {
     }
 
     /// Questions of a file; at most so many, from entries drawn at random.
-    fn read(&self, path: &PathBuf, most: Option<usize>) -> Result<Vec<AskedQuestion>> {
+    fn read(&self, path: &Path, most: Option<usize>) -> Result<Vec<AskedQuestion>> {
         let file = QuestionFile::open(path)?;
         let mut found = vec![];
         let order = match most {
@@ -347,7 +347,7 @@ fn said(answer: &str) -> Option<bool> {
     }
 }
 
-fn write(dir: &PathBuf, name: &str, text: &str) -> Result<()> {
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let path = dir.join(name);
     std::fs::write(&path, text).with_context(|| path.display().to_string())
