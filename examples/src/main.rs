@@ -5,6 +5,9 @@
 mod answering;
 mod command;
 mod device;
+mod draw;
+mod histogram;
+mod judge;
 mod model;
 mod results;
 
@@ -52,6 +55,13 @@ enum Command {
     BenchTrain(command::bench_train::BenchTrain),
     /// Print the logits of token ids, to compare with other implementations.
     Logits(command::logits::Logits),
+    /// Mean CLIPScore of the questions and of the answers of an instruction data set.
+    #[command(name = "clipscore")]
+    ClipScore(command::clipscore::ClipScoreCommand),
+    /// Measure how varied questions are.
+    Diversity(command::diversity::DiversityCommand),
+    /// Let a language model judge answers (MM-Vet, LLaVA-Bench).
+    Judge(command::judge::JudgeCommand),
 }
 
 fn main() -> ExitCode {
@@ -89,6 +99,9 @@ fn main() -> ExitCode {
             Command::Bench(command) => command.run(),
             Command::BenchTrain(command) => command.run(),
             Command::Logits(command) => command.run(),
+            Command::ClipScore(command) => command.run(),
+            Command::Diversity(command) => command.run(),
+            Command::Judge(command) => command.run(),
         }
     });
     let message = match caught {

@@ -21,7 +21,7 @@ use crate::device::DeviceChoice;
 #[derive(Debug, Clone, Args)]
 pub struct ModelArguments {
     /// Checkpoint or run directory, or a GGUF file.
-    #[arg(long, value_name = "DIR", required_unless_present = "preset")]
+    #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Model that a run was trained on.
     #[arg(long, value_name = "DIR")]
@@ -77,6 +77,37 @@ impl Precision {
             },
         }
     }
+
+    /// The dtype on a device; f32 in place of one that was not asked for.
+    ///
+    /// # Errors
+    /// If the device does not compute in the dtype that was asked for.
+    pub fn on<B: Backend>(
+        self,
+        choice: DeviceChoice,
+        bytes: u64,
+        device: &B::Device,
+    ) -> Result<FloatDType> {
+        self.supported::<B>(self.resolve(choice, bytes), choice, device)
+    }
+
+    fn supported<B: Backend>(
+        self,
+        dtype: FloatDType,
+        choice: DeviceChoice,
+        device: &B::Device,
+    ) -> Result<FloatDType> {
+        if B::supports_dtype(device, dtype.into()) {
+            return Ok(dtype);
+        }
+        match self {
+            Self::Auto => Ok(FloatDType::F32),
+            _ => bail!(
+                "device {} does not compute in {dtype:?}; choose another --dtype",
+                choice.resolved()
+            ),
+        }
+    }
 }
 
 /// Memory of the machine in bytes, where the system says.
@@ -86,7 +117,7 @@ fn memory() -> Option<u64> {
 
 /// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it
 /// would be in 16.
-fn weight_bytes(dir: &std::path::Path) -> u64 {
+pub fn weight_bytes(dir: &std::path::Path) -> u64 {
     if let Ok(header) = GgufHeader::open(dir) {
         let elements = |shape: &[usize]| shape.iter().map(|&side| side as u64).product::<u64>();
         return header.tensors.iter().map(|t| 2 * elements(&t.shape)).sum();
@@ -114,7 +145,7 @@ impl ModelArguments {
             return self.random::<B>(device);
         };
         let bytes = weight_bytes(self.base.as_deref().unwrap_or(dir));
-        let dtype = self.supported::<B>(self.dtype.resolve(self.device, bytes), device)?;
+        let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
         let bar = bar();
         let options = AssistantOptions {
             load: LoadOptions {
@@ -132,22 +163,11 @@ impl ModelArguments {
         Ok(loaded?)
     }
 
-    /// The dtype if the device computes in it; f32 in place of one that was not asked for.
-    fn supported<B: Backend>(&self, dtype: FloatDType, device: &B::Device) -> Result<FloatDType> {
-        if B::supports_dtype(device, dtype.into()) {
-            return Ok(dtype);
-        }
-        match self.dtype {
-            Precision::Auto => Ok(FloatDType::F32),
-            _ => bail!(
-                "device {} does not compute in {dtype:?}; choose another --dtype",
-                self.device.resolved()
-            ),
-        }
-    }
-
     fn random<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
-        let config = preset(self.preset.as_deref().unwrap_or_default())?;
+        let Some(name) = &self.preset else {
+            bail!("no model is named: give its directory with --model DIR");
+        };
+        let config = preset(name)?;
         let Some(tokenizer) = &self.tokenizer else {
             bail!("a preset has no tokenizer: give one with --tokenizer");
         };
@@ -155,7 +175,7 @@ impl ModelArguments {
             Precision::Auto => FloatDType::F16,
             other => other.resolve(self.device, 0),
         };
-        let dtype = self.supported::<B>(dtype, device)?;
+        let dtype = self.dtype.supported::<B>(dtype, self.device, device)?;
         let model = init_random(config.init::<B>(device)?, dtype, 0)?;
         let processor = match &config.vision {
             Some(vision) => {
@@ -183,7 +203,7 @@ pub fn preset(name: &str) -> Result<SqLlavaConfig> {
 }
 
 /// A bar of bytes on standard error; nothing off a terminal.
-fn bar() -> ProgressBar {
+pub fn bar() -> ProgressBar {
     let style = "loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
     let bar = ProgressBar::new(0);
     match ProgressStyle::with_template(style) {
@@ -192,7 +212,8 @@ fn bar() -> ProgressBar {
     }
 }
 
-fn progress(bar: &ProgressBar) -> Progress {
+/// Moves the bar while a model is read.
+pub fn progress(bar: &ProgressBar) -> Progress {
     let bar = bar.clone();
     Arc::new(move |done, total| {
         bar.set_length(total);

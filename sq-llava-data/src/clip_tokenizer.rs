@@ -71,10 +71,7 @@ impl ClipTokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refused(path, e))?;
         inner.with_post_processor(None::<PostProcessorWrapper>);
-        let id = |token: &str| {
-            let missing = || refused(path, format!("no token {token}; is this CLIP's tokenizer?"));
-            inner.token_to_id(token).map(i64::from).ok_or_else(missing)
-        };
+        let id = |token| special_id(&inner, token).map_err(|e| refused(path, e));
         let (begin, end) = (id(BEGIN)?, id(END)?);
         Ok(Self { inner, begin, end })
     }
@@ -116,6 +113,11 @@ impl ClipTokenizer {
     }
 }
 
+fn special_id(inner: &Tokenizer, token: &str) -> Result<i64, tokenizers::Error> {
+    let missing = || format!("no token {token}; is this CLIP's tokenizer?").into();
+    inner.token_to_id(token).map(i64::from).ok_or_else(missing)
+}
+
 fn refused(path: &Path, reason: impl ToString) -> DataError {
     DataError::Tokenizer {
         path: path.to_path_buf(),
@@ -144,6 +146,9 @@ fn from_vocabulary(vocab: &Path, merges: &Path) -> Result<Tokenizer, tokenizers:
         PreTokenizerWrapper::Split(words),
         PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true)),
     ])));
+    for token in [BEGIN, END] {
+        special_id(&inner, token)?; // Adding it would give it another id than the weights know.
+    }
     let special = [BEGIN, END].map(|token| AddedToken::from(token, true).normalized(false));
     inner.add_special_tokens(&special);
     Ok(inner)
@@ -227,6 +232,6 @@ mod tests {
         let text = std::fs::read_to_string(&path).unwrap();
         std::fs::write(&path, text.replace(BEGIN, "<s>")).unwrap();
         let error = ClipTokenizer::from_dir(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("vocab.json"), "{error}");
+        assert!(error.contains(BEGIN), "{error}");
     }
 }

@@ -111,6 +111,16 @@ pub enum DataError {
         /// What is wrong with it and what to do.
         reason: String,
     },
+    /// A line of requests to a judge is none.
+    #[error("{}: line {line}: {reason}", path.display())]
+    Judge {
+        /// The file.
+        path: PathBuf,
+        /// Number of the line, from 1.
+        line: usize,
+        /// What is wrong with it.
+        reason: String,
+    },
 }
 
 impl DataError {

@@ -1,12 +1,13 @@
 //! CLIP vision transformer (`modeling_clip.py` in transformers).
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::activation::Activation;
 use crate::attention::{AttentionMask, attention, join_heads, split_heads};
 use crate::config::{ClipVisionConfig, SelectFeature};
 use crate::embedding::Embedding;
+use crate::error::ModelError;
 use crate::linear::{Linear, product};
 use crate::norm::LayerNorm;
 
@@ -236,6 +237,22 @@ impl SelectFeature {
             Self::Patch => hidden.slice([0..images, 1..tokens, 0..width]),
         }
     }
+}
+
+/// Prepared pictures as the tower's input. `[3 · side · side]` each → `[images, 3, side, side]`
+pub(crate) fn pixel_tensor<B: Backend>(
+    images: &[&[f32]],
+    side: usize,
+    device: &B::Device,
+) -> Result<Tensor<B, 4>, ModelError> {
+    if let Some(wrong) = images.iter().find(|image| image.len() != 3 * side * side) {
+        return Err(ModelError::Argument(format!(
+            "an image of {} values was given; the vision tower takes 3 × {side} × {side}",
+            wrong.len()
+        )));
+    }
+    let data = TensorData::new(images.concat(), [images.len(), 3, side, side]);
+    Ok(Tensor::from_data(data, (device, DType::F32)))
 }
 
 impl<B: Backend> PatchEmbedding<B> {

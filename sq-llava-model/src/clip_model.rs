@@ -1,10 +1,10 @@
 //! CLIP (Radford et al. 2021): pictures and texts as vectors whose cosine says how well they go
-//! together, and CLIPScore (Hessel et al. 2021), which is that cosine.
+//! together.
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::clip::ClipVisionTower;
+use crate::clip::{ClipVisionTower, pixel_tensor};
 use crate::clip_text::ClipTextTower;
 use crate::config::ClipConfig;
 use crate::error::ModelError;
@@ -59,6 +59,16 @@ impl<B: Backend> ClipModel<B> {
         Ok(unit(self.text_projection.forward(pooled)))
     }
 
+    /// Prepared pictures as the vision tower's input.
+    /// `[3 · side · side]` each → `[images, 3, side, side]`, f32
+    ///
+    /// # Errors
+    /// If a picture has another size.
+    pub fn pixels(&self, images: &[&[f32]]) -> Result<Tensor<B, 4>, ModelError> {
+        let device = self.logit_scale.val().device();
+        pixel_tensor(images, self.config.vision.image_size, &device)
+    }
+
     /// Embeddings of pictures, of length one.
     /// `[images, 3, side, side]` → `[images, projection]`, f32
     pub fn image_embeds(&self, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
@@ -72,11 +82,6 @@ impl<B: Backend> ClipModel<B> {
         let scale = self.logit_scale.val().cast(DType::F32).exp();
         images.matmul(texts.transpose()) * scale.unsqueeze()
     }
-}
-
-/// CLIPScore with the published weight, `2.5 · max(cosine, 0)`.
-pub fn clip_score(cosine: f64) -> f64 {
-    2.5 * cosine.max(0.0)
 }
 
 /// Rows of length one. `[n, width]` → `[n, width]`

@@ -7,6 +7,7 @@ pub mod attention;
 pub mod cache;
 pub mod clip;
 pub mod clip_model;
+pub mod clip_score;
 pub mod clip_text;
 pub mod cluster;
 pub mod config;

@@ -1,9 +1,9 @@
 //! The whole model: vision tower → prototype extractor → projector → language model.
 
 use burn::module::Module;
-use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
-use crate::clip::ClipVisionTower;
+use crate::clip::{ClipVisionTower, pixel_tensor};
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 use crate::llama::Llama;
@@ -141,14 +141,7 @@ impl<B: Backend> SqLlava<B> {
             Some(vision) => vision.image_size,
             None => return Err(ModelError::NoVisionTower),
         };
-        if let Some(wrong) = images.iter().find(|image| image.len() != 3 * side * side) {
-            return Err(ModelError::Argument(format!(
-                "an image of {} values was given; the vision tower takes 3 × {side} × {side}",
-                wrong.len()
-            )));
-        }
-        let data = TensorData::new(images.concat(), [images.len(), 3, side, side]);
-        Ok(Tensor::from_data(data, (&self.device(), DType::F32)))
+        pixel_tensor(images, side, &self.device())
     }
 
     /// Embeddings of each sample, images in place. → `[sequence, hidden]` each

@@ -3,7 +3,8 @@
 use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 use golden::{Case, assert_close};
-use sq_llava_model::clip_model::{ClipModel, clip_score};
+use sq_llava_model::clip_model::ClipModel;
+use sq_llava_model::clip_score::clip_score;
 use sq_llava_model::weights::load_clip;
 
 type Device = FlexDevice;

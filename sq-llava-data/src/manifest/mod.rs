@@ -262,6 +262,20 @@ impl Manifest {
             conversations: raw.conversations,
         })
     }
+
+    /// One object of the files as it stands there, whatever it holds.
+    ///
+    /// # Errors
+    /// If there is no such object, or its file cannot be read.
+    pub(crate) fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
+        let Some((_, part, element)) = self.find(index) else {
+            return Err(self.no_sample(index));
+        };
+        part.read(element).map_err(|source| DataError::Io {
+            path: part.path.clone(),
+            source,
+        })
+    }
 }
 
 impl Part {

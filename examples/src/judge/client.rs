@@ -1,0 +1,133 @@
+//! One request to the endpoint, repeated while it is busy.
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, bail};
+use serde_json::{Value, json};
+
+use super::JudgeConfig;
+
+/// Longest pause before a repetition.
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Characters of a refusal that a message quotes.
+const QUOTED: usize = 300;
+
+/// Asks the judge.
+#[derive(Debug)]
+pub struct Client {
+    config: JudgeConfig,
+    url: String,
+    key: Option<String>,
+}
+
+/// What an attempt came to.
+enum Attempt {
+    Reply(String),
+    /// Worth another try, after the pause that the endpoint asks for.
+    Busy(String, Option<Duration>),
+    Refused(String),
+}
+
+impl Client {
+    /// A client; the key comes from the environment.
+    pub fn new(config: JudgeConfig) -> Self {
+        let url = format!("{}/chat/completions", config.endpoint.trim_end_matches('/'));
+        let key = std::env::var(&config.api_key_env)
+            .ok()
+            .map(|key| key.trim().to_string())
+            .filter(|key| !key.is_empty());
+        Self { config, url, key }
+    }
+
+    /// What is sent for a message.
+    pub fn body(&self, content: &str) -> Value {
+        let user = json!({"role": "user", "content": content});
+        let messages = match &self.config.system {
+            Some(system) => json!([{"role": "system", "content": system}, user]),
+            None => json!([user]),
+        };
+        json!({
+            "model": self.config.model,
+            "messages": messages,
+            "temperature": self.config.temperature,
+            "max_tokens": self.config.max_tokens,
+        })
+    }
+
+    /// Sends a message and waits for the reply. Time-outs, lost connections and the statuses 408,
+    /// 409, 425, 429 and 5xx are tried again, after a pause that doubles, or the one that
+    /// `Retry-After` asks for.
+    ///
+    /// # Errors
+    /// If the endpoint refuses, or fails more often than `retries`.
+    pub fn ask(&self, body: &Value) -> Result<String> {
+        let mut pause = Duration::from_secs_f64(self.config.backoff_s);
+        for attempt in 0..=self.config.retries {
+            let (reason, wanted) = match self.attempt(body) {
+                Attempt::Reply(text) => return Ok(text),
+                Attempt::Refused(reason) => bail!("{}: {reason}", self.url),
+                Attempt::Busy(reason, wanted) => (reason, wanted),
+            };
+            if attempt == self.config.retries {
+                bail!(
+                    "{}: {reason}, {} times; what was judged is kept, run again to go on",
+                    self.url,
+                    attempt + 1
+                );
+            }
+            tracing::debug!("{}: {reason}; trying again", self.url);
+            std::thread::sleep(wanted.unwrap_or(pause).min(LONGEST_PAUSE));
+            pause = pause.saturating_mul(2);
+        }
+        Err(anyhow!("{}: not asked", self.url))
+    }
+
+    fn attempt(&self, body: &Value) -> Attempt {
+        let mut request = minreq::post(&self.url)
+            .with_header("Content-Type", "application/json")
+            .with_timeout(self.config.timeout_s)
+            .with_body(body.to_string());
+        if let Some(key) = &self.key {
+            request = request.with_header("Authorization", format!("Bearer {key}"));
+        }
+        let response = match request.send() {
+            Ok(response) => response,
+            // Nothing else of minreq's errors goes away by itself.
+            Err(error @ minreq::Error::IoError(_)) => {
+                return Attempt::Busy(error.to_string(), None);
+            }
+            Err(error) => return Attempt::Refused(error.to_string()),
+        };
+        let status = response.status_code;
+        let text = String::from_utf8_lossy(response.as_bytes());
+        let quoted: String = text.chars().take(QUOTED).collect();
+        match status {
+            200..300 => match reply(&text) {
+                Some(text) => Attempt::Reply(text),
+                None => Attempt::Refused(format!("no choices[0].message.content in {quoted:?}")),
+            },
+            408 | 409 | 425 | 429 | 500.. => {
+                let wanted = response
+                    .header("retry-after")
+                    .and_then(|s| s.trim().parse().ok());
+                let wanted = wanted.filter(|s: &f64| *s >= 0.0 && s.is_finite());
+                let longest = LONGEST_PAUSE.as_secs_f64();
+                let wanted = wanted.map(|s| Duration::from_secs_f64(s.min(longest)));
+                Attempt::Busy(format!("status {status}"), wanted)
+            }
+            401 | 403 => Attempt::Refused(format!(
+                "status {status}: {quoted}; is the key in the environment variable {} right?",
+                self.config.api_key_env
+            )),
+            _ => Attempt::Refused(format!("status {status}: {quoted}")),
+        }
+    }
+}
+
+/// `choices[0].message.content`.
+fn reply(text: &str) -> Option<String> {
+    let value: Value = serde_json::from_str(text).ok()?;
+    let content = value.pointer("/choices/0/message/content")?;
+    Some(content.as_str()?.to_string())
+}
