@@ -9,6 +9,7 @@ use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 use sq_llava_data::benchmark::{Answers, Benchmark, Files, QuestionOptions, Questions, submission};
+use sq_llava_data::score::caption::{Jars, score_by_jars};
 use sq_llava_data::score::{PUBLISHED, Report, score};
 
 /// Which questions, and how they are put.
@@ -46,6 +47,15 @@ pub struct BenchmarkArguments {
     /// MMBench: ask every question once for each option, options moved (circular evaluation).
     #[arg(long)]
     pub all_rounds: bool,
+    /// Captions: meteor-1.5.jar of the COCO toolkit, for METEOR.
+    #[arg(long, value_name = "FILE")]
+    pub meteor_jar: Option<PathBuf>,
+    /// Captions: spice-1.0.jar of the COCO toolkit, with its lib folder beside it, for SPICE.
+    #[arg(long, value_name = "FILE")]
+    pub spice_jar: Option<PathBuf>,
+    /// The Java runtime for them.
+    #[arg(long, value_name = "PROGRAM", default_value = "java")]
+    pub java: PathBuf,
 }
 
 impl BenchmarkArguments {
@@ -83,6 +93,15 @@ impl BenchmarkArguments {
             .collect()
     }
 
+    /// The COCO toolkit's Java programs.
+    pub fn jars(&self) -> Jars {
+        Jars {
+            java: self.java.clone(),
+            meteor: self.meteor_jar.clone(),
+            spice: self.spice_jar.clone(),
+        }
+    }
+
     /// How questions are put.
     pub fn options(&self) -> QuestionOptions {
         QuestionOptions {
@@ -104,6 +123,7 @@ pub fn scored(
     answers: &Answers,
     files: &Files,
     folder: &Path,
+    jars: &Jars,
 ) -> Result<Report> {
     let annotations = files.annotations.as_deref();
     let mut report = if annotations.is_some() || needs_no_references(questions.benchmark) {
@@ -114,6 +134,17 @@ pub fn scored(
         report.note("no references here: not scored; upload/ has what the server takes");
         report
     };
+    if let (Some(annotations), true) = (annotations, questions.benchmark.is_caption()) {
+        let matched = sq_llava_data::benchmark::matched(questions, answers);
+        score_by_jars(
+            questions.benchmark,
+            &matched,
+            annotations,
+            jars,
+            folder,
+            &mut report,
+        )?;
+    }
     match submission(questions, answers, annotations) {
         Ok(made) => {
             for file in made {

@@ -103,6 +103,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A program beside this one cannot be run, or fails.
+    #[error("{}: {reason}", program.display())]
+    Program {
+        /// The program.
+        program: PathBuf,
+        /// What went wrong and what to do.
+        reason: String,
+    },
     /// A benchmark's file is not in its format, or does not belong to the others.
     #[error("{}: {reason}", path.display())]
     Benchmark {

@@ -192,7 +192,13 @@ impl Eval {
 
     fn report(&self, questions: &Questions, files: &Files, answers: &Path) -> Result<Report> {
         let folder = self.out.join(questions.benchmark.name());
-        scored(questions, &Answers::read(answers)?, files, &folder)
+        scored(
+            questions,
+            &Answers::read(answers)?,
+            files,
+            &folder,
+            &self.which.jars(),
+        )
     }
 }
 

@@ -55,7 +55,13 @@ impl Score {
             }
             name = name.or_else(|| answers.list.first().map(|a| a.model_id.clone()));
             let folder = out.join(benchmark.name());
-            reports.push(scored(&questions, &answers, &files, &folder)?);
+            reports.push(scored(
+                &questions,
+                &answers,
+                &files,
+                &folder,
+                &self.which.jars(),
+            )?);
             if let Some(rubric) = &self.rubric {
                 requests(&questions, &answers, &files, rubric, &folder)?;
             }

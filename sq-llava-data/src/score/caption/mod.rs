@@ -1,8 +1,9 @@
 //! Scores of captions as the COCO toolkit computes them: BLEU-1 to 4, ROUGE-L and CIDEr over
-//! PTB tokens. METEOR and SPICE need the toolkit's Java programs and are no part of this module.
+//! PTB tokens; METEOR and SPICE from the toolkit's own Java programs, where they are given.
 
 mod bleu;
 mod cider;
+mod jar;
 mod ngrams;
 mod ptb;
 mod rouge;
@@ -11,12 +12,13 @@ use std::path::Path;
 
 pub use bleu::{Bleu, bleu};
 pub use cider::{Cider, CiderForm, cider};
+pub use jar::{JarScore, Jars};
 pub use ptb::tokenize;
 pub use rouge::{Rouge, rouge_l};
 
 use super::Report;
 use crate::DataError;
-use crate::benchmark::{Benchmark, Matched, ProblemKind, caption};
+use crate::benchmark::{Benchmark, Matched, ProblemKind, Problems, caption};
 
 /// Most words of a prediction, as the published evaluation cuts them.
 pub const PREDICTION_WORDS: usize = 20;
@@ -56,18 +58,77 @@ pub fn prepared(caption: &str, most_words: usize) -> String {
     words.join(" ")
 }
 
+/// Captions that are scored together, and what stands before the names of their metrics.
+struct Set {
+    prefix: String,
+    scored: Vec<Scored>,
+}
+
 pub(super) fn score(
     benchmark: Benchmark,
     matched: &Matched<'_>,
     annotations: &Path,
     report: &mut Report,
 ) -> Result<(), DataError> {
-    let references = caption::References::read(benchmark, annotations, &mut report.problems)?;
+    for set in sets(benchmark, matched, annotations, &mut report.problems)? {
+        metrics(&set.prefix, &set.scored, report);
+    }
+    Ok(())
+}
+
+/// Adds METEOR and SPICE to the report of a captioning benchmark; one whose program is not given
+/// is left out with a note. SPICE leaves its files in `folder`.
+///
+/// # Errors
+/// If the references cannot be read or a program fails.
+pub fn score_by_jars(
+    benchmark: Benchmark,
+    matched: &Matched<'_>,
+    annotations: &Path,
+    jars: &Jars,
+    folder: &Path,
+    report: &mut Report,
+) -> Result<(), DataError> {
+    for (jar, name) in [(&jars.meteor, "METEOR"), (&jars.spice, "SPICE")] {
+        if jar.is_none() {
+            let option = name.to_lowercase();
+            report.note(format!(
+                "{name} is left out: it needs Java and --{option}-jar FILE"
+            ));
+        }
+    }
+    if jars.meteor.is_none() && jars.spice.is_none() {
+        return Ok(());
+    }
+    // What is wrong with the references is in the report already.
+    let mut known = Problems::default();
+    for set in sets(benchmark, matched, annotations, &mut known)? {
+        for (name, found) in [
+            ("METEOR", jars.meteor(&set.scored)?),
+            ("SPICE", jars.spice(&set.scored, folder)?),
+        ] {
+            if let Some(found) = found {
+                let count = found.each.iter().flatten().count();
+                report.percent(format!("{}{name}", set.prefix), found.score, count);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// All captions, then those of each domain.
+fn sets(
+    benchmark: Benchmark,
+    matched: &Matched<'_>,
+    annotations: &Path,
+    problems: &mut Problems,
+) -> Result<Vec<Set>, DataError> {
+    let references = caption::References::read(benchmark, annotations, problems)?;
     let mut all = Vec::new();
     let mut domains = Vec::new();
     for (question, answer) in &matched.pairs {
         let Some(captions) = references.of(benchmark, question) else {
-            report.problems.add(
+            problems.add(
                 ProblemKind::BadReference,
                 format!("question {}", question.id),
                 "the references lack it; it is not scored",
@@ -83,21 +144,28 @@ pub(super) fn score(
         all.push(Scored::tokenized(&prepared(text, PREDICTION_WORDS), &known));
         domains.push(captions.domain.clone());
     }
-    metrics("", &all, report);
     let mut names: Vec<&String> = domains.iter().flatten().collect();
     names.sort();
     names.dedup();
-    for name in names {
-        let part: Vec<Scored> = all
-            .iter()
-            .zip(&domains)
-            .filter(|(_, domain)| domain.as_ref() == Some(name))
-            .map(|(scored, _)| scored.clone())
-            .collect();
-        metrics(&format!("{name} "), &part, report);
-    }
-    report.note("METEOR and SPICE need the COCO toolkit's Java programs and are left out here.");
-    Ok(())
+    let parts = names.into_iter().map(|name| {
+        let of_domain = all.iter().zip(&domains);
+        Set {
+            prefix: format!("{name} "),
+            scored: of_domain
+                .filter(|(_, domain)| domain.as_ref() == Some(name))
+                .map(|(scored, _)| scored.clone())
+                .collect(),
+        }
+    });
+    let mut sets: Vec<Set> = parts.collect();
+    sets.insert(
+        0,
+        Set {
+            prefix: String::new(),
+            scored: all,
+        },
+    );
+    Ok(sets)
 }
 
 /// All metrics of a set; documents are counted over that set, as the toolkit does.
