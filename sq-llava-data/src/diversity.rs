@@ -282,7 +282,7 @@ impl QuestionType {
             return Self::YesNo;
         }
         let how = word(0) == "how" && VERBS.contains(&word(1)) && !["is", "are"].contains(&word(1));
-        if how || INFERENCE.iter().any(|w| has(w)) && !(asks_you && !has("explain")) {
+        if how || INFERENCE.iter().any(|w| has(w)) && (!asks_you || has("explain")) {
             Self::Reasoning
         } else if begins(&["where"]) {
             Self::Where

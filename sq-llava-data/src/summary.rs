@@ -109,7 +109,7 @@ impl ScoreCollector {
             groups: self.groups,
             mean,
             deviation: (self.count > 1).then(|| variance.sqrt()),
-            interval_95: (self.groups > 1).then(|| [mean - Z95 * error, mean + Z95 * error]),
+            interval_95: (self.groups > 1).then_some([mean - Z95 * error, mean + Z95 * error]),
             min: self.min,
             max: self.max,
             low: self.low,

@@ -97,13 +97,13 @@ impl DiversityCommand {
     pub fn run(self) -> Result<()> {
         if self.pictures.is_empty() && self.model.model.is_none() && self.model.preset.is_none() {
             // Nothing but texts.
-            let questions = self.from_file()?;
+            let questions = self.read_file()?;
             return self.report(&questions, None);
         }
         self.model.device.run(self)
     }
 
-    fn from_file(&self) -> Result<Vec<AskedQuestion>> {
+    fn read_file(&self) -> Result<Vec<AskedQuestion>> {
         let Some(path) = &self.questions else {
             bail!("give --questions FILE, or pictures to ask about");
         };
@@ -320,7 +320,7 @@ impl Work for DiversityCommand {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
         // A broken file is said before gigabytes are read.
         let mut questions = match self.questions {
-            Some(_) => self.from_file()?,
+            Some(_) => self.read_file()?,
             None => vec![],
         };
         let (assistant, _) = self.model.load::<B>(device)?;

@@ -83,7 +83,7 @@ fn a_loss_that_is_not_a_number_leaves_the_checkpoints() {
     let shard = world.path("base/model-00002-of-00002.safetensors");
     let good = std::fs::read(&shard).expect("read");
     let mut bad = good.clone();
-    let start = bad.len() - (bad.len() / 2 & !3);
+    let start = bad.len() - ((bad.len() / 2) & !3);
     for value in bad[start..].chunks_exact_mut(4) {
         value.copy_from_slice(&f32::NAN.to_le_bytes());
     }

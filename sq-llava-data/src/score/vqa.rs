@@ -162,7 +162,7 @@ const CONTRACTIONS: [(&str, &str); 116] = [
 /// punctuation but within numbers, contractions with their apostrophe.
 pub fn normalise(answer: &str) -> String {
     let text = answer.to_lowercase();
-    let text = text.replace(',', "").replace('?', "").replace("'s", " 's");
+    let text = text.replace([',', '?'], "").replace("'s", " 's");
     let text = text.trim().replace(['\n', '\t'], " ");
     let text = without_punctuation(text.trim());
     let words: Vec<&str> = text
@@ -224,6 +224,9 @@ pub fn soft_accuracy<T: AsRef<str>>(answer: &str, people: &[T]) -> f64 {
     scores.sum::<f64>() / people.len() as f64
 }
 
+/// What ten people answered to a question; `None` where nothing is known of it.
+type People = Box<dyn Fn(&Question) -> Option<Vec<String>>>;
+
 /// VQAv2, VizWiz or TextVQA.
 pub(super) fn score(
     benchmark: Benchmark,
@@ -231,7 +234,7 @@ pub(super) fn score(
     annotations: &Path,
     report: &mut Report,
 ) -> Result<(), DataError> {
-    let people: Box<dyn Fn(&Question) -> Option<Vec<String>>> = match benchmark {
+    let people: People = match benchmark {
         Benchmark::TextVqa => {
             let found = text_vqa::references(annotations, &mut report.problems)?;
             Box::new(move |question| {
