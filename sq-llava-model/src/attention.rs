@@ -5,6 +5,9 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Tensor, TensorData};
 
+#[cfg(feature = "cpu")]
+use crate::cpu;
+
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
 pub enum AttentionMask<B: Backend> {
@@ -57,6 +60,44 @@ impl<B: AutodiffBackend> AttentionMask<B> {
 /// `query [batch, heads, queries, head_dim]`, `key` and `value [batch, kv_heads, keys, head_dim]`
 /// → `[batch, heads, queries, head_dim]`
 pub fn attention<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &AttentionMask<B>,
+) -> Tensor<B, 4> {
+    #[cfg(feature = "cpu")]
+    let (query, key, value) = match on_cpu(query, key, value, mask) {
+        Ok(output) => return output,
+        Err([query, key, value]) => (query, key, value),
+    };
+    portable(query, key, value, mask)
+}
+
+/// Our kernel, where the tensors are the CPU backend's.
+#[cfg(feature = "cpu")]
+fn on_cpu<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &AttentionMask<B>,
+) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
+    let hidden = match mask {
+        AttentionMask::Full => cpu::Hidden::Nothing,
+        AttentionMask::Causal => cpu::Hidden::Later,
+        AttentionMask::Hidden(hidden) => match cpu::flex_bool(hidden) {
+            Some(hidden) => cpu::Hidden::Marked(hidden),
+            None => return Err([query, key, value]),
+        },
+    };
+    let inputs = [query, key, value].map(cpu::float);
+    match cpu::run::<B, _, 3>(cpu::Attention(hidden), inputs) {
+        Ok(output) => Ok(cpu::tensor(output)),
+        Err(inputs) => Err(inputs.map(cpu::tensor)),
+    }
+}
+
+/// The operations that every backend has.
+pub(crate) fn portable<B: Backend>(
     query: Tensor<B, 4>,
     key: Tensor<B, 4>,
     value: Tensor<B, 4>,

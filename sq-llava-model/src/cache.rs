@@ -1,5 +1,7 @@
 //! Preallocated key-value cache that grows in blocks.
 
+use std::ops::Range;
+
 use burn::tensor::{Tensor, backend::Backend};
 
 /// Tokens by which a full cache grows.
@@ -110,23 +112,34 @@ impl<B: Backend> LayerCache<B> {
                     None => grown,
                     Some((k, v)) => {
                         let held = [0..batch, 0..heads, 0..k.dims()[2], 0..dim];
-                        (
-                            grown.0.slice_assign(held.clone(), k),
-                            grown.1.slice_assign(held, v),
-                        )
+                        (write(grown.0, held.clone(), k), write(grown.1, held, v))
                     }
                 }
             }
         };
         let place = [0..batch, 0..heads, self.len..end, 0..dim];
-        k = k.slice_assign(place.clone(), keys);
-        v = v.slice_assign(place, values);
+        k = write(k, place.clone(), keys);
+        v = write(v, place, values);
         self.len = end;
         let all = [0..batch, 0..heads, 0..end, 0..dim];
         let views = (k.clone().slice(all.clone()), v.clone().slice(all));
         self.buffers = Some((k, v));
         views
     }
+}
+
+/// Puts tokens at `place`. burn-flex copies the whole buffer for that, our kernel does not.
+fn write<B: Backend>(
+    buffer: Tensor<B, 4>,
+    place: [Range<usize>; 4],
+    rows: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    #[cfg(feature = "cpu")]
+    let (buffer, rows) = match crate::cpu::append(buffer, place[2].start, rows) {
+        Ok(buffer) => return buffer,
+        Err(inputs) => inputs,
+    };
+    buffer.slice_assign(place, rows)
 }
 
 #[cfg(test)]

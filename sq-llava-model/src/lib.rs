@@ -2,6 +2,7 @@
 //! Burn's backends.
 
 pub mod activation;
+pub mod adamw;
 pub mod assistant;
 pub mod attention;
 pub mod cache;
@@ -11,6 +12,9 @@ pub mod clip_score;
 pub mod clip_text;
 pub mod cluster;
 pub mod config;
+#[cfg(feature = "cpu")]
+mod cpu;
+pub mod cross_entropy;
 pub mod draws;
 pub mod embedding;
 mod error;

@@ -2,8 +2,12 @@
 
 use burn::module::{Module, Param};
 use burn::nn::Initializer;
+#[cfg(feature = "cpu")]
+use burn::tensor::{DType, ops::FloatTensor};
 use burn::tensor::{Tensor, backend::Backend};
 
+#[cfg(feature = "cpu")]
+use crate::cpu;
 use crate::lora::Lora;
 
 /// `y = x Wᵀ + b (+ LoRA)`.
@@ -50,24 +54,134 @@ impl<B: Backend> Linear<B> {
         let mut dims = input.dims();
         let d_in = dims[D - 1];
         let rows: usize = dims[..D - 1].iter().product();
-        let dtype = input.dtype();
         // One [rows, in] product: backends batch leading dimensions otherwise.
         let flat = input.reshape([rows, d_in]);
+        dims[D - 1] = self.d_out();
+        self.flat(flat).reshape(dims)
+    }
 
-        let mut output = product(flat.clone(), self.weight.val());
+    /// `[rows, in]` → `[rows, out]`
+    fn flat(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        #[cfg(feature = "cpu")]
+        let input = match self.on_cpu(input) {
+            Ok(output) => return output,
+            Err(input) => input,
+        };
+        self.portable(input)
+    }
+
+    /// The operations that every backend has. `[rows, in]` → `[rows, out]`
+    pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        let dtype = input.dtype();
+        let mut output = portable_product(input.clone(), self.weight.val());
         if let Some(bias) = &self.bias {
             output = output + bias.val().cast(dtype).unsqueeze();
         }
         if let Some(lora) = &self.lora {
-            output = output + lora.forward(flat);
+            output = output + lora.forward(input);
         }
-        dims[D - 1] = self.d_out();
-        output.reshape(dims)
+        output
     }
+
+    /// Our kernel, where the tensors are the CPU backend's: weight, bias and adapter in one.
+    #[cfg(feature = "cpu")]
+    fn on_cpu(&self, input: Tensor<B, 2>) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+        let weight = self.weight.val();
+        if !cpu::multiplies(&input, &weight) {
+            return Err(input);
+        }
+        let vector = |param: &Param<Tensor<B, 1>>| cpu::float(param.val().cast(DType::F32));
+        let matrix = |param: &Param<Tensor<B, 2>>| cpu::float(param.val().cast(DType::F32));
+        let lora = self.lora.as_ref();
+        let dropped = lora.and_then(|lora| lora.dropped(&input));
+        let kernel = cpu::LinearKernel {
+            bias: self.bias.is_some(),
+            adapter: lora.map(|lora| lora.scaling),
+            dropped: dropped.is_some(),
+        };
+        let (x, w) = (cpu::float(input), cpu::float(weight));
+        match (&self.bias, lora, dropped.map(cpu::float)) {
+            (None, None, _) => apply(kernel, [x, w]),
+            (Some(bias), None, _) => apply(kernel, [x, w, vector(bias)]),
+            (None, Some(lora), None) => apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b)]),
+            (None, Some(lora), Some(low)) => {
+                apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b), low])
+            }
+            (Some(bias), Some(lora), None) => {
+                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
+                apply(kernel, [x, w, vector(bias), a, b])
+            }
+            (Some(bias), Some(lora), Some(low)) => {
+                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
+                apply(kernel, [x, w, vector(bias), a, b, low])
+            }
+        }
+    }
+}
+
+/// Runs the kernel; `Err` is the input.
+#[cfg(feature = "cpu")]
+fn apply<B: Backend, const N: usize>(
+    kernel: cpu::LinearKernel,
+    inputs: [FloatTensor<B>; N],
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    match cpu::run::<B, _, N>(kernel, inputs) {
+        Ok(output) => Ok(cpu::tensor(output)),
+        Err(inputs) => {
+            let [input, ..] = &inputs[..] else {
+                unreachable!("a linear map has at least an input and a weight")
+            };
+            Err(cpu::tensor(input.clone()))
+        }
+    }
+}
+
+/// Several maps of one input. One token costs what reading the weights costs: the CPU backend
+/// reads them all in one go. `[.., in]` → `[.., out]` each
+pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
+    linears: [&Linear<B>; N],
+    input: Tensor<B, D>,
+) -> [Tensor<B, D>; N] {
+    #[cfg(feature = "cpu")]
+    if linears.iter().all(|l| l.bias.is_none() && l.lora.is_none()) {
+        let mut dims = input.dims();
+        let d_in = dims[D - 1];
+        let flat = input
+            .clone()
+            .reshape([dims[..D - 1].iter().product(), d_in]);
+        let weights = linears.iter().map(|linear| linear.weight.val()).collect();
+        if let Some(outputs) = cpu::together(&flat, weights)
+            && let Ok(outputs) = <[Tensor<B, 2>; N]>::try_from(outputs)
+        {
+            return outputs.map(|output| {
+                dims[D - 1] = output.dims()[1];
+                output.reshape(dims)
+            });
+        }
+    }
+    linears.map(|linear| linear.forward(input.clone()))
 }
 
 /// `x Wᵀ` in the weight's dtype, returned in the input's. `[rows, in]`, `[out, in]` → `[rows, out]`
 pub(crate) fn product<B: Backend>(input: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    #[cfg(feature = "cpu")]
+    let input = if cpu::multiplies(&input, &weight) {
+        let kernel = cpu::LinearKernel::plain();
+        match apply(kernel, [cpu::float(input), cpu::float(weight.clone())]) {
+            Ok(output) => return output,
+            Err(input) => input,
+        }
+    } else {
+        input
+    };
+    portable_product(input, weight)
+}
+
+/// The operations that every backend has.
+pub(crate) fn portable_product<B: Backend>(
+    input: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+) -> Tensor<B, 2> {
     let (dtype, compute) = (input.dtype(), weight.dtype());
     if dtype == compute {
         return input.matmul(weight.transpose());

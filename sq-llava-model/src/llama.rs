@@ -10,7 +10,7 @@ use crate::attention::{AttentionMask, attention, join_heads, split_heads};
 use crate::cache::{KvCache, LayerCache};
 use crate::config::LlamaConfig;
 use crate::embedding::Embedding;
-use crate::linear::{Linear, product};
+use crate::linear::{Linear, product, together};
 use crate::norm::RmsNorm;
 use crate::rope::{RotaryEmbedding, Rotation};
 
@@ -349,9 +349,10 @@ impl<B: Backend> LlamaAttention<B> {
         context: &LayerContext<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
-        let query = split_heads(self.q_proj.forward(hidden.clone()), self.heads);
-        let key = split_heads(self.k_proj.forward(hidden.clone()), self.kv_heads);
-        let value = split_heads(self.v_proj.forward(hidden), self.kv_heads);
+        let [query, key, value] = together([&self.q_proj, &self.k_proj, &self.v_proj], hidden);
+        let query = split_heads(query, self.heads);
+        let key = split_heads(key, self.kv_heads);
+        let value = split_heads(value, self.kv_heads);
         let query = context.rotation.apply(query);
         let key = context.rotation.apply(key);
         let (key, value) = match cache {
@@ -366,7 +367,7 @@ impl<B: Backend> LlamaAttention<B> {
 impl<B: Backend> LlamaMlp<B> {
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        let gate = self.act.forward(self.gate_proj.forward(hidden.clone()));
-        self.down_proj.forward(gate * self.up_proj.forward(hidden))
+        let [gate, up] = together([&self.gate_proj, &self.up_proj], hidden);
+        self.down_proj.forward(self.act.gated(gate, up))
     }
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::draws;
-use crate::linear::{Linear, product};
+use crate::linear::{Linear, portable_product};
 
 /// Which linears get an adapter and how strong it is. Mirrors PEFT's `LoraConfig`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -112,8 +112,9 @@ impl<B: Backend> Lora<B> {
 
     /// `s · drop(x) Aᵀ Bᵀ`. `[rows, in]` → `[rows, out]`
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        let low = product(self.drop(input), self.a.val()); // [rows, r]
-        product(low, self.b.val()).mul_scalar(self.scaling)
+        let input = self.dropped(&input).unwrap_or(input);
+        let low = portable_product(input, self.a.val()); // [rows, r]
+        portable_product(low, self.b.val()).mul_scalar(self.scaling)
     }
 
     /// `s · B A`, the dense change of the weight. `[out, in]`
@@ -121,14 +122,10 @@ impl<B: Backend> Lora<B> {
         self.b.val().matmul(self.a.val()).mul_scalar(self.scaling)
     }
 
-    fn drop(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
-        match draws::mask::<B>(input.dims(), self.index, self.dropout, &input.device()) {
-            Some(mask) => {
-                let mask = mask.cast(input.dtype());
-                input * mask
-            }
-            None => input,
-        }
+    /// The adapter's own input, where some of its elements are dropped.
+    pub(crate) fn dropped(&self, input: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
+        let mask = draws::mask::<B>(input.dims(), self.index, self.dropout, &input.device())?;
+        Some(input.clone() * mask.cast(input.dtype()))
     }
 }
 

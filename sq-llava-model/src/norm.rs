@@ -3,6 +3,9 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+#[cfg(feature = "cpu")]
+use crate::cpu;
+
 /// Layer normalisation with weight and bias.
 #[derive(Module, Debug)]
 pub struct LayerNorm<B: Backend> {
@@ -29,12 +32,17 @@ impl<B: Backend> LayerNorm<B> {
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let dtype = input.dtype();
         let x = input.cast(DType::F32);
-        let centred = x.clone() - x.mean_dim(D - 1);
-        let variance = centred.clone().square().mean_dim(D - 1);
-        let normed = centred / variance.add_scalar(self.eps).sqrt();
-        let weight = self.weight.val().cast(DType::F32).unsqueeze();
-        let bias = self.bias.val().cast(DType::F32).unsqueeze();
-        (normed * weight + bias).cast(dtype)
+        let weight = self.weight.val().cast(DType::F32);
+        let bias = self.bias.val().cast(DType::F32);
+        #[cfg(feature = "cpu")]
+        let (x, weight, bias) = {
+            let inputs = [cpu::float(x), cpu::float(weight), cpu::float(bias)];
+            match cpu::run::<B, _, 3>(cpu::LayerNormKernel { eps: self.eps }, inputs) {
+                Ok(output) => return cpu::tensor::<B, D>(output).cast(dtype),
+                Err([x, w, b]) => (cpu::tensor(x), cpu::tensor(w), cpu::tensor(b)),
+            }
+        };
+        layer_norm(x, weight, bias, self.eps).cast(dtype)
     }
 }
 
@@ -61,8 +69,37 @@ impl<B: Backend> RmsNorm<B> {
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let dtype = input.dtype();
         let x = input.cast(DType::F32);
-        let mean_square = x.clone().square().mean_dim(D - 1);
-        let weight = self.weight.val().cast(DType::F32).unsqueeze();
-        (x / mean_square.add_scalar(self.eps).sqrt() * weight).cast(dtype)
+        let weight = self.weight.val().cast(DType::F32);
+        #[cfg(feature = "cpu")]
+        let (x, weight) = {
+            let inputs = [cpu::float(x), cpu::float(weight)];
+            match cpu::run::<B, _, 2>(cpu::RmsNormKernel { eps: self.eps }, inputs) {
+                Ok(output) => return cpu::tensor::<B, D>(output).cast(dtype),
+                Err([x, weight]) => (cpu::tensor(x), cpu::tensor(weight)),
+            }
+        };
+        rms_norm(x, weight, self.eps).cast(dtype)
     }
+}
+
+/// The operations that every backend has.
+pub(crate) fn layer_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let centred = x.clone() - x.mean_dim(D - 1);
+    let variance = centred.clone().square().mean_dim(D - 1);
+    centred / variance.add_scalar(eps).sqrt() * weight.unsqueeze() + bias.unsqueeze()
+}
+
+/// The operations that every backend has.
+pub(crate) fn rms_norm<B: Backend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    eps: f64,
+) -> Tensor<B, D> {
+    let mean_square = x.clone().square().mean_dim(D - 1);
+    x / mean_square.add_scalar(eps).sqrt() * weight.unsqueeze()
 }

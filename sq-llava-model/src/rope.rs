@@ -4,6 +4,9 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+#[cfg(feature = "cpu")]
+use crate::cpu;
+
 /// Scaling of the rotary frequencies for longer contexts.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -128,6 +131,20 @@ impl<B: AutodiffBackend> Rotation<B> {
 impl<B: Backend> Rotation<B> {
     /// `x · cos + rotate_half(x) · sin`. `[batch, heads, tokens, head_dim]`
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
+        #[cfg(feature = "cpu")]
+        let x = {
+            let (cos, sin) = (self.cos.clone(), self.sin.clone());
+            let inputs = [cpu::float(x), cpu::float(cos), cpu::float(sin)];
+            match cpu::run::<B, _, 3>(cpu::Rotate, inputs) {
+                Ok(output) => return cpu::tensor(output),
+                Err([x, ..]) => cpu::tensor(x),
+            }
+        };
+        self.portable(x)
+    }
+
+    /// The operations that every backend has.
+    pub(crate) fn portable(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let half = x.dims()[3] / 2;
         let dtype = x.dtype();
         let mut parts = x.clone().split(half, 3).into_iter();

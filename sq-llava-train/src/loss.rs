@@ -6,9 +6,9 @@
 //! hidden states.
 
 use burn::optim::GradientsParams;
-use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, Int, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
+use sq_llava_model::cross_entropy::token_losses;
 use sq_llava_model::llama::Llama;
 
 use crate::batch::Targets;
@@ -80,16 +80,6 @@ pub struct JointLoss<B: AutodiffBackend> {
     pub gradient: Option<Tensor<B::InnerBackend, 2>>,
     /// Gradients of the head's own trainable rows.
     pub head: GradientsParams,
-}
-
-/// Cross-entropy of each row, in f32. `logits [n, vocabulary]`, `ids [n]` → `[n]`
-pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 1> {
-    let device = logits.device();
-    let index = Tensor::<B, 1, Int>::from_data(TensorData::from(ids), &device);
-    log_softmax(logits.cast(DType::F32), 1)
-        .gather(1, index.unsqueeze_dim(1))
-        .squeeze_dim::<1>(1)
-        .neg()
 }
 
 impl LossSums {

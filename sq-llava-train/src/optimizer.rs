@@ -9,10 +9,11 @@ use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param, P
 use burn::optim::adaptor::OptimizerAdaptor;
 use burn::optim::record::AdaptorRecord;
 use burn::optim::{
-    AdamW, AdamWConfig, GradientsParams, MultiGradientsParams, Optimizer, SimpleOptimizer,
+    AdamW, AdamWState, AdaptiveMomentumState, GradientsParams, MultiGradientsParams, Optimizer,
 };
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor};
+use sq_llava_model::adamw::{AdamWStep, square_sum};
 
 use crate::error::TrainError;
 use crate::groups::{ParamGroup, ParamGroups};
@@ -39,7 +40,8 @@ impl StepNorms {
 /// behind a handle that clones share.
 #[derive(Clone)]
 pub struct GroupedAdamW<B: AutodiffBackend> {
-    adamw: AdamW,
+    /// What all steps have in common.
+    step: AdamWStep,
     groups: Arc<ParamGroups>,
     /// Peak learning rate of each group.
     rates: [f64; 3],
@@ -55,14 +57,17 @@ struct State<B: AutodiffBackend> {
 impl<B: AutodiffBackend> GroupedAdamW<B> {
     /// AdamW with a stage's settings over the parameters of `groups`.
     pub fn new(stage: &StageRecipe, groups: Arc<ParamGroups>) -> Self {
-        let adamw = AdamWConfig::new()
-            .with_beta_1(stage.betas[0] as f32)
-            .with_beta_2(stage.betas[1] as f32)
-            .with_epsilon(stage.eps as f32)
-            .with_weight_decay(stage.weight_decay as f32)
-            .build();
+        let step = AdamWStep {
+            rate: 0.0,
+            beta_1: stage.betas[0] as f32,
+            beta_2: stage.betas[1] as f32,
+            epsilon: stage.eps as f32,
+            weight_decay: stage.weight_decay,
+            time: 0,
+            grad_scale: 1.0,
+        };
         Self {
-            adamw,
+            step,
             groups,
             rates: [stage.lr_llm, stage.lr_projector, stage.lr_vision],
             clip_norm: stage.clip_norm,
@@ -179,7 +184,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
             return;
         };
         if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
-            let square = grad.cast(DType::F32).square().sum();
+            let square = square_sum(grad.cast(DType::F32));
             let slot = &mut self.squares[group.index()];
             *slot = Some(match slot.take() {
                 Some(sum) => sum + square,
@@ -200,19 +205,30 @@ struct Step<'a, B: AutodiffBackend> {
 impl<B: AutodiffBackend> ModuleMapper<B> for Step<'_, B> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         let (id, grad) = (param.id, self.grads.remove::<B::InnerBackend, D>(param.id));
-        let (Some(group), Some(mut grad)) = (self.optimizer.groups.group(id), grad) else {
+        let (Some(group), Some(grad)) = (self.optimizer.groups.group(id), grad) else {
             return param;
         };
-        if let Some(clip) = self.clip {
-            grad = grad.mul_scalar(clip);
-        }
-        let rate = self.factor * self.optimizer.rates[group.index()];
         let state = self.moments.remove(&id).map(AdaptorRecord::into_state);
+        let AdaptiveMomentumState {
+            time,
+            moment_1,
+            moment_2,
+            ..
+        } = match state {
+            Some(AdamWState { momentum }) => momentum,
+            None => AdaptiveMomentumState::new(0, grad.zeros_like(), grad.zeros_like()),
+        };
+        let step = AdamWStep {
+            rate: self.factor * self.optimizer.rates[group.index()],
+            time: time + 1,
+            grad_scale: self.clip.unwrap_or(1.0) as f32,
+            ..self.optimizer.step
+        };
         let (id, tensor, mapper) = param.consume();
-        let (tensor, state) = self.optimizer.adamw.step(rate, tensor.inner(), grad, state);
-        if let Some(state) = state {
-            self.moments.insert(id, AdaptorRecord::from_state(state));
-        }
+        let [tensor, moment_1, moment_2] = step.apply(tensor.inner(), moment_1, moment_2, grad);
+        let momentum = AdaptiveMomentumState::new(step.time, moment_1, moment_2);
+        let state = AdamWState::new(momentum);
+        self.moments.insert(id, AdaptorRecord::from_state(state));
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)
     }
 }

@@ -1,5 +1,9 @@
 //! `sq-llava bench`: speed of every part beside what the machine can do.
 
+mod limits;
+mod shape;
+mod train_step;
+
 use std::ops::ControlFlow;
 use std::time::Instant;
 
@@ -13,6 +17,8 @@ use sq_llava_data::image::RgbImage;
 use sq_llava_model::generate::GenerateConfig;
 use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample};
 
+use self::limits::Limits;
+use self::shape::Shape;
 use crate::device::Work;
 use crate::model::{ModelArguments, peak_memory};
 
@@ -27,6 +33,9 @@ pub struct Bench {
     /// Only questions about pictures, answered in batches of 1, 8 and 32.
     #[arg(long, conflicts_with = "limits")]
     questions: bool,
+    /// A part of known size with random weights in place of a model.
+    #[arg(long, value_enum, conflicts_with_all = ["limits", "questions"])]
+    shape: Option<Shape>,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 640)]
     prompt: usize,
@@ -54,9 +63,19 @@ struct Row {
     share_of_limit: Option<f64>,
 }
 
-struct Limits {
-    gflop_per_s: f64,
-    gb_per_s: f64,
+impl Row {
+    /// Work of `count` units that took `seconds`.
+    fn new(name: String, seconds: f64, count: f64, unit: &'static str) -> Self {
+        Self {
+            name,
+            seconds,
+            per_second: count / seconds,
+            unit,
+            gflop_per_s: None,
+            gb_per_s: None,
+            share_of_limit: None,
+        }
+    }
 }
 
 impl Bench {
@@ -81,6 +100,9 @@ impl Work for Bench {
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {
             return Ok(());
+        }
+        if let Some(shape) = self.shape {
+            return self.shape::<B>(shape, limits, device);
         }
         let (assistant, _) = self.model.load::<B>(device)?;
         self.images(&assistant)?;
@@ -127,49 +149,6 @@ impl Bench {
                 .map_or(String::new(), |s| format!("{:>6.0} %", 100.0 * s)),
         );
         Ok(())
-    }
-
-    fn measure_limits<B: Backend>(&self, device: &B::Device) -> Result<Limits> {
-        let n = 2048;
-        let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device);
-        let (a, b) = (draw(), draw());
-        let seconds = self.time(|| finish(a.clone().matmul(b.clone()), device))?;
-        let gflop = 2.0 * (n as f64).powi(3) / 1e9;
-        let gflop_per_s = gflop / seconds;
-        self.report(&Row {
-            name: format!("limit: f32 product {n}³"),
-            seconds,
-            per_second: 1.0 / seconds,
-            unit: "/s",
-            gflop_per_s: Some(gflop_per_s),
-            gb_per_s: None,
-            share_of_limit: None,
-        })?;
-        // A matrix far larger than the caches, read once by a product with one row.
-        let (rows, columns) = (32_768, 4_096);
-        let weight = Tensor::<B, 2>::random([rows, columns], Distribution::Default, device);
-        let row = Tensor::<B, 2>::random([1, columns], Distribution::Default, device);
-        let bytes = (rows * columns * 4) as f64;
-        let product = self.time(|| {
-            let weight = weight.clone().transpose();
-            finish(row.clone().matmul(weight), device)
-        })?;
-        let sum = self.time(|| finish(weight.clone().sum_dim(1), device))?;
-        let seconds = product.min(sum);
-        let gb_per_s = bytes / 1e9 / seconds;
-        self.report(&Row {
-            name: "limit: read of 0.5 GB".into(),
-            seconds,
-            per_second: 1.0 / seconds,
-            unit: "/s",
-            gflop_per_s: None,
-            gb_per_s: Some(gb_per_s),
-            share_of_limit: None,
-        })?;
-        Ok(Limits {
-            gflop_per_s,
-            gb_per_s,
-        })
     }
 
     /// Questions/s of evaluation: each with a picture, `--tokens` greedy tokens at most. The

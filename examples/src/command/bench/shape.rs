@@ -1,0 +1,278 @@
+//! `--shape`: parts of known sizes with random weights, without files, so that other
+//! implementations can be timed on the same work.
+
+use anyhow::Result;
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Distribution, Int, Tensor, backend::Backend};
+use clap::ValueEnum;
+use sq_llava_model::cache::KvCache;
+use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
+use sq_llava_model::llama::Llama;
+
+use super::limits::Limits;
+use super::train_step::TrainShape;
+use super::{Bench, Row, sync};
+
+/// A part of known size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// LLaMA of 168 M parameters: hidden 1024, 8 layers, MLP 2816, 32000 tokens.
+    #[value(name = "llama-168m")]
+    Llama168m,
+    /// SmolLM2-135M: hidden 576, 30 layers, 9 heads on 3, 49152 tokens.
+    #[value(name = "smollm2-135m")]
+    Smollm2,
+    /// CLIP ViT-L/14 at 336 pixels.
+    VitL,
+    /// CLIP ViT-B/16 at 224 pixels.
+    VitB,
+    /// ViT-S/14 at 336 pixels.
+    VitS,
+    /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
+    Prototype,
+}
+
+/// Tokens of a prompt: an image of 576 and a question.
+const PROMPT: usize = 640;
+
+impl Shape {
+    fn llama(self) -> Option<(LlamaConfig, TrainShape)> {
+        match self {
+            Self::Llama168m => Some((
+                LlamaConfig::new()
+                    .with_hidden_size(1024)
+                    .with_intermediate_size(2816)
+                    .with_num_hidden_layers(8)
+                    .with_num_attention_heads(16)
+                    .with_num_key_value_heads(16)
+                    .with_rms_norm_eps(1e-5),
+                TrainShape {
+                    rank: 128,
+                    batch: 1,
+                    tokens: 256,
+                },
+            )),
+            Self::Smollm2 => Some((
+                LlamaConfig::new()
+                    .with_hidden_size(576)
+                    .with_intermediate_size(1536)
+                    .with_num_hidden_layers(30)
+                    .with_num_attention_heads(9)
+                    .with_num_key_value_heads(3)
+                    .with_vocab_size(49_152)
+                    .with_tie_word_embeddings(true),
+                TrainShape {
+                    rank: 16,
+                    batch: 4,
+                    tokens: 128,
+                },
+            )),
+            _ => None,
+        }
+    }
+
+    fn vision(self) -> Option<ClipVisionConfig> {
+        let sizes = |hidden, layers, heads, mlp, side, patch| {
+            ClipVisionConfig::new()
+                .with_hidden_size(hidden)
+                .with_num_hidden_layers(layers)
+                .with_num_attention_heads(heads)
+                .with_intermediate_size(mlp)
+                .with_image_size(side)
+                .with_patch_size(patch)
+        };
+        match self {
+            Self::VitL => Some(sizes(1024, 24, 16, 4096, 336, 14)),
+            Self::VitB => Some(sizes(768, 12, 12, 3072, 224, 16)),
+            Self::VitS => Some(sizes(384, 12, 6, 1536, 336, 14)),
+            _ => None,
+        }
+    }
+}
+
+impl Bench {
+    pub(super) fn shape<B: Backend>(
+        &self,
+        shape: Shape,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        if let Some((config, train)) = shape.llama() {
+            let llama = config.init::<B>(device);
+            self.prefill_shape(&config, &llama, limits, device)?;
+            for context in [64, PROMPT] {
+                self.decode_shape(&config, &llama, context, limits, device)?;
+            }
+            if B::supports_dtype(device, DType::F16) {
+                let half = llama.map(&mut Cast(DType::F16));
+                for context in [64, PROMPT] {
+                    self.decode_shape(&config, &half, context, limits, device)?;
+                }
+            }
+            return self.train_shape::<Autodiff<B>>(config, train, device);
+        }
+        if let Some(config) = shape.vision() {
+            return self.vision_shape::<B>(&config, limits, device);
+        }
+        self.prototype_shape::<B>(device)
+    }
+
+    fn prefill_shape<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        let prompt = prompt::<B>(PROMPT, config, device);
+        let seconds = self.time(|| {
+            prefill(config, llama, prompt.clone());
+            sync::<B>(device)
+        })?;
+        let (tokens, layers) = (PROMPT as f64, layer_weights(config));
+        let width = (config.num_attention_heads * config.head_dim()) as f64;
+        let attention = 2.0 * tokens * tokens * width * config.num_hidden_layers as f64;
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        let gflop_per_s = (2.0 * tokens * layers + attention + 2.0 * head) / 1e9 / seconds;
+        self.report(&Row {
+            gflop_per_s: Some(gflop_per_s),
+            share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            ..Row::new(
+                format!("prefill of {PROMPT} tokens"),
+                seconds,
+                tokens,
+                "tokens/s",
+            )
+        })
+    }
+
+    fn decode_shape<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        context: usize,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        let (mut cache, _) = prefill(config, llama, prompt::<B>(context, config, device));
+        let seconds = self.time(|| {
+            cache.truncate(context);
+            for _ in 0..self.tokens {
+                let id = Tensor::<B, 1, Int>::from_data([5], device);
+                let embedded = llama.embed(id).unsqueeze_dim::<3>(1);
+                let hidden = llama.forward_layers(embedded, &[0], Some(&mut cache));
+                let logits = llama.logits(hidden.reshape([1, config.hidden_size]));
+                std::hint::black_box(logits.into_data());
+            }
+            Ok(())
+        })?;
+        let dtype = llama.model.embed_tokens.weight.val().dtype();
+        let head = (config.vocab_size * config.hidden_size) as f64;
+        let bytes = (layer_weights(config) + head) * dtype.size() as f64;
+        let tokens = self.tokens as f64;
+        let gb_per_s = bytes * tokens / 1e9 / seconds;
+        self.report(&Row {
+            gb_per_s: Some(gb_per_s),
+            share_of_limit: Some(gb_per_s / limits.gb_per_s),
+            ..Row::new(
+                format!("decode {dtype:?} behind {context} tokens"),
+                seconds,
+                tokens,
+                "tokens/s",
+            )
+        })
+    }
+
+    fn vision_shape<B: Backend>(
+        &self,
+        config: &ClipVisionConfig,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        let (side, layers) = (config.image_size, config.num_hidden_layers);
+        let tower = config.init::<B>(device);
+        let pixels = Tensor::<B, 4>::random([1, 3, side, side], Distribution::Default, device);
+        let seconds = self.time(|| {
+            std::hint::black_box(tower.hidden_state(pixels.clone(), layers));
+            sync::<B>(device)
+        })?;
+        let tokens = (config.num_patches() + 1) as f64;
+        let hidden = config.hidden_size as f64;
+        let weights = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
+        let flop = layers as f64 * (2.0 * tokens * weights + 4.0 * tokens * tokens * hidden);
+        let gflop_per_s = flop / 1e9 / seconds;
+        self.report(&Row {
+            gflop_per_s: Some(gflop_per_s),
+            share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            ..Row::new(
+                format!("vision tower, {side}×{side}"),
+                seconds,
+                1.0,
+                "images/s",
+            )
+        })
+    }
+
+    fn prototype_shape<B: Backend>(&self, device: &B::Device) -> Result<()> {
+        let config = PrototypeConfig::new(1024);
+        let tokens = |device| Tensor::<B, 3>::random([1, 576, 1024], Distribution::Default, device);
+        let tokens = tokens(device);
+        let extractor = config.init::<B>(device);
+        let seconds = self.time(|| {
+            std::hint::black_box(extractor.forward(tokens.clone()));
+            sync::<B>(device)
+        })?;
+        self.report(&Row::new(
+            "prototype extractor".into(),
+            seconds,
+            1.0,
+            "images/s",
+        ))?;
+        let extractor = config.init::<Autodiff<B>>(device);
+        let seconds = self.time(|| {
+            let tokens = Tensor::<Autodiff<B>, 3>::from_inner(tokens.clone());
+            let loss = extractor.forward(tokens).square().mean();
+            std::hint::black_box(loss.backward());
+            sync::<B>(device)
+        })?;
+        let name = "prototype extractor and gradients".into();
+        self.report(&Row::new(name, seconds, 1.0, "images/s"))
+    }
+}
+
+/// Parameters that a token is multiplied with, without the head.
+fn layer_weights(config: &LlamaConfig) -> f64 {
+    let head = config.vocab_size * config.hidden_size;
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    (config.parameters() - tables * head) as f64
+}
+
+/// Embeddings of a prompt. `[1, tokens, hidden]`
+fn prompt<B: Backend>(tokens: usize, config: &LlamaConfig, device: &B::Device) -> Tensor<B, 3> {
+    let shape = [1, tokens, config.hidden_size];
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+}
+
+/// Runs a prompt: its cache, and the logits of its last position.
+fn prefill<B: Backend>(
+    config: &LlamaConfig,
+    llama: &Llama<B>,
+    prompt: Tensor<B, 3>,
+) -> (KvCache<B>, Tensor<B, 2>) {
+    let [_, tokens, width] = prompt.dims();
+    let mut cache = KvCache::new(config.num_hidden_layers, vec![0]);
+    let hidden = llama.forward_layers(prompt, &[0], Some(&mut cache));
+    let last = hidden.slice([0..1, tokens - 1..tokens, 0..width]);
+    let logits = llama.logits(last.reshape([1, width]));
+    (cache, logits)
+}
+
+/// Casts every parameter.
+struct Cast(DType);
+
+impl<B: Backend> ModuleMapper<B> for Cast {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.map(|tensor| tensor.cast(self.0))
+    }
+}

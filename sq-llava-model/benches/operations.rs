@@ -1,0 +1,150 @@
+//! Times of the operations that fill a forward and a backward pass, on the CPU backend.
+
+use std::hint::black_box;
+
+use burn::backend::Autodiff;
+use burn::module::Param;
+use burn::tensor::{DType, Distribution, Tensor};
+use burn_flex::Flex;
+use criterion::{Criterion, criterion_group, criterion_main};
+use sq_llava_model::activation::Activation;
+use sq_llava_model::attention::{AttentionMask, attention};
+use sq_llava_model::cross_entropy::token_losses;
+use sq_llava_model::linear::Linear;
+use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::norm::{LayerNorm, RmsNorm};
+use sq_llava_model::rope::RotaryEmbedding;
+
+type Ad = Autodiff<Flex>;
+
+fn draw<const D: usize>(shape: [usize; D]) -> Tensor<Flex, D> {
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Default::default())
+}
+
+fn leaf<const D: usize>(tensor: &Tensor<Flex, D>) -> Tensor<Ad, D> {
+    Tensor::from_inner(tensor.clone()).require_grad()
+}
+
+/// Forward, and forward with backward, of an operation on one tensor.
+fn both<const D: usize, const E: usize>(
+    c: &mut Criterion,
+    name: &str,
+    input: &Tensor<Flex, D>,
+    forward: impl Fn(Tensor<Flex, D>) -> Tensor<Flex, E>,
+    tracked: impl Fn(Tensor<Ad, D>) -> Tensor<Ad, E>,
+) {
+    c.bench_function(name, |b| b.iter(|| black_box(forward(input.clone()))));
+    c.bench_function(&format!("{name}, both ways"), |b| {
+        b.iter(|| black_box(tracked(leaf(input)).sum().backward()));
+    });
+}
+
+fn element_wise(c: &mut Criterion) {
+    let x = draw([1024, 4096]);
+    for act in [Activation::Silu, Activation::Gelu, Activation::QuickGelu] {
+        let name = format!("{act:?} 1024×4096");
+        both(c, &name, &x, |x| act.forward(x), |x| act.forward(x));
+    }
+    let up = draw([1024, 4096]);
+    let tracked = leaf(&up);
+    both(
+        c,
+        "SwiGLU 1024×4096",
+        &x,
+        |x| Activation::Silu.gated(x, up.clone()),
+        |x| Activation::Silu.gated(x, tracked.clone()),
+    );
+    let rms = RmsNorm::<Flex>::init(4096, 1e-5, &Default::default());
+    let rms_ad = RmsNorm::<Ad>::init(4096, 1e-5, &Default::default());
+    both(
+        c,
+        "RMSNorm 1024×4096",
+        &x,
+        |x| rms.forward(x),
+        |x| rms_ad.forward(x),
+    );
+    let layer = LayerNorm::<Flex>::init(4096, 1e-5, &Default::default());
+    let layer_ad = LayerNorm::<Ad>::init(4096, 1e-5, &Default::default());
+    both(
+        c,
+        "LayerNorm 1024×4096",
+        &x,
+        |x| layer.forward(x),
+        |x| layer_ad.forward(x),
+    );
+    let heads = draw([1, 640, 16, 64]);
+    let rope = RotaryEmbedding::new(64, 1e4, None);
+    let positions = [(0..640).collect::<Vec<_>>()];
+    let turn = rope.rotation::<Flex>(&positions, &Default::default());
+    let turn_ad = rope.rotation::<Ad>(&positions, &Default::default());
+    both(
+        c,
+        "rotary 640×16×64",
+        &heads,
+        |x| turn.apply(x.swap_dims(1, 2)),
+        |x| turn_ad.apply(x.swap_dims(1, 2)),
+    );
+    let logits = draw([512, 32_000]);
+    let ids: Vec<i64> = (0..512).map(|i| i * 61).collect();
+    both(
+        c,
+        "cross-entropy 512×32000",
+        &logits,
+        |x| token_losses(x, &ids),
+        |x| token_losses(x, &ids),
+    );
+}
+
+fn attentions(c: &mut Criterion) {
+    let cases = [
+        ("vision 12×577×64", [12, 12, 577, 577], false),
+        ("causal 16×640×64", [16, 16, 640, 640], true),
+        ("causal, 9 heads on 3, 640×64", [9, 3, 640, 640], true),
+        ("one query on 640 keys, 16×64", [16, 16, 1, 640], false),
+    ];
+    for (name, [heads, kv_heads, queries, keys], causal) in cases {
+        let q = draw([1, heads, queries, 64]);
+        let (k, v) = (draw([1, kv_heads, keys, 64]), draw([1, kv_heads, keys, 64]));
+        let (k_ad, v_ad) = (leaf(&k), leaf(&v));
+        let (mask, mask_ad) = match causal {
+            true => (AttentionMask::Causal, AttentionMask::Causal),
+            false => (AttentionMask::Full, AttentionMask::Full),
+        };
+        both(
+            c,
+            &format!("attention {name}"),
+            &q,
+            |q| attention(q, k.clone(), v.clone(), &mask),
+            |q| attention(q, k_ad.clone(), v_ad.clone(), &mask_ad),
+        );
+    }
+}
+
+fn linears(c: &mut Criterion) {
+    let device = Default::default();
+    for rows in [1, 5, 640] {
+        let x = draw([rows, 1024]);
+        let mut linear = Linear::<Flex>::init(1024, 2816, false, &device);
+        let name = |dtype| format!("linear 1024→2816 {dtype}, {rows} rows");
+        c.bench_function(&name("f32"), |b| {
+            b.iter(|| black_box(linear.forward(x.clone())))
+        });
+        linear.weight = Param::from_tensor(linear.weight.val().cast(DType::F16));
+        c.bench_function(&name("f16"), |b| {
+            b.iter(|| black_box(linear.forward(x.clone())))
+        });
+    }
+    for (rows, rank) in [(512, 16), (256, 128)] {
+        let x = draw([rows, 1024]);
+        let lora = LoraConfig::llm(rank, 2.0 * rank as f64, 0.0);
+        let mut linear = Linear::<Ad>::init(1024, 2816, false, &device).with_lora(&lora, 0);
+        linear.weight = linear.weight.set_require_grad(false);
+        let name = format!("frozen linear 1024→2816 with rank {rank}, {rows} rows, both ways");
+        c.bench_function(&name, |b| {
+            b.iter(|| black_box(linear.forward(leaf(&x)).sum().backward()));
+        });
+    }
+}
+
+criterion_group!(benches, element_wise, attentions, linears);
+criterion_main!(benches);

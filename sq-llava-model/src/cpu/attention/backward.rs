@@ -1,0 +1,184 @@
+//! The backward pass: scores again, block by block, and five products of each block.
+
+use burn_flex::FlexTensor;
+use rayon::prelude::*;
+
+use super::super::gemm::{Matrix, Threads, product};
+use super::super::level::vectorised;
+use super::super::math::{dot, exp};
+use super::super::view::{Heads, elements, token_major};
+
+use super::{BLOCK, Mask, Saved};
+
+vectorised! {
+    /// `P = e^{S − log sum}` in place of a row of scores.
+    fn weights_row<L>(scores: &mut [f32], log_sum: f32) {
+        for score in scores {
+            *score = exp::<L>(*score - log_sum);
+        }
+    }
+
+    /// `dS = P (dP − δ)` in place of dP.
+    fn scores_back_row<L>(weights: &[f32], grads: &mut [f32], delta: f32) {
+        for (grad, &weight) in grads.iter_mut().zip(weights) {
+            *grad = weight * (*grad - delta);
+        }
+    }
+
+    fn row_dot<L>(a: &[f32], b: &[f32]) -> f32 {
+        dot::<L>(a, b)
+    }
+}
+
+/// Gradients of one key head: its keys' and values' `[keys, dim]`, and its queries'
+/// `[group, queries, dim]`.
+struct HeadGrads {
+    query: Vec<f32>,
+    key: Vec<f32>,
+    value: Vec<f32>,
+}
+
+/// Gradients of queries, keys and values.
+pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, mask: &Mask<'_>) -> [FlexTensor; 3] {
+    let [q, k, v] = [&saved.query, &saved.key, &saved.value].map(Heads::new);
+    let (out, grad) = (Heads::new(&saved.output), Heads::new(&grad));
+    let log_sums = elements(&saved.log_sums);
+    let (batch, kv_heads, dim) = (k.batch, k.heads, q.dim);
+    let parts: Vec<HeadGrads> = (0..batch * kv_heads)
+        .into_par_iter()
+        .map(|index| {
+            let at = [index / kv_heads, index % kv_heads];
+            head_back(&q, &k, &v, &out, &grad, log_sums, mask, at)
+        })
+        .collect();
+
+    // Together, with the tokens outside the heads.
+    let group = q.heads / kv_heads;
+    let mut d_query = vec![0.0; batch * q.tokens * q.heads * dim];
+    let mut d_key = vec![0.0; batch * k.tokens * kv_heads * dim];
+    let mut d_value = vec![0.0; batch * k.tokens * kv_heads * dim];
+    for (index, part) in parts.iter().enumerate() {
+        let (b, kv_head) = (index / kv_heads, index % kv_heads);
+        for (row, values) in part.query.chunks_exact(dim).enumerate() {
+            let (head, token) = (kv_head * group + row / q.tokens, row % q.tokens);
+            let at = ((b * q.tokens + token) * q.heads + head) * dim;
+            d_query[at..at + dim].copy_from_slice(values);
+        }
+        for (from, to) in [(&part.key, &mut d_key), (&part.value, &mut d_value)] {
+            for (token, values) in from.chunks_exact(dim).enumerate() {
+                let at = ((b * k.tokens + token) * kv_heads + kv_head) * dim;
+                to[at..at + dim].copy_from_slice(values);
+            }
+        }
+    }
+    let kv_shape = [batch, kv_heads, k.tokens, dim];
+    [
+        token_major(d_query, [batch, q.heads, q.tokens, dim]),
+        token_major(d_key, kv_shape),
+        token_major(d_value, kv_shape),
+    ]
+}
+
+#[allow(clippy::too_many_arguments)]
+fn head_back(
+    q: &Heads<'_>,
+    k: &Heads<'_>,
+    v: &Heads<'_>,
+    out: &Heads<'_>,
+    grad: &Heads<'_>,
+    log_sums: &[f32],
+    mask: &Mask<'_>,
+    [batch, kv_head]: [usize; 2],
+) -> HeadGrads {
+    let (dim, queries, group) = (q.dim, q.tokens, q.heads / k.heads);
+    let factor = 1.0 / (dim as f32).sqrt();
+    let key = Matrix::rows(k.head(batch, kv_head, 0), k.row_stride());
+    let value = Matrix::rows(v.head(batch, kv_head, 0), v.row_stride());
+    let mut found = HeadGrads {
+        query: vec![0.0; group * queries * dim],
+        key: vec![0.0; k.tokens * dim],
+        value: vec![0.0; k.tokens * dim],
+    };
+    let (mut weights, mut grads) = (Vec::new(), Vec::new());
+    for member in 0..group {
+        let head = kv_head * group + member;
+        for from in (0..queries).step_by(BLOCK) {
+            let to = (from + BLOCK).min(queries);
+            let (rows, keys) = (to - from, mask.visible(to, queries, k.tokens));
+            let query = Matrix::rows(q.head(batch, head, from), q.row_stride());
+            let d_out = Matrix::rows(grad.head(batch, head, from), grad.row_stride());
+            for buffer in [&mut weights, &mut grads] {
+                buffer.clear();
+                buffer.resize(rows * keys, 0.0);
+            }
+            let (s, d) = (&mut weights[..], &mut grads[..]);
+            product(
+                [rows, keys, dim],
+                factor,
+                query,
+                key.transposed(),
+                s,
+                keys,
+                false,
+                Threads::One,
+            );
+            product(
+                [rows, keys, dim],
+                1.0,
+                d_out,
+                value.transposed(),
+                d,
+                keys,
+                false,
+                Threads::One,
+            );
+            for row in 0..rows {
+                let token = from + row;
+                let s = &mut s[row * keys..][..keys];
+                let d = &mut d[row * keys..][..keys];
+                let seen = mask.hide([batch, head, token], queries, k.tokens, s);
+                s[seen..].fill(0.0);
+                d[seen..].fill(0.0);
+                let log_sum = log_sums[(batch * q.heads + head) * queries + token];
+                weights_row(&mut s[..seen], log_sum);
+                let delta = row_dot(grad.row(batch, head, token), out.row(batch, head, token));
+                scores_back_row(&s[..seen], &mut d[..seen], delta);
+            }
+            // dV += Pᵀ dO, dK += dSᵀ Q / √dim, dQ = dS K / √dim.
+            let p = Matrix::rows(s, keys);
+            let ds = Matrix::rows(d, keys);
+            product(
+                [keys, dim, rows],
+                1.0,
+                p.transposed(),
+                d_out,
+                &mut found.value,
+                dim,
+                true,
+                Threads::One,
+            );
+            product(
+                [keys, dim, rows],
+                factor,
+                ds.transposed(),
+                query,
+                &mut found.key,
+                dim,
+                true,
+                Threads::One,
+            );
+            let d_query = &mut found.query[(member * queries + from) * dim..][..rows * dim];
+            product(
+                [rows, dim, keys],
+                factor,
+                ds,
+                key,
+                d_query,
+                dim,
+                false,
+                Threads::One,
+            );
+        }
+    }
+    found
+}
