@@ -11,7 +11,7 @@ use sq_llava_model::llama::NewTokens;
 use sq_llava_model::lora::LoraConfig;
 use sq_llava_model::weights::{
     FreshParts, Layout, LoadOptions, RunOrigin, SaveOptions, init_random, load_model,
-    save_adapters, save_pretrained,
+    save_adapters, save_pretrained, save_vision_tower,
 };
 use sq_llava_model::{ModelError, SqLlava, SqLlavaConfig};
 use weights::*;
@@ -315,4 +315,46 @@ fn random_weights_repeat_and_have_their_deviation() {
             .iter()
             .all(|v| *v == 1.0)
     );
+}
+
+#[test]
+fn a_tower_alone_lies_beside_a_language_model() {
+    let config = SqLlavaConfig {
+        prototype: None,
+        ..preset()
+    };
+    let whole = random(&config, 3);
+    let dir = tempfile::tempdir().unwrap();
+    let (llm, vision) = (dir.path().join("llm"), dir.path().join("vision"));
+    let text = random(&SqLlavaConfig::new(config.llama.clone()), 4);
+    save_pretrained(&text, &llm, &f32_in(Layout::Original, u64::MAX)).unwrap();
+    let tower = whole.vision_tower.as_ref().unwrap();
+    let sizes = config.vision.as_ref().unwrap();
+    save_vision_tower(tower, sizes, &vision, FloatDType::F32).unwrap();
+    let options = LoadOptions {
+        vision: Some(vision.clone()),
+        fresh: Some(FreshParts {
+            projector: config.projector.clone(),
+            prototype: None,
+        }),
+        ..LoadOptions::default()
+    };
+    let loaded = load_model::<B>(&llm, &options, &Default::default()).unwrap();
+    assert_eq!(loaded.model.config.vision, config.vision);
+    let side = sizes.image_size;
+    let pixels: Vec<f32> = (0..3 * side * side)
+        .map(|i| (i % 17) as f32 / 9.0 - 1.0)
+        .collect();
+    let features = |model: &SqLlava<B>| {
+        let pixels = model.pixels(&[&pixels]).unwrap();
+        model.vision_features(pixels).unwrap().into_data()
+    };
+    assert_eq!(features(&loaded.model), features(&whole));
+
+    let again = save_vision_tower(tower, sizes, &vision, FloatDType::F32).unwrap_err();
+    assert!(again.to_string().contains("already holds"), "{again}");
+    let adapted = whole.with_vision_lora(&LoraConfig::vision(2, 4.0, 0.0));
+    let tower = adapted.vision_tower.as_ref().unwrap();
+    let error = save_vision_tower(tower, sizes, &dir.path().join("x"), FloatDType::F32);
+    assert!(error.unwrap_err().to_string().contains("adapters"));
 }

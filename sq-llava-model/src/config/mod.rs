@@ -6,6 +6,7 @@ mod hf;
 
 pub use clip::{ClipConfig, ClipTextConfig};
 pub use count::ParameterCount;
+pub(crate) use hf::vision_json;
 pub use hf::{read_json, read_vision_config};
 
 use burn::config::Config;

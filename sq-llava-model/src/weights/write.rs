@@ -12,7 +12,6 @@ use serde_json::Value;
 
 use super::layout::canonical;
 use crate::error::ModelError;
-use crate::sq_llava::SqLlava;
 
 /// A tensor to be written; its values are fetched when its turn comes.
 pub(super) struct Entry {
@@ -64,8 +63,8 @@ impl View for &Entry {
     }
 }
 
-/// Every parameter of a model under its canonical name.
-pub(super) fn entries<B: Backend>(model: &SqLlava<B>) -> Vec<Entry> {
+/// Every parameter of a model, or of a part of one, under its canonical name.
+pub(super) fn entries<B: Backend, M: Module<B>>(model: &M) -> Vec<Entry> {
     struct Collector {
         path: Vec<String>,
         entries: Vec<Entry>,

@@ -8,7 +8,7 @@ mod write;
 pub(crate) use object::Reader;
 pub use object::read_json;
 pub use towers::read_vision_config;
-pub(crate) use towers::vision;
+pub(crate) use towers::{vision, vision_json};
 
 #[cfg(test)]
 mod tests {

@@ -206,7 +206,7 @@ pub(super) fn llama_json(c: &LlamaConfig) -> Value {
     out
 }
 
-pub(super) fn vision_json(c: &ClipVisionConfig) -> Value {
+pub(crate) fn vision_json(c: &ClipVisionConfig) -> Value {
     let mut out = json!({
         "model_type": "clip_vision_model",
         "hidden_size": c.hidden_size,

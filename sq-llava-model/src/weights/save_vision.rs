@@ -1,0 +1,52 @@
+//! Saving a vision tower alone, as transformers' `CLIPVisionModel.save_pretrained` does.
+
+use std::path::Path;
+
+use burn::tensor::{FloatDType, backend::Backend};
+
+use super::layout::Section;
+use super::source::model_files;
+use super::write::{entries, file_dtype, make_dir, write_json, write_safetensors};
+use crate::clip::ClipVisionTower;
+use crate::config::{ClipVisionConfig, vision_json};
+use crate::error::ModelError;
+
+/// Saves `config.json` and `model.safetensors` of a tower into a directory of its own.
+///
+/// # Errors
+/// If the tower has adapters beside its weights, the directory already holds a model, or a file
+/// cannot be written.
+pub fn save_vision_tower<B: Backend>(
+    tower: &ClipVisionTower<B>,
+    config: &ClipVisionConfig,
+    dir: &Path,
+    dtype: FloatDType,
+) -> Result<(), ModelError> {
+    let dtype = file_dtype(dtype)?;
+    let mut entries = entries(tower);
+    for entry in &mut entries {
+        if entry.name.contains(".lora_") {
+            return Err(ModelError::Argument(
+                "the vision tower has adapters beside its weights; merge them before saving it"
+                    .into(),
+            ));
+        }
+        let name = entry.name.strip_prefix(Section::Vision.canonical());
+        entry.name = format!("vision_model.{}", name.unwrap_or(&entry.name));
+        entry.dtype = dtype;
+    }
+    make_dir(dir)?;
+    if !model_files(dir)?.is_empty() {
+        return Err(ModelError::weights(
+            dir,
+            "the directory already holds a model; choose another one",
+        ));
+    }
+    let mut json = vision_json(config);
+    json["architectures"] = serde_json::json!(["CLIPVisionModel"]);
+    let weights = write_safetensors(dir.join("model.safetensors"), &entries, &[])?;
+    let config = write_json(dir.join("config.json"), &json)?;
+    weights.commit()?;
+    config.commit()?;
+    Ok(())
+}
