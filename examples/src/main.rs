@@ -9,7 +9,10 @@ mod draw;
 mod histogram;
 mod judge;
 mod model;
+mod quickstart;
 mod results;
+mod towers;
+mod world;
 
 use std::any::Any;
 use std::io::IsTerminal;
@@ -25,8 +28,9 @@ struct Arguments {
     /// Say more (repeat for debugging output).
     #[arg(long, short, global = true, action = clap::ArgAction::Count)]
     verbose: u8,
+    /// The quick start if there is none.
     #[command(subcommand)]
-    command: Command,
+    command: Option<Command>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -49,6 +53,10 @@ enum Command {
     Inspect(command::inspect::Inspect),
     /// Merge adapters; convert layout and dtype.
     Export(command::export::Export),
+    /// Make a small world, train on it, and show what was learnt (also without any argument).
+    Quickstart(command::quickstart::Quickstart),
+    /// Train with and without each of the method's parts, over several seeds.
+    Ablate(command::ablate::Ablate),
     /// Measure speed beside the machine's limits.
     Bench(command::bench::Bench),
     /// Measure memory and speed of a training step.
@@ -80,13 +88,17 @@ fn main() -> ExitCode {
         .with_target(false)
         .without_time()
         .init();
+    let command = match arguments.command {
+        Some(command) => command,
+        None => Command::Quickstart(command::quickstart::Quickstart::plain()),
+    };
     // A backend that panics (no memory on the device, a lost driver) still gets one line.
     let caught = std::panic::catch_unwind(|| {
         std::panic::set_hook(Box::new(|panic| {
             // A backend's own thread fails first; what the main thread then says tells little.
             let _ = FIRST_PANIC.set(said_by(panic.payload()));
         }));
-        match arguments.command {
+        match command {
             Command::Train(command) => command.run(),
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
@@ -96,6 +108,8 @@ fn main() -> ExitCode {
             Command::Score(command) => command.run(),
             Command::Inspect(command) => command.run(),
             Command::Export(command) => command.run(),
+            Command::Quickstart(command) => command.run(),
+            Command::Ablate(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::BenchTrain(command) => command.run(),
             Command::Logits(command) => command.run(),

@@ -2,6 +2,7 @@
 
 #![allow(clippy::print_stdout)] // What a command says is its output.
 
+pub mod ablate;
 pub mod ask;
 pub mod bench;
 pub mod bench_train;
@@ -15,5 +16,6 @@ pub mod inspect;
 pub mod judge;
 pub mod logits;
 pub mod question;
+pub mod quickstart;
 pub mod score;
 pub mod train;

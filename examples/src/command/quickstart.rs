@@ -1,0 +1,164 @@
+//! `sq-llava quickstart`, and what the command does without arguments.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Result, bail};
+use burn::backend::Autodiff;
+use burn::tensor::backend::Backend;
+use clap::Args;
+use sq_llava_train::Ui;
+
+use crate::device::{DeviceChoice, Work};
+use crate::quickstart::{Plan, table};
+use crate::towers::{Lessons, remake};
+
+/// Folder of a quick start that names none.
+const OUT: &str = "quickstart-run";
+
+/// Make a small world, train on it, and show what was learnt.
+#[derive(Debug, Args)]
+pub struct Quickstart {
+    /// Folder for world, run and report; new or empty. [default: quickstart-run, or the first
+    /// quickstart-run-N that is free]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Scenes to learn from.
+    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    scenes: u32,
+    /// At most so many optimizer steps of each stage, for a short look.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    steps: Option<u32>,
+    /// Scenes that are asked about at the end.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    held_out: u32,
+    /// Seed of the world and the training.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// A change to the recipe, such as stage2.epochs=2; may be repeated.
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    changes: Vec<String>,
+    /// Other towers than the shipped ones: a folder with `llm` and `vision`.
+    #[arg(long, value_name = "DIR")]
+    towers: Option<PathBuf>,
+    /// Make the small towers anew in this folder, and nothing else.
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "towers", "steps"])]
+    remake_towers: Option<PathBuf>,
+    /// Optimizer steps of the vision tower and of the language model when they are made anew.
+    #[arg(long, num_args = 2, value_names = ["VISION", "LANGUAGE"], requires = "remake_towers")]
+    lessons: Option<Vec<usize>>,
+    /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
+    #[arg(long, default_value = "auto")]
+    device: DeviceChoice,
+    /// Plain lines in place of the dashboard.
+    #[arg(long, conflicts_with = "quiet")]
+    lines: bool,
+    /// No progress.
+    #[arg(long)]
+    quiet: bool,
+}
+
+impl Quickstart {
+    /// As without any option.
+    pub fn plain() -> Self {
+        #[derive(clap::Parser)]
+        struct Alone {
+            #[command(flatten)]
+            quickstart: Quickstart,
+        }
+        // Every option has a default, so that an empty line is a whole one.
+        <Alone as clap::Parser>::parse_from(["sq-llava"]).quickstart
+    }
+
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub fn run(self) -> Result<()> {
+        self.device.run(self)
+    }
+
+    /// The folder to use: the one that is named, if it is free.
+    fn out(&self) -> Result<PathBuf> {
+        let free = |path: &PathBuf| match std::fs::read_dir(path) {
+            Ok(mut entries) => entries.next().is_none(),
+            Err(error) => error.kind() == std::io::ErrorKind::NotFound,
+        };
+        if let Some(out) = &self.out {
+            if !free(out) {
+                bail!(
+                    "{}: not an empty folder; name another one with --out, or remove what is there",
+                    out.display()
+                );
+            }
+            return Ok(out.clone());
+        }
+        let numbered = (2..1000).map(|number| PathBuf::from(format!("{OUT}-{number}")));
+        match std::iter::once(PathBuf::from(OUT))
+            .chain(numbered)
+            .find(free)
+        {
+            Some(out) => Ok(out),
+            None => {
+                bail!("{OUT} and {OUT}-2 to {OUT}-999 are taken; name another folder with --out")
+            }
+        }
+    }
+}
+
+impl Work for Quickstart {
+    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        if let Some(dir) = &self.remake_towers {
+            let mut lessons = Lessons::SHIPPED;
+            if let Some([vision, language]) = self.lessons.as_deref() {
+                lessons.vision_steps = *vision;
+                lessons.language_steps = *language;
+            }
+            return remake::<Autodiff<B>>(dir, lessons, device, &mut |line| println!("{line}"));
+        }
+        let start = Instant::now();
+        let out = self.out()?;
+        let plan = Plan {
+            out: out.clone(),
+            scenes: self.scenes as usize,
+            steps: self.steps.map(|steps| steps as usize),
+            held_out: self.held_out as usize,
+            seed: self.seed,
+            towers: self.towers,
+            changes: self.changes,
+            ui: match (self.quiet, self.lines) {
+                (true, _) => Ui::Quiet,
+                (_, true) => Ui::Lines,
+                _ => Ui::Auto,
+            },
+        };
+        let quiet = self.quiet;
+        let results = plan.run::<B>(device, &mut |line| {
+            if !quiet {
+                println!("{line}");
+            }
+        })?;
+        println!();
+        for line in table(&results) {
+            println!("{line}");
+        }
+        let parts: Vec<String> = results
+            .seconds
+            .iter()
+            .map(|(part, seconds)| format!("{part} {seconds:.0} s"))
+            .collect();
+        println!(
+            "{:.0} s in all on {} CPU threads: {}",
+            start.elapsed().as_secs_f64(),
+            std::thread::available_parallelism().map_or(1, usize::from),
+            parts.join(", ")
+        );
+        println!("report: {}", out.join("report.html").display());
+        println!(
+            "ask it yourself: sq-llava ask --model {} {} \"How many shapes are there?\"",
+            out.join("run").display(),
+            out.join("world/images/held-out-00000.png").display()
+        );
+        Ok(())
+    }
+}

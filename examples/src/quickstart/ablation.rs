@@ -1,0 +1,335 @@
+//! The paper's ablation: the method without some of its parts, over several seeds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use sq_llava_train::{Recipe, Ui};
+
+use super::{Scores, Task, answers};
+
+/// A row of the table (paper, table 4).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Row {
+    /// Its name.
+    pub name: &'static str,
+    /// Adapters on the vision tower.
+    pub vision_lora: bool,
+    /// The prototype extractor.
+    pub prototypes: bool,
+    /// Self-questioning.
+    pub asking: bool,
+}
+
+/// The rows, the baseline first.
+pub const ROWS: [Row; 5] = [
+    row("baseline", false, false, false),
+    row("V-LoRA + Proto", true, true, false),
+    row("V-LoRA + SQ", true, false, true),
+    row("SQ + Proto", false, true, true),
+    row("V-LoRA + SQ + Proto", true, true, true),
+];
+
+const fn row(name: &'static str, vision_lora: bool, prototypes: bool, asking: bool) -> Row {
+    Row {
+        name,
+        vision_lora,
+        prototypes,
+        asking,
+    }
+}
+
+impl Row {
+    /// The recipe with this row's parts and a seed.
+    pub fn apply(self, recipe: &Recipe, seed: u64) -> Recipe {
+        let mut recipe = recipe.clone();
+        recipe.seed = seed;
+        if !self.vision_lora {
+            recipe.lora.vision.r = 0;
+            recipe.stage2.lr_vision = 0.0;
+        }
+        if !self.prototypes {
+            recipe.model.prototype = false;
+        }
+        if !self.asking {
+            recipe.asking.delta = 0.0;
+        }
+        recipe
+    }
+
+    fn folder(self, seed: u64) -> String {
+        let name = self.name.to_lowercase().replace(" + ", "-");
+        format!("{name}-{seed}")
+    }
+}
+
+/// One run; also its `scores.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunScores {
+    /// Seed of training.
+    pub seed: u64,
+    /// Loss of the last step of the last stage.
+    pub loss: Option<f64>,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Accuracy on the questions.
+    pub scores: Scores,
+}
+
+/// A row with its runs.
+#[derive(Debug, Clone, Serialize)]
+pub struct RowScores {
+    /// Its name.
+    pub name: &'static str,
+    /// A run for each seed.
+    pub runs: Vec<RunScores>,
+    /// Mean and spread of each column.
+    pub columns: BTreeMap<String, Spread>,
+}
+
+/// Mean and sample standard deviation over seeds, in per cent.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    /// Mean.
+    pub mean: f64,
+    /// Standard deviation with n − 1; absent for one seed.
+    pub deviation: Option<f64>,
+}
+
+impl Spread {
+    fn of(values: &[f64]) -> Self {
+        let n = values.len().max(1) as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
+        Self {
+            mean,
+            deviation: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
+        }
+    }
+}
+
+impl std::fmt::Display for Spread {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.deviation {
+            Some(deviation) => write!(f, "{:.1} ± {deviation:.1}", self.mean),
+            None => write!(f, "{:.1}", self.mean),
+        }
+    }
+}
+
+/// The file of a run's result.
+const SCORES: &str = "scores.json";
+
+/// Runs every row with every seed. A run that is in `out` already is not repeated, so that an
+/// ablation that was stopped goes on where it was.
+///
+/// # Errors
+/// If `out` holds the runs of another task, or a run fails.
+pub fn run<B: Backend>(
+    task: &Task,
+    seeds: &[u64],
+    out: &Path,
+    most_tokens: usize,
+    device: &B::Device,
+    ui: Ui,
+    say: &mut dyn FnMut(String),
+) -> Result<Vec<RowScores>> {
+    same_task(task, out)?;
+    let mut rows = Vec::new();
+    for row in ROWS {
+        let mut runs = Vec::new();
+        for &seed in seeds {
+            let folder = out.join(row.folder(seed));
+            let found = folder.join(SCORES);
+            let scores = if found.is_file() {
+                let text = std::fs::read_to_string(&found);
+                let text = text.with_context(|| format!("{}", found.display()))?;
+                serde_json::from_str(&text).with_context(|| format!("{}", found.display()))?
+            } else {
+                one::<B>(task, row, seed, &folder, most_tokens, device, ui)?
+            };
+            say(format!(
+                "{}, seed {seed}: {:.1} % right",
+                row.name,
+                100.0 * scores.scores.all.part()
+            ));
+            runs.push(scores);
+        }
+        rows.push(summary(row.name, runs));
+    }
+    Ok(rows)
+}
+
+/// The runs in a folder belong to one recipe and one set of questions.
+fn same_task(task: &Task, out: &Path) -> Result<()> {
+    std::fs::create_dir_all(out).with_context(|| format!("{}", out.display()))?;
+    let path = out.join("task.txt");
+    let mut text = format!("llm = {}\n", task.llm.display());
+    for one in &task.questions {
+        text += &format!(
+            "# {}: {} {}\n",
+            one.image,
+            one.question.replace('\n', " "),
+            one.answer
+        );
+    }
+    text += &task.recipe.to_toml()?;
+    match std::fs::read_to_string(&path) {
+        Ok(before) => {
+            ensure!(
+                before == text,
+                "{} is of another ablation (another recipe, model or questions); name another folder",
+                path.display()
+            );
+            Ok(())
+        }
+        Err(_) => std::fs::write(&path, text).with_context(|| format!("{}", path.display())),
+    }
+}
+
+/// Trains and asks once. The folder gets its name when its scores are in it.
+fn one<B: Backend>(
+    task: &Task,
+    row: Row,
+    seed: u64,
+    folder: &Path,
+    most_tokens: usize,
+    device: &B::Device,
+    ui: Ui,
+) -> Result<RunScores> {
+    let unfinished = folder.with_extension("unfinished");
+    if unfinished.exists() {
+        std::fs::remove_dir_all(&unfinished)
+            .with_context(|| format!("{}", unfinished.display()))?;
+    }
+    let stages = task.train::<B>(&row.apply(&task.recipe, seed), &unfinished, device, ui)?;
+    let assistant = task.load::<B>(&unfinished, None, device)?;
+    let said = answers(&assistant, &task.images, &task.questions, most_tokens)?;
+    let scores = RunScores {
+        seed,
+        loss: stages.last().and_then(|stage| stage.loss),
+        seconds: stages.iter().map(|stage| stage.seconds).sum(),
+        scores: Scores::of(&task.questions, &said),
+    };
+    let path = unfinished.join(SCORES);
+    std::fs::write(&path, format!("{:#}\n", serde_json::to_value(&scores)?))
+        .with_context(|| format!("{}", path.display()))?;
+    std::fs::rename(&unfinished, folder).with_context(|| format!("{}", folder.display()))?;
+    Ok(scores)
+}
+
+fn summary(name: &'static str, runs: Vec<RunScores>) -> RowScores {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for run in &runs {
+        let mut put = |column: &str, part: f64| {
+            values.entry(column.into()).or_default().push(100.0 * part);
+        };
+        for (kind, score) in &run.scores.kinds {
+            put(kind, score.part());
+        }
+        put(ALL, run.scores.all.part());
+        if let Some(f1) = run.scores.yes_f1 {
+            put(F1, f1);
+        }
+    }
+    let spread = |(column, values): (String, Vec<f64>)| (column, Spread::of(&values));
+    RowScores {
+        name,
+        columns: values.into_iter().map(spread).collect(),
+        runs,
+    }
+}
+
+/// Column of all questions.
+const ALL: &str = "all";
+/// Column of the F1 of yes/no questions.
+const F1: &str = "yes/no F1";
+
+/// The table as Markdown.
+pub fn markdown(rows: &[RowScores]) -> String {
+    let mut columns: Vec<&str> = vec![ALL];
+    if let Some(first) = rows.first() {
+        columns.extend(
+            first
+                .columns
+                .keys()
+                .map(String::as_str)
+                .filter(|c| *c != ALL),
+        );
+    }
+    let mut text = format!("| | {} |\n|---|", columns.join(" | "));
+    text += &format!("{}\n", "---|".repeat(columns.len()));
+    for row in rows {
+        let cells: Vec<String> = columns
+            .iter()
+            .map(|column| {
+                row.columns
+                    .get(*column)
+                    .map_or("-".into(), ToString::to_string)
+            })
+            .collect();
+        text += &format!("| {} | {} |\n", row.name, cells.join(" | "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quickstart::{RECIPE, Score};
+
+    #[test]
+    fn each_row_switches_its_parts() {
+        let recipe = Recipe::parse(RECIPE, &[]).unwrap();
+        let mut kinds = Vec::new();
+        for row in ROWS {
+            let own = row.apply(&recipe, 5);
+            own.validate().unwrap();
+            assert_eq!(own.seed, 5);
+            let parts = (
+                own.lora.vision.r > 0,
+                own.model.prototype,
+                own.asking.delta > 0.0,
+            );
+            assert_eq!(parts, (row.vision_lora, row.prototypes, row.asking));
+            assert_eq!(own.stage2.lr_vision > 0.0, row.vision_lora);
+            kinds.push(parts);
+        }
+        assert_eq!(kinds[0], (false, false, false));
+        assert_eq!(kinds[4], (true, true, true));
+        assert_eq!(ROWS[4].apply(&recipe, recipe.seed), recipe);
+        kinds.sort_unstable();
+        kinds.dedup();
+        assert_eq!(kinds.len(), ROWS.len());
+    }
+
+    #[test]
+    fn the_table_has_means_and_spreads() {
+        let run = |seed, right| {
+            let score = Score { right, all: 10 };
+            let kinds = BTreeMap::from([("color".to_owned(), score)]);
+            RunScores {
+                seed,
+                loss: None,
+                seconds: 1.0,
+                scores: Scores {
+                    kinds,
+                    all: score,
+                    yes_f1: None,
+                },
+            }
+        };
+        let row = summary("baseline", vec![run(0, 4), run(1, 6)]);
+        let all = row.columns["all"];
+        assert_eq!(all.mean, 50.0);
+        assert!((all.deviation.unwrap() - 200f64.sqrt()).abs() < 1e-9);
+        let table = markdown(&[row]);
+        assert_eq!(
+            table,
+            "| | all | color |\n|---|---|---|\n| baseline | 50.0 ± 14.1 | 50.0 ± 14.1 |\n"
+        );
+        assert_eq!(Spread::of(&[3.0]).to_string(), "3.0");
+    }
+}

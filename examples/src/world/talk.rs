@@ -1,0 +1,338 @@
+//! What is said about a scene: captions, questions of five kinds and their answers.
+
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::scene::{MOST_THINGS, one_of};
+use super::{Color, Place, Scene, Shape, Size, Thing};
+
+/// The instruction that a caption answers.
+pub const DESCRIBE: &str = "Describe the image.";
+
+/// Words for numbers.
+const NUMBERS: [&str; MOST_THINGS + 1] = ["zero", "one", "two", "three", "four"];
+
+/// Kinds of questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Kind {
+    /// Answered by yes or no.
+    YesNo,
+    /// What colour?
+    Color,
+    /// How many?
+    Count,
+    /// Where?
+    Where,
+    /// One of three options, by its letter.
+    Choice,
+}
+
+/// A question with its answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exchange {
+    /// Its kind.
+    pub kind: Kind,
+    /// The question.
+    pub question: String,
+    /// The answer.
+    pub answer: String,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::YesNo,
+        Self::Color,
+        Self::Count,
+        Self::Where,
+        Self::Choice,
+    ];
+
+    /// Its name in tables and files.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::YesNo => "yes/no",
+            Self::Color => "color",
+            Self::Count => "count",
+            Self::Where => "where",
+            Self::Choice => "choice",
+        }
+    }
+}
+
+impl Thing {
+    /// "the red circle".
+    fn name(&self) -> String {
+        format!("{} {}", self.color.word(), self.shape.word())
+    }
+
+    /// "at the top left".
+    fn at(&self) -> String {
+        format!("at the {}", self.place.word())
+    }
+}
+
+impl Scene {
+    /// A sentence that names everything, in reading order.
+    pub fn caption(&self) -> String {
+        let part =
+            |thing: &Thing| format!("a {} {} {}", thing.size.word(), thing.name(), thing.at());
+        let parts: Vec<String> = self.things.iter().map(part).collect();
+        parts.join(", ")
+    }
+
+    /// The same in keywords, things in any order: what the language model learns to read before
+    /// it sees a picture.
+    pub fn notes(&self, rng: &mut ChaCha8Rng) -> String {
+        let mut things: Vec<&Thing> = self.things.iter().collect();
+        things.shuffle(rng);
+        let part = |thing: &&Thing| {
+            format!(
+                "{} {} {}",
+                thing.name(),
+                thing.size.word(),
+                thing.place.word()
+            )
+        };
+        let parts: Vec<String> = things.iter().map(part).collect();
+        parts.join(", ")
+    }
+
+    /// A question of a kind about this scene. Of yes/no questions half are answered by yes.
+    pub fn ask(&self, kind: Kind, rng: &mut ChaCha8Rng) -> Exchange {
+        match kind {
+            Kind::YesNo => {
+                let yes = rng.random();
+                self.yes_or_no(yes, rng)
+            }
+            Kind::Color => {
+                let thing = self.any(rng);
+                let question = format!("What color is the {}?", self.referred(thing, rng));
+                exchange(kind, question, thing.color.word())
+            }
+            Kind::Count => self.count(rng),
+            Kind::Where => {
+                let thing = self.any(rng);
+                let question = format!("Where is the {}?", thing.name());
+                exchange(kind, question, thing.at())
+            }
+            Kind::Choice => self.choice(rng),
+        }
+    }
+
+    /// A yes/no question whose answer is known beforehand.
+    pub fn yes_or_no(&self, yes: bool, rng: &mut ChaCha8Rng) -> Exchange {
+        let answer = if yes { "yes" } else { "no" };
+        let thing = self.any(rng);
+        if rng.random_range(0..3) == 0 {
+            // About the size of a thing that is there.
+            let size = match (thing.size, yes) {
+                (size, true) => size,
+                (Size::Big, false) => Size::Small,
+                (Size::Small, false) => Size::Big,
+            };
+            let question = format!("Is the {} {}?", thing.name(), size.word());
+            return exchange(Kind::YesNo, question, answer);
+        }
+        let (mut shape, mut color) = (thing.shape, thing.color);
+        while !yes && !self.find(Some(shape), Some(color), None).is_empty() {
+            // One of the two words stays true.
+            if rng.random() {
+                shape = one_of(Shape::ALL, rng);
+            } else {
+                color = one_of(Color::ALL, rng);
+            }
+        }
+        let article = if color == Color::Orange { "an" } else { "a" };
+        let question = format!("Is there {article} {} {}?", color.word(), shape.word());
+        exchange(Kind::YesNo, question, answer)
+    }
+
+    fn any(&self, rng: &mut ChaCha8Rng) -> &Thing {
+        // A scene has at least one thing.
+        &self.things[rng.random_range(0..self.things.len())]
+    }
+
+    /// Words that mean this thing and no other, without its colour.
+    fn referred(&self, thing: &Thing, rng: &mut ChaCha8Rng) -> String {
+        let alone = self.find(Some(thing.shape), None, None).len() == 1;
+        if alone && rng.random() {
+            thing.shape.word().into()
+        } else {
+            format!("shape {}", thing.at())
+        }
+    }
+
+    fn count(&self, rng: &mut ChaCha8Rng) -> Exchange {
+        let (what, number) = match rng.random_range(0..4) {
+            0 | 1 => ("shapes".to_owned(), self.things.len()),
+            2 => {
+                let color = if rng.random_range(0..4) == 0 {
+                    one_of(Color::ALL, rng)
+                } else {
+                    self.any(rng).color
+                };
+                let number = self.find(None, Some(color), None).len();
+                (format!("{} shapes", color.word()), number)
+            }
+            _ => {
+                let shape = one_of(Shape::ALL, rng);
+                (shape.plural(), self.find(Some(shape), None, None).len())
+            }
+        };
+        let question = format!("How many {what} are there?");
+        exchange(Kind::Count, question, NUMBERS[number])
+    }
+
+    fn choice(&self, rng: &mut ChaCha8Rng) -> Exchange {
+        let thing = self.any(rng);
+        let (question, right, words) = if rng.random() {
+            let question = format!("What color is the {}?", self.referred(thing, rng));
+            (
+                question,
+                thing.color.word(),
+                words(Color::ALL, |c| c.word()),
+            )
+        } else {
+            let question = format!("Which shape is {}?", thing.at());
+            (
+                question,
+                thing.shape.word(),
+                words(Shape::ALL, |s| s.word()),
+            )
+        };
+        let mut options: Vec<&str> = words.into_iter().filter(|w| *w != right).collect();
+        options.shuffle(rng);
+        options.truncate(2);
+        let place = rng.random_range(0..=2);
+        options.insert(place, right);
+        let letters = ["A", "B", "C"];
+        let lines: Vec<String> = letters
+            .iter()
+            .zip(options)
+            .map(|(letter, option)| format!("\n{letter}. {option}"))
+            .collect();
+        let question = format!("{question}{}", lines.concat());
+        exchange(Kind::Choice, question, letters[place])
+    }
+
+    /// Every caption, instruction and a good many questions: the language of the world.
+    pub fn everything(&self, rng: &mut ChaCha8Rng) -> Vec<String> {
+        let mut texts = vec![DESCRIBE.to_owned(), self.caption(), self.notes(rng)];
+        for kind in Kind::ALL {
+            let one = self.ask(kind, rng);
+            texts.extend([one.question, one.answer]);
+        }
+        texts
+    }
+}
+
+fn words<T: Copy>(list: &[T], word: impl Fn(T) -> &'static str) -> Vec<&'static str> {
+    list.iter().map(|&item| word(item)).collect()
+}
+
+fn exchange(kind: Kind, question: String, answer: impl Into<String>) -> Exchange {
+    Exchange {
+        kind,
+        question,
+        answer: answer.into(),
+    }
+}
+
+impl Place {
+    /// The place whose words these are.
+    pub fn from_words(words: &str) -> Option<Self> {
+        Self::ALL.iter().copied().find(|p| p.word() == words)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::world::rng;
+
+    /// Answers a question from the scene by reading its words, apart from how it was made.
+    fn solve(scene: &Scene, question: &str) -> String {
+        let (asked, options) = question.split_once("\nA. ").unwrap_or((question, ""));
+        let words: Vec<&str> = asked.trim_end_matches('?').split(' ').collect();
+        let has = |word: &str| words.contains(&word);
+        let shape = Shape::ALL
+            .iter()
+            .copied()
+            .find(|s| has(s.word()) || has(&s.plural()));
+        let color = Color::ALL.iter().copied().find(|c| has(c.word()));
+        let place = asked.split(" at the ").nth(1);
+        let place = place.and_then(|p| Place::from_words(p.trim_end_matches('?')));
+        let found = scene.find(shape, color, place);
+        let yes_no = |yes: bool| if yes { "yes" } else { "no" }.to_owned();
+        if asked.starts_with("How many") {
+            return NUMBERS[found.len()].into();
+        }
+        if asked.starts_with("Is there") {
+            return yes_no(found.len() == 1);
+        }
+        assert_eq!(found.len(), 1, "{question} is about one thing");
+        let thing = found[0];
+        if asked.starts_with("Is the ") {
+            return yes_no(has(thing.size.word()));
+        }
+        if asked.starts_with("Where") {
+            return format!("at the {}", thing.place.word());
+        }
+        let word = match asked.starts_with("Which shape") {
+            true => thing.shape.word(),
+            false => thing.color.word(),
+        };
+        if options.is_empty() {
+            return word.into();
+        }
+        let place = options
+            .split('\n')
+            .map(|line| line.split(". ").last())
+            .position(|option| option == Some(word));
+        ["A", "B", "C"][place.expect("the right option is there")].into()
+    }
+
+    #[test]
+    fn answers_follow_from_the_scene() {
+        let mut rng = rng(5, 1, 0);
+        let mut answers: std::collections::BTreeMap<Kind, Vec<String>> = Default::default();
+        for number in 0..400 {
+            let scene = Scene::draw(5, number);
+            for kind in Kind::ALL {
+                let one = scene.ask(kind, &mut rng);
+                assert_eq!(one.kind, kind);
+                assert_eq!(one.answer, solve(&scene, &one.question), "{}", one.question);
+                answers.entry(kind).or_default().push(one.answer);
+            }
+        }
+        // No answer can be guessed.
+        for (kind, all) in answers {
+            let share = |answer: &String| all.iter().filter(|a| *a == answer).count();
+            let most = all.iter().map(share).max().unwrap_or(0);
+            assert!(
+                most * 100 <= all.len() * 56,
+                "{kind:?}: {most} of {}",
+                all.len()
+            );
+        }
+    }
+
+    #[test]
+    fn a_caption_names_everything_in_order() {
+        let scene = Scene::draw(5, 7);
+        let parts: Vec<String> = scene.caption().split(", ").map(Into::into).collect();
+        assert_eq!(parts.len(), scene.things.len());
+        for (part, thing) in parts.iter().zip(&scene.things) {
+            for word in [
+                thing.size.word(),
+                thing.color.word(),
+                thing.shape.word(),
+                thing.place.word(),
+            ] {
+                assert!(part.contains(word), "{part}");
+            }
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! The quick start and the ablation through the real command, cut short.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use golden::Value;
+
+fn run(arguments: &[&str], folder: &Path) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_sq-llava"))
+        .args(arguments)
+        .current_dir(folder)
+        .output()
+        .expect("the command starts")
+}
+
+fn said(arguments: &[&str], folder: &Path) -> String {
+    let output = run(arguments, folder);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{arguments:?}: {error}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+#[test]
+fn a_short_quick_start_ends_in_numbers_and_a_report() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let arguments = [
+        "quickstart",
+        "--steps",
+        "2",
+        "--scenes",
+        "32",
+        "--held-out",
+        "3",
+        "--device",
+        "cpu",
+        "--lines",
+    ];
+    let shown = said(&arguments, dir.path());
+    // The folder that stands in the instructions.
+    let out = dir.path().join("quickstart-run");
+    for words in [
+        "accuracy",
+        "chance",
+        "stage 1 only",
+        "both stages",
+        "yes/no F1",
+        "stage 1 step 2/2",
+        "stage 2 step 2/2",
+    ] {
+        assert!(shown.contains(words), "{words}: {shown}");
+    }
+
+    let results: Value = serde_json::from_str(&read(&out.join("results.json"))).expect("JSON");
+    assert_eq!(results["steps"], serde_json::json!([2, 2]));
+    for which in ["chance", "stage1", "both"] {
+        let scores = &results[which];
+        assert_eq!(scores["all"]["all"], 18, "six questions about three scenes");
+        let kinds = scores["kinds"].as_object().expect("kinds");
+        assert_eq!(kinds.len(), 5);
+        let right: u64 = kinds
+            .values()
+            .filter_map(|kind| kind["right"].as_u64())
+            .sum();
+        assert_eq!(scores["all"]["right"].as_u64(), Some(right));
+        assert!(scores["yes_f1"].is_number());
+    }
+    // One answer to both yes/no questions of a scene is right once.
+    let yes_no = &results["chance"]["kinds"]["yes/no"];
+    assert_eq!((&yes_no["right"], &yes_no["all"]), (&3.into(), &6.into()));
+    assert_eq!(results["asked"]["scenes"], 3);
+    assert!(results["asked"]["all"].as_u64() <= Some(12));
+
+    let page = read(&out.join("report.html"));
+    assert_eq!(page.matches("data:image/png;base64,").count(), 3);
+    assert_eq!(page.matches("<svg").count(), 2);
+    let learnt = |svg: &str| svg.matches("<polyline").count();
+    let curves: Vec<usize> = page.split("<svg").skip(1).map(learnt).collect();
+    assert_eq!(curves, [1, 2], "answers; answers and asked questions");
+    let judged = page.matches("<b class=\"right\">").count();
+    let all = judged + page.matches("<b class=\"wrong\">").count();
+    assert_eq!(all, 18);
+    assert_eq!(
+        results["both"]["all"]["right"].as_u64(),
+        Some(judged as u64)
+    );
+    assert!(!page.contains("http"), "nothing is loaded from elsewhere");
+
+    // The run answers by itself, and its folder is not written over.
+    let picture = "quickstart-run/world/images/held-out-00000.png";
+    let answer = [
+        "ask",
+        "--model",
+        "quickstart-run/run",
+        "--device",
+        "cpu",
+        "--max-new-tokens",
+        "4",
+        picture,
+        "How many shapes are there?",
+    ];
+    said(&answer, dir.path());
+    let again = [&arguments[..], &["--out", "quickstart-run"]].concat();
+    let refused = run(&again, dir.path());
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        error.contains("quickstart-run: not an empty folder"),
+        "{error}"
+    );
+}
+
+#[test]
+fn an_ablation_makes_its_table_and_goes_on_where_it_was() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let arguments = [
+        "ablate",
+        "--out",
+        "ablation",
+        "--seeds",
+        "0,1",
+        "--steps",
+        "1",
+        "--scenes",
+        "4",
+        "--held-out",
+        "1",
+        "--device",
+        "cpu",
+        "--set",
+        "stage1.batch_size=2",
+        "--set",
+        "stage2.batch_size=2",
+    ];
+    let shown = said(&arguments, dir.path());
+    let out = dir.path().join("ablation");
+    let table = read(&out.join("ablation.md"));
+    for row in [
+        "| baseline |",
+        "| V-LoRA + Proto |",
+        "| V-LoRA + SQ |",
+        "| SQ + Proto |",
+        "| V-LoRA + SQ + Proto |",
+    ] {
+        assert!(table.contains(row) && shown.contains(row), "{row}: {table}");
+    }
+    assert_eq!(table.matches(" ± ").count(), 5 * 7 + 1, "{table}");
+    let json: Value = serde_json::from_str(&read(&out.join("ablation.json"))).expect("JSON");
+    let rows = json["rows"].as_array().expect("rows");
+    assert_eq!(rows.len(), 5);
+    for row in rows {
+        assert_eq!(row["runs"].as_array().map(Vec::len), Some(2));
+        assert!(row["columns"]["all"]["deviation"].is_number());
+    }
+
+    // A run that is there is not repeated: its score is believed.
+    let kept = out.join("runs/baseline-0/scores.json");
+    let changed = read(&kept).replace("\"seconds\": ", "\"seconds\": 99");
+    std::fs::write(&kept, &changed).expect("written");
+    std::fs::remove_dir_all(out.join("runs/sq-proto-1")).expect("removed");
+    said(&arguments, dir.path());
+    assert_eq!(read(&kept), changed);
+    let json: Value = serde_json::from_str(&read(&out.join("ablation.json"))).expect("JSON");
+    let seconds = json["rows"][0]["runs"][0]["seconds"].as_f64();
+    assert!(seconds >= Some(990.0), "{seconds:?}");
+    assert!(out.join("runs/sq-proto-1/scores.json").is_file());
+
+    let other = [&arguments[..], &["--set", "stage2.lr_llm=1e-3"]].concat();
+    let refused = run(&other, dir.path());
+    assert!(!refused.status.success());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(error.contains("another ablation"), "{error}");
+}
