@@ -20,7 +20,7 @@ use crate::results::{BenchmarkArguments, scored, show};
 
 /// Ask a model the questions of benchmarks and score its answers.
 ///
-/// Answers are appended to OUT/<benchmark>/answers.jsonl as they come. The same command again asks
+/// Answers are appended to OUT/BENCHMARK/answers.jsonl as they come. The same command again asks
 /// only what has no answer yet.
 #[derive(Debug, Args)]
 pub struct Eval {

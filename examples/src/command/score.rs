@@ -15,13 +15,13 @@ use crate::results::{BenchmarkArguments, scored, show};
 pub struct Score {
     #[command(flatten)]
     which: BenchmarkArguments,
-    /// Answer file; or a folder with <benchmark>/answers.jsonl (or merge.jsonl), as eval makes it.
+    /// Answer file; or a folder with BENCHMARK/answers.jsonl (or merge.jsonl), as eval makes it.
     #[arg(long, value_name = "PATH")]
     answers: PathBuf,
     /// Folder for results; by default that of the answers.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
-    /// Merge this many shards (<benchmark>/N_0.jsonl …) first, complete or not.
+    /// Merge this many shards (BENCHMARK/N_0.jsonl …) first, complete or not.
     #[arg(long, value_name = "N")]
     num_chunks: Option<usize>,
     /// What the judge is told: LLaVA-Bench's rule.json, or a text for MM-Vet. Writes
