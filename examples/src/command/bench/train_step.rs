@@ -92,18 +92,5 @@ fn batch(shape: &TrainShape, vocabulary: usize) -> MicroBatch {
             pictures: vec![],
         }
     };
-    let samples: Vec<TrainSample> = (0..shape.batch).map(sample).collect();
-    MicroBatch {
-        step_tokens: samples.iter().map(TrainSample::learnable).sum(),
-        samples,
-        step: 0,
-        epoch: 0,
-        micro: 0,
-        micros: 1,
-        stride: 1,
-        truncated: 0,
-        cut_tokens: 0,
-        skipped: 0,
-        bad_images: vec![],
-    }
+    MicroBatch::whole_step((0..shape.batch).map(sample).collect())
 }
