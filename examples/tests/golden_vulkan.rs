@@ -12,18 +12,31 @@ mod tensors;
 
 use std::sync::OnceLock;
 
-use burn::tensor::{Distribution, Tensor, TensorData};
+use burn::module::Param;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Distribution, Tensor, TensorData};
 use burn_wgpu::{RuntimeOptions, Vulkan, WgpuDevice, graphics, init_setup};
 use checkpoints::{Checkpoint, part_a, part_a2};
 use sq_llava_model::attention::{AttentionMask, attention};
+use sq_llava_model::linear::Linear;
+use sq_llava_model::lora::LoraConfig;
 
 type B = Vulkan;
+
+/// How finely CubeCL tells shapes apart when it tunes: a software driver compiles each kernel it
+/// tries for seconds.
+const AUTOTUNE: &str = "CUBECL_AUTOTUNE_LEVEL";
 
 /// The first Vulkan adapter, software ones included; `None`, with a message, if there is none.
 fn device() -> Option<WgpuDevice> {
     static DEVICE: OnceLock<Option<WgpuDevice>> = OnceLock::new();
     DEVICE
         .get_or_init(|| {
+            if std::env::var_os(AUTOTUNE).is_none() {
+                // SAFETY: std locks its own readers out, and the driver, which reads without a
+                // lock, is not loaded before this.
+                unsafe { std::env::set_var(AUTOTUNE, "minimal") };
+            }
             let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
                 backends: wgpu::Backends::VULKAN,
                 ..wgpu::InstanceDescriptor::new_without_display_handle()
@@ -149,4 +162,65 @@ fn a_chunk_sees_what_the_whole_sequence_sees() {
     let reference: TensorData = whole.slice([0..1, 0..2, 17..24, 0..32]).into_data();
     let reference: Vec<f64> = reference.iter::<f64>().collect();
     golden::assert_close("chunk", &tensors::values(chunk), &reference, 2e-4);
+}
+
+/// One row with an adapter, a bias or a cast behind the product, as in decoding. Where burn-fusion
+/// puts them into the product's kernel, autotune may choose one that misreads transposed weights.
+#[test]
+fn one_row_gives_what_the_formula_gives() {
+    let Some(device) = device() else {
+        return;
+    };
+    for dims in [(64, 32), (64, 172), (172, 64)] {
+        for (bias, rank) in [(false, 8), (true, 0), (true, 8)] {
+            one_row(dims, bias, rank, DType::F32, &device);
+        }
+        if B::supports_dtype(&device, DType::F16) {
+            one_row(dims, false, 0, DType::F16, &device);
+        }
+    }
+}
+
+fn one_row(dims: (usize, usize), bias: bool, rank: usize, dtype: DType, device: &WgpuDevice) {
+    let (d_in, d_out) = dims;
+    let draw = |shape| Tensor::<B, 2>::random(shape, Distribution::Uniform(-0.5, 0.5), device);
+    let mut linear = Linear::<B>::init(d_in, d_out, bias, device);
+    linear.weight = linear.weight.map(|weight| weight.cast(dtype));
+    let input = draw([1, d_in]);
+    let x = doubles(input.clone());
+    let mut expected = times(&x, &doubles(linear.weight.val()));
+    if let Some(bias) = &linear.bias {
+        add(&mut expected, &doubles(bias.val()), 1.0);
+    }
+    if rank > 0 {
+        let config = LoraConfig::llm(rank, 16.0, 0.0);
+        linear = linear.with_lora(&config, 0);
+        let lora = linear.lora.as_mut().expect("an adapter");
+        lora.b = Param::from_tensor(draw([d_out, rank]));
+        let change = times(&times(&x, &doubles(lora.a.val())), &doubles(lora.b.val()));
+        add(&mut expected, &change, config.scaling());
+    }
+    // What is fused is found out while it runs.
+    for round in 0..4 {
+        let found = tensors::values(linear.forward(input.clone()));
+        let what = format!("{dims:?}, bias {bias}, rank {rank}, {dtype:?}, round {round}");
+        let tolerance = if dtype == DType::F16 { 1e-2 } else { 2e-4 };
+        golden::assert_close(&what, &found, &expected, tolerance);
+    }
+}
+
+fn doubles<const D: usize>(tensor: Tensor<B, D>) -> Vec<f64> {
+    tensors::values(tensor).into_iter().map(f64::from).collect()
+}
+
+/// `x Wᵀ` of one row.
+fn times(x: &[f64], w: &[f64]) -> Vec<f64> {
+    let dot = |row: &[f64]| row.iter().zip(x).map(|(w, x)| w * x).sum();
+    w.chunks_exact(x.len()).map(dot).collect()
+}
+
+fn add(to: &mut [f64], values: &[f64], factor: f64) {
+    for (to, value) in to.iter_mut().zip(values) {
+        *to += factor * value;
+    }
 }

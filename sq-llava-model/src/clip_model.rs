@@ -8,7 +8,7 @@ use crate::clip::{ClipVisionTower, pixel_tensor};
 use crate::clip_text::ClipTextTower;
 use crate::config::ClipConfig;
 use crate::error::ModelError;
-use crate::linear::Linear;
+use crate::linear::{Linear, product};
 
 /// Both towers; keys as in `CLIPModel`. [`load_clip`](crate::weights::load_clip) reads one.
 #[derive(Module, Debug)]
@@ -80,7 +80,7 @@ impl<B: Backend> ClipModel<B> {
     /// `[images, projection]`, `[texts, projection]` → `[images, texts]`
     pub fn logits_per_image(&self, images: Tensor<B, 2>, texts: Tensor<B, 2>) -> Tensor<B, 2> {
         let scale = self.logit_scale.val().cast(DType::F32).exp();
-        images.matmul(texts.transpose()) * scale.unsqueeze()
+        product(images, texts) * scale.unsqueeze()
     }
 }
 
