@@ -29,7 +29,7 @@ use crate::world::{
 /// The recipe of the small world.
 pub const RECIPE: &str = include_str!("../../configs/world.toml");
 
-/// Most tokens of an answer in the world; a description takes up to 45.
+/// Most tokens of an answer in the world; a description takes up to 30.
 pub const ANSWER_TOKENS: usize = 16;
 
 /// What a quick start does.

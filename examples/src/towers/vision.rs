@@ -14,22 +14,25 @@ use sq_llava_model::cross_entropy::token_losses;
 use sq_llava_model::linear::Linear;
 
 use super::{Lessons, rate};
-use crate::world::{Color, Place, SIDE, Scene, render};
+use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render};
 
 /// Peak learning rate.
-const RATE: f64 = 1e-3;
+const RATE: f64 = 2e-3;
 
 /// Scenes of one step.
 const BATCH: usize = 32;
 
 /// What each patch tells, and in how many ways: shape and colour (or none), size (or none), cell,
 /// things in the picture.
-const PATCH: [usize; 5] = [5, 7, 3, 9, 4];
+const PATCH: [usize; 5] = [5, 7, 3, 9, MOST_THINGS];
+
+/// Weight in the loss of a patch that shows a thing; one without has 1.
+const BUSY: f32 = 4.0;
 
 /// Kinds of things, by shape and colour.
 const KINDS: usize = 24;
 
-/// About 0.9 million parameters; 36 patches, four to a cell of the world's grid.
+/// About a million parameters; nine patches, one to a cell of the world's grid.
 pub fn config() -> ClipVisionConfig {
     ClipVisionConfig::new()
         .with_hidden_size(128)
@@ -37,7 +40,7 @@ pub fn config() -> ClipVisionConfig {
         .with_num_hidden_layers(4)
         .with_num_attention_heads(4)
         .with_image_size(72)
-        .with_patch_size(12)
+        .with_patch_size(24)
 }
 
 /// The tower with what it is examined by.
@@ -140,6 +143,12 @@ impl<B: Backend> Pupil<B> {
             }
         }
         let busy: Vec<bool> = targets[0].iter().map(|&shape| shape > 0).collect();
+        let weights: Vec<f32> = busy
+            .iter()
+            .map(|&busy| if busy { BUSY } else { 1.0 })
+            .collect();
+        let total: f32 = weights.iter().sum();
+        let weights = Tensor::<B, 1>::from_data(TensorData::from(&weights[..]), device);
         let mut loss = Tensor::zeros([1], device);
         let mut right = [0.0; 5];
         let mut start = 0;
@@ -149,7 +158,7 @@ impl<B: Backend> Pupil<B> {
                 .slice([0..images * patches, start..start + ways]);
             start += ways;
             right[part] = accuracy(own.clone(), targets, &busy);
-            loss = loss + token_losses(own, targets).mean();
+            loss = loss + (token_losses(own, targets) * weights.clone()).sum() / total;
         }
 
         let class = states[last].clone().slice([0..images, 0..1, 0..hidden]);

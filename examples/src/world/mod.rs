@@ -82,14 +82,14 @@ words! {
 }
 
 words! {
-    /// The cell of a 3×3 grid that it stands in.
+    /// The cell of a 3×3 grid that it stands in; one word each.
     Place {
         /// First row, first column.
-        TopLeft = "top left",
+        TopLeft = "top-left",
         /// First row, second column.
         Top = "top",
         /// First row, third column.
-        TopRight = "top right",
+        TopRight = "top-right",
         /// Second row, first column.
         Left = "left",
         /// The middle.
@@ -97,11 +97,11 @@ words! {
         /// Second row, third column.
         Right = "right",
         /// Third row, first column.
-        BottomLeft = "bottom left",
+        BottomLeft = "bottom-left",
         /// Third row, second column.
         Bottom = "bottom",
         /// Third row, third column.
-        BottomRight = "bottom right",
+        BottomRight = "bottom-right",
     }
 }
 

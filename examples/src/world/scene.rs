@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 use super::{Color, Place, Shape, Size};
 
 /// Most things in a scene.
-pub const MOST_THINGS: usize = 4;
+pub const MOST_THINGS: usize = 3;
 
 /// One thing. Lengths are in parts of the picture's side.
 #[derive(Debug, Clone, PartialEq)]
@@ -48,7 +48,7 @@ pub fn rng(seed: u64, stream: u64, number: u64) -> ChaCha8Rng {
 }
 
 impl Scene {
-    /// The scene of a number: one to four things.
+    /// The scene of a number: one to three things.
     pub fn draw(seed: u64, number: u64) -> Self {
         let mut rng = rng(seed, 0, number);
         let count = rng.random_range(1..=MOST_THINGS);

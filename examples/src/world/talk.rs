@@ -11,7 +11,7 @@ use super::{Color, Place, Scene, Shape, Size, Thing};
 pub const DESCRIBE: &str = "Describe the image.";
 
 /// Words for numbers.
-const NUMBERS: [&str; MOST_THINGS + 1] = ["zero", "one", "two", "three", "four"];
+const NUMBERS: [&str; MOST_THINGS + 1] = ["zero", "one", "two", "three"];
 
 /// Kinds of questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -67,7 +67,7 @@ impl Thing {
         format!("{} {}", self.color.word(), self.shape.word())
     }
 
-    /// "at the top left".
+    /// "at the top-left".
     fn at(&self) -> String {
         format!("at the {}", self.place.word())
     }
@@ -82,19 +82,24 @@ impl Scene {
         parts.join(", ")
     }
 
-    /// The same in keywords, things in any order: what the language model learns to read before
-    /// it sees a picture.
-    pub fn notes(&self, rng: &mut ChaCha8Rng) -> String {
+    /// The same as a table in keywords: a phrase for each cell of the grid, "nothing" where
+    /// nothing stands, in reading order. It is what the language model learns to read before it sees
+    /// a picture.
+    pub fn table(&self) -> Vec<String> {
+        let phrase = |place: &Place| match self.find(None, None, Some(*place)).first() {
+            Some(thing) => format!("{} {} {}", thing.name(), thing.size.word(), place.word()),
+            None => format!("nothing {}", place.word()),
+        };
+        Place::ALL.iter().map(phrase).collect()
+    }
+
+    /// What stands where, the place before the thing and in any order: exercise in finding a phrase
+    /// of the table by its place.
+    pub fn recital(&self, rng: &mut ChaCha8Rng) -> String {
         let mut things: Vec<&Thing> = self.things.iter().collect();
         things.shuffle(rng);
-        let part = |thing: &&Thing| {
-            format!(
-                "{} {} {}",
-                thing.name(),
-                thing.size.word(),
-                thing.place.word()
-            )
-        };
+        let part =
+            |thing: &&Thing| format!("{} a {} {}", thing.at(), thing.size.word(), thing.name());
         let parts: Vec<String> = things.iter().map(part).collect();
         parts.join(", ")
     }
@@ -137,12 +142,8 @@ impl Scene {
         }
         let (mut shape, mut color) = (thing.shape, thing.color);
         while !yes && !self.find(Some(shape), Some(color), None).is_empty() {
-            // One of the two words stays true.
-            if rng.random() {
-                shape = one_of(Shape::ALL, rng);
-            } else {
-                color = one_of(Color::ALL, rng);
-            }
+            shape = one_of(Shape::ALL, rng);
+            color = one_of(Color::ALL, rng);
         }
         let article = if color == Color::Orange { "an" } else { "a" };
         let question = format!("Is there {article} {} {}?", color.word(), shape.word());
@@ -157,7 +158,7 @@ impl Scene {
     /// Words that mean this thing and no other, without its colour.
     fn referred(&self, thing: &Thing, rng: &mut ChaCha8Rng) -> String {
         let alone = self.find(Some(thing.shape), None, None).len() == 1;
-        if alone && rng.random() {
+        if alone && rng.random_range(0..4) == 0 {
             thing.shape.word().into()
         } else {
             format!("shape {}", thing.at())
@@ -219,7 +220,8 @@ impl Scene {
 
     /// Every caption, instruction and a good many questions: the language of the world.
     pub fn everything(&self, rng: &mut ChaCha8Rng) -> Vec<String> {
-        let mut texts = vec![DESCRIBE.to_owned(), self.caption(), self.notes(rng)];
+        let mut texts = vec![DESCRIBE.to_owned(), self.caption(), self.recital(rng)];
+        texts.extend(self.table());
         for kind in Kind::ALL {
             let one = self.ask(kind, rng);
             texts.extend([one.question, one.answer]);
