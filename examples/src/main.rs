@@ -51,7 +51,7 @@ enum Command {
     Score(command::score::Score),
     /// Show what a checkpoint or preset is made of.
     Inspect(command::inspect::Inspect),
-    /// Merge adapters; convert layout and dtype.
+    /// Merge adapters; convert layout and dtype; quantise.
     Export(command::export::Export),
     /// Make a small world, train on it, and show what was learnt (also without any argument).
     Quickstart(command::quickstart::Quickstart),

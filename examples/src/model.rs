@@ -11,6 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Template, TextTokenizer};
+use sq_llava_model::quant::{Quantize, is_native};
 use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
 use sq_llava_train::resident::proc_bytes;
@@ -38,6 +39,10 @@ pub struct ModelArguments {
     /// Dtype of the weights in memory.
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
+    /// Bring the LLM's weights into blocks: q8 (int8), q4 (int4), or stored (those of a GGUF file
+    /// as they are). On the CPU.
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<Quantize>,
     /// Conversation template: plain, v1, v1_sq, sq or llama_2.
     #[arg(long, value_name = "TEMPLATE")]
     pub conv: Option<Template>,
@@ -141,8 +146,20 @@ impl ModelArguments {
     /// # Errors
     /// If it cannot be loaded.
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
+        self.load_as(self.quantize, device)
+    }
+
+    /// Loads the model with its weights in other blocks than asked for.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn load_as<B: Backend>(
+        &self,
+        quantize: Option<Quantize>,
+        device: &B::Device,
+    ) -> Result<(Assistant<B>, LoadReport)> {
         let Some(dir) = &self.model else {
-            return self.random::<B>(device);
+            return self.random::<B>(quantize, device);
         };
         let bytes = weight_bytes(self.base.as_deref().unwrap_or(dir));
         let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
@@ -152,6 +169,7 @@ impl ModelArguments {
                 dtype,
                 base: self.base.clone(),
                 vision: self.vision.clone(),
+                quantize,
                 progress: Some(progress(&bar)),
                 ..LoadOptions::default()
             },
@@ -163,7 +181,11 @@ impl ModelArguments {
         Ok(loaded?)
     }
 
-    fn random<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
+    fn random<B: Backend>(
+        &self,
+        quantize: Option<Quantize>,
+        device: &B::Device,
+    ) -> Result<(Assistant<B>, LoadReport)> {
         let Some(name) = &self.preset else {
             bail!("no model is named: give its directory with --model DIR");
         };
@@ -176,7 +198,13 @@ impl ModelArguments {
             other => other.resolve(self.device, 0),
         };
         let dtype = self.dtype.supported::<B>(dtype, self.device, device)?;
-        let model = init_random(config.init::<B>(device)?, dtype, 0)?;
+        let mut model = init_random(config.init::<B>(device)?, dtype, 0)?;
+        if let Some(wanted) = quantize {
+            if !is_native::<B>() {
+                bail!("quantised weights run on the CPU alone; choose --device cpu");
+            }
+            model.language_model.quantize(wanted)?;
+        }
         let processor = match &config.vision {
             Some(vision) => {
                 let side = u32::try_from(vision.image_size).context("image size")?;

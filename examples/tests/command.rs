@@ -318,3 +318,56 @@ fn mistakes_get_one_line_that_names_them() {
     let error = ask(&["--model", model, "Hi"]);
     assert!(error.contains(&golden::file_name(&shard)), "{error}");
 }
+
+#[test]
+fn a_gguf_file_and_blocks_answer() {
+    let gguf = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../sq-llava-model/tests/fixtures/gguf/tied.gguf");
+    let answer = |model: &Path, more: &[&str]| {
+        let mut arguments = vec![
+            "ask",
+            "--model",
+            text(model),
+            "--device",
+            "cpu",
+            "--conv",
+            "plain",
+            "--max-new-tokens",
+            "8",
+            "--json",
+            "What is it?",
+        ];
+        arguments.extend(more);
+        let answer: Value = serde_json::from_str(&said(&arguments)).expect("JSON");
+        answer["output_ids"].clone()
+    };
+    let whole = answer(&gguf, &[]);
+    assert!(whole.as_array().is_some_and(|ids| !ids.is_empty()));
+    // The file's own blocks hold the same numbers.
+    assert_eq!(answer(&gguf, &["--quantize", "stored"]), whole);
+
+    let out = tempfile::tempdir().expect("a folder");
+    let out = out.path().join("q4");
+    said(&[
+        "export",
+        "--model",
+        text(&gguf),
+        "--device",
+        "cpu",
+        "--quantize",
+        "q4",
+        "--out",
+        text(&out),
+    ]);
+    let shown: Value =
+        serde_json::from_str(&said(&["inspect", text(&out), "--json"])).expect("JSON");
+    let formats = &shown["report"]["formats"];
+    assert_eq!((&formats["q4"], &formats["q8"]), (&14.into(), &1.into()));
+    assert!(answer(&out, &[]).as_array().is_some());
+    let refused = run(&["ask", "--model", text(&gguf), "--quantize", "q5", "Hi"]);
+    let message = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && message.contains("known are q8, q4"),
+        "{message}"
+    );
+}

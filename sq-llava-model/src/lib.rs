@@ -26,6 +26,7 @@ pub mod multimodal;
 pub mod norm;
 pub mod projector;
 pub mod prototype;
+pub mod quant;
 pub mod questioner;
 pub mod rope;
 pub mod sampling;

@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, backend::Backend};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::lora::Lora;
+use crate::quant::BlockMatrix;
 
 /// `y = x Wᵀ + b (+ LoRA)`.
 ///
@@ -18,6 +19,9 @@ use crate::lora::Lora;
 pub struct Linear<B: Backend> {
     /// `[out, in]`.
     pub weight: Param<Tensor<B, 2>>,
+    /// The weight in blocks; `weight` is a stand-in then.
+    #[module(skip)]
+    pub quantized: Option<BlockMatrix>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// Low-rank adapter, if this linear has one.
@@ -34,6 +38,7 @@ impl<B: Backend> Linear<B> {
         };
         Self {
             weight: uniform.init([d_out, d_in], device),
+            quantized: None,
             bias: bias.then(|| uniform.init([d_out], device)),
             lora: None,
         }
@@ -41,12 +46,18 @@ impl<B: Backend> Linear<B> {
 
     /// Input width.
     pub fn d_in(&self) -> usize {
-        self.weight.lazy_shape()[1]
+        match &self.quantized {
+            Some(matrix) => matrix.columns(),
+            None => self.weight.lazy_shape()[1],
+        }
     }
 
     /// Output width.
     pub fn d_out(&self) -> usize {
-        self.weight.lazy_shape()[0]
+        match &self.quantized {
+            Some(matrix) => matrix.rows(),
+            None => self.weight.lazy_shape()[0],
+        }
     }
 
     /// `[.., in]` → `[.., out]`, in the input's dtype.
@@ -73,7 +84,10 @@ impl<B: Backend> Linear<B> {
     /// The operations that every backend has. `[rows, in]` → `[rows, out]`
     pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let dtype = input.dtype();
-        let mut output = portable_product(input.clone(), self.weight.val());
+        let mut output = match &self.quantized {
+            Some(matrix) => matrix.product(input.clone()),
+            None => portable_product(input.clone(), self.weight.val()),
+        };
         if let Some(bias) = &self.bias {
             output = output + bias.val().cast(dtype).unsqueeze();
         }
@@ -81,6 +95,18 @@ impl<B: Backend> Linear<B> {
             output = output + lora.forward(input);
         }
         output
+    }
+
+    /// The weight in `weight`, in its dtype, where it was in blocks.
+    #[must_use]
+    pub fn dequantize(mut self) -> Self {
+        if let Some(matrix) = self.quantized.take() {
+            let (device, dtype) = (self.weight.lazy_device(), self.weight.val().dtype());
+            let weight = Tensor::from_data(matrix.dequantize(), (&device, dtype));
+            let weight = weight.set_require_grad(false);
+            self.weight = Param::initialized(self.weight.id, weight);
+        }
+        self
     }
 
     /// Our kernel, where the tensors are the CPU backend's: weight, bias and adapter in one.
@@ -95,6 +121,7 @@ impl<B: Backend> Linear<B> {
         let lora = self.lora.as_ref();
         let dropped = lora.and_then(|lora| lora.dropped(&input));
         let kernel = cpu::LinearKernel {
+            blocks: self.quantized.clone(),
             bias: self.bias.is_some(),
             adapter: lora.map(|lora| lora.scaling),
             dropped: dropped.is_some(),
@@ -149,7 +176,10 @@ pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
         let flat = input
             .clone()
             .reshape([dims[..D - 1].iter().product(), d_in]);
-        let weights = linears.iter().map(|linear| linear.weight.val()).collect();
+        let weights = linears
+            .iter()
+            .map(|linear| (linear.weight.val(), linear.quantized.as_ref()))
+            .collect();
         if let Some(outputs) = cpu::together(&flat, weights)
             && let Ok(outputs) = <[Tensor<B, 2>; N]>::try_from(outputs)
         {

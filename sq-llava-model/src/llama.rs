@@ -226,7 +226,7 @@ impl<B: Backend> Llama<B> {
         let hidden = self.model.norm.forward(hidden);
         let base = match &self.lm_head {
             Some(head) => head.forward(hidden.clone()),
-            None => product(hidden.clone(), self.model.embed_tokens.weight.val()),
+            None => self.model.embed_tokens.scores(hidden.clone()),
         };
         let Some(new) = &self.new_tokens else {
             return base;
@@ -264,11 +264,11 @@ impl<B: Backend> NewTokens<B> {
             let rows = mean + noise * variance.sqrt().mul_scalar(0.1);
             Param::from_tensor(rows)
         };
-        let embed = draw(llama.model.embed_tokens.weight.val(), seed);
+        let embed = draw(llama.model.embed_tokens.table(), seed);
         let lm_head = llama
             .lm_head
             .as_ref()
-            .map(|head| draw(head.weight.val(), seed ^ 1));
+            .map(|head| draw(head.clone().dequantize().weight.val(), seed ^ 1));
         Self {
             embed,
             lm_head,

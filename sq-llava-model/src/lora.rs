@@ -139,10 +139,12 @@ impl<B: Backend> Linear<B> {
         self
     }
 
-    /// Folds the adapter into the weight, computed in f32, and removes it.
+    /// Folds the adapter into the weight, computed in f32, and removes it. A weight in blocks is
+    /// dequantised for that.
     #[must_use]
     pub fn merge_lora(mut self) -> Self {
         if let Some(lora) = self.lora.take() {
+            self = self.dequantize();
             self.weight = self.weight.map(|weight| add_f32(weight, lora.delta()));
         }
         self

@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::FloatDType;
 use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::quant::Quantize;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
 use weights::*;
 
@@ -27,12 +28,13 @@ fn anonymous() -> u64 {
 }
 
 /// Loads and returns the highest growth of the anonymous memory, and the time in seconds.
-fn peak(dir: &Path, dtype: FloatDType) -> (u64, f64) {
+fn peak(dir: &Path, dtype: FloatDType, quantize: Option<Quantize>) -> (u64, f64) {
     let (before, clock) = (anonymous(), std::time::Instant::now());
     let highest = Arc::new(AtomicU64::new(before));
     let watched = highest.clone();
     let options = LoadOptions {
         dtype,
+        quantize,
         progress: Some(Arc::new(move |_, _| {
             watched.fetch_max(anonymous(), Ordering::Relaxed);
         })),
@@ -52,7 +54,7 @@ fn loading_takes_the_model_and_one_tensor() {
     for (root, dtype) in real.iter().flat_map(|root| {
         [FloatDType::F16, FloatDType::BF16, FloatDType::F32].map(|dtype| (root, dtype))
     }) {
-        let (growth, seconds) = peak(&Path::new(root).join("smollm2-135m"), dtype);
+        let (growth, seconds) = peak(&Path::new(root).join("smollm2-135m"), dtype, None);
         eprintln!(
             "SmolLM2-135M as {dtype:?}: {} MB, {seconds:.2} s",
             growth / 1_000_000
@@ -87,6 +89,13 @@ fn loading_takes_the_model_and_one_tensor() {
     let file = dir.path().join("llm.gguf");
     std::fs::write(&file, gguf::q8_0_file(&config.llama)).unwrap();
     stays_within(&file, "Q8_0", parameters + largest);
+    // Kept in blocks, 34 bytes for 32 numbers.
+    let (growth, _) = peak(&file, FloatDType::F16, Some(Quantize::Stored));
+    let bound = (parameters + largest) * 34 / 32 + SLACK;
+    assert!(
+        growth <= bound,
+        "in blocks: {growth} bytes are above {bound}"
+    );
 }
 
 /// Loads in every dtype; `elements` may stand in memory at once.
@@ -96,7 +105,7 @@ fn stays_within(path: &Path, stored: &str, elements: u64) {
         (FloatDType::BF16, 2),
         (FloatDType::F32, 4),
     ] {
-        let (growth, _) = peak(path, wanted);
+        let (growth, _) = peak(path, wanted, None);
         let bound = elements * size + SLACK;
         assert!(
             growth <= bound,

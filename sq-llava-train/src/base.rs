@@ -102,6 +102,7 @@ impl<B: AutodiffBackend> Base<B> {
                 BaseDtype::Bf16 => FloatDType::BF16,
             },
             vision: paths.vision.clone(),
+            quantize: recipe.quantize,
             trainable_f32: true,
             freeze_base: true,
             ..LoadOptions::default()

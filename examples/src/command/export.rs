@@ -6,12 +6,13 @@ use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
+use sq_llava_model::quant::Quantize;
 use sq_llava_model::weights::{Layout, SaveOptions, save_pretrained};
 
 use crate::device::Work;
 use crate::model::{ModelArguments, Precision};
 
-/// Merge adapters; convert layout and dtype.
+/// Merge adapters; convert layout and dtype; quantise.
 #[derive(Debug, Args)]
 pub struct Export {
     #[command(flatten)]
@@ -56,7 +57,12 @@ impl Work for Export {
                 self.out.display()
             );
         }
-        let (mut assistant, _) = self.model.load::<B>(device)?;
+        // Adapters belong into the weights before those are rounded to blocks.
+        let (kept, later) = match self.model.quantize {
+            Some(Quantize::Stored) => (Some(Quantize::Stored), None),
+            wanted => (None, wanted),
+        };
+        let (mut assistant, _) = self.model.load_as::<B>(kept, device)?;
         assistant.model.config.conversation = Some(assistant.template.name().into());
         let weight = &assistant.model.language_model.model.embed_tokens.weight;
         let dtype = match self.save_dtype {
@@ -71,7 +77,11 @@ impl Work for Export {
                 LayoutName::LlavaHf => Layout::LlavaHf,
             },
         };
-        let files = save_pretrained(&assistant.model.merge_lora(), &self.out, &options)?;
+        let mut model = assistant.model.merge_lora();
+        if let Some(wanted) = later {
+            model.language_model.quantize(wanted)?;
+        }
+        let files = save_pretrained(&model, &self.out, &options)?;
         assistant.tokenizer.save(&self.out)?;
         if let Some(processor) = &assistant.processor {
             processor

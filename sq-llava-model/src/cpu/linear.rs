@@ -11,11 +11,14 @@ use super::level::vectorised;
 use super::pieces;
 use super::view::{contiguous, elements, filled};
 use super::weight::{FEW, Weight, few, readable, weight_rows};
+use crate::quant::BlockMatrix;
 
 /// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]`, bias `[out]`, the
 /// adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]` if that is not x.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct LinearKernel {
+    /// The weight if it is in blocks; the input in its place is a stand-in then.
+    pub(crate) blocks: Option<BlockMatrix>,
     /// Whether there is a bias.
     pub(crate) bias: bool,
     /// Scaling of the adapter, if there is one.
@@ -49,6 +52,7 @@ impl LinearKernel {
     /// `x Wᵀ` alone.
     pub(crate) fn plain() -> Self {
         Self {
+            blocks: None,
             bias: false,
             adapter: None,
             dropped: false,
@@ -64,13 +68,20 @@ impl LinearKernel {
         }
     }
 
+    fn weight<'a>(&'a self, input: &'a FlexTensor) -> Weight<'a> {
+        match &self.blocks {
+            Some(matrix) => Weight::in_blocks(matrix.blocks()),
+            None => Weight::new(input),
+        }
+    }
+
     fn scaling(&self) -> f32 {
         self.adapter.unwrap_or(0.0) as f32
     }
 
     fn of<const N: usize>(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Option<FlexTensor>) {
         let places = self.places();
-        let weight = Weight::new(&inputs[1]);
+        let weight = self.weight(&inputs[1]);
         let [rows, _] = inputs[0].layout().shape().dims::<2>();
         let n = weight.d_out;
         let mut out = vec![0.0; rows * n];
@@ -162,7 +173,7 @@ impl<const N: usize> Kernel<N> for LinearKernel {
         let mut found = [const { None }; N];
 
         if let (true, Some(weight)) = (wanted[0], &saved.inputs[1]) {
-            let weight = Weight::new(weight);
+            let weight = self.weight(weight);
             let mut d_x = vec![0.0; rows * weight.d_in];
             weight.backward(rows, g, &mut d_x);
             found[0] = Some(d_x);
@@ -262,14 +273,24 @@ impl<const N: usize> Kernel<N> for LinearKernel {
 
 /// `x Wᵀ` for several weights without bias or adapter, the inputs few and nothing tracked: what a
 /// decoded token is multiplied with, in one turn of the pool. `None` where that does not hold.
-pub(crate) fn together(x: &FlexTensor, weights: &[FlexTensor]) -> Option<Vec<FlexTensor>> {
+pub(crate) fn together(
+    x: &FlexTensor,
+    weights: &[(FlexTensor, Option<&BlockMatrix>)],
+) -> Option<Vec<FlexTensor>> {
     let [rows, width] = x.layout().shape().dims::<2>();
     let fits = |w: &FlexTensor| w.is_contiguous() && readable(w.dtype());
-    if rows == 0 || rows > FEW || x.dtype() != DType::F32 || !weights.iter().all(fits) {
+    let fit = weights.iter().all(|(weight, _)| fits(weight));
+    if rows == 0 || rows > FEW || x.dtype() != DType::F32 || !fit {
         return None;
     }
     let x = contiguous(x.clone());
-    let weights: Vec<Weight<'_>> = weights.iter().map(Weight::new).collect();
+    let weights: Vec<Weight<'_>> = weights
+        .iter()
+        .map(|(weight, blocks)| match blocks {
+            Some(matrix) => Weight::in_blocks(matrix.blocks()),
+            None => Weight::new(weight),
+        })
+        .collect();
     if weights.iter().any(|weight| weight.d_in != width) {
         return None;
     }

@@ -13,6 +13,7 @@ mod activation;
 mod adamw;
 mod append;
 mod attention;
+mod blocks;
 mod cross_entropy;
 mod gemm;
 mod level;
@@ -47,6 +48,8 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Bool, DType, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
+
+use crate::quant::BlockMatrix;
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -181,14 +184,17 @@ pub(crate) fn multiplies<B: Backend, const D: usize>(
     ours && input.dtype() == DType::F32 && weight::readable(weight.dtype())
 }
 
-/// Products of one input with several weights, where they are plain flex tensors and the inputs
-/// few. `[rows, in]`, `[out, in]` each → `[rows, out]` each
+/// Products of one input with several weights, in tensors or in blocks, where the tensors are
+/// plain flex ones and the inputs few. `[rows, in]`, `[out, in]` each → `[rows, out]` each
 pub(crate) fn together<B: Backend>(
     input: &Tensor<B, 2>,
-    weights: Vec<Tensor<B, 2>>,
+    weights: Vec<(Tensor<B, 2>, Option<&BlockMatrix>)>,
 ) -> Option<Vec<Tensor<B, 2>>> {
     let input = same::<_, FlexTensor>(float(input.clone())).ok()?;
-    let weights: Result<Vec<FlexTensor>, _> = weights.into_iter().map(|w| same(float(w))).collect();
+    let weights: Result<Vec<_>, _> = weights
+        .into_iter()
+        .map(|(weight, blocks)| same::<_, FlexTensor>(float(weight)).map(|w| (w, blocks)))
+        .collect();
     let outputs = linear::together(&input, &weights.ok()?)?;
     let outputs = outputs
         .into_iter()

@@ -1,23 +1,26 @@
-//! A weight `[out, in]` in f32 or f16, multiplied without ever being copied whole.
+//! A weight `[out, in]` in f32, in f16 or in blocks of integers, multiplied without ever being copied
+//! or dequantised whole.
 
 use burn::tensor::{DType, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::blocks::{Input, dots};
 use super::gemm::{Matrix, Threads, product};
 use super::level::{Level, vectorised};
 use super::math::{LANES, dot, total};
 use super::view::contiguous;
+use crate::quant::Blocks;
 
 /// Rows of the input up to which the weight is read row by row: the product then costs what
 /// reading it costs.
 pub(super) const FEW: usize = 8;
 
-/// Elements of a block of weight rows that a thread takes at once.
-const BLOCK: usize = 1 << 15;
+/// Elements of weight rows that a thread takes at once.
+const PIECE: usize = 1 << 15;
 
-/// f16 elements that are converted at once for a product with many rows: 8 MB in f32, a share of
-/// the last cache.
+/// Elements that are brought to f32 at once for a product with many rows: 8 MB, a share of the last
+/// cache.
 const PANEL: usize = 1 << 21;
 
 /// The elements of a weight.
@@ -25,6 +28,7 @@ const PANEL: usize = 1 << 21;
 pub(super) enum Elements<'a> {
     Full(&'a [f32]),
     Half(&'a [f16]),
+    Blocks(&'a Blocks),
 }
 
 /// A weight that is read.
@@ -59,6 +63,15 @@ impl<'a> Weight<'a> {
             elements,
             d_out,
             d_in,
+        }
+    }
+
+    /// Reads a matrix in blocks.
+    pub(super) fn in_blocks(blocks: &'a Blocks) -> Self {
+        Self {
+            elements: Elements::Blocks(blocks),
+            d_out: blocks.rows,
+            d_in: blocks.columns,
         }
     }
 
@@ -107,52 +120,87 @@ impl<'a> Weight<'a> {
 
     /// Calls `f(first row, rows in f32)` for all rows; f32 weights are one panel.
     fn panels(&self, mut f: impl FnMut(usize, &[f32])) {
-        let half = match self.elements {
-            Elements::Full(all) => return f(0, all),
-            Elements::Half(half) => half,
-        };
-        let step = (PANEL / self.d_in.max(1)).max(1) * self.d_in;
-        let mut buffer = vec![0.0f32; step.min(half.len())];
-        for (index, panel) in half.chunks(step.max(1)).enumerate() {
-            let buffer = &mut buffer[..panel.len()];
+        if let Elements::Full(all) = self.elements {
+            return f(0, all);
+        }
+        let k = self.d_in.max(1);
+        let step = (PANEL / k).clamp(1, self.d_out.max(1));
+        let mut buffer = vec![0.0f32; step * k];
+        for first in (0..self.d_out).step_by(step) {
+            let buffer = &mut buffer[..step.min(self.d_out - first) * k];
+            let rows = (PIECE / k).max(1);
             buffer
-                .par_chunks_mut(BLOCK)
-                .zip(panel.par_chunks(BLOCK))
-                .for_each(|(to, from)| widen(from, to));
-            f(index * step / self.d_in.max(1), buffer);
+                .par_chunks_mut(rows * k)
+                .enumerate()
+                .for_each(|(piece, out)| self.read(first + piece * rows, out));
+            f(first, buffer);
+        }
+    }
+
+    /// Rows from `first` on in f32.
+    fn read(&self, first: usize, out: &mut [f32]) {
+        let start = first * self.d_in;
+        match self.elements {
+            Elements::Full(all) => out.copy_from_slice(&all[start..start + out.len()]),
+            Elements::Half(all) => widen(&all[start..start + out.len()], out),
+            Elements::Blocks(blocks) => {
+                for (i, out) in out.chunks_mut(self.d_in).enumerate() {
+                    blocks.read_row(first + i, out);
+                }
+            }
         }
     }
 
     /// Rows `first..first + count` times the inputs: `out [count, rows]`.
-    fn block(&self, first: usize, rows: usize, x: &[f32], out: &mut [f32]) {
-        let k = self.d_in;
+    fn piece(&self, first: usize, x: &Inputs<'_>, out: &mut [f32]) {
+        let (k, rows) = (self.d_in, x.rows);
         let range = first * k..(first + out.len() / rows) * k;
         match self.elements {
-            Elements::Full(all) => full_rows(&all[range], x, rows, k, out),
-            Elements::Half(all) => half_rows(&all[range], x, rows, k, out),
+            Elements::Full(all) => full_rows(&all[range], x.values, rows, k, out),
+            Elements::Half(all) => half_rows(&all[range], x.values, rows, k, out),
+            Elements::Blocks(blocks) => dots(blocks, first, &x.rounded, out),
         }
     }
+}
+
+/// A few rows of input.
+struct Inputs<'a> {
+    rows: usize,
+    /// `[rows, in]`.
+    values: &'a [f32],
+    /// The rows as integers, where a weight in blocks asks for them.
+    rounded: Vec<Input>,
 }
 
 /// `W xᵀ` of several weights with the same few inputs `[rows, in]`, all weights read at once by
 /// the pool: `[out, rows]` for each.
 pub(super) fn few(weights: &[Weight<'_>], rows: usize, x: &[f32]) -> Vec<Vec<f32>> {
     let mut outs: Vec<Vec<f32>> = weights.iter().map(|w| vec![0.0; w.d_out * rows]).collect();
-    if rows == 0 {
+    if x.is_empty() {
         return outs;
     }
+    let in_blocks = |weight: &Weight<'_>| matches!(weight.elements, Elements::Blocks(_));
+    let rounded = match weights.iter().any(in_blocks) {
+        true => x.chunks_exact(x.len() / rows).map(Input::new).collect(),
+        false => Vec::new(),
+    };
+    let inputs = Inputs {
+        rows,
+        values: x,
+        rounded,
+    };
     let mut pieces = Vec::new();
     for (weight, out) in weights.iter().zip(&mut outs) {
-        let block = (BLOCK / weight.d_in.max(1)).max(1);
-        for (index, out) in out.chunks_mut(block * rows).enumerate() {
-            pieces.push((weight, index * block, out));
+        let step = (PIECE / weight.d_in.max(1)).max(1);
+        for (index, out) in out.chunks_mut(step * rows).enumerate() {
+            pieces.push((weight, index * step, out));
         }
     }
     match &mut pieces[..] {
-        [(weight, first, out)] => weight.block(*first, rows, x, out),
+        [(weight, first, out)] => weight.piece(*first, &inputs, out),
         pieces => pieces
             .par_iter_mut()
-            .for_each(|(weight, first, out)| weight.block(*first, rows, x, out)),
+            .for_each(|(weight, first, out)| weight.piece(*first, &inputs, out)),
     }
     outs
 }

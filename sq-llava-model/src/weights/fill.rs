@@ -21,6 +21,16 @@ pub(super) struct WeightMap {
     ignored: Vec<String>,
     /// Whether the language model came from a GGUF file, whose keys are spelt otherwise.
     gguf: bool,
+    /// Canonical names of matrices that are in the model already, in blocks.
+    quantized: BTreeMap<String, Taken>,
+}
+
+/// What was taken out of the map for a quantised matrix.
+#[derive(Debug, Default)]
+struct Taken {
+    keys: Vec<String>,
+    bytes: u64,
+    format: String,
 }
 
 impl WeightMap {
@@ -100,6 +110,21 @@ impl WeightMap {
         }
     }
 
+    /// Takes a matrix (with the tensors `beside` it) out that was put into the model in blocks.
+    pub fn taken(&mut self, name: &str, beside: &[&str], format: String) {
+        let mut taken = Taken {
+            format,
+            ..Taken::default()
+        };
+        for name in std::iter::once(&name).chain(beside) {
+            if let Some(tensor) = self.weights.remove(*name) {
+                taken.bytes += tensor.stored_bytes();
+                taken.keys.push(tensor.name);
+            }
+        }
+        self.quantized.insert(name.to_string(), taken);
+    }
+
     pub fn get(&self, name: &str) -> Option<&StoredTensor> {
         self.weights.get(name)
     }
@@ -164,17 +189,25 @@ pub(super) struct FillOptions<'a> {
 /// If a tensor cannot be read.
 pub(super) fn fill<B: Backend, M: Module<B>>(
     model: M,
-    weights: WeightMap,
+    mut weights: WeightMap,
     options: &FillOptions<'_>,
 ) -> Result<(M, LoadReport), ModelError> {
-    let total = weights.weights.values().map(|t| t.stored_bytes()).sum();
+    let mut report = LoadReport::default();
+    let mut done = 0;
+    for taken in weights.quantized.values_mut() {
+        report.loaded.append(&mut taken.keys);
+        *report.formats.entry(taken.format.clone()).or_default() += 1;
+        done += taken.bytes;
+    }
+    let left: u64 = weights.weights.values().map(|t| t.stored_bytes()).sum();
+    let total = done + left;
     let mut filler = Filler {
         weights,
         options,
         path: Vec::new(),
-        done: 0,
+        done,
         total,
-        report: LoadReport::default(),
+        report,
         error: None,
     };
     let model = model.map(&mut filler);
@@ -282,6 +315,9 @@ impl<B: Backend> ModuleMapper<B> for Filler<'_> {
             return param;
         }
         let name = canonical(&self.path);
+        if self.weights.quantized.contains_key(&name) {
+            return param;
+        }
         match self.read(&name, &param) {
             None => param,
             Some(tensor) => {

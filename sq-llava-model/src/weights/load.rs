@@ -12,6 +12,7 @@ use super::adapter::{Adapter, attach};
 use super::fill::{FillOptions, WeightMap, fill};
 use super::gguf;
 use super::layout::Section;
+use super::quantized::fill_quantized;
 use super::report::LoadReport;
 use super::run::{is_run, plan_run};
 use super::source::{either, model_files, read_file, read_files};
@@ -20,6 +21,7 @@ use super::write::file_dtype;
 use crate::config::{ProjectorConfig, PrototypeConfig, SqLlavaConfig, read_json};
 use crate::error::ModelError;
 use crate::llama::NewTokens;
+use crate::quant::Quantize;
 use crate::sq_llava::SqLlava;
 
 /// Called with the bytes read so far and the bytes to read.
@@ -43,6 +45,8 @@ pub struct LoadOptions {
     pub freeze_base: bool,
     /// Start training from new parts instead of the files'.
     pub fresh: Option<FreshParts>,
+    /// Bring the language model's matrices into blocks of int8 or int4 while loading (CPU alone).
+    pub quantize: Option<Quantize>,
     /// Told about the bytes read.
     pub progress: Option<Progress>,
 }
@@ -66,6 +70,7 @@ impl Default for LoadOptions {
             trainable_f32: false,
             freeze_base: false,
             fresh: None,
+            quantize: None,
             progress: None,
         }
     }
@@ -81,6 +86,7 @@ impl fmt::Debug for LoadOptions {
             .field("trainable_f32", &self.trainable_f32)
             .field("freeze_base", &self.freeze_base)
             .field("fresh", &self.fresh)
+            .field("quantize", &self.quantize)
             .field("progress", &self.progress.is_some())
             .finish()
     }
@@ -169,6 +175,12 @@ pub fn load_model<B: Backend>(
         let new = NewTokens::zeros(rows, llama.hidden_size, tied, start, device);
         model.language_model.new_tokens = Some(new);
     }
+    fill_quantized(
+        &mut model.language_model,
+        &mut plan.weights,
+        options.quantize,
+        dtype,
+    )?;
     let fill_options = FillOptions {
         dtype,
         trainable_dtype: if options.trainable_f32 {

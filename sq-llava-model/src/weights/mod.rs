@@ -14,6 +14,7 @@ mod layout;
 mod load;
 mod pickle;
 mod pytorch;
+mod quantized;
 mod random;
 mod report;
 mod run;

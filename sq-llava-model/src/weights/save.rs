@@ -1,15 +1,24 @@
 //! Saving whole models as Hugging Face's `save_pretrained` does.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, FloatDType, TensorData, backend::Backend};
 use serde_json::{Map, json};
 
+use half::f16;
+
 use super::layout::{Layout, write_key};
+use super::quantized::{MIN, SCALE};
 use super::source::model_files;
 use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
+use crate::llama::Llama;
+use crate::quant::{BLOCK, BlockMatrix, QuantFormat, quantized};
 use crate::sq_llava::SqLlava;
+
+const EMBEDDING: &str = "language_model.model.embed_tokens.weight";
+const HEAD: &str = "language_model.lm_head.weight";
 
 /// How a whole model is saved.
 #[derive(Debug, Clone, Copy)]
@@ -56,6 +65,19 @@ pub fn save_pretrained<B: Backend>(
         Layout::Original => config.to_hf(),
         Layout::LlavaHf => config.to_llava_hf()?,
     };
+    let formats = formats(&model.language_model);
+    if !formats.is_empty() {
+        if options.layout == Layout::LlavaHf {
+            return Err(ModelError::Argument(
+                "the llava-hf layout holds no quantised weights; choose the original layout".into(),
+            ));
+        }
+        config["quantization_config"] = json!({
+            "quant_method": "sq-llava",
+            "block_size": BLOCK,
+            "matrices": formats,
+        });
+    }
     config["torch_dtype"] = json!(match dtype {
         DType::F16 => "float16",
         DType::BF16 => "bfloat16",
@@ -111,8 +133,27 @@ fn whole_entries<B: Backend>(
     layout: Layout,
 ) -> Result<Vec<Entry>, ModelError> {
     let llama = &model.language_model;
+    let quantized: BTreeMap<String, &BlockMatrix> = quantized(llama).into_iter().collect();
     let mut out = Vec::new();
     for mut entry in entries(model) {
+        if let Some(matrix) = quantized.get(&entry.name) {
+            let rows = match &llama.new_tokens {
+                None => None,
+                Some(new) if entry.name == EMBEDDING => Some((new.start, &new.embed)),
+                Some(new) if entry.name == HEAD => new.lm_head.as_ref().map(|h| (new.start, h)),
+                Some(_) => None,
+            };
+            let matrix = match rows {
+                Some((start, rows)) => {
+                    let rows = floats(rows.val().detach().into_data());
+                    matrix.with_rows(start, &rows)
+                }
+                None => (*matrix).clone(),
+            };
+            let name = write_key(&entry.name, layout);
+            out.extend(block_entries(&name, matrix));
+            continue;
+        }
         if entry.name.ends_with(".lora_A.weight") || entry.name.ends_with(".lora_B.weight") {
             return Err(ModelError::Argument(
                 "the model has adapters beside its weights; merge them before saving it whole"
@@ -124,8 +165,8 @@ fn whole_entries<B: Backend>(
         }
         if let Some(new) = &llama.new_tokens {
             let rows = match entry.name.as_str() {
-                "language_model.model.embed_tokens.weight" => Some(&new.embed),
-                "language_model.lm_head.weight" => new.lm_head.as_ref(),
+                EMBEDDING => Some(&new.embed),
+                HEAD => new.lm_head.as_ref(),
                 _ => None,
             };
             if let Some(rows) = rows {
@@ -138,6 +179,57 @@ fn whole_entries<B: Backend>(
         out.push(entry);
     }
     Ok(out)
+}
+
+/// The tensors of a matrix in blocks.
+fn block_entries(name: &str, matrix: BlockMatrix) -> Vec<Entry> {
+    let rows = matrix.rows();
+    let blocks = matrix.columns().div_ceil(BLOCK);
+    let q4 = matrix.format() == QuantFormat::Q4;
+    let mut out = vec![];
+    let mut push =
+        |end: &str, width: usize, dtype: DType, values: fn(&BlockMatrix) -> TensorData| {
+            let matrix = matrix.clone();
+            out.push(Entry {
+                name: format!("{name}{end}"),
+                shape: vec![rows, width],
+                dtype,
+                values: Box::new(move || values(&matrix)),
+            });
+        };
+    if q4 {
+        push("", blocks * 16, DType::U8, |m| bytes(m.parts().0.to_vec()));
+    } else {
+        push("", blocks * 32, DType::I8, |m| {
+            let numbers = m.parts().0.iter().map(|&b| b as i8);
+            let numbers: Vec<i8> = numbers.collect();
+            let count = numbers.len();
+            TensorData::new(numbers, [count])
+        });
+    }
+    push(SCALE, blocks, DType::F16, |m| halves(m.parts().1));
+    if q4 {
+        push(MIN, blocks, DType::F16, |m| halves(m.parts().2));
+    }
+    out
+}
+
+fn bytes(values: Vec<u8>) -> TensorData {
+    let count = values.len();
+    TensorData::new(values, [count])
+}
+
+fn halves(values: &[f16]) -> TensorData {
+    TensorData::new(values.to_vec(), [values.len()])
+}
+
+/// Number of matrices of each format.
+fn formats<B: Backend>(llama: &Llama<B>) -> BTreeMap<&'static str, usize> {
+    let mut found = BTreeMap::new();
+    for (_, matrix) in quantized(llama) {
+        *found.entry(matrix.format().name()).or_default() += 1;
+    }
+    found
 }
 
 /// A table with some rows replaced or added. `[rows, h]`, `[new, h]` → `[vocabulary, h]`

@@ -235,36 +235,46 @@ impl StoredTensor {
     fn convert<T: Copy>(&self, bytes: &[u8], zero: T, narrow: impl Fn(&[f32], &mut [T])) -> Vec<T> {
         let mut out = vec![zero; self.elements()];
         let mut wide = vec![0.0f32; CHUNK];
-        let mut halves = vec![f16::ZERO; CHUNK];
         let size = self.dtype.bytes(CHUNK).unwrap_or(CHUNK);
         for (source, target) in bytes.chunks(size).zip(out.chunks_mut(CHUNK)) {
             let wide = &mut wide[..target.len()];
-            match self.dtype {
-                StoredType::F32 => {
-                    bytemuck::cast_slice_mut(wide).copy_from_slice(source);
-                }
-                StoredType::F16 => {
-                    let halves = &mut halves[..target.len()];
-                    bytemuck::cast_slice_mut(halves).copy_from_slice(source);
-                    halves.convert_to_f32_slice(wide);
-                }
-                StoredType::BF16 => {
-                    for (v, b) in wide.iter_mut().zip(source.chunks_exact(2)) {
-                        *v = bf16::from_le_bytes([b[0], b[1]]).to_f32();
-                    }
-                }
-                StoredType::F64 => {
-                    for (v, b) in wide.iter_mut().zip(source.chunks_exact(8)) {
-                        let b = [b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]];
-                        *v = f64::from_le_bytes(b) as f32;
-                    }
-                }
-                StoredType::Blocks(format) => format.dequantize(source, wide),
-                StoredType::Other(_) => unreachable!("refused by the caller"),
-            }
+            self.widen(source, wide);
             narrow(wide, target);
         }
         out
+    }
+
+    /// Stored elements (whole blocks of them) in f32.
+    ///
+    /// # Panics
+    /// If the tensor does not hold floats.
+    pub fn widen(&self, source: &[u8], wide: &mut [f32]) {
+        match self.dtype {
+            StoredType::F32 => {
+                bytemuck::cast_slice_mut(wide).copy_from_slice(source);
+            }
+            StoredType::F16 => {
+                let mut halves = [f16::ZERO; 256];
+                for (source, wide) in source.chunks(512).zip(wide.chunks_mut(256)) {
+                    let halves = &mut halves[..wide.len()];
+                    bytemuck::cast_slice_mut(halves).copy_from_slice(source);
+                    halves.convert_to_f32_slice(wide);
+                }
+            }
+            StoredType::BF16 => {
+                for (v, b) in wide.iter_mut().zip(source.chunks_exact(2)) {
+                    *v = bf16::from_le_bytes([b[0], b[1]]).to_f32();
+                }
+            }
+            StoredType::F64 => {
+                for (v, b) in wide.iter_mut().zip(source.chunks_exact(8)) {
+                    let b = [b[0], b[1], b[2], b[3], b[4], b[5], b[6], b[7]];
+                    *v = f64::from_le_bytes(b) as f32;
+                }
+            }
+            StoredType::Blocks(format) => format.dequantize(source, wide),
+            StoredType::Other(_) => unreachable!("refused by the callers"),
+        }
     }
 
     /// Whether another tensor is stored with the same type, shape and bytes.

@@ -44,6 +44,8 @@ impl View for &Entry {
         match self.dtype {
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
+            DType::I8 => Dtype::I8,
+            DType::U8 => Dtype::U8,
             // Entries hold no other type; `data` converts.
             _ => Dtype::F32,
         }

@@ -50,6 +50,7 @@ impl Recipe {
             seed: 0,
             dtype: BaseDtype::F32,
             gradient_checkpointing: GradientCheckpointing::None,
+            quantize: None,
             init_from: None,
             log_every: 10,
             save_every: 0,

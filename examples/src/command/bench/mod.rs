@@ -5,10 +5,11 @@ mod shape;
 mod train_step;
 
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+use burn::tensor::{Distribution, Tensor, backend::Backend};
 use clap::Args;
 use serde::Serialize;
 use sq_llava_data::Ending;
@@ -19,6 +20,7 @@ use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sampl
 
 use self::limits::Limits;
 use self::shape::Shape;
+use super::quality;
 use crate::device::Work;
 use crate::model::{ModelArguments, peak_memory};
 
@@ -45,6 +47,9 @@ pub struct Bench {
     /// Repetitions; the median is shown.
     #[arg(long, default_value_t = 3)]
     repeat: usize,
+    /// Instead: read a text with and without --quantize and compare.
+    #[arg(long, value_name = "FILE")]
+    quality: Option<PathBuf>,
     /// One JSON object for each line.
     #[arg(long)]
     json: bool,
@@ -96,6 +101,9 @@ impl Work for Bench {
         if self.questions {
             let (assistant, _) = self.model.load::<B>(device)?;
             return self.answered_questions(&assistant);
+        }
+        if let Some(text) = &self.quality {
+            return quality::compare::<B>(&self.model, text, self.json, device);
         }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {
@@ -310,8 +318,7 @@ impl Bench {
             model.continue_prefix(&prefix, 1, &config, &mut |_, _| ControlFlow::Continue(()))?;
             sync::<B>(device)
         })?;
-        let dtype = model.language_model.model.embed_tokens.weight.val().dtype();
-        let bytes = (layers + head as f64) * if dtype == DType::F32 { 4.0 } else { 2.0 };
+        let bytes = model.language_model.bytes_per_token() as f64;
         let tokens = self.tokens as f64;
         let gb_per_s = bytes * tokens / 1e9 / seconds;
         self.report(&Row {

@@ -136,7 +136,7 @@ fn q8_0(block: &[u8], out: &mut [f32]) {
 }
 
 /// Scale and minimum of sub-block `i` of 8, 6 bits each.
-pub(super) fn scale_and_min(packed: &[u8], i: usize) -> (u8, u8) {
+pub(in crate::weights) fn scale_and_min(packed: &[u8], i: usize) -> (u8, u8) {
     if i < 4 {
         (packed[i] & 63, packed[i + 4] & 63)
     } else {

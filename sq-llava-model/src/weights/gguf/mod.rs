@@ -10,7 +10,7 @@ use std::sync::Arc;
 use burn::tensor::DType;
 use sq_llava_data::gguf::{GgufHeader, GgufTensor, is_gguf};
 
-pub(super) use blocks::BlockFormat;
+pub(super) use blocks::{BlockFormat, scale_and_min};
 pub(super) use names::file_name;
 
 use super::source::model_files;

@@ -1,0 +1,215 @@
+#!/usr/bin/env python3
+"""Times this project, PyTorch and llama.cpp in turn on the same work, and prints the ratios.
+
+    python scripts/compare_cpu.py --sq-llava target/release/sq-llava
+        [--llama-bench BIN --gguf DIR] [--rounds 3] [--only NAME ...] [--json OUT]
+
+Shapes have random weights. `--gguf` is a folder with SmolLM2-135M as f16.gguf, Q8_0.gguf and
+Q4_1.gguf (llama.cpp's convert_hf_to_gguf.py and llama-quantize). The machine must be otherwise
+idle. Needs torch, transformers and peft. A ratio above 1 means that this project is faster.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+# Of `sq-llava bench --shape`: sizes of the LLMs and of their LoRA step (rank, batch, tokens).
+LLMS = {
+    "smollm2-135m": (dict(hidden_size=576, intermediate_size=1536, num_hidden_layers=30,
+                          num_attention_heads=9, num_key_value_heads=3, vocab_size=49152,
+                          tie_word_embeddings=True), (16, 4, 128)),
+    "llama-168m": (dict(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8,
+                        num_attention_heads=16, num_key_value_heads=16, vocab_size=32000,
+                        tie_word_embeddings=False), (128, 1, 256)),
+}
+TOWERS = {"vit-l": (1024, 24, 16, 4096, 336, 14), "vit-b": (768, 12, 12, 3072, 224, 16),
+          "vit-s": (384, 12, 6, 1536, 336, 14)}
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+PROMPT, TOKENS, REPEAT = 640, 32, 3
+
+
+def median(work, repeat=REPEAT):
+    work()
+    seconds = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds)
+
+
+def torch_llm(name):
+    """Rows of one LLM: units of work per second by name."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes, (rank, batch, tokens) = LLMS[name]
+    config = LlamaConfig(max_position_embeddings=2048, rms_norm_eps=1e-5, **sizes)
+    model = LlamaForCausalLM(config).eval()
+
+    def decode(model, context):
+        ids = torch.tensor([[5]])
+        start = torch.ones(1, context, dtype=torch.long)
+        with torch.inference_mode():
+            def run():
+                cache = model(input_ids=start, use_cache=True, logits_to_keep=1).past_key_values
+                begin = time.perf_counter()
+                for _ in range(TOKENS):
+                    model(input_ids=ids, past_key_values=cache, use_cache=True)
+                return time.perf_counter() - begin
+            run()
+            return TOKENS / statistics.median(run() for _ in range(REPEAT))
+
+    rows = {}
+    with torch.inference_mode():
+        prompt = torch.randn(1, PROMPT, config.hidden_size)
+        forward = lambda: model(inputs_embeds=prompt, use_cache=True, logits_to_keep=1)
+        rows[f"prefill of {PROMPT} tokens"] = PROMPT / median(forward)
+    for context in (64, PROMPT):
+        rows[f"decode f32 behind {context} tokens"] = decode(model, context)
+    tuned = get_peft_model(model, LoraConfig(r=rank, lora_alpha=2 * rank, lora_dropout=0.0,
+                                             target_modules=LINEARS)).train()
+    trained = [p for p in tuned.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=2e-4)
+    ids = torch.randint(0, config.vocab_size, (batch, tokens))
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        tuned(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+        optimizer.step()
+
+    rows[f"LoRA step, rank {rank}, {batch}×{tokens} tokens"] = batch * tokens / median(step)
+    del tuned, optimizer, trained, model
+    half = LlamaForCausalLM(config).eval().bfloat16()
+    # A short prompt: PyTorch's bf16 products are slow on processors without such instructions.
+    rows["decode f16 behind 64 tokens"] = decode(half, 8)
+    return rows
+
+
+def torch_tower(name):
+    import torch
+    from transformers import CLIPVisionConfig, CLIPVisionModel
+
+    hidden, layers, heads, mlp, side, patch = TOWERS[name]
+    config = CLIPVisionConfig(hidden_size=hidden, num_hidden_layers=layers, image_size=side,
+                              num_attention_heads=heads, intermediate_size=mlp, patch_size=patch,
+                              hidden_act="quick_gelu")
+    model, pixels = CLIPVisionModel(config).eval(), torch.randn(1, 3, side, side)
+    with torch.inference_mode():
+        return {f"vision tower, {side}×{side}": 1 / median(lambda: model(pixels))}
+
+
+def torch_prototype(_):
+    """The paper's extractor, 576 tokens of 1024, K 256, T 2, in matrix products."""
+    import torch
+    from torch import nn
+    from torch.nn.functional import normalize
+
+    q, k, v, z = (nn.Linear(1024, 1024) for _ in range(4))
+    centres, tokens = torch.randn(256, 1024), torch.randn(1, 576, 1024)
+
+    def forward():
+        keys, values, found = k(tokens), v(tokens), centres.expand(1, -1, -1)
+        for _ in range(2):
+            found = (q(found) @ keys.transpose(1, 2)).softmax(1) @ values
+        near = normalize(tokens, dim=-1) @ normalize(found, dim=-1).transpose(1, 2)
+        return tokens + z(near @ found / 256)
+
+    with torch.inference_mode():
+        rows = {"prototype extractor": 1 / median(forward, 10)}
+    both = lambda: forward().square().mean().backward()
+    rows["prototype extractor and gradients"] = 1 / median(both, 5)
+    return rows
+
+
+def pytorch(name):
+    """Rows of a shape, measured in a process of its own."""
+    command = [sys.executable, __file__, "--torch", name]
+    return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+
+
+def ours(binary, name):
+    command = [binary, "bench", "--device", "cpu", "--shape", name, "--json", "--tokens",
+               str(TOKENS), "--repeat", str(REPEAT)]
+    lines = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {row["name"]: row for row in rows}
+
+
+def llama_cpp(binary, folder):
+    """Of SmolLM2-135M: prompt tokens/s of f16, and tokens/s behind a start of nothing."""
+    rows = {}
+    for file, weights in (("f16", "f16"), ("Q8_0", "q8"), ("Q4_1", "q4")):
+        path = os.path.join(folder, f"{file}.gguf")
+        prompt = str(PROMPT) if file == "f16" else "0"
+        command = [binary, "-m", path, "-t", str(os.cpu_count()), "-p", prompt, "-n", "64", "-r",
+                   str(REPEAT), "-o", "json"]
+        found = subprocess.run(command, check=True, stdout=subprocess.PIPE,
+                               stderr=subprocess.DEVNULL).stdout
+        for row in json.loads(found):
+            name = f"decode {weights} behind 64 tokens"
+            if row["n_prompt"]:
+                name = f"prefill of {PROMPT} tokens"
+            rows[name] = row["avg_ts"]
+    return rows
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--sq-llava")
+    parser.add_argument("--llama-bench")
+    parser.add_argument("--gguf")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*", default=[*LLMS, *TOWERS, "prototype"])
+    parser.add_argument("--json")
+    parser.add_argument("--torch", help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    work = {**dict.fromkeys(LLMS, torch_llm), **dict.fromkeys(TOWERS, torch_tower),
+            "prototype": torch_prototype}
+    if given.torch:
+        import torch
+        torch.set_num_threads(os.cpu_count())
+        torch.manual_seed(0)
+        print(json.dumps(work[given.torch](given.torch)))
+        return
+    if not given.sq_llava:
+        parser.error("--sq-llava names the program to time")
+
+    results = []
+    print("| shape | work | a second | of the limit | × PyTorch | × llama.cpp |")
+    print("|---|---|---|---|---|---|", flush=True)
+    for shape in given.only:
+        rounds = []
+        for _ in range(given.rounds):
+            mine, theirs = ours(given.sq_llava, shape), pytorch(shape)
+            llama = {}
+            if given.llama_bench and given.gguf and shape == "smollm2-135m":
+                llama = llama_cpp(given.llama_bench, given.gguf)
+            rounds.append((mine, theirs, llama))
+        for name in rounds[0][0]:
+            of = lambda pick: statistics.median(pick(*each) for each in rounds)
+            speed = of(lambda mine, *_: mine[name]["per_second"])
+            row = {"shape": shape, "name": name, "per_second": speed}
+            if rounds[0][0][name]["share_of_limit"]:
+                row["share_of_limit"] = of(lambda mine, *_: mine[name]["share_of_limit"])
+            # Ratios within a round, so that a slower machine slows both sides.
+            for key, side in (("pytorch", 1), ("llama_cpp", 2)):
+                if all(name in each[side] for each in rounds):
+                    row[key] = statistics.median(
+                        each[0][name]["per_second"] / each[side][name] for each in rounds)
+            results.append(row)
+            cell = lambda key, form: form.format(row[key]) if key in row else ""
+            print(f"| {shape} | {name} | {speed:.4g} | {cell('share_of_limit', '{:.0%}')} "
+                  f"| {cell('pytorch', '{:.2f}')} | {cell('llama_cpp', '{:.2f}')} |", flush=True)
+    if given.json:
+        with open(given.json, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
