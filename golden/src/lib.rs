@@ -5,6 +5,8 @@
 //! another set with the same layout runs unchanged. Everything here panics with a clear message:
 //! a golden test that finds no case must fail.
 
+pub mod allocations;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 

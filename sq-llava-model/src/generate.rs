@@ -6,6 +6,7 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use crate::cache::KvCache;
 use crate::error::ModelError;
+use crate::pool::on_pool;
 use crate::sampling::{Sampler, Sampling};
 use crate::sq_llava::{Sample, SqLlava};
 
@@ -204,11 +205,12 @@ impl<B: Backend> SqLlava<B> {
     fn prefill(&self, embeddings: Tensor<B, 3>, cache: &mut KvCache<B>) -> Tensor<B, 2> {
         let [batch, tokens, width] = embeddings.dims();
         let padding = cache.padding().to_vec();
-        let hidden = self
-            .language_model
-            .forward_layers(embeddings, &padding, Some(cache));
-        let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
-        self.language_model.logits(last.reshape([batch, width]))
+        let llama = &self.language_model;
+        on_pool::<B, _>(|| {
+            let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
+            let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
+            llama.logits(last.reshape([batch, width]))
+        })
     }
 
     fn decode(

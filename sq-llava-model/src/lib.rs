@@ -24,6 +24,7 @@ pub mod llama;
 pub mod lora;
 pub mod multimodal;
 pub mod norm;
+pub mod pool;
 pub mod projector;
 pub mod prototype;
 pub mod quant;

@@ -3,43 +3,19 @@
 
 mod weights;
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::{Int, Tensor};
+use golden::allocations::{Counting, measure};
 use golden::{Tensors, assert_close};
 use sq_llava_data::TextTokenizer;
 use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::weights::{FreshParts, LoadOptions, SaveOptions, save_pretrained};
 use weights::*;
 
-/// The largest allocation so far: damaged counts must not ask for memory.
-struct Watched;
-
-static LARGEST: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: all calls go to the system's allocator.
-unsafe impl GlobalAlloc for Watched {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-    unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
-        LARGEST.fetch_max(layout.size(), Ordering::Relaxed);
-        unsafe { System.alloc_zeroed(layout) }
-    }
-    unsafe fn realloc(&self, old: *mut u8, layout: Layout, size: usize) -> *mut u8 {
-        LARGEST.fetch_max(size, Ordering::Relaxed);
-        unsafe { System.realloc(old, layout, size) }
-    }
-    unsafe fn dealloc(&self, old: *mut u8, layout: Layout) {
-        unsafe { System.dealloc(old, layout) }
-    }
-}
-
+// Damaged counts must not ask for memory.
 #[global_allocator]
-static ALLOCATOR: Watched = Watched;
+static ALLOCATOR: Counting = Counting;
 
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf")
@@ -234,7 +210,6 @@ fn no_damage_panics_or_takes_memory() {
     let header = bytes.len() - 300_000; // the tensors' data take the rest
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("llm.gguf");
-    LARGEST.store(0, Ordering::Relaxed);
     let mut state = 0x9e37_79b9_7f4a_7c15u64;
     let mut random = move |below: usize| {
         state ^= state << 13;
@@ -242,26 +217,29 @@ fn no_damage_panics_or_takes_memory() {
         state ^= state << 17;
         (state % below as u64) as usize
     };
-    let (mut refused, rounds) = (0, 400);
-    for round in 0..rounds {
-        let mut bytes = bytes.clone();
-        if round % 4 == 0 {
-            bytes.truncate(random(bytes.len()));
-        } else {
-            for _ in 0..1 + random(3) {
-                let at = random(header);
-                let wild = [0xff, 0x80, 0x7f, 0x00, random(256) as u8];
-                let value = wild[random(wild.len())];
-                let end = (at + [1, 4, 8][random(3)]).min(bytes.len());
-                bytes[at..end].fill(value);
+    let rounds = 400;
+    let (refused, used) = measure(|| {
+        let mut refused = 0;
+        for round in 0..rounds {
+            let mut bytes = bytes.clone();
+            if round % 4 == 0 {
+                bytes.truncate(random(bytes.len()));
+            } else {
+                for _ in 0..1 + random(3) {
+                    let at = random(header);
+                    let wild = [0xff, 0x80, 0x7f, 0x00, random(256) as u8];
+                    let value = wild[random(wild.len())];
+                    let end = (at + [1, 4, 8][random(3)]).min(bytes.len());
+                    bytes[at..end].fill(value);
+                }
             }
+            std::fs::write(&path, &bytes).unwrap();
+            let model = try_load(&path, &LoadOptions::default());
+            let tokenizer = TextTokenizer::from_dir(&path);
+            refused += usize::from(model.is_err() || tokenizer.is_err());
         }
-        std::fs::write(&path, &bytes).unwrap();
-        let model = try_load(&path, &LoadOptions::default());
-        let tokenizer = TextTokenizer::from_dir(&path);
-        refused += usize::from(model.is_err() || tokenizer.is_err());
-    }
+        refused
+    });
     assert!(refused > rounds / 4, "{refused}");
-    let largest = LARGEST.load(Ordering::Relaxed);
-    assert!(largest < 16 << 20, "{largest} bytes at once");
+    assert!(used.largest < 16 << 20, "{} bytes at once", used.largest);
 }

@@ -126,7 +126,8 @@ fn a_quantised_model_is_the_dense_one_of_its_blocks_and_survives_saving() {
     for base in golden::folders("a_llava_") {
         let base = base.join("orig");
         let exact = values(&load(&base, &LoadOptions::default()).model);
-        for (quantize, bound, name) in [(Quantize::Q8, 4e-2, "q8"), (Quantize::Q4, 0.25, "q4")] {
+        // Logits of small random weights move this far at most; a wrong scale or order gives 1.
+        for (quantize, bound, name) in [(Quantize::Q8, 0.06, "q8"), (Quantize::Q4, 0.5, "q4")] {
             let loaded = load(&base, &in_blocks(quantize));
             let found = values(&loaded.model);
             close(name, &found, &values(&dense(loaded.model.clone())), 2e-4);

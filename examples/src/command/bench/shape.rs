@@ -9,6 +9,8 @@ use clap::ValueEnum;
 use sq_llava_model::cache::KvCache;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
 use sq_llava_model::llama::Llama;
+use sq_llava_model::pool::on_pool;
+use sq_llava_model::quant::{Quantize, is_native};
 
 use super::limits::Limits;
 use super::train_step::TrainShape;
@@ -101,13 +103,16 @@ impl Bench {
         if let Some((config, train)) = shape.llama() {
             let llama = config.init::<B>(device);
             self.prefill_shape(&config, &llama, limits, device)?;
-            for context in [64, PROMPT] {
-                self.decode_shape(&config, &llama, context, limits, device)?;
-            }
+            self.decode_shapes(&config, &llama, "f32", limits, device)?;
             if B::supports_dtype(device, DType::F16) {
-                let half = llama.map(&mut Cast(DType::F16));
-                for context in [64, PROMPT] {
-                    self.decode_shape(&config, &half, context, limits, device)?;
+                let half = llama.clone().map(&mut Cast(DType::F16));
+                self.decode_shapes(&config, &half, "f16", limits, device)?;
+            }
+            if is_native::<B>() {
+                for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
+                    let mut blocks = llama.clone();
+                    blocks.quantize(wanted)?;
+                    self.decode_shapes(&config, &blocks, name, limits, device)?;
                 }
             }
             return self.train_shape::<Autodiff<B>>(config, train, device);
@@ -147,40 +152,49 @@ impl Bench {
         })
     }
 
+    fn decode_shapes<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        weights: &str,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        for context in [64, PROMPT] {
+            let name = format!("decode {weights} behind {context} tokens");
+            let seconds = self.decode_shape(config, llama, context, device)?;
+            let tokens = self.tokens as f64;
+            let gb_per_s = llama.bytes_per_token() as f64 * tokens / 1e9 / seconds;
+            self.report(&Row {
+                gb_per_s: Some(gb_per_s),
+                share_of_limit: Some(gb_per_s / limits.gb_per_s),
+                ..Row::new(name, seconds, tokens, "tokens/s")
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Seconds for `--tokens` tokens behind a context.
     fn decode_shape<B: Backend>(
         &self,
         config: &LlamaConfig,
         llama: &Llama<B>,
         context: usize,
-        limits: Limits,
         device: &B::Device,
-    ) -> Result<()> {
+    ) -> Result<f64> {
         let (mut cache, _) = prefill(config, llama, prompt::<B>(context, config, device));
-        let seconds = self.time(|| {
+        self.time(|| {
             cache.truncate(context);
             for _ in 0..self.tokens {
-                let id = Tensor::<B, 1, Int>::from_data([5], device);
-                let embedded = llama.embed(id).unsqueeze_dim::<3>(1);
-                let hidden = llama.forward_layers(embedded, &[0], Some(&mut cache));
-                let logits = llama.logits(hidden.reshape([1, config.hidden_size]));
+                let logits = on_pool::<B, _>(|| {
+                    let id = Tensor::<B, 1, Int>::from_data([5], device);
+                    let embedded = llama.embed(id).unsqueeze_dim::<3>(1);
+                    let hidden = llama.forward_layers(embedded, &[0], Some(&mut cache));
+                    llama.logits(hidden.reshape([1, config.hidden_size]))
+                });
                 std::hint::black_box(logits.into_data());
             }
             Ok(())
-        })?;
-        let dtype = llama.model.embed_tokens.weight.val().dtype();
-        let head = (config.vocab_size * config.hidden_size) as f64;
-        let bytes = (layer_weights(config) + head) * dtype.size() as f64;
-        let tokens = self.tokens as f64;
-        let gb_per_s = bytes * tokens / 1e9 / seconds;
-        self.report(&Row {
-            gb_per_s: Some(gb_per_s),
-            share_of_limit: Some(gb_per_s / limits.gb_per_s),
-            ..Row::new(
-                format!("decode {dtype:?} behind {context} tokens"),
-                seconds,
-                tokens,
-                "tokens/s",
-            )
         })
     }
 

@@ -4,7 +4,9 @@
 //! largest value, and multiplied with the weights' integers.
 
 #[cfg(target_arch = "x86_64")]
-use std::arch::x86_64::*;
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
 
 use half::f16;
 
@@ -12,7 +14,8 @@ use crate::quant::{BLOCK, Blocks, QuantFormat};
 
 /// Scales are read in steps of this many.
 const STEP: usize = 16;
-/// Rows of input that share one pass over the weights.
+/// Rows of input that share a pass over the weights. Rows of weights are read one after the other:
+/// memory gives several short streams at once half as fast.
 const GROUP: usize = 4;
 
 /// One row of input in blocks of 16-bit integers.
@@ -65,34 +68,25 @@ struct Row<'a> {
 }
 
 impl<'a> Row<'a> {
+    #[inline]
     fn of(weight: &'a Blocks, row: usize) -> Self {
-        Self {
+        let row = Self {
             blocks: weight.row_blocks(),
             quants: weight.row_quants(row),
             scales: weight.scales_from(row),
             mins: weight.mins_from(row),
-        }
+        };
+        let steps = row.blocks.next_multiple_of(STEP);
+        assert!(row.quants.len() == row.blocks * weight.format.block_bytes());
+        assert!(row.scales.len() >= steps);
+        assert!(weight.format == QuantFormat::Q8 || row.mins.len() >= steps);
+        row
     }
 }
 
 /// Products of weight rows from `first` on with all inputs: `out[weight row, input]`.
 pub(super) fn dots(weight: &Blocks, first: usize, inputs: &[Input], out: &mut [f32]) {
-    let level = level();
-    for (i, out) in out.chunks_mut(inputs.len()).enumerate() {
-        let row = Row::of(weight, first + i);
-        for (inputs, out) in inputs.chunks(GROUP).zip(out.chunks_mut(GROUP)) {
-            match inputs {
-                [a, b, c, d] => {
-                    out.copy_from_slice(&level.dot(weight.format, &row, &[a, b, c, d]));
-                }
-                inputs => {
-                    for (input, out) in inputs.iter().zip(out) {
-                        [*out] = level.dot(weight.format, &row, &[input]);
-                    }
-                }
-            }
-        }
-    }
+    level().dots(weight, first, inputs, out);
 }
 
 /// Instruction sets that products are written for.
@@ -131,41 +125,59 @@ impl Level {
         levels
     }
 
-    fn dot<const M: usize>(
-        self,
-        format: QuantFormat,
-        row: &Row<'_>,
-        inputs: &[&Input; M],
-    ) -> [f32; M] {
-        let steps = row.blocks.next_multiple_of(STEP);
-        let q4 = format == QuantFormat::Q4;
-        assert!(row.quants.len() == row.blocks * format.block_bytes());
-        assert!(row.scales.len() >= steps && (!q4 || row.mins.len() >= steps));
-        for input in inputs {
-            assert!(input.values.len() == row.blocks * BLOCK);
-            assert!(input.scales.len() == steps && input.sums.len() == steps);
+    /// As [`dots`] at this level.
+    pub fn dots(self, weight: &Blocks, first: usize, inputs: &[Input], out: &mut [f32]) {
+        let n = inputs.len();
+        let whole = n / GROUP * GROUP;
+        for start in (0..whole).step_by(GROUP) {
+            let four = std::array::from_fn::<_, GROUP, _>(|m| &inputs[start + m]);
+            self.rows(weight, first, &four, out, [start, n]);
         }
-        match (self, q4) {
-            // SAFETY: `all` and `level` give these only where the machine has the features; the
-            // lengths that the kernels read are asserted above.
-            #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, false) => unsafe { vnni::<false, M>(row, inputs) },
-            #[cfg(target_arch = "x86_64")]
-            (Self::Vnni, true) => unsafe { vnni::<true, M>(row, inputs) },
-            #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, false) => unsafe { avx2::<false, M>(row, inputs) },
-            #[cfg(target_arch = "x86_64")]
-            (Self::Avx2, true) => unsafe { avx2::<true, M>(row, inputs) },
-            (Self::Portable, false) => portable::<false, M>(row, inputs),
-            (Self::Portable, true) => portable::<true, M>(row, inputs),
+        for (start, input) in inputs.iter().enumerate().skip(whole) {
+            self.rows(weight, first, &[input], out, [start, n]);
         }
     }
 
-    /// As [`dots`] at this level.
-    #[cfg(test)]
-    pub fn dots(self, weight: &Blocks, input: &Input) -> Vec<f32> {
-        let dot = |row| self.dot(weight.format, &Row::of(weight, row), &[input])[0];
-        (0..weight.rows).map(dot).collect()
+    /// All weight rows with some inputs, which stand from column `start` of `n` in `out`.
+    fn rows<const M: usize>(
+        self,
+        weight: &Blocks,
+        first: usize,
+        inputs: &[&Input; M],
+        out: &mut [f32],
+        [start, n]: [usize; 2],
+    ) {
+        let blocks = weight.row_blocks();
+        for input in inputs {
+            assert!(input.values.len() == blocks * BLOCK);
+            let steps = blocks.next_multiple_of(STEP);
+            assert!(input.scales.len() == steps && input.sums.len() == steps);
+        }
+        let rows = out.chunks_mut(n).enumerate().map(|(i, out)| {
+            let row = Row::of(weight, first + i);
+            (row, &mut out[start..start + M])
+        });
+        match (self, weight.format) {
+            // SAFETY: `all` and `level` give these only where the machine has the features; the
+            // inputs' lengths are asserted above, a row's in `Row::of`.
+            #[cfg(target_arch = "x86_64")]
+            (Self::Vnni, QuantFormat::Q8) => unsafe { vnni::rows::<false, M>(rows, inputs) },
+            #[cfg(target_arch = "x86_64")]
+            (Self::Vnni, QuantFormat::Q4) => unsafe { vnni::rows::<true, M>(rows, inputs) },
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, QuantFormat::Q8) => unsafe { avx2::rows::<false, M>(rows, inputs) },
+            #[cfg(target_arch = "x86_64")]
+            (Self::Avx2, QuantFormat::Q4) => unsafe { avx2::rows::<true, M>(rows, inputs) },
+            (Self::Portable, format) => {
+                for (row, out) in rows {
+                    let sums = match format {
+                        QuantFormat::Q8 => portable::<false, M>(&row, inputs),
+                        QuantFormat::Q4 => portable::<true, M>(&row, inputs),
+                    };
+                    out.copy_from_slice(&sums);
+                }
+            }
+        }
     }
 }
 
@@ -206,119 +218,6 @@ fn portable<const Q4: bool, const M: usize>(row: &Row<'_>, inputs: &[&Input; M])
         }
     }
     sums
-}
-
-/// # Safety
-/// The lengths of row and inputs must be those that [`Level::dot`] asserts.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,f16c")]
-#[allow(clippy::needless_range_loop)] // several arrays side by side
-unsafe fn avx2<const Q4: bool, const M: usize>(row: &Row<'_>, inputs: &[&Input; M]) -> [f32; M] {
-    const LANES: usize = 8;
-    let mut sums = [_mm256_setzero_ps(); M];
-    let mut factors = [[0.0f32; LANES]; M];
-    let nibble = _mm_set1_epi8(15);
-    for first in (0..row.blocks).step_by(LANES) {
-        // SAFETY: `first + LANES` is at most the blocks' number rounded up to STEP, and `first`
-        // and the block number below stay under it: all reads are inside the asserted lengths.
-        unsafe {
-            let halves = _mm_loadu_si128(row.scales.as_ptr().add(first).cast());
-            let scales = _mm256_cvtph_ps(halves);
-            for m in 0..M {
-                let input = _mm256_loadu_ps(inputs[m].scales.as_ptr().add(first));
-                _mm256_storeu_ps(factors[m].as_mut_ptr(), _mm256_mul_ps(scales, input));
-            }
-            if Q4 {
-                let halves = _mm_loadu_si128(row.mins.as_ptr().add(first).cast());
-                let mins = _mm256_cvtph_ps(halves);
-                for m in 0..M {
-                    let input = _mm256_loadu_ps(inputs[m].sums.as_ptr().add(first));
-                    sums[m] = _mm256_fmadd_ps(mins, input, sums[m]);
-                }
-            }
-            for block in first..(first + LANES).min(row.blocks) {
-                let (low, high) = if Q4 {
-                    let pairs = row.quants.as_ptr().add(block * BLOCK / 2).cast();
-                    let pairs = _mm_loadu_si128(pairs);
-                    let low = _mm_and_si128(pairs, nibble);
-                    let high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
-                    (_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high))
-                } else {
-                    let bytes: *const __m128i = row.quants.as_ptr().add(block * BLOCK).cast();
-                    (
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)),
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1))),
-                    )
-                };
-                for m in 0..M {
-                    let x: *const __m256i = inputs[m].values.as_ptr().add(block * BLOCK).cast();
-                    let dot = _mm256_add_epi32(
-                        _mm256_madd_epi16(low, _mm256_loadu_si256(x)),
-                        _mm256_madd_epi16(high, _mm256_loadu_si256(x.add(1))),
-                    );
-                    let factor = _mm256_set1_ps(factors[m][block - first]);
-                    sums[m] = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, sums[m]);
-                }
-            }
-        }
-    }
-    let mut out = [0.0; M];
-    for (out, sum) in out.iter_mut().zip(sums) {
-        let four = _mm_add_ps(_mm256_castps256_ps128(sum), _mm256_extractf128_ps(sum, 1));
-        let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
-        *out = _mm_cvtss_f32(_mm_add_ss(two, _mm_shuffle_ps(two, two, 1)));
-    }
-    out
-}
-
-/// # Safety
-/// The lengths of row and inputs must be those that [`Level::dot`] asserts.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f,avx512bw,avx512vnni,avx2,fma,f16c")]
-#[allow(clippy::needless_range_loop)] // several arrays side by side
-unsafe fn vnni<const Q4: bool, const M: usize>(row: &Row<'_>, inputs: &[&Input; M]) -> [f32; M] {
-    let mut sums = [_mm512_setzero_ps(); M];
-    let mut factors = [[0.0f32; STEP]; M];
-    let nibble = _mm_set1_epi8(15);
-    for first in (0..row.blocks).step_by(STEP) {
-        // SAFETY: as in `avx2`, with steps of STEP.
-        unsafe {
-            let halves = _mm256_loadu_si256(row.scales.as_ptr().add(first).cast());
-            let scales = _mm512_cvtph_ps(halves);
-            for m in 0..M {
-                let input = _mm512_loadu_ps(inputs[m].scales.as_ptr().add(first));
-                _mm512_storeu_ps(factors[m].as_mut_ptr(), _mm512_mul_ps(scales, input));
-            }
-            if Q4 {
-                let halves = _mm256_loadu_si256(row.mins.as_ptr().add(first).cast());
-                let mins = _mm512_cvtph_ps(halves);
-                for m in 0..M {
-                    let input = _mm512_loadu_ps(inputs[m].sums.as_ptr().add(first));
-                    sums[m] = _mm512_fmadd_ps(mins, input, sums[m]);
-                }
-            }
-            for block in first..(first + STEP).min(row.blocks) {
-                let bytes = if Q4 {
-                    let pairs = row.quants.as_ptr().add(block * BLOCK / 2).cast();
-                    let pairs = _mm_loadu_si128(pairs);
-                    let low = _mm_and_si128(pairs, nibble);
-                    let high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
-                    _mm256_set_m128i(high, low)
-                } else {
-                    _mm256_loadu_si256(row.quants.as_ptr().add(block * BLOCK).cast())
-                };
-                let weights = _mm512_cvtepi8_epi16(bytes);
-                for m in 0..M {
-                    let x = inputs[m].values.as_ptr().add(block * BLOCK).cast();
-                    let x = _mm512_loadu_si512(x);
-                    let dot = _mm512_dpwssd_epi32(_mm512_setzero_si512(), weights, x);
-                    let factor = _mm512_set1_ps(factors[m][block - first]);
-                    sums[m] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), factor, sums[m]);
-                }
-            }
-        }
-    }
-    sums.map(|sum| _mm512_reduce_add_ps(sum))
 }
 
 #[cfg(test)]

@@ -1,13 +1,12 @@
-//! Recompute holds the activations of one layer, not of all. One test: it counts what the process
-//! allocates.
+//! What a training step allocates, and that recompute holds the activations of one layer, not of
+//! all. One test: it counts what the process allocates.
 
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use burn::backend::Autodiff;
 use burn::train::TrainStep;
 use burn_flex::Flex;
+use golden::allocations::{Counting, Used, measure};
 use sq_llava_data::TokenRole;
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::lora::LoraConfig;
@@ -19,32 +18,17 @@ use sq_llava_train::groups::{ParamGroups, Trains};
 use sq_llava_train::loss::LossSettings;
 use sq_llava_train::step::{StepContext, TrainModel};
 
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-struct Counting;
-
-// SAFETY: every call goes to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let now = NOW.fetch_add(layout.size(), Relaxed) + layout.size();
-        PEAK.fetch_max(now, Relaxed);
-        // SAFETY: the caller's promise about `layout`.
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        // SAFETY: `pointer` came from `alloc` with this layout.
-        unsafe { System.dealloc(pointer, layout) }
-    }
-}
-
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// Calls of the allocator in a step without recompute.
+const COUNT: usize = 1;
+
+/// Bytes that they ask for.
+const BYTES: usize = 1;
+
 #[test]
-fn memory_is_that_of_one_layer() {
+fn a_step_allocates_little_and_recompute_holds_one_layer() {
     const LAYERS: usize = 12;
     const TOKENS: usize = 192;
     const WIDTH: usize = 96;
@@ -73,7 +57,7 @@ fn memory_is_that_of_one_layer() {
         roles: vec![TokenRole::Answer; TOKENS],
         pictures: vec![],
     }]);
-    let growth = |checkpointing| {
+    let step = |checkpointing| -> Used {
         let failure = Failure::default();
         let model = TrainModel {
             model: model.clone(),
@@ -92,19 +76,25 @@ fn memory_is_that_of_one_layer() {
         };
         // The first step of all makes lazy weights; a second one would show what a step leaves.
         drop(TrainStep::step(&model, batch.clone()));
-        let before = NOW.load(Relaxed);
-        PEAK.store(before, Relaxed);
-        let output = TrainStep::step(&model, batch.clone());
+        let (output, used) = measure(|| TrainStep::step(&model, batch.clone()));
         assert!(!failure.is_set() && !output.grads.is_empty());
-        PEAK.load(Relaxed) - before
+        used
     };
-    let kept = growth(GradientCheckpointing::None);
-    let again = growth(GradientCheckpointing::Blocks);
+    let all = step(GradientCheckpointing::None);
+    let blocks = step(GradientCheckpointing::Blocks);
+    let (kept, again) = (all.peak, blocks.peak);
     // The inputs of all layers and the activations of one, which are about a twelfth.
     let inputs = LAYERS * TOKENS * WIDTH * 4;
     let expected = kept / LAYERS + inputs;
     assert!(
         again < expected * 3 / 2,
         "{again} bytes with recompute, {kept} without; expected about {expected}"
+    );
+
+    // A guard for speed: copies that nobody needs show here.
+    assert!(all.count < COUNT && all.bytes < BYTES, "{all:?}");
+    assert!(
+        blocks.count < 2 * COUNT && blocks.bytes < 2 * BYTES,
+        "{blocks:?}"
     );
 }
