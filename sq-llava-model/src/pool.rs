@@ -1,6 +1,6 @@
-//! Where the CPU backend computes.
+//! Where the CPU backend computes, and where it keeps weights.
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{TensorData, backend::Backend};
 
 /// Runs work on a thread of the CPU backend's pool; on other backends it runs where it is.
 ///
@@ -13,4 +13,17 @@ pub fn on_pool<B: Backend, R: Send>(work: impl FnOnce() -> R + Send) -> R {
         return rayon::scope(|_| work());
     }
     work()
+}
+
+/// Moves a weight's numbers to where the CPU backend reads them fastest (large pages of memory);
+/// on other backends they stay as they are.
+pub fn settle<B: Backend>(data: TensorData) -> TensorData {
+    #[cfg(feature = "cpu")]
+    if crate::quant::is_native::<B>() {
+        return TensorData {
+            bytes: crate::cpu::place(data.bytes),
+            ..data
+        };
+    }
+    data
 }

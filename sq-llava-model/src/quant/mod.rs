@@ -16,7 +16,7 @@ use std::str::FromStr;
 use std::sync::Arc;
 
 use burn::module::Param;
-use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
+use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
 use serde::{Deserialize, Serialize};
 
@@ -97,11 +97,11 @@ pub(crate) struct Blocks {
     pub columns: usize,
     /// Numbers, row by row. In `q4` byte *j* of a block holds element *j* in its low and
     /// *j* + 16 in its high half.
-    pub quants: Vec<u8>,
-    /// One for each block, and [`SPARE`] more.
-    pub scales: Vec<f16>,
+    pub quants: Bytes,
+    /// One in f16 for each block, and [`SPARE`] more.
+    scales: Bytes,
     /// Likewise; empty in `q8`.
-    pub mins: Vec<f16>,
+    mins: Bytes,
 }
 
 impl Blocks {
@@ -118,15 +118,23 @@ impl Blocks {
 
     /// Scales from those of a row on.
     pub fn scales_from(&self, row: usize) -> &[f16] {
-        &self.scales[row * self.row_blocks()..]
+        &self.scales()[row * self.row_blocks()..]
     }
 
     /// Minima from those of a row on; empty in `q8`.
     pub fn mins_from(&self, row: usize) -> &[f16] {
         match self.format {
             QuantFormat::Q8 => &[],
-            QuantFormat::Q4 => &self.mins[row * self.row_blocks()..],
+            QuantFormat::Q4 => &self.mins()[row * self.row_blocks()..],
         }
+    }
+
+    fn scales(&self) -> &[f16] {
+        bytemuck::cast_slice(&self.scales)
+    }
+
+    fn mins(&self) -> &[f16] {
+        bytemuck::cast_slice(&self.mins)
     }
 
     /// Values of a row.
@@ -217,9 +225,9 @@ impl BlockMatrix {
             format,
             rows,
             columns,
-            quants,
-            scales,
-            mins,
+            quants: kept(quants),
+            scales: kept(scales),
+            mins: kept(mins),
         });
         Self { inner }
     }
@@ -231,10 +239,10 @@ impl BlockMatrix {
     /// The arrays without spare elements: numbers, scales, minima.
     pub(crate) fn parts(&self) -> (&[u8], &[f16], &[f16]) {
         let blocks = self.rows() * self.inner.row_blocks();
-        let mins = &self.inner.mins;
+        let mins = self.inner.mins();
         (
             &self.inner.quants,
-            &self.inner.scales[..blocks],
+            &self.inner.scales()[..blocks],
             &mins[..blocks.min(mins.len())],
         )
     }
@@ -325,6 +333,14 @@ impl BlockMatrix {
         let data = TensorData::new(out, [indices.num_elements(), width]);
         Tensor::from_data(data, (&device, DType::F32))
     }
+}
+
+/// The elements where the CPU reads them fastest.
+fn kept<T: Element>(elements: Vec<T>) -> Bytes {
+    let bytes = Bytes::from_elems(elements);
+    #[cfg(feature = "cpu")]
+    let bytes = crate::cpu::place(bytes);
+    bytes
 }
 
 /// Whether a backend computes on the blocks themselves: flex, and autodiff on flex.

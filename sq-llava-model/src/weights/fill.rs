@@ -11,6 +11,7 @@ use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
+use crate::pool::settle;
 
 /// Stored tensors by canonical name, with what else was found beside them.
 #[derive(Debug, Default)]
@@ -283,7 +284,10 @@ impl Filler<'_> {
         let format = stored.dtype.name();
         *self.report.formats.entry(format.into()).or_default() += 1;
         self.report.loaded.push(stored.name);
-        Some(Tensor::from_data(data, (&param.lazy_device(), dtype)))
+        Some(Tensor::from_data(
+            settle::<B>(data),
+            (&param.lazy_device(), dtype),
+        ))
     }
 }
 

@@ -11,6 +11,7 @@ use sq_llava_data::mix::{fnv1a, splitmix64};
 use super::layout::canonical;
 use super::write::file_dtype;
 use crate::error::ModelError;
+use crate::pool::settle;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.
@@ -81,6 +82,7 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
             shape: shape.into(),
             ..data
         };
+        let data = settle::<B>(data);
         let tensor = Tensor::from_data(data, (&param.lazy_device(), self.dtype));
         Param::initialized(param.id, tensor)
     }

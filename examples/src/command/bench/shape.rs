@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use sq_llava_model::cache::KvCache;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
 use sq_llava_model::llama::Llama;
-use sq_llava_model::pool::on_pool;
+use sq_llava_model::pool::{on_pool, settle};
 use sq_llava_model::quant::{Quantize, is_native};
 
 use super::limits::Limits;
@@ -101,11 +101,11 @@ impl Bench {
         device: &B::Device,
     ) -> Result<()> {
         if let Some((config, train)) = shape.llama() {
-            let llama = config.init::<B>(device);
+            let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
             self.prefill_shape(&config, &llama, limits, device)?;
             self.decode_shapes(&config, &llama, "f32", limits, device)?;
             if B::supports_dtype(device, DType::F16) {
-                let half = llama.clone().map(&mut Cast(DType::F16));
+                let half = llama.clone().map(&mut Weights(DType::F16));
                 self.decode_shapes(&config, &half, "f16", limits, device)?;
             }
             if is_native::<B>() {
@@ -282,11 +282,14 @@ fn prefill<B: Backend>(
     (cache, logits)
 }
 
-/// Casts every parameter.
-struct Cast(DType);
+/// Brings every parameter to a dtype and where loading would put it.
+struct Weights(DType);
 
-impl<B: Backend> ModuleMapper<B> for Cast {
+impl<B: Backend> ModuleMapper<B> for Weights {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        param.map(|tensor| tensor.cast(self.0))
+        param.map(|tensor| {
+            let (device, data) = (tensor.device(), tensor.cast(self.0).into_data());
+            Tensor::from_data(settle::<B>(data), (&device, self.0))
+        })
     }
 }
