@@ -41,7 +41,6 @@ fn real_llm_tokenizes_and_answers_as_the_reference() {
         return;
     };
     let tokenizer = TextTokenizer::from_dir(&folder).unwrap();
-    let loaded = load_model::<Flex>(&folder, &LoadOptions::default(), &Default::default()).unwrap();
     let cases = golden::json(&folder.join("golden.json"));
     let cases = cases.as_array().expect("cases");
     assert!(!cases.is_empty());
@@ -68,13 +67,24 @@ fn real_llm_tokenizes_and_answers_as_the_reference() {
             images: vec![],
         })
         .collect();
-    // As one batch of unequal prompts.
-    let found = loaded
-        .model
-        .generate(&samples, &config, &mut |_, _| ControlFlow::Continue(()))
-        .unwrap();
-    for (found, expected) in found.iter().zip(&expected) {
-        assert_eq!(&found.ids, expected);
+    for dtype in [FloatDType::F32, FloatDType::F16] {
+        let options = LoadOptions {
+            dtype,
+            ..LoadOptions::default()
+        };
+        let loaded = load_model::<Flex>(&folder, &options, &Default::default()).unwrap();
+        // As one batch of unequal prompts, and each alone.
+        for group in [samples.len(), 1] {
+            for (samples, expected) in samples.chunks(group).zip(expected.chunks(group)) {
+                let found = loaded
+                    .model
+                    .generate(samples, &config, &mut |_, _| ControlFlow::Continue(()))
+                    .unwrap();
+                for (found, expected) in found.iter().zip(expected) {
+                    assert_eq!(&found.ids, expected, "{dtype:?}, {group} at a time");
+                }
+            }
+        }
     }
 }
 

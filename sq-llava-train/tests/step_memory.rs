@@ -21,11 +21,12 @@ use sq_llava_train::step::{StepContext, TrainModel};
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Calls of the allocator in a step without recompute.
-const COUNT: usize = 1;
+/// Calls of the allocator in a step without recompute: 17468 when this was written, and a third
+/// more.
+const COUNT: usize = 23_300;
 
-/// Bytes that they ask for.
-const BYTES: usize = 1;
+/// Bytes that they ask for: 85.8 MB, and a third more.
+const BYTES: usize = 115_000_000;
 
 #[test]
 fn a_step_allocates_little_and_recompute_holds_one_layer() {
