@@ -1,7 +1,7 @@
 //! Memory of a training step, by arithmetic.
 //!
-//! Activations are what the graph of Burn's own tensor operations keeps; a backend with kernels of
-//! its own, say for attention, may need less. Left out: the graph of prototypes and projector,
+//! Activations are what the graph keeps: that of Burn's own tensor operations, or that of the CPU
+//! backend's kernels, which keep no scores of attention and less of the activations. Left out: the graph of prototypes and projector,
 //! buffers that live within one operation, the allocator's slack, and the framework itself.
 
 use sq_llava_model::SqLlavaConfig;
@@ -41,6 +41,9 @@ pub struct StepMemory<'a> {
     pub accumulates: bool,
     /// Tokens whose logits are in memory at once.
     pub chunk_tokens: usize,
+    /// Whether the CPU backend's kernels run
+    /// ([`is_native`](sq_llava_model::quant::is_native)).
+    pub kernels: bool,
 }
 
 /// Its memory in bytes.
@@ -114,7 +117,8 @@ impl Kept {
 }
 
 impl<'a> StepMemory<'a> {
-    /// The longest batch of a recipe's stage. `trainable` are the values of all groups.
+    /// The longest batch of a recipe's stage, without kernels. `trainable` are the values of all
+    /// groups.
     pub fn of_stage(
         config: &'a SqLlavaConfig,
         recipe: &Recipe,
@@ -138,6 +142,7 @@ impl<'a> StepMemory<'a> {
             tokens: settings.max_length,
             accumulates: settings.accumulation > 1,
             chunk_tokens: recipe.loss.chunk_tokens,
+            kernels: false,
         }
     }
 
@@ -186,7 +191,7 @@ impl<'a> StepMemory<'a> {
         let rows = self.samples * self.tokens;
         Kept {
             layers: llama.num_hidden_layers,
-            layer: rows * llama_token(llama, self.llm.as_ref(), self.tokens),
+            layer: rows * llama_token(llama, self.llm.as_ref(), self.tokens, self.kernels),
             input: rows * llama.hidden_size,
         }
     }
@@ -204,53 +209,78 @@ impl<'a> StepMemory<'a> {
         let rows = self.samples * tokens;
         Kept {
             layers,
-            layer: rows * clip_token(vision, self.vision.as_ref(), tokens),
+            layer: rows * clip_token(vision, self.vision.as_ref(), tokens, self.kernels),
             input: rows * vision.hidden_size,
         }
     }
 }
 
 /// Values that an LLM layer keeps for each token of a sequence of `tokens`.
-fn llama_token(llama: &LlamaConfig, lora: Option<&LoraConfig>, tokens: usize) -> usize {
-    let width = llama.num_attention_heads * llama.head_dim();
+fn llama_token(
+    llama: &LlamaConfig,
+    lora: Option<&LoraConfig>,
+    tokens: usize,
+    kernels: bool,
+) -> usize {
+    let heads = llama.num_attention_heads;
+    let width = heads * llama.head_dim();
     // The input of each of the two norms.
     let norms = 2 * llama.hidden_size;
-    // SiLU's input and its sigmoid; both sides of the gating product.
-    let gated = 4 * llama.intermediate_size;
+    let (attention, gated) = if kernels {
+        let shared = llama.num_key_value_heads * llama.head_dim();
+        // Gate and its partner.
+        let gated = 2 * llama.intermediate_size;
+        (kernel_attention_token(width, shared, heads), gated)
+    } else {
+        // SiLU's input and its sigmoid; both sides of the gating product.
+        let gated = 4 * llama.intermediate_size;
+        (attention_token(width, heads, tokens), gated)
+    };
     let inputs = [
         &["q_proj", "k_proj", "v_proj"][..],
         &["o_proj"],
         &["gate_proj", "up_proj"],
         &["down_proj"],
     ];
-    norms
-        + attention_token(width, llama.num_attention_heads, tokens)
-        + gated
-        + adapters_token(&llama.linears(), &inputs, lora)
+    norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora)
 }
 
 /// Values that a CLIP layer keeps for each token.
-fn clip_token(vision: &ClipVisionConfig, lora: Option<&LoraConfig>, tokens: usize) -> usize {
-    let width = vision.hidden_size;
+fn clip_token(
+    vision: &ClipVisionConfig,
+    lora: Option<&LoraConfig>,
+    tokens: usize,
+    kernels: bool,
+) -> usize {
+    let (width, heads) = (vision.hidden_size, vision.num_attention_heads);
     // The centred input of each of the two norms.
     let norms = 2 * width;
-    // Both sides of the activation's product.
-    let activation = 2 * vision.intermediate_size;
+    let (attention, activation) = if kernels {
+        let attention = kernel_attention_token(width, width, heads);
+        (attention, vision.intermediate_size)
+    } else {
+        // Both sides of the activation's product.
+        let activation = 2 * vision.intermediate_size;
+        (attention_token(width, heads, tokens), activation)
+    };
     let inputs = [
         &["q_proj", "k_proj", "v_proj"][..],
         &["out_proj"],
         &["fc1"],
         &["fc2"],
     ];
-    norms
-        + attention_token(width, vision.num_attention_heads, tokens)
-        + activation
-        + adapters_token(&vision.linears(), &inputs, lora)
+    norms + attention + activation + adapters_token(&vision.linears(), &inputs, lora)
 }
 
 /// Queries, and keys and values for each head; exponentials and softmax of the scores.
 fn attention_token(width: usize, heads: usize, tokens: usize) -> usize {
     3 * width + 2 * heads * tokens
+}
+
+/// Queries and the output, keys and values of the `shared` width of their heads, and of each head's
+/// scores the logarithm of a sum.
+fn kernel_attention_token(width: usize, shared: usize, heads: usize) -> usize {
+    2 * width + 2 * shared + heads
 }
 
 /// Of each adapter the product with A, and with dropout the mask and what is left of the input;
@@ -342,6 +372,16 @@ mod tests {
         let inputs = 32 * 8 * 2048 * 4096 + 23 * 8 * 577 * 1024;
         let blocks = memory.estimate(Blocks);
         assert_eq!(blocks.activations, 4 * (inputs + llm_layer));
+        // The CPU's kernels: 4·4096 and 32 of attention, 2·11008 of the gate; in the tower 4·1024
+        // and 16, and 4096.
+        let kernels = StepMemory {
+            kernels: true,
+            ..memory.clone()
+        };
+        let token = 8_192 + 16_416 + 22_016 + 71_168 + 896;
+        let patch = 2_048 + 4_112 + 4_096 + 18_432 + 192;
+        let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
+        assert_eq!(kernels.activations(Keep), 4 * layers);
         // 543 GiB against 25 GiB of activations.
         assert_eq!(gib(keep.activations).round(), 543.0);
         assert_eq!(gib(blocks.activations).round(), 25.0);
@@ -373,7 +413,7 @@ mod tests {
     fn without_dropout_inputs_are_shared() {
         let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
         let lora = |dropout| LoraConfig::llm(128, 256.0, dropout);
-        let of = |dropout| llama_token(&config.llama, Some(&lora(dropout)), 1);
+        let of = |dropout| llama_token(&config.llama, Some(&lora(dropout)), 1, false);
         // 3·4096 + 11008 in place of 2·(6·4096 + 11008).
         assert_eq!(of(0.05) - of(0.0), 71_168 - 23_296);
     }

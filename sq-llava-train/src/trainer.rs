@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{LabelOptions, Manifest, TextTokenizer};
 use sq_llava_model::SqLlava;
+use sq_llava_model::quant::is_native;
 use sq_llava_model::weights::RunOrigin;
 
 use crate::announce::announce;
@@ -342,13 +343,11 @@ impl Trainer<'_> {
         }
         let valid_data = valid.as_ref().map(|(data, _)| &**data);
         let config = prepared.model.config.clone();
-        let memory = StepMemory::of_stage(
-            &config,
-            recipe,
-            stage,
-            prepared.trains,
-            trainable.iter().sum(),
-        );
+        let (trains, count) = (prepared.trains, trainable.iter().sum());
+        let memory = StepMemory {
+            kernels: is_native::<B>(),
+            ..StepMemory::of_stage(&config, recipe, stage, trains, count)
+        };
         memory::announce(&memory, stage, recipe.gradient_checkpointing);
         announce(
             &config,

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use sq_llava_data::TokenRole;
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::quant::is_native;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::batch::{MicroBatch, TrainSample};
 use sq_llava_train::failure::Failure;
@@ -195,6 +196,7 @@ impl Work for BenchTrain {
             tokens,
             accumulates: false,
             chunk_tokens: recipe.loss.chunk_tokens,
+            kernels: is_native::<B>(),
         };
         let mut optimizer = GroupedAdamW::<Autodiff<B>>::new(&recipe.stage2, Arc::new(groups));
         let failure = Failure::default();
