@@ -10,7 +10,7 @@
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{FloatDType, Int, Tensor};
 use burn_flex::Flex;
 use golden::{Tensors, Value, assert_close};
 use sq_llava_data::TextTokenizer;
