@@ -5,6 +5,7 @@ use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 use crate::activation::Activation;
 use crate::attention::{AttentionMask, attention, join_heads, split_heads};
+use crate::cat::cat;
 use crate::config::{ClipVisionConfig, SelectFeature};
 use crate::embedding::Embedding;
 use crate::error::ModelError;
@@ -219,7 +220,7 @@ impl<B: Backend> ClipVisionTower<B> {
         let class = embeddings.class_embedding.val().cast(DType::F32);
         let class = class.reshape([1, 1, width]).expand([images, 1, width]);
         let positions = embeddings.position_embedding.weight.val().cast(DType::F32);
-        let hidden = Tensor::cat(vec![class, patches], 1) + positions.unsqueeze();
+        let hidden = cat(vec![class, patches], 1) + positions.unsqueeze();
         match &self.pre_layrnorm {
             Some(norm) => norm.forward(hidden),
             None => hidden,

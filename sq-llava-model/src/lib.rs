@@ -6,6 +6,7 @@ pub mod adamw;
 pub mod assistant;
 pub mod attention;
 pub mod cache;
+pub mod cat;
 pub mod clip;
 pub mod clip_model;
 pub mod clip_score;

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Int, Tensor};
 use crate::activation::Activation;
 use crate::attention::{AttentionMask, attention, join_heads, split_heads};
 use crate::cache::{KvCache, LayerCache};
+use crate::cat::cat;
 use crate::config::LlamaConfig;
 use crate::embedding::Embedding;
 use crate::linear::{Linear, product, together};
@@ -239,7 +240,7 @@ impl<B: Backend> Llama<B> {
         if end < width {
             parts.push(base.slice([0..n, end..width]));
         }
-        Tensor::cat(parts, 1)
+        cat(parts, 1)
     }
 }
 

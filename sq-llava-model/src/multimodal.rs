@@ -2,6 +2,7 @@
 
 use burn::tensor::{Int, Tensor, backend::Backend};
 
+use crate::cat::cat;
 use crate::error::ModelError;
 use crate::llama::Llama;
 
@@ -67,7 +68,7 @@ pub fn splice<B: Backend>(
             Some(embedded.clone().slice([from..taken, 0..width]))
         }
     });
-    Ok(Tensor::cat(parts.collect(), 0))
+    Ok(cat(parts.collect(), 0))
 }
 
 fn pieces(

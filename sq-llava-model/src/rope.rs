@@ -4,6 +4,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use serde::{Deserialize, Serialize};
 
+use crate::cat::cat;
 #[cfg(feature = "cpu")]
 use crate::cpu;
 
@@ -153,7 +154,7 @@ impl<B: Backend> Rotation<B> {
             (Some(low), Some(high)) => (low, high),
             _ => return x,
         };
-        let rotated = Tensor::cat(vec![high.neg(), low], 3);
+        let rotated = cat(vec![high.neg(), low], 3);
         x * self.cos.clone().cast(dtype) + rotated * self.sin.clone().cast(dtype)
     }
 }

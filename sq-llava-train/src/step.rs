@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use sq_llava_model::cat::cat;
 use sq_llava_model::clip::ClipLayer;
 use sq_llava_model::draws::{key, with_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
@@ -396,13 +397,13 @@ fn pad<B: Backend>(sequences: Vec<Tensor<B, 2>>, tokens: usize) -> (Tensor<B, 3>
             0 => sequence,
             missing => {
                 let zeros = Tensor::zeros([missing, width], (&sequence.device(), sequence.dtype()));
-                Tensor::cat(vec![sequence, zeros], 0)
+                cat(vec![sequence, zeros], 0)
             }
         };
         sequence.unsqueeze::<3>()
     });
     let padded: Vec<_> = padded.collect();
-    (Tensor::cat(padded, 0), used)
+    (cat(padded, 0), used)
 }
 
 /// States at the rows that predict something. `[samples, tokens, hidden]` → `[n, hidden]`

@@ -277,7 +277,7 @@ fn a_step_drops_the_same_however_it_is_divided() {
     // On a thread for each, as devices are.
     let parts: Vec<Gradients> = std::thread::scope(|scope| {
         let run = |sample: TrainSample| {
-            let model = model.clone();
+            let model = model.clone().fork(&Default::default());
             scope.spawn(move || step(&model, ALL, Blocks, batch(vec![sample], 4, tokens)).0)
         };
         let threads: Vec<_> = samples.into_iter().map(run).collect();

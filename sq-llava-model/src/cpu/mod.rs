@@ -25,6 +25,8 @@ mod pieces;
 mod rope;
 #[cfg(test)]
 mod tests;
+#[cfg(test)]
+mod tracked_tests;
 mod view;
 mod weight;
 
@@ -122,6 +124,9 @@ fn run_tracked<K: Kernel<N>, const N: usize>(
         return Ok(<Autodiff<Flex> as burn::tensor::backend::AutodiffBackend>::from_inner(output));
     }
     let nodes = inputs.each_ref().map(|input| input.node.clone());
+    // Until the result holds them, nothing else does: the end of another thread's backward pass
+    // takes nodes that nothing refers to out of every graph.
+    let _held = inputs.each_ref().map(|input| input.rc.clone());
     let (output, saved) = kernel.forward_saving(inputs.map(|input| input.primitive), wanted);
     let prepared = Step(kernel)
         .prepare::<NoCheckpointing>(nodes)
