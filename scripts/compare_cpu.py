@@ -6,15 +6,19 @@
 
 Shapes have random weights. `--gguf` is a folder with SmolLM2-135M as f16.gguf, Q8_0.gguf and
 Q4_1.gguf (llama.cpp's convert_hf_to_gguf.py and llama-quantize). The machine must be otherwise
-idle. Needs torch, transformers and peft. A ratio above 1 means that this project is faster.
+idle. Needs torch, torchvision, transformers, peft and pillow. A ratio above 1 means that this
+project is faster.
 """
 
 import argparse
+import io
 import json
+import multiprocessing
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 
 # Of `sq-llava bench --shape`: sizes of the LLMs and of their LoRA step (rank, batch, tokens).
@@ -127,15 +131,83 @@ def torch_prototype(_):
     return rows
 
 
-def pytorch(name):
+def photograph(path):
+    """A JPEG of 640×427 pixels, quality 90."""
+    import numpy as np
+    from PIL import Image
+    dots = np.random.default_rng(0).integers(0, 255, (27, 40, 3), dtype=np.uint8)
+    Image.fromarray(dots).resize((640, 427), Image.BICUBIC).save(path, "JPEG", quality=90)
+
+
+def processors():
+    """From the bytes of a picture to 336×336, padded and normalised, by name."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from torchvision.transforms.v2.functional import pil_to_tensor
+    from transformers import LlavaImageProcessor
+    from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
+
+    sizes = dict(size={"shortest_edge": 336}, crop_size={"height": 336, "width": 336},
+                 do_pad=True)
+    tensors, pil = LlavaImageProcessor(**sizes), LlavaImageProcessorPil(**sizes)
+    mean, std = (np.array(v, dtype=np.float32) for v in (pil.image_mean, pil.image_std))
+    opened = lambda data: Image.open(io.BytesIO(data)).convert("RGB")
+
+    def pillow(data):
+        picture = opened(data)
+        side = max(picture.size)
+        square = Image.new("RGB", (side, side), (122, 116, 104))
+        square.paste(picture, ((side - picture.width) // 2, (side - picture.height) // 2))
+        small = np.asarray(square.resize((336, 336), Image.BICUBIC), dtype=np.float32)
+        return np.ascontiguousarray(((small / 255 - mean) / std).transpose(2, 0, 1))
+
+    return {"transformers, tensors":
+                lambda data: tensors(pil_to_tensor(opened(data)), return_tensors="pt"),
+            "transformers, Pillow": lambda data: pil(opened(data), return_tensors="pt"),
+            "Pillow and numpy": pillow}
+
+
+def prepare(name, data, threads, count=64):
+    """Pictures/s of preparing one over and over."""
+    import torch
+    torch.set_num_threads(threads)
+    work = processors()[name]
+    work(data)
+    begin = time.perf_counter()
+    for _ in range(count):
+        work(data)
+    return count / (time.perf_counter() - begin)
+
+
+def torch_image(path):
+    """The fastest of the processors, in one process on one core, and on all cores: in a process
+    for each, or in one with as many threads."""
+    with open(path, "rb") as file:
+        data = file.read()
+    cores, rows = os.cpu_count(), {"one core": 0.0, "all cores": 0.0}
+    with multiprocessing.get_context("spawn").Pool(cores) as pool:
+        for name in processors():
+            for row, jobs, threads in (("one core", 1, 1), ("all cores", cores, 1),
+                                       ("all cores", 1, cores)):
+                done = [pool.apply_async(prepare, (name, data, threads)) for _ in range(jobs)]
+                speed = sum(each.get() for each in done)
+                print(f"{name}, {jobs} × {threads}: {speed:.1f} images/s", file=sys.stderr)
+                rows[row] = max(rows[row], speed)
+    return {f"image to 336×336, {row}": speed for row, speed in rows.items()}
+
+
+def pytorch(name, picture):
     """Rows of a shape, measured in a process of its own."""
-    command = [sys.executable, __file__, "--torch", name]
+    command = [sys.executable, __file__, "--torch", name, "--image", picture]
     return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
 
 
-def ours(binary, name):
+def ours(binary, name, picture):
     command = [binary, "bench", "--device", "cpu", "--shape", name, "--json", "--tokens",
                str(TOKENS), "--repeat", str(REPEAT)]
+    if name == "image":
+        command += ["--image", picture]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()
     rows = [json.loads(line) for line in lines]
     return {row["name"]: row for row in rows}
@@ -165,12 +237,13 @@ def main():
     parser.add_argument("--llama-bench")
     parser.add_argument("--gguf")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[*LLMS, *TOWERS, "prototype"])
+    parser.add_argument("--only", nargs="*", default=[*LLMS, *TOWERS, "prototype", "image"])
     parser.add_argument("--json")
     parser.add_argument("--torch", help=argparse.SUPPRESS)
+    parser.add_argument("--image", help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = {**dict.fromkeys(LLMS, torch_llm), **dict.fromkeys(TOWERS, torch_tower),
-            "prototype": torch_prototype}
+            "prototype": torch_prototype, "image": lambda _: torch_image(given.image)}
     if given.torch:
         import torch
         torch.set_num_threads(os.cpu_count())
@@ -180,13 +253,16 @@ def main():
     if not given.sq_llava:
         parser.error("--sq-llava names the program to time")
 
+    folder = tempfile.TemporaryDirectory()
+    picture = os.path.join(folder.name, "picture.jpg")
+    photograph(picture)
     results = []
     print("| shape | work | a second | of the limit | × PyTorch | × llama.cpp |")
     print("|---|---|---|---|---|---|", flush=True)
     for shape in given.only:
         rounds = []
         for _ in range(given.rounds):
-            mine, theirs = ours(given.sq_llava, shape), pytorch(shape)
+            mine, theirs = ours(given.sq_llava, shape, picture), pytorch(shape, picture)
             llama = {}
             if given.llama_bench and given.gguf and shape == "smollm2-135m":
                 llama = llama_cpp(given.llama_bench, given.gguf)

@@ -2,6 +2,7 @@
 //!
 //! One line on standard error and a non-zero exit for everything that goes wrong.
 
+mod allocator;
 mod answering;
 mod command;
 mod device;
@@ -73,6 +74,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::keep_freed_memory();
     let arguments = Arguments::parse();
     let level = match arguments.verbose {
         0 => "sq_llava_train=info,warn,wgpu=error,cubecl=error",

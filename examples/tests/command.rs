@@ -371,3 +371,33 @@ fn a_gguf_file_and_blocks_answer() {
         "{message}"
     );
 }
+
+#[test]
+fn bench_times_the_preparation_of_a_picture() {
+    let photo = picture(part_i()[0].1["cases"][0]["image"].as_str().expect("image"));
+    let photo = text(&photo);
+    let options = ["bench", "--device", "cpu", "--shape", "image"];
+    let timed = ["--image", photo, "--repeat", "1", "--json"];
+    let shown = said(&[&options[..], &timed].concat());
+    let rows: Vec<Value> = shown
+        .lines()
+        .map(|line| serde_json::from_str(line).expect("a JSON object"))
+        .collect();
+    let names: Vec<_> = rows.iter().map(|row| row["name"].as_str()).collect();
+    let name = |cores| Some(format!("image to 336×336, {cores}"));
+    let wanted = [name("one core"), name("all cores")];
+    assert_eq!(names, wanted.each_ref().map(Option::as_deref));
+    for row in rows {
+        assert!(row["per_second"].as_f64() > Some(0.0), "{row}");
+    }
+    let missing = complaint(&[&options[..], &["--image", "no-such.jpg"]].concat());
+    assert!(missing.contains("no-such.jpg"), "{missing}");
+    for (wrong, word) in [
+        (&options[..], "--image"),
+        (&["bench", "--batch", "0"], "at least one sequence"),
+    ] {
+        let output = run(wrong);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(word), "{error}");
+    }
+}

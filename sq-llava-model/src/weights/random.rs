@@ -3,7 +3,9 @@
 use std::num::NonZero;
 
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Element, FloatDType, Tensor, TensorData, backend::Backend};
+use burn::tensor::{
+    DType, Distribution, Element, FloatDType, Tensor, TensorData, backend::Backend,
+};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use sq_llava_data::mix::{fnv1a, splitmix64};
@@ -12,6 +14,7 @@ use super::layout::canonical;
 use super::write::file_dtype;
 use crate::error::ModelError;
 use crate::pool::settle;
+use crate::quant::is_native;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.
@@ -21,7 +24,8 @@ const BOUND: f32 = 0.034_641_016;
 
 /// Fills every parameter tensor by tensor, directly in `dtype`: norms with ones, biases with
 /// zeros, the rest with uniform numbers of deviation 0.02. The values depend on the seed and the
-/// parameter's name alone.
+/// parameter's name alone, except on devices with a memory of their own: these draw them with
+/// their own generator.
 ///
 /// # Errors
 /// If `dtype` is not f32, f16 or bf16.
@@ -30,6 +34,12 @@ pub fn init_random<B: Backend>(
     dtype: FloatDType,
     seed: u64,
 ) -> Result<SqLlava<B>, ModelError> {
+    if !is_native::<B>() {
+        model
+            .devices()
+            .iter()
+            .for_each(|device| B::seed(device, seed));
+    }
     let mut drawer = Drawer {
         dtype: file_dtype(dtype)?,
         seed,
@@ -69,6 +79,17 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
             // With the name, so that no two tensors are alike.
             Draw::Uniform(splitmix64(self.seed ^ fnv1a(name.as_bytes())))
         };
+        let device = param.lazy_device();
+        if !is_native::<B>() {
+            let values = match draw {
+                Draw::Constant(value) => Tensor::full(shape, value, (&device, self.dtype)),
+                Draw::Uniform(_) => {
+                    let bounds = Distribution::Uniform(f64::from(-BOUND), f64::from(BOUND));
+                    Tensor::random(shape, bounds, (&device, self.dtype))
+                }
+            };
+            return Param::initialized(param.id, values);
+        }
         let data = match self.dtype {
             DType::F16 => fill(count, f16::ZERO, draw, |v, out| {
                 out.convert_from_f32_slice(v)
@@ -83,7 +104,7 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
             ..data
         };
         let data = settle::<B>(data);
-        let tensor = Tensor::from_data(data, (&param.lazy_device(), self.dtype));
+        let tensor = Tensor::from_data(data, (&device, self.dtype));
         Param::initialized(param.id, tensor)
     }
 }

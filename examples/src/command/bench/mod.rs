@@ -1,6 +1,7 @@
 //! `sq-llava bench`: speed of every part beside what the machine can do.
 
 mod limits;
+mod pictures;
 mod shape;
 mod train_step;
 
@@ -38,6 +39,15 @@ pub struct Bench {
     /// A part of known size with random weights in place of a model.
     #[arg(long, value_enum, conflicts_with_all = ["limits", "questions"])]
     shape: Option<Shape>,
+    /// The picture of `--shape image`.
+    #[arg(long, value_name = "FILE", required_if_eq("shape", "image"))]
+    image: Option<PathBuf>,
+    /// Sequences at a time of `--shape`'s language models.
+    #[arg(long, value_delimiter = ',', default_value = "1", value_parser = sequences)]
+    batch: Vec<usize>,
+    /// Only prefill and decoding of `--shape llama-7b`.
+    #[arg(long)]
+    skip_training: bool,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 640)]
     prompt: usize,
@@ -53,6 +63,14 @@ pub struct Bench {
     /// One JSON object for each line.
     #[arg(long)]
     json: bool,
+}
+
+/// At least one sequence.
+fn sequences(text: &str) -> Result<usize> {
+    match text.parse()? {
+        0 => bail!("a batch has at least one sequence"),
+        count => Ok(count),
+    }
 }
 
 /// One measurement.
@@ -104,6 +122,9 @@ impl Work for Bench {
         }
         if let Some(text) = &self.quality {
             return quality::compare::<B>(&self.model, text, self.json, device);
+        }
+        if let (Some(Shape::Image), Some(picture)) = (self.shape, &self.image) {
+            return self.pictures(picture);
         }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {

@@ -6,11 +6,14 @@ use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, Int, Tensor, backend::Backend};
 use clap::ValueEnum;
+use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::cache::KvCache;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
 use sq_llava_model::llama::Llama;
 use sq_llava_model::pool::{on_pool, settle};
 use sq_llava_model::quant::{Quantize, is_native};
+use sq_llava_model::weights::init_random;
+use sq_llava_train::GradientCheckpointing;
 
 use super::limits::Limits;
 use super::train_step::TrainShape;
@@ -22,6 +25,10 @@ pub enum Shape {
     /// LLaMA of 168 M parameters: hidden 1024, 8 layers, MLP 2816, 32000 tokens.
     #[value(name = "llama-168m")]
     Llama168m,
+    /// LLaMA of 7 B parameters, in `--dtype`: hidden 4096, 32 layers, MLP 11008, 32000 tokens. Its
+    /// steps are of one and four sequences of 2048 tokens, each with and without recompute.
+    #[value(name = "llama-7b")]
+    Llama7b,
     /// SmolLM2-135M: hidden 576, 30 layers, 9 heads on 3, 49152 tokens.
     #[value(name = "smollm2-135m")]
     Smollm2,
@@ -33,6 +40,8 @@ pub enum Shape {
     VitS,
     /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
     Prototype,
+    /// Preprocessing: the picture `--image` to 336 pixels, padded and normalised.
+    Image,
 }
 
 /// Tokens of a prompt: an image of 576 and a question.
@@ -49,11 +58,7 @@ impl Shape {
                     .with_num_attention_heads(16)
                     .with_num_key_value_heads(16)
                     .with_rms_norm_eps(1e-5),
-                TrainShape {
-                    rank: 128,
-                    batch: 1,
-                    tokens: 256,
-                },
+                TrainShape::new(128, 1, 256),
             )),
             Self::Smollm2 => Some((
                 LlamaConfig::new()
@@ -64,11 +69,7 @@ impl Shape {
                     .with_num_key_value_heads(3)
                     .with_vocab_size(49_152)
                     .with_tie_word_embeddings(true),
-                TrainShape {
-                    rank: 16,
-                    batch: 4,
-                    tokens: 128,
-                },
+                TrainShape::new(16, 4, 128),
             )),
             _ => None,
         }
@@ -100,27 +101,61 @@ impl Bench {
         limits: Limits,
         device: &B::Device,
     ) -> Result<()> {
+        if shape == Shape::Llama7b {
+            return self.large_shape::<B>(limits, device);
+        }
         if let Some((config, train)) = shape.llama() {
             let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
             self.prefill_shape(&config, &llama, limits, device)?;
-            self.decode_shapes(&config, &llama, "f32", limits, device)?;
+            let contexts = [64, PROMPT];
+            self.decode_shapes(&config, &llama, "f32", &contexts, limits, device)?;
             if B::supports_dtype(device, DType::F16) {
                 let half = llama.clone().map(&mut Weights(DType::F16));
-                self.decode_shapes(&config, &half, "f16", limits, device)?;
+                self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
             }
             if is_native::<B>() {
                 for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
                     let mut blocks = llama.clone();
                     blocks.quantize(wanted)?;
-                    self.decode_shapes(&config, &blocks, name, limits, device)?;
+                    self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
                 }
             }
-            return self.train_shape::<Autodiff<B>>(config, train, device);
+            let model = SqLlavaConfig::new(config).init::<Autodiff<B>>(device)?;
+            return self.train_shape(model, &train, device);
         }
         if let Some(config) = shape.vision() {
             return self.vision_shape::<B>(&config, limits, device);
         }
         self.prototype_shape::<B>(device)
+    }
+
+    /// The 7B: prefill, decoding, and unless left out steps of training.
+    fn large_shape<B: Backend>(&self, limits: Limits, device: &B::Device) -> Result<()> {
+        let config = LlamaConfig::new().with_rms_norm_eps(1e-5);
+        let bytes = 2 * config.parameters() as u64;
+        let dtype = self.model.dtype.on::<B>(self.model.device, bytes, device)?;
+        let empty = SqLlavaConfig::new(config.clone());
+        {
+            let llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
+            self.prefill_shape(&config, &llama, limits, device)?;
+            let name = format!("{dtype:?}").to_lowercase();
+            self.decode_shapes(&config, &llama, &name, &[PROMPT], limits, device)?;
+        }
+        if self.skip_training {
+            return Ok(());
+        }
+        // The largest last: a device may not hold it.
+        for checkpointing in [GradientCheckpointing::Blocks, GradientCheckpointing::None] {
+            for batch in [1, 4] {
+                let step = TrainShape {
+                    checkpointing,
+                    ..TrainShape::new(128, batch, 2048)
+                };
+                let model = empty.init::<Autodiff<B>>(device)?;
+                self.train_shape(init_random(model, dtype, 0)?, &step, device)?;
+            }
+        }
+        Ok(())
     }
 
     fn prefill_shape<B: Backend>(
@@ -130,26 +165,26 @@ impl Bench {
         limits: Limits,
         device: &B::Device,
     ) -> Result<()> {
-        let prompt = prompt::<B>(PROMPT, config, device);
-        let seconds = self.time(|| {
-            prefill(config, llama, prompt.clone());
-            sync::<B>(device)
-        })?;
-        let (tokens, layers) = (PROMPT as f64, layer_weights(config));
-        let width = (config.num_attention_heads * config.head_dim()) as f64;
-        let attention = 2.0 * tokens * tokens * width * config.num_hidden_layers as f64;
-        let head = (config.vocab_size * config.hidden_size) as f64;
-        let gflop_per_s = (2.0 * tokens * layers + attention + 2.0 * head) / 1e9 / seconds;
-        self.report(&Row {
-            gflop_per_s: Some(gflop_per_s),
-            share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
-            ..Row::new(
-                format!("prefill of {PROMPT} tokens"),
-                seconds,
-                tokens,
-                "tokens/s",
-            )
-        })
+        for &batch in &self.batch {
+            let prompt = prompt::<B>([batch, PROMPT], config, device);
+            let seconds = self.time(|| {
+                prefill(config, llama, prompt.clone());
+                sync::<B>(device)
+            })?;
+            let (tokens, layers) = (PROMPT as f64, layer_weights(config));
+            let width = (config.num_attention_heads * config.head_dim()) as f64;
+            let attention = 2.0 * tokens * tokens * width * config.num_hidden_layers as f64;
+            let head = (config.vocab_size * config.hidden_size) as f64;
+            let flop = batch as f64 * (2.0 * tokens * layers + attention + 2.0 * head);
+            let gflop_per_s = flop / 1e9 / seconds;
+            let name = batched(format!("prefill of {PROMPT} tokens"), batch);
+            self.report(&Row {
+                gflop_per_s: Some(gflop_per_s),
+                share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+                ..Row::new(name, seconds, batch as f64 * tokens, "tokens/s")
+            })?;
+        }
+        Ok(())
     }
 
     fn decode_shapes<B: Backend>(
@@ -157,40 +192,46 @@ impl Bench {
         config: &LlamaConfig,
         llama: &Llama<B>,
         weights: &str,
+        contexts: &[usize],
         limits: Limits,
         device: &B::Device,
     ) -> Result<()> {
-        for context in [64, PROMPT] {
-            let name = format!("decode {weights} behind {context} tokens");
-            let seconds = self.decode_shape(config, llama, context, device)?;
-            let tokens = self.tokens as f64;
-            let gb_per_s = llama.bytes_per_token() as f64 * tokens / 1e9 / seconds;
-            self.report(&Row {
-                gb_per_s: Some(gb_per_s),
-                share_of_limit: Some(gb_per_s / limits.gb_per_s),
-                ..Row::new(name, seconds, tokens, "tokens/s")
-            })?;
+        for &context in contexts {
+            for &batch in &self.batch {
+                let name = format!("decode {weights} behind {context} tokens");
+                let seconds = self.decode_shape(config, llama, [batch, context], device)?;
+                let steps = self.tokens as f64;
+                // Every weight once a step, for all sequences together.
+                let gb_per_s = llama.bytes_per_token() as f64 * steps / 1e9 / seconds;
+                let tokens = batch as f64 * steps;
+                self.report(&Row {
+                    gb_per_s: Some(gb_per_s),
+                    share_of_limit: Some(gb_per_s / limits.gb_per_s),
+                    ..Row::new(batched(name, batch), seconds, tokens, "tokens/s")
+                })?;
+            }
         }
         Ok(())
     }
 
-    /// Seconds for `--tokens` tokens behind a context.
+    /// Seconds for `--tokens` tokens of each sequence behind a context. `[batch, context]`
     fn decode_shape<B: Backend>(
         &self,
         config: &LlamaConfig,
         llama: &Llama<B>,
-        context: usize,
+        shape @ [batch, context]: [usize; 2],
         device: &B::Device,
     ) -> Result<f64> {
-        let (mut cache, _) = prefill(config, llama, prompt::<B>(context, config, device));
+        let (mut cache, _) = prefill(config, llama, prompt::<B>(shape, config, device));
+        let (padding, ids) = (vec![0; batch], vec![5; batch]);
         self.time(|| {
             cache.truncate(context);
             for _ in 0..self.tokens {
                 let logits = on_pool::<B, _>(|| {
-                    let id = Tensor::<B, 1, Int>::from_data([5], device);
-                    let embedded = llama.embed(id).unsqueeze_dim::<3>(1);
-                    let hidden = llama.forward_layers(embedded, &[0], Some(&mut cache));
-                    llama.logits(hidden.reshape([1, config.hidden_size]))
+                    let ids = Tensor::<B, 1, Int>::from_data(&ids[..], device);
+                    let embedded = llama.embed(ids).unsqueeze_dim::<3>(1);
+                    let hidden = llama.forward_layers(embedded, &padding, Some(&mut cache));
+                    llama.logits(hidden.reshape([batch, config.hidden_size]))
                 });
                 std::hint::black_box(logits.into_data());
             }
@@ -262,23 +303,36 @@ fn layer_weights(config: &LlamaConfig) -> f64 {
     (config.parameters() - tables * head) as f64
 }
 
-/// Embeddings of a prompt. `[1, tokens, hidden]`
-fn prompt<B: Backend>(tokens: usize, config: &LlamaConfig, device: &B::Device) -> Tensor<B, 3> {
-    let shape = [1, tokens, config.hidden_size];
+/// The name of a row for a batch.
+fn batched(name: String, batch: usize) -> String {
+    match batch {
+        1 => name,
+        _ => format!("{name}, batch {batch}"),
+    }
+}
+
+/// Embeddings of prompts. `[batch, tokens, hidden]`
+fn prompt<B: Backend>(
+    [batch, tokens]: [usize; 2],
+    config: &LlamaConfig,
+    device: &B::Device,
+) -> Tensor<B, 3> {
+    let shape = [batch, tokens, config.hidden_size];
     Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
 }
 
-/// Runs a prompt: its cache, and the logits of its last position.
+/// Runs prompts: their cache, and the logits of their last positions.
 fn prefill<B: Backend>(
     config: &LlamaConfig,
     llama: &Llama<B>,
     prompt: Tensor<B, 3>,
 ) -> (KvCache<B>, Tensor<B, 2>) {
-    let [_, tokens, width] = prompt.dims();
-    let mut cache = KvCache::new(config.num_hidden_layers, vec![0]);
-    let hidden = llama.forward_layers(prompt, &[0], Some(&mut cache));
-    let last = hidden.slice([0..1, tokens - 1..tokens, 0..width]);
-    let logits = llama.logits(last.reshape([1, width]));
+    let [batch, tokens, width] = prompt.dims();
+    let padding = vec![0; batch];
+    let mut cache = KvCache::new(config.num_hidden_layers, padding.clone());
+    let hidden = llama.forward_layers(prompt, &padding, Some(&mut cache));
+    let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
+    let logits = llama.logits(last.reshape([batch, width]));
     (cache, logits)
 }
 

@@ -7,8 +7,7 @@ use burn::optim::Optimizer;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use sq_llava_data::TokenRole;
-use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::config::LlamaConfig;
+use sq_llava_model::SqLlava;
 use sq_llava_model::lora::LoraConfig;
 use sq_llava_train::batch::{MicroBatch, TrainSample};
 use sq_llava_train::failure::Failure;
@@ -26,22 +25,34 @@ pub(super) struct TrainShape {
     pub rank: usize,
     pub batch: usize,
     pub tokens: usize,
+    pub checkpointing: GradientCheckpointing,
+}
+
+impl TrainShape {
+    /// Without recompute.
+    pub(super) fn new(rank: usize, batch: usize, tokens: usize) -> Self {
+        Self {
+            rank,
+            batch,
+            tokens,
+            checkpointing: GradientCheckpointing::None,
+        }
+    }
 }
 
 impl Bench {
     /// All seven linears of every layer adapted, no dropout, every token but the first learnt.
     pub(super) fn train_shape<B: AutodiffBackend>(
         &self,
-        config: LlamaConfig,
-        shape: TrainShape,
+        model: SqLlava<B>,
+        shape: &TrainShape,
         device: &B::Device,
     ) -> Result<()> {
         let trains = Trains {
             llm: true,
             ..Trains::default()
         };
-        let vocabulary = config.vocab_size;
-        let model = SqLlavaConfig::new(config).init::<B>(device)?;
+        let vocabulary = model.config.llama.vocab_size;
         let lora = LoraConfig::llm(shape.rank, 2.0 * shape.rank as f64, 0.0);
         let (model, groups) = ParamGroups::mark(model.with_llm_lora(&lora), trains);
         let stage = Recipe::published(Flavour::Paper).stage2;
@@ -55,12 +66,12 @@ impl Bench {
             },
             trains,
             features: Arc::new(FeatureCache::new(0)),
-            checkpointing: GradientCheckpointing::None,
+            checkpointing: shape.checkpointing,
             seed: 0,
             failure: failure.clone(),
         };
         let mut model = Some(TrainModel { model, context });
-        let batch = batch(&shape, vocabulary);
+        let batch = batch(shape, vocabulary);
         let seconds = self.time(|| {
             // Put back below, unless the step failed.
             if let Some(before) = model.take() {
@@ -73,8 +84,12 @@ impl Bench {
             sync::<B>(device)
         })?;
         let tokens = shape.batch * shape.tokens;
+        let recompute = match shape.checkpointing {
+            GradientCheckpointing::None => "",
+            GradientCheckpointing::Blocks => ", recompute",
+        };
         let name = format!(
-            "LoRA step, rank {}, {}×{} tokens",
+            "LoRA step, rank {}, {}×{} tokens{recompute}",
             shape.rank, shape.batch, shape.tokens
         );
         self.report(&Row::new(name, seconds, tokens as f64, "tokens/s"))
