@@ -38,6 +38,8 @@ struct Arguments {
 enum Command {
     /// Train a model on pictures and conversations.
     Train(command::train::Train),
+    /// Bring the machines of a training together.
+    Orchestrator(command::nodes::OrchestratorCommand),
     /// Answer a question, about a picture or not.
     Ask(command::ask::Ask),
     /// Ask questions about a picture.
@@ -102,6 +104,7 @@ fn main() -> ExitCode {
         }));
         match command {
             Command::Train(command) => command.run(),
+            Command::Orchestrator(command) => command.run(),
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),

@@ -153,6 +153,11 @@ impl MicroBatch {
         self.micro + self.stride >= self.micros
     }
 
+    /// Whether the step has no batch for this device, which takes part nonetheless.
+    pub fn is_idle(&self) -> bool {
+        self.micro > 0 && self.micro >= self.micros
+    }
+
     /// Length of the longest sequence, images in place.
     pub fn tokens(&self, tokens_per_image: usize) -> usize {
         let len = |sample: &TrainSample| sample.len(tokens_per_image);

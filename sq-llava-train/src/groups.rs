@@ -90,6 +90,12 @@ impl ParamGroups {
         of.map(|p| p.values).sum()
     }
 
+    /// Adds one.
+    pub(crate) fn add(&mut self, path: String, trained: TrainedParam) {
+        self.by_id.insert(trained.id, (trained.group, path.clone()));
+        self.by_path.insert(path, trained);
+    }
+
     /// Freezes everything but the parts named, which become f32 leaves of the graph.
     pub fn mark<B: AutodiffBackend>(model: SqLlava<B>, trains: Trains) -> (SqLlava<B>, Self) {
         let mut marker = Marker {
@@ -149,9 +155,7 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Marker {
             group,
             values,
         };
-        let path = self.path.join(".");
-        self.groups.by_id.insert(param.id, (group, path.clone()));
-        self.groups.by_path.insert(path, trained);
+        self.groups.add(self.path.join("."), trained);
         param.map(|tensor| Tensor::from_inner(tensor.inner().cast(DType::F32)).require_grad())
     }
 }

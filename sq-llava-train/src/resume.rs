@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::error::TrainError;
 use crate::manifest::{MANIFEST, verify};
 use crate::recipe::Recipe;
-use crate::run_dir::checkpoints;
+use crate::run_dir::{RunDirectory, checkpoints};
 use crate::state::{RunState, STATE, Sources};
 
 /// Which checkpoint a run goes on from.
@@ -30,7 +30,7 @@ pub(crate) struct ResumePoint {
 }
 
 /// Keys of a recipe that say how, not what; and paths, which `Sources` look behind.
-const FREE: [&str; 12] = [
+pub(crate) const HOW: [&str; 12] = [
     "log_every",
     "save_every",
     "keep_checkpoints",
@@ -77,7 +77,7 @@ impl ResumePoint {
             }
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
-                if run.join("config.json").is_file() && verify_end(run) {
+                if is_finished(run) {
                     let state = RunState::read(run)?;
                     return Ok(Self {
                         from: Some((run.to_path_buf(), state)),
@@ -124,6 +124,25 @@ impl ResumePoint {
     }
 }
 
+/// Where a run goes on, once it is clear that it may.
+///
+/// # Errors
+/// If recipe or sources are others, or as [`ResumePoint::find`].
+pub(crate) fn find(
+    resume: &Resume,
+    recipe: &Recipe,
+    run: &Path,
+    sources: &Sources,
+) -> Result<ResumePoint, TrainError> {
+    let (then, _) = RunDirectory::asked(run)?;
+    same_recipe(run, &then, recipe)?;
+    let point = ResumePoint::find(run, resume)?;
+    if let Some((_, state)) = &point.from {
+        same_sources(run, &state.sources, sources)?;
+    }
+    Ok(point)
+}
+
 /// Checkpoints and ends of stages, the newest first.
 fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     let mut found = checkpoints(run)?;
@@ -135,6 +154,23 @@ fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     }
     found.sort();
     Ok(found.into_iter().rev().map(|(.., path)| path).collect())
+}
+
+/// Whether a run is over, and the names of its checkpoints that are whole, the newest first.
+///
+/// # Errors
+/// If its directory cannot be read.
+pub(crate) fn whole_checkpoints(run: &Path) -> Result<(bool, Vec<String>), TrainError> {
+    let finished = is_finished(run);
+    let whole = candidates(run)?
+        .into_iter()
+        .filter(|path| verify(path).is_ok());
+    Ok((finished, whole.map(|path| name_of(&path)).collect()))
+}
+
+/// Whether the end of a run lies in its directory.
+fn is_finished(run: &Path) -> bool {
+    run.join("config.json").is_file() && verify_end(run)
 }
 
 /// Whether the files of the run's end are whole.
@@ -153,13 +189,13 @@ fn name_of(path: &Path) -> String {
 ///
 /// # Errors
 /// If a key that changes the numbers has another value.
-pub(crate) fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
+fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
     let (then, now) = (flat(then)?, flat(now)?);
     let keys: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
     let mut differences = Vec::new();
     for key in keys {
         let (a, b) = (then.get(key), now.get(key));
-        if a != b && !FREE.contains(&key.as_str()) {
+        if a != b && !HOW.contains(&key.as_str()) {
             let shown = |v: Option<&toml::Value>| v.map_or("unset".into(), ToString::to_string);
             differences.push(format!("{key} was {} and is {}", shown(a), shown(b)));
         }
@@ -171,8 +207,12 @@ pub(crate) fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(),
 ///
 /// # Errors
 /// If something differs.
-pub(crate) fn same_sources(run: &Path, then: &Sources, now: &Sources) -> Result<(), TrainError> {
-    refuse(run, "the sources differ", then.differences(now))
+fn same_sources(run: &Path, then: &Sources, now: &Sources) -> Result<(), TrainError> {
+    refuse(
+        run,
+        "the sources differ",
+        then.differences(now, ["then", "now"]),
+    )
 }
 
 fn refuse(run: &Path, what: &str, differences: Vec<String>) -> Result<(), TrainError> {
@@ -189,7 +229,7 @@ fn refuse(run: &Path, what: &str, differences: Vec<String>) -> Result<(), TrainE
 }
 
 /// A recipe's values by their dotted keys.
-fn flat(recipe: &Recipe) -> Result<toml::Table, TrainError> {
+pub(crate) fn flat(recipe: &Recipe) -> Result<toml::Table, TrainError> {
     fn walk(prefix: &str, table: toml::Table, out: &mut toml::Table) {
         for (key, value) in table {
             let key = if prefix.is_empty() {

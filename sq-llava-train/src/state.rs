@@ -10,7 +10,6 @@ use crate::base::TrainPaths;
 use crate::error::TrainError;
 use crate::manifest::{FileSum, entries, sum};
 use crate::recipe::Recipe;
-use crate::trainer::StageOutcome;
 
 /// Name of the file in a checkpoint.
 pub(crate) const STATE: &str = "trainer_state.json";
@@ -53,6 +52,49 @@ pub struct BestValidation {
     pub step: usize,
     /// Validations since then, none of them better.
     pub since: usize,
+}
+
+/// What a stage did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageOutcome {
+    /// 1 or 2.
+    pub stage: u8,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Loss of the last step; `None` if there was none.
+    pub loss: Option<f64>,
+    /// Tokens seen, images in place.
+    pub tokens: usize,
+    /// Samples seen.
+    pub samples: usize,
+    /// Samples that were cut to the longest length allowed.
+    pub truncated: usize,
+    /// Samples that were left out.
+    pub skipped: usize,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Trainable values of each group, in the order of [`crate::groups::ParamGroup::ALL`].
+    pub trainable: [usize; 3],
+    /// The best validation; `None` without a validation split.
+    pub best: Option<BestValidation>,
+}
+
+impl StageOutcome {
+    pub(crate) fn new(stage: u8, progress: &StageProgress, trainable: [usize; 3]) -> Self {
+        Self {
+            stage,
+            steps: progress.step,
+            loss: progress.loss,
+            tokens: progress.tokens,
+            samples: progress.samples,
+            truncated: progress.truncated,
+            skipped: progress.skipped,
+            seconds: progress.seconds,
+            trainable,
+            best: progress.best,
+        }
+    }
 }
 
 /// What a run was trained from, as far as files can tell.
@@ -175,8 +217,8 @@ impl Sources {
         })
     }
 
-    /// What differs, a sentence each.
-    pub fn differences(&self, now: &Self) -> Vec<String> {
+    /// What differs, a sentence each. `labels` tell the two apart.
+    pub fn differences(&self, now: &Self, [then, at_hand]: [&str; 2]) -> Vec<String> {
         let mut found = Vec::new();
         let mut models = |name: &str, before: Option<&ModelSum>, now: Option<&ModelSum>| {
             let same = match (before, now) {
@@ -187,7 +229,7 @@ impl Sources {
                 let path =
                     |sum: Option<&ModelSum>| sum.map_or("none", |s| s.path.as_str()).to_owned();
                 found.push(format!(
-                    "{name} is another model ({} then, {} now)",
+                    "{name} is another model ({} {then}, {} {at_hand})",
                     path(before),
                     path(now)
                 ));
@@ -205,7 +247,7 @@ impl Sources {
                     Some(d) => format!("{}, {} bytes, crc32 {}", d.path, d.sum.bytes, d.sum.crc32),
                 };
                 found.push(format!(
-                    "{key} has other content (then {}; now {})",
+                    "{key} has other content ({then} {}; {at_hand} {})",
                     shown(before),
                     shown(now)
                 ));

@@ -27,6 +27,7 @@ use crate::loader::Plan;
 use crate::loss::LossSettings;
 use crate::loss_log::LossLog;
 use crate::metrics::StepReport;
+use crate::nodes::{Nodes, StepPlace};
 use crate::optimizer::GroupedAdamW;
 use crate::resident::resident_bytes;
 use crate::schedule::CosineWarmup;
@@ -99,6 +100,8 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub devices: Vec<B::Device>,
     /// The trainable parameters.
     pub groups: Arc<ParamGroups>,
+    /// The other machines that train.
+    pub nodes: Option<Arc<Nodes>>,
     /// The wish to stop from outside.
     pub stop: StopSignal,
     /// Where the result is left.
@@ -136,7 +139,9 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         let mut batches = train.iter();
         while let Some(batch) = batches.next() {
             let (is_last, step, epoch) = (batch.is_last(), batch.step, batch.epoch);
+            let step_tokens = batch.step_tokens;
             let outputs = match &mut pool {
+                _ if batch.is_idle() => Vec::new(),
                 None => vec![state.learner.train_step(batch)],
                 Some(pool) => pool.step(batch, &state.learner.model())?,
             };
@@ -148,7 +153,16 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             if !is_last {
                 continue;
             }
-            self.step(&mut state, step, accumulated.grads(), &mut report)?;
+            let mut grads = accumulated.grads();
+            let mut agreed = None;
+            if let Some(nodes) = &self.nodes {
+                let place = StepPlace { step, step_tokens };
+                let model = (&state.learner.model(), &*self.groups);
+                let wish = self.wishes_to_stop(&state);
+                let (sum, stop) = nodes.exchange::<B, _>(model, place, grads, &mut report, wish)?;
+                (grads, agreed) = (sum, Some(stop));
+            }
+            self.step(&mut state, step, grads, &mut report)?;
             if let Some(pool) = &pool {
                 pool.update(&state.learner.model())?;
             }
@@ -159,7 +173,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             report = StepReport::default();
 
             self.validate(&mut state, epoch)?;
-            let wish = self.stop.is_set() || state.components.interrupter.should_stop();
+            let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(&state));
             let stop = wish && !state.progress.complete;
             let due = self.save_every > 0 && (step + 1).is_multiple_of(self.save_every);
             if (due && !state.progress.complete) || stop {
@@ -183,6 +197,11 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             progress: state.progress,
             stopped,
         })
+    }
+
+    /// Whether this process was asked to stop.
+    fn wishes_to_stop(&self, state: &Loop<'_, B>) -> bool {
+        self.stop.is_set() || state.components.interrupter.should_stop()
     }
 
     /// Takes the optimizer step and counts it.
@@ -272,6 +291,10 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         }
         self.check()?;
         report.loss = report.sums.mean(&self.loss);
+        if let Some(nodes) = &self.nodes {
+            let at = format!("at the validation after step {}", state.progress.step);
+            report.loss = nodes.of_first(&at, report.loss)?;
+        }
         report.seconds = start.elapsed().as_secs_f64();
         if !report.loss.is_finite() {
             return Err(not_finite(state.progress.step - 1, "the validation loss"));

@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use burn::lr_scheduler::LrScheduler;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use serde::{Deserialize, Serialize};
 use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{LabelOptions, Manifest, TextTokenizer};
 use sq_llava_model::SqLlava;
@@ -28,14 +27,15 @@ use crate::loss::LossSettings;
 use crate::loss_log::{Curve, LossLog};
 use crate::memory::{self, StepMemory};
 use crate::metrics::{Quantity, StepMetric};
+use crate::nodes::{self, NodeConfig, Nodes};
 use crate::optimizer::GroupedAdamW;
 use crate::recipe::Recipe;
 use crate::renderer::{LineRenderer, NoRenderer, SilentLogger};
-use crate::resume::{Resume, ResumePoint, same_recipe, same_sources};
+use crate::resume::{Resume, find};
 use crate::run_dir::{RunDirectory, RunFiles};
 use crate::schedule::CosineWarmup;
 use crate::stage::StageModel;
-use crate::state::{BestValidation, RunState, Sources, StageProgress};
+use crate::state::{RunState, Sources, StageOutcome, StageProgress};
 use crate::step::{StepContext, TrainModel};
 use crate::stop::StopSignal;
 use crate::strategy::{Components, Finished, Saved, StepStrategy};
@@ -62,6 +62,8 @@ pub struct TrainOptions {
     pub resume: Option<Resume>,
     /// The wish to stop: the step is finished and a checkpoint saved.
     pub stop: StopSignal,
+    /// This machine's place where several train together.
+    pub nodes: Option<NodeConfig>,
 }
 
 impl From<Ui> for TrainOptions {
@@ -69,49 +71,6 @@ impl From<Ui> for TrainOptions {
         Self {
             ui,
             ..Self::default()
-        }
-    }
-}
-
-/// What a stage did.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct StageOutcome {
-    /// 1 or 2.
-    pub stage: u8,
-    /// Optimizer steps.
-    pub steps: usize,
-    /// Loss of the last step; `None` if there was none.
-    pub loss: Option<f64>,
-    /// Tokens seen, images in place.
-    pub tokens: usize,
-    /// Samples seen.
-    pub samples: usize,
-    /// Samples that were cut to the longest length allowed.
-    pub truncated: usize,
-    /// Samples that were left out.
-    pub skipped: usize,
-    /// Seconds of training.
-    pub seconds: f64,
-    /// Trainable values of each group, in the order of [`crate::groups::ParamGroup::ALL`].
-    pub trainable: [usize; 3],
-    /// The best validation; `None` without a validation split.
-    pub best: Option<BestValidation>,
-}
-
-impl StageOutcome {
-    fn new(stage: u8, progress: &StageProgress, trainable: [usize; 3]) -> Self {
-        Self {
-            stage,
-            steps: progress.step,
-            loss: progress.loss,
-            tokens: progress.tokens,
-            samples: progress.samples,
-            truncated: progress.truncated,
-            skipped: progress.skipped,
-            seconds: progress.seconds,
-            trainable,
-            best: progress.best,
         }
     }
 }
@@ -136,7 +95,8 @@ pub struct TrainOutcome {
 /// # Errors
 /// If the recipe, a file, the data or the run directory cannot be used, or the loss or a gradient
 /// stops being a number; with `resume`, also if the recipe, the data or a model differs from the
-/// run's, or its newest checkpoint is torn. What was saved before stays.
+/// run's, or its newest checkpoint is torn; with `nodes`, also if they do not come together, are
+/// not to do the same, or one fails or is lost. What was saved before stays.
 pub fn train<B: AutodiffBackend>(
     recipe: &Recipe,
     paths: &TrainPaths,
@@ -148,10 +108,33 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
-    let (run, from) = match &options.resume {
-        None => (RunDirectory::create(&paths.out, &recipe, paths)?, None),
+    let nodes = options.nodes.as_ref().map(Nodes::join).transpose()?;
+    let nodes = nodes.flatten().map(Arc::new);
+    let (asked, others) = ((&recipe, paths), nodes.clone());
+    let outcome = train_on::<B>(asked, device, &options, splits, &sources, others);
+    if let (Some(nodes), Err(error)) = (&nodes, &outcome) {
+        nodes.tell(error);
+    }
+    outcome
+}
+
+/// Trains as one of these nodes.
+fn train_on<B: AutodiffBackend>(
+    (recipe, paths): (&Recipe, &TrainPaths),
+    device: &B::Device,
+    options: &TrainOptions,
+    splits: Vec<StageSplit>,
+    sources: &Sources,
+    nodes: Option<Arc<Nodes>>,
+) -> Result<TrainOutcome, TrainError> {
+    let resume = match &nodes {
+        None => options.resume.clone(),
+        Some(nodes) => nodes::agree(nodes, recipe, sources, paths, options.resume.as_ref())?,
+    };
+    let (run, from) = match &resume {
+        None => (RunDirectory::create(&paths.out, recipe, paths)?, None),
         Some(resume) => {
-            let point = find(resume, &recipe, paths, &sources)?;
+            let point = find(resume, recipe, &paths.out, sources)?;
             if let (true, Some((_, state))) = (point.finished, &point.from) {
                 tracing::info!("the run in {} is finished", paths.out.display());
                 return Ok(TrainOutcome {
@@ -161,7 +144,7 @@ pub fn train<B: AutodiffBackend>(
                     checkpoint: None,
                 });
             }
-            let run = RunDirectory::open(&paths.out, &recipe)?;
+            let run = RunDirectory::open(&paths.out, recipe)?;
             for torn in &point.torn {
                 tracing::warn!("{} is torn and goes", torn.display());
                 run.remove(torn)?;
@@ -170,10 +153,10 @@ pub fn train<B: AutodiffBackend>(
         }
     };
     let base = match &from {
-        Some((directory, _)) => Base::<B>::resume(&recipe, paths, directory, device)?,
-        None => Base::<B>::load(&recipe, paths, device)?,
+        Some((directory, _)) => Base::<B>::resume(recipe, paths, directory, device)?,
+        None => Base::<B>::load(recipe, paths, device)?,
     };
-    if options.resume.is_some() {
+    if resume.is_some() {
         let place = from.as_ref().map(|(_, s)| (s.stage, s.progress.step));
         LossLog::rewind(run.path(), place)?;
         match &from {
@@ -182,32 +165,17 @@ pub fn train<B: AutodiffBackend>(
         }
     }
     let trainer = Trainer {
-        recipe: &recipe,
+        recipe,
         paths,
         run: &run,
-        options: &options,
-        sources: &sources,
+        options,
+        sources,
+        nodes,
         tokenizer: base.tokenizer,
         processor: Arc::new(base.processor),
         done: Vec::new(),
     };
     trainer.run(base.model, splits, from)
-}
-
-/// Where a run goes on, once it is clear that it may.
-fn find(
-    resume: &Resume,
-    recipe: &Recipe,
-    paths: &TrainPaths,
-    sources: &Sources,
-) -> Result<ResumePoint, TrainError> {
-    let (then, _) = RunDirectory::asked(&paths.out)?;
-    same_recipe(&paths.out, &then, recipe)?;
-    let point = ResumePoint::find(&paths.out, resume)?;
-    if let Some((_, state)) = &point.from {
-        same_sources(&paths.out, &state.sources, sources)?;
-    }
-    Ok(point)
 }
 
 /// The recipe with the paths of the command line in their places.
@@ -242,6 +210,7 @@ struct Trainer<'a> {
     run: &'a RunDirectory,
     options: &'a TrainOptions,
     sources: &'a Sources,
+    nodes: Option<Arc<Nodes>>,
     tokenizer: TextTokenizer,
     processor: Arc<ImageProcessor>,
     /// Stages that are over.
@@ -266,7 +235,12 @@ impl Trainer<'_> {
                 continue;
             }
             let start = from.take_if(|(_, state)| state.stage == stage);
-            if self.options.stop.is_set() {
+            let stop = self.options.stop.is_set();
+            let stop = match &self.nodes {
+                None => stop,
+                Some(nodes) => nodes.any("between two stages", stop)?,
+            };
+            if stop {
                 return Ok(self.outcome(true, checkpoint));
             }
             let (finished, trainable) = self.stage(model, split, start)?;
@@ -359,6 +333,13 @@ impl Trainer<'_> {
             trainable,
         )?;
 
+        let mut share = (0, 1);
+        if let Some(nodes) = &self.nodes {
+            let trained = (&prepared.model, &*prepared.groups);
+            nodes::agree_on_stage::<B, _>(nodes, stage, trained, &data, (&plan, start.step))?;
+            share = (nodes.rank(), nodes.count());
+        }
+
         let failure = Failure::default();
         let loss = LossSettings {
             question_weight: recipe.loss.question_weight,
@@ -370,7 +351,7 @@ impl Trainer<'_> {
             BatchLoader::new(data.clone(), plan, first, recipe.workers, failure.clone())
                 .with_bad_images(bad_images.clone())
         };
-        let train_loader = loader(&data, plan, start.step);
+        let train_loader = loader(&data, plan, start.step).shard(share.0, share.1);
         let (valid_loader, validation) = match &valid {
             None => (BatchLoader::empty(), None),
             Some((data, when)) => {
@@ -411,6 +392,7 @@ impl Trainer<'_> {
             save: self.saver(stage, &optimizer),
             devices: devices_of::<B>(&device, &recipe.devices),
             groups: prepared.groups,
+            nodes: self.nodes.clone(),
             stop: self.options.stop.clone(),
             finished: finished.clone(),
         };

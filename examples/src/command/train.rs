@@ -12,6 +12,7 @@ use sq_llava_train::{
     Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
 };
 
+use super::nodes::NodeArguments;
 use crate::device::{DeviceChoice, Work};
 
 /// Exit status of a run that was stopped and saved: 128 and the number of SIGINT.
@@ -72,6 +73,8 @@ pub struct Train {
     /// No progress.
     #[arg(long)]
     quiet: bool,
+    #[command(flatten)]
+    nodes: NodeArguments,
 }
 
 impl Train {
@@ -85,9 +88,10 @@ impl Train {
 
     /// Recipe and paths: those given, over those of the run that goes on.
     fn asked(&self) -> Result<(Recipe, TrainPaths)> {
+        let out = self.nodes.run_directory(&self.out)?;
         let (mut recipe, mut paths) = match self.resume {
             Some(_) => {
-                let (recipe, paths) = RunDirectory::asked(&self.out)?;
+                let (recipe, paths) = RunDirectory::asked(&out)?;
                 (Some(recipe), paths)
             }
             None => (None, TrainPaths::default()),
@@ -97,7 +101,7 @@ impl Train {
         } else if let Some(then) = &recipe {
             recipe = Some(Recipe::parse(&then.to_toml()?, &self.changes)?);
         }
-        paths.out.clone_from(&self.out);
+        paths.out = out;
         if let Some(llm) = &self.llm {
             paths.llm.clone_from(llm);
         }
@@ -117,7 +121,10 @@ impl Train {
 }
 
 /// Ctrl-C (or SIGTERM) asks the run to stop; a second one ends the process at once.
-fn stop_on_signals() -> Result<StopSignal> {
+///
+/// # Errors
+/// If the system does not let signals be caught.
+pub fn stop_on_signals() -> Result<StopSignal> {
     let stop = StopSignal::new();
     for signal in [SIGINT, SIGTERM] {
         // The order matters: the first signal finds the flag down, and only then raises it.
@@ -141,7 +148,12 @@ impl Work for Train {
                 false => Resume::Checkpoint(name),
             }),
             stop: stop_on_signals()?,
+            nodes: self.nodes.config()?,
         };
+        let many = options
+            .nodes
+            .as_ref()
+            .is_some_and(|config| config.nodes > 1);
         let outcome = train::<Autodiff<B>>(&recipe, &paths, device, options)?;
         for stage in &outcome.stages {
             let seconds = stage.seconds.max(1e-9);
@@ -166,10 +178,11 @@ impl Work for Train {
                 Some(checkpoint) => format!("saved in {}", checkpoint.display()),
                 None => "before its first step".into(),
             };
-            return Err(Stopped(format!(
-                "stopped, {place}; go on with: sq-llava train --resume --out {run}"
-            ))
-            .into());
+            let how = match many {
+                false => format!("go on with: sq-llava train --resume --out {run}"),
+                true => "go on with --resume on all nodes".into(),
+            };
+            return Err(Stopped(format!("stopped, {place}; {how}")).into());
         }
         println!("{}", outcome.run.display());
         Ok(())

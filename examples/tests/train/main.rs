@@ -2,6 +2,7 @@
 #![allow(clippy::print_stdout)] // A skipped test says so, a random one what it drew.
 
 mod devices;
+mod nodes;
 mod resume;
 mod switches;
 mod trouble;
