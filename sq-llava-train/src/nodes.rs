@@ -3,7 +3,7 @@
 //!
 //! Burn's own `burn-collective` 0.21.0 is not used: of its global all-reduces the first returns and
 //! the second never does, in each of its strategies, because `SyncService::sync` empties a copy of
-//! the list of nodes that have arrived (`global/node/sync.rs`, lines 64 and 72). Here the nodes
+//! the list of nodes that have arrived (`global/node/sync.rs`, lines 71 and 79). Here the nodes
 //! stand in a [ring](ring) of TCP connections with deadlines.
 //!
 //! What is exchanged: the gradients of what trains, as sums (the loss's denominator is that of the
@@ -276,6 +276,7 @@ impl Nodes {
     /// exchange.
     pub(crate) fn tell(&self, error: &TrainError) {
         if !error.is_of_nodes() {
+            tracing::warn!("this node ends, and tells the others: {error}");
             let deadline = Instant::now() + self.timeout;
             // Who does not hear it sees the connection close. The first error is the one to tell.
             let _ = self.gather_until::<()>("at the end", Err(error.to_string()), deadline);

@@ -10,6 +10,9 @@ use golden::Value;
 
 use crate::world::{STEPS, World, complaint, random, said};
 
+/// No process takes as long.
+const LONG: Duration = Duration::from_secs(120);
+
 /// A process that does not outlive the test.
 struct Process(Option<Child>);
 
@@ -28,7 +31,13 @@ impl Process {
         assert!(status.expect("kill").success());
     }
 
+    /// Waits for its end, but not for ever. What it says fits into its pipes.
     fn end(mut self) -> Output {
+        let start = Instant::now();
+        while self.child().try_wait().expect("a process").is_none() {
+            assert!(start.elapsed() < LONG, "it does not end");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let child = self.0.take().expect("it runs");
         child.wait_with_output().expect("ends")
     }

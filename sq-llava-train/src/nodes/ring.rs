@@ -110,8 +110,10 @@ impl Ring {
         let part = |index: usize| part(values.len(), index, self.count);
         let (sent, received) = (part(sent), part(received));
         let mut outgoing = std::mem::take(&mut self.outgoing);
-        outgoing.clear();
-        outgoing.extend(values[sent].iter().flat_map(|value| value.to_le_bytes()));
+        outgoing.resize(sent.len() * size_of::<f32>(), 0);
+        for (four, value) in outgoing.chunks_exact_mut(4).zip(&values[sent]) {
+            four.copy_from_slice(&value.to_le_bytes());
+        }
         let mut incoming = std::mem::take(&mut self.incoming);
         incoming.resize(received.len() * size_of::<f32>(), 0);
         let passed = self.turn(deadline, &outgoing, &mut incoming);
