@@ -268,50 +268,27 @@ fn nodes_that_do_not_fit_say_why() {
     orchestrator.process.signal("INT");
     let Orchestrator { process, address } = orchestrator;
     assert!(process.end().status.success());
-    let free = TcpListener::bind(&address).expect("the port is free again");
-    drop(free);
-    let alone = |more: &[&str]| world.command("alone", more).output().expect("starts");
-    let place = [
-        "--nodes",
-        "2",
-        "--node-rank",
-        "0",
-        "--node-timeout",
-        "1",
-        "--coordinator",
-    ];
-    let error = complaint(&alone(&[&place[..], &[&*address]].concat()));
+    TcpListener::bind(&address).expect("the port is free again");
+    let alone = |more: &str| {
+        let more: Vec<&str> = more.split(' ').collect();
+        world.command("alone", &more).output().expect("starts")
+    };
+    // Nobody listens at port 1.
+    let place = "--nodes 2 --node-rank 0 --node-timeout 1 --coordinator 127.0.0.1:1";
+    let error = complaint(&alone(place));
     assert!(
         error.contains("no orchestrator") && error.contains("within 1 s"),
         "{error}"
     );
-    let place = [
-        "--nodes",
-        "2",
-        "--node-rank",
-        "2",
-        "--coordinator",
-        "host:1",
-    ];
-    let error = complaint(&alone(&place));
+    let error = complaint(&alone("--nodes 2 --node-rank 2 --coordinator host:1"));
     assert!(error.contains("--node-rank is 2"), "{error}");
-    for half in [
-        &["--nodes", "2"][..],
-        &["--node-rank", "0"],
-        &["--coordinator", "host:1"],
-    ] {
-        assert_eq!(alone(half).status.code(), Some(2), "{half:?}");
+    for half in ["--nodes 2", "--node-rank 0", "--coordinator host:1"] {
+        assert_eq!(alone(half).status.code(), Some(2), "{half}");
     }
     // One node needs nobody.
-    let place = [
-        "--nodes",
-        "1",
-        "--node-rank",
-        "0",
-        "--coordinator",
-        &address,
-    ];
-    let short = ["--set", "stages=[1]", "--set", "stage1.epochs=1"];
-    world.train("alone", &[&place[..], &short].concat());
+    let place = "--nodes 1 --node-rank 0 --coordinator 127.0.0.1:1";
+    let short = "--set stages=[1] --set stage1.epochs=1";
+    let output = alone(&format!("{place} {short}"));
+    assert!(output.status.success(), "{}", said(&output));
     assert!(world.path("alone/config.json").is_file());
 }
