@@ -38,9 +38,7 @@ mod tests {
             let lost = |_: &usize| {
                 let parts = (1..5).map(|i| leaf.clone() * i as f32).collect();
                 let grads = cat(parts, 0).sum().backward();
-                let sum = leaf
-                    .grad(&grads)
-                    .map(|grad| grad.slice([0..1]).into_scalar());
+                let sum = leaf.grad(&grads).map(|grad| grad.slice(0..1).into_scalar());
                 sum != Some(10.0)
             };
             let lost = (0..50).filter(lost).count();
