@@ -11,7 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Template, TextTokenizer};
-use sq_llava_model::quant::{Quantize, is_native};
+use sq_llava_model::quant::Quantize;
 use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
 use sq_llava_train::resident::proc_bytes;
@@ -39,8 +39,8 @@ pub struct ModelArguments {
     /// Dtype of the weights in memory.
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
-    /// Bring the LLM's weights into blocks: q8 (int8), q4 (int4), or stored (those of a GGUF file
-    /// as they are). On the CPU.
+    /// Bring the LLM's weights into blocks: q8 (int8), q4 (int4), or, on the CPU, stored (those of
+    /// a GGUF file as they are).
     #[arg(long, value_name = "FORMAT")]
     pub quantize: Option<Quantize>,
     /// Conversation template: plain, v1, v1_sq, sq or llama_2.
@@ -200,10 +200,7 @@ impl ModelArguments {
         let dtype = self.dtype.supported::<B>(dtype, self.device, device)?;
         let mut model = init_random(config.init::<B>(device)?, dtype, 0)?;
         if let Some(wanted) = quantize {
-            if !is_native::<B>() {
-                bail!("quantised weights run on the CPU alone; choose --device cpu");
-            }
-            model.language_model.quantize(wanted)?;
+            model.language_model.quantize_here(wanted)?;
         }
         let processor = match &config.vision {
             Some(vision) => {

@@ -9,7 +9,7 @@ use burn::tensor::{Tensor, backend::Backend};
 #[cfg(feature = "cpu")]
 use crate::cpu;
 use crate::lora::Lora;
-use crate::quant::BlockMatrix;
+use crate::quant::{BlockMatrix, OnDevice};
 
 /// `y = x Wᵀ + b (+ LoRA)`.
 ///
@@ -22,6 +22,9 @@ pub struct Linear<B: Backend> {
     /// The weight in blocks; `weight` is a stand-in then.
     #[module(skip)]
     pub quantized: Option<BlockMatrix>,
+    /// What `weight` holds where it is a quantised tensor, as on backends other than the CPU's.
+    #[module(skip)]
+    pub on_device: Option<OnDevice>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// Low-rank adapter, if this linear has one.
@@ -39,6 +42,7 @@ impl<B: Backend> Linear<B> {
         Self {
             weight: uniform.init([d_out, d_in], device),
             quantized: None,
+            on_device: None,
             bias: bias.then(|| uniform.init([d_out], device)),
             lora: None,
         }
@@ -46,9 +50,10 @@ impl<B: Backend> Linear<B> {
 
     /// Input width.
     pub fn d_in(&self) -> usize {
-        match &self.quantized {
-            Some(matrix) => matrix.columns(),
-            None => self.weight.lazy_shape()[1],
+        match (&self.quantized, &self.on_device) {
+            (Some(matrix), _) => matrix.columns(),
+            (None, Some(held)) => held.columns,
+            (None, None) => self.weight.lazy_shape()[1],
         }
     }
 
@@ -84,9 +89,10 @@ impl<B: Backend> Linear<B> {
     /// The operations that every backend has. `[rows, in]` → `[rows, out]`
     pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let dtype = input.dtype();
-        let mut output = match &self.quantized {
-            Some(matrix) => matrix.product(input.clone()),
-            None => portable_product(input.clone(), self.weight.val()),
+        let mut output = match (&self.quantized, &self.on_device) {
+            (Some(matrix), _) => matrix.product(input.clone()),
+            (None, Some(held)) => held.product(input.clone(), self.weight.val()),
+            (None, None) => portable_product(input.clone(), self.weight.val()),
         };
         if let Some(bias) = &self.bias {
             output = output + bias.val().cast(dtype).unsqueeze();
@@ -104,6 +110,10 @@ impl<B: Backend> Linear<B> {
             let (device, dtype) = (self.weight.lazy_device(), self.weight.val().dtype());
             let weight = Tensor::from_data(matrix.dequantize(), (&device, dtype));
             let weight = weight.set_require_grad(false);
+            self.weight = Param::initialized(self.weight.id, weight);
+        }
+        if let Some(held) = self.on_device.take() {
+            let weight = held.dense(self.weight.val());
             self.weight = Param::initialized(self.weight.id, weight);
         }
         self

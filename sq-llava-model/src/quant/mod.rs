@@ -6,8 +6,10 @@
 //! | `q4` | 5 | d·q + m, q from 0 to 15 | Q4_1 |
 //!
 //! d and m are f16, one (or two) for each block. On the CPU the products run on the blocks
-//! themselves; weights are frozen, so the backward pass gives the input's gradient alone.
+//! themselves; weights are frozen, so the backward pass gives the input's gradient alone. Other
+//! backends hold the linears as Burn's quantised tensors, see [`OnDevice`].
 
+mod device;
 mod encode;
 
 use std::fmt;
@@ -21,8 +23,11 @@ use half::f16;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
+use crate::linear::Linear;
 use crate::llama::Llama;
 use crate::sq_llava::for_each_llm_linear;
+
+pub use device::{OnDevice, check};
 
 /// Elements of a block.
 pub const BLOCK: usize = 32;
@@ -313,7 +318,7 @@ impl BlockMatrix {
                 Err([input, _]) => cpu::tensor::<B, 2>(input),
             }
         };
-        // Other backends: the whole matrix, each time. Loading refuses them, see `is_native`.
+        // Other backends, which hold blocks of this kind on their way to files alone.
         let weight = Tensor::<B, 2>::from_data(self.dequantize(), (&input.device(), DType::F32));
         input.matmul(weight.transpose()).cast(dtype)
     }
@@ -368,6 +373,8 @@ pub(crate) struct Slot<'a, B: Backend> {
     pub table: bool,
     pub weight: &'a mut Param<Tensor<B, 2>>,
     pub quantized: &'a mut Option<BlockMatrix>,
+    /// Where its weight may be a quantised tensor: a linear that is not the head.
+    pub on_device: Option<&'a mut Option<OnDevice>>,
 }
 
 impl<B: Backend> Slot<'_, B> {
@@ -397,6 +404,7 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
         table: true,
         weight: &mut llama.model.embed_tokens.weight,
         quantized: &mut llama.model.embed_tokens.quantized,
+        on_device: None,
     });
     for (index, layer) in llama.model.layers.iter_mut().enumerate() {
         for_each_llm_linear(layer, |name, linear| {
@@ -409,6 +417,7 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
                 table: false,
                 weight: &mut linear.weight,
                 quantized: &mut linear.quantized,
+                on_device: Some(&mut linear.on_device),
             });
         });
     }
@@ -418,6 +427,7 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
             table: true,
             weight: &mut head.weight,
             quantized: &mut head.quantized,
+            on_device: None,
         });
     }
 }
@@ -427,8 +437,14 @@ impl<B: Backend> Llama<B> {
     /// tokens stay as they are. Merge adapters first where they should be part of the weights.
     ///
     /// # Errors
-    /// If `wanted` is [`Quantize::Stored`], which only loading knows.
+    /// If `wanted` is [`Quantize::Stored`], which only loading knows, or linears are quantised
+    /// tensors already.
     pub fn quantize(&mut self, wanted: Quantize) -> Result<(), ModelError> {
+        if any_on_device(self) {
+            return Err(ModelError::Argument(
+                "the weights are quantised already, for this device alone".into(),
+            ));
+        }
         if wanted == Quantize::Stored {
             return Err(ModelError::Argument(
                 "\"stored\" keeps the blocks of a file and applies to loading; choose q8 or q4"
@@ -450,30 +466,53 @@ impl<B: Backend> Llama<B> {
         Ok(())
     }
 
+    /// As [`Self::quantize`], to compute on this device: backends other than the CPU's hold the
+    /// linears as quantised tensors and leave embedding and head dense.
+    ///
+    /// # Errors
+    /// As [`Self::quantize`], and as [`check`].
+    pub fn quantize_here(&mut self, wanted: Quantize) -> Result<(), ModelError> {
+        if is_native::<B>() {
+            return self.quantize(wanted);
+        }
+        check::<B>(wanted, &self.model.norm.weight.lazy_device())?;
+        device::quantize_linears(self, wanted);
+        Ok(())
+    }
+
     /// Bytes of the weights that one decoded token reads: all linears and the head.
     pub fn bytes_per_token(&self) -> usize {
         let untied = self.lm_head.is_some();
         matrices(self)
             .into_iter()
-            .filter(|(name, ..)| !(untied && name.ends_with("embed_tokens.weight")))
-            .map(|(_, weight, quantized)| match quantized {
-                Some(matrix) => matrix.bytes(),
-                None => weight.lazy_shape().num_elements() * weight.val().dtype().size(),
+            .filter(|held| !(untied && held.name.ends_with("embed_tokens.weight")))
+            .map(|held| match (held.quantized, held.on_device) {
+                (Some(matrix), _) => matrix.bytes(),
+                (None, Some(on_device)) => on_device.bytes(held.weight.lazy_shape()[0]),
+                (None, None) => {
+                    held.weight.lazy_shape().num_elements() * held.weight.val().dtype().size()
+                }
             })
             .sum()
     }
 }
 
 /// What may be quantised, by canonical name.
-type Named<'a, B> = (String, &'a Param<Tensor<B, 2>>, Option<&'a BlockMatrix>);
+struct Named<'a, B: Backend> {
+    name: String,
+    weight: &'a Param<Tensor<B, 2>>,
+    quantized: Option<&'a BlockMatrix>,
+    on_device: Option<&'a OnDevice>,
+}
 
 fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<Named<'_, B>> {
     let table = &llama.model.embed_tokens;
-    let mut out = vec![(
-        "language_model.model.embed_tokens.weight".to_string(),
-        &table.weight,
-        table.quantized.as_ref(),
-    )];
+    let mut out = vec![Named {
+        name: "language_model.model.embed_tokens.weight".to_string(),
+        weight: &table.weight,
+        quantized: table.quantized.as_ref(),
+        on_device: None,
+    }];
     for (index, layer) in llama.model.layers.iter().enumerate() {
         let (a, m) = (&layer.self_attn, &layer.mlp);
         for (name, linear) in [
@@ -486,20 +525,35 @@ fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<Named<'_, B>> {
             ("mlp.down_proj", &m.down_proj),
         ] {
             let name = format!("language_model.model.layers.{index}.{name}.weight");
-            out.push((name, &linear.weight, linear.quantized.as_ref()));
+            out.push(Named::linear(name, linear));
         }
     }
     if let Some(head) = &llama.lm_head {
-        let name = "language_model.lm_head.weight".to_string();
-        out.push((name, &head.weight, head.quantized.as_ref()));
+        out.push(Named::linear("language_model.lm_head.weight".into(), head));
     }
     out
+}
+
+impl<'a, B: Backend> Named<'a, B> {
+    fn linear(name: String, linear: &'a Linear<B>) -> Self {
+        Self {
+            name,
+            weight: &linear.weight,
+            quantized: linear.quantized.as_ref(),
+            on_device: linear.on_device.as_ref(),
+        }
+    }
 }
 
 /// The quantised matrices by canonical name.
 pub(crate) fn quantized<B: Backend>(llama: &Llama<B>) -> Vec<(String, &BlockMatrix)> {
     let named = matrices(llama).into_iter();
     named
-        .filter_map(|(name, _, matrix)| Some((name, matrix?)))
+        .filter_map(|held| Some((held.name, held.quantized?)))
         .collect()
+}
+
+/// Whether a linear's weight is a quantised tensor, which files have no form for.
+pub(crate) fn any_on_device<B: Backend>(llama: &Llama<B>) -> bool {
+    matrices(llama).iter().any(|held| held.on_device.is_some())
 }

@@ -45,7 +45,8 @@ pub struct LoadOptions {
     pub freeze_base: bool,
     /// Start training from new parts instead of the files'.
     pub fresh: Option<FreshParts>,
-    /// Bring the language model's matrices into blocks of int8 or int4 while loading (CPU alone).
+    /// Bring the language model's matrices into blocks of int8 or int4 while loading; on backends
+    /// other than the CPU's the linears, and not for training.
     pub quantize: Option<Quantize>,
     /// Told about the bytes read.
     pub progress: Option<Progress>,

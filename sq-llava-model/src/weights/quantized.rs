@@ -14,7 +14,7 @@
 //! Blocks of a GGUF file are taken over without going through floats where they hold the same
 //! numbers.
 
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use half::f16;
 
 use super::fill::WeightMap;
@@ -23,7 +23,7 @@ use super::tensor::{StoredTensor, StoredType};
 use crate::error::ModelError;
 use crate::llama::Llama;
 use crate::quant::{
-    BLOCK, BlockMatrix, QuantFormat, Quantize, for_each_slot, format_of, is_native,
+    BLOCK, BlockMatrix, QuantFormat, Quantize, Slot, check, for_each_slot, format_of, is_native,
 };
 
 /// Ends of the keys of scales and minima, behind `….weight`.
@@ -41,32 +41,86 @@ pub(super) fn fill_quantized<B: Backend>(
     wanted: Option<Quantize>,
     dtype: DType,
 ) -> Result<(), ModelError> {
-    if wanted.is_some() && !is_native::<B>() {
-        return Err(ModelError::Argument(
-            "quantised weights run on the CPU alone; choose device cpu, or dtype f16 without quantising"
-                .into(),
-        ));
+    if let Some(wanted) = wanted {
+        check::<B>(wanted, &llama.model.norm.weight.lazy_device())?;
     }
+    let native = is_native::<B>();
     let mut failed = None;
     for_each_slot(llama, &mut |mut slot| {
         if failed.is_some() {
             return;
         }
-        let shape: [usize; 2] = slot.weight.lazy_shape().dims();
-        match take(weights, &slot.name, slot.table, shape, wanted) {
-            Ok(None) => {}
-            Ok(Some(matrix)) if is_native::<B>() => slot.fill(matrix, dtype),
-            Ok(Some(matrix)) => {
-                // Stored in blocks, but this device multiplies dense ones.
-                let device = slot.weight.lazy_device();
-                let dense = Tensor::from_data(matrix.dequantize(), (&device, dtype));
-                let dense = dense.set_require_grad(false);
-                *slot.weight = burn::module::Param::initialized(slot.weight.id, dense);
-            }
-            Err(error) => failed = Some(error),
-        }
+        let result = match native {
+            true => fill_blocks(&mut slot, weights, wanted, dtype),
+            false => fill_tensor(&mut slot, weights, wanted, dtype),
+        };
+        failed = result.err();
     });
     failed.map_or(Ok(()), Err)
+}
+
+/// One matrix in blocks for the CPU.
+fn fill_blocks<B: Backend>(
+    slot: &mut Slot<'_, B>,
+    weights: &mut WeightMap,
+    wanted: Option<Quantize>,
+    dtype: DType,
+) -> Result<(), ModelError> {
+    let shape: [usize; 2] = slot.weight.lazy_shape().dims();
+    if let Some(matrix) = take(weights, &slot.name, slot.table, shape, wanted)? {
+        slot.fill(matrix, dtype);
+    }
+    Ok(())
+}
+
+/// One matrix for other devices, which quantise the values themselves. What is stored in blocks
+/// and not wanted so becomes dense.
+fn fill_tensor<B: Backend>(
+    slot: &mut Slot<'_, B>,
+    weights: &mut WeightMap,
+    wanted: Option<Quantize>,
+    dtype: DType,
+) -> Result<(), ModelError> {
+    let shape: [usize; 2] = slot.weight.lazy_shape().dims();
+    let format = wanted.and_then(|wanted| slot.device_format(wanted));
+    let values = match take(weights, &slot.name, slot.table, shape, None)? {
+        Some(matrix) => Some(matrix.dequantize()),
+        None if format.is_some() => take_values(weights, &slot.name, shape)?,
+        None => None,
+    };
+    let Some(values) = values else {
+        return Ok(());
+    };
+    let device = slot.weight.lazy_device();
+    match format {
+        Some(format) => {
+            let values = Tensor::from_data(values, (&device, DType::F32));
+            slot.fill_on_device(values, format, dtype);
+        }
+        None => {
+            let dense = Tensor::from_data(values, (&device, dtype)).set_require_grad(false);
+            *slot.weight = burn::module::Param::initialized(slot.weight.id, dense);
+        }
+    }
+    Ok(())
+}
+
+/// The values of a dense matrix; nothing where filling the dense ones will report what is wrong.
+fn take_values(
+    weights: &mut WeightMap,
+    name: &str,
+    shape: [usize; 2],
+) -> Result<Option<TensorData>, ModelError> {
+    let Some(stored) = weights.get(name) else {
+        return Ok(None);
+    };
+    if stored.shape != shape || matches!(stored.dtype, StoredType::Other(_)) {
+        return Ok(None);
+    }
+    let values = stored.read(DType::F32)?;
+    let label = stored.dtype.name().into();
+    weights.taken(name, &[], label);
+    Ok(Some(values))
 }
 
 /// One matrix, if it is stored in blocks or wanted so.

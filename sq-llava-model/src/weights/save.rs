@@ -14,7 +14,7 @@ use super::source::model_files;
 use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
 use crate::llama::Llama;
-use crate::quant::{BLOCK, BlockMatrix, QuantFormat, quantized};
+use crate::quant::{BLOCK, BlockMatrix, QuantFormat, any_on_device, quantized};
 use crate::sq_llava::SqLlava;
 
 const EMBEDDING: &str = "language_model.model.embed_tokens.weight";
@@ -133,6 +133,12 @@ fn whole_entries<B: Backend>(
     layout: Layout,
 ) -> Result<Vec<Entry>, ModelError> {
     let llama = &model.language_model;
+    if any_on_device(llama) {
+        return Err(ModelError::Argument(
+            "the weights are quantised for this device alone; save a model that was loaded without"
+                .into(),
+        ));
+    }
     let quantized: BTreeMap<String, &BlockMatrix> = quantized(llama).into_iter().collect();
     let mut out = Vec::new();
     for mut entry in entries(model) {

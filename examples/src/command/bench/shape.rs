@@ -11,7 +11,7 @@ use sq_llava_model::cache::KvCache;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
 use sq_llava_model::llama::Llama;
 use sq_llava_model::pool::{on_pool, settle};
-use sq_llava_model::quant::{Quantize, is_native};
+use sq_llava_model::quant::Quantize;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::GradientCheckpointing;
 
@@ -113,12 +113,10 @@ impl Bench {
                 let half = llama.clone().map(&mut Weights(DType::F16));
                 self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
             }
-            if is_native::<B>() {
-                for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
-                    let mut blocks = llama.clone();
-                    blocks.quantize(wanted)?;
-                    self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
-                }
+            for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
+                let mut blocks = llama.clone();
+                blocks.quantize_here(wanted)?;
+                self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
             }
             let model = SqLlavaConfig::new(config).init::<Autodiff<B>>(device)?;
             return self.train_shape(model, &train, device);
