@@ -1,6 +1,6 @@
 //! Where the CPU backend computes, and where it keeps weights.
 
-use burn::tensor::{TensorData, backend::Backend};
+use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
 /// Runs work on a thread of the CPU backend's pool; on other backends it runs where it is.
 ///
@@ -15,15 +15,20 @@ pub fn on_pool<B: Backend, R: Send>(work: impl FnOnce() -> R + Send) -> R {
     work()
 }
 
-/// Moves a weight's numbers to where the CPU backend reads them fastest (large pages of memory);
-/// on other backends they stay as they are.
-pub fn settle<B: Backend>(data: TensorData) -> TensorData {
+/// A weight that stays as it is, where its backend reads and keeps it best: on the CPU in large
+/// pages of memory, on devices with pools of memory apart from what comes and goes, which would
+/// else be divided around it.
+pub fn settle<B: Backend, const D: usize>(
+    data: TensorData,
+    device: &B::Device,
+    dtype: DType,
+) -> Tensor<B, D> {
     #[cfg(feature = "cpu")]
     if crate::quant::is_native::<B>() {
-        return TensorData {
-            bytes: crate::cpu::place(data.bytes),
-            ..data
-        };
+        let bytes = crate::cpu::place(data.bytes);
+        return Tensor::from_data(TensorData { bytes, ..data }, (device, dtype));
     }
-    data
+    B::memory_persistent_allocations(device, data, |data| {
+        Tensor::from_data(data, (device, dtype))
+    })
 }

@@ -284,12 +284,12 @@ impl Filler<'_> {
         let format = stored.dtype.name();
         *self.report.formats.entry(format.into()).or_default() += 1;
         self.report.loaded.push(stored.name);
+        let device = param.lazy_device();
         // What training changes lives a step long.
-        let data = match is_trainable(name) {
-            true => data,
-            false => settle::<B>(data),
-        };
-        Some(Tensor::from_data(data, (&param.lazy_device(), dtype)))
+        Some(match is_trainable(name) {
+            true => Tensor::from_data(data, (&device, dtype)),
+            false => settle(data, &device, dtype),
+        })
     }
 }
 

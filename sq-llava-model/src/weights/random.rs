@@ -81,13 +81,13 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
         };
         let device = param.lazy_device();
         if !is_native::<B>() {
-            let values = match draw {
+            let values = B::memory_persistent_allocations(&device, shape, |shape| match draw {
                 Draw::Constant(value) => Tensor::full(shape, value, (&device, self.dtype)),
                 Draw::Uniform(_) => {
                     let bounds = Distribution::Uniform(f64::from(-BOUND), f64::from(BOUND));
                     Tensor::random(shape, bounds, (&device, self.dtype))
                 }
-            };
+            });
             return Param::initialized(param.id, values);
         }
         let data = match self.dtype {
@@ -103,9 +103,7 @@ impl<B: Backend> ModuleMapper<B> for Drawer {
             shape: shape.into(),
             ..data
         };
-        let data = settle::<B>(data);
-        let tensor = Tensor::from_data(data, (&device, self.dtype));
-        Param::initialized(param.id, tensor)
+        Param::initialized(param.id, settle(data, &device, self.dtype))
     }
 }
 

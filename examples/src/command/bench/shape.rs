@@ -341,7 +341,7 @@ impl<B: Backend> ModuleMapper<B> for Weights {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
         param.map(|tensor| {
             let (device, data) = (tensor.device(), tensor.cast(self.0).into_data());
-            Tensor::from_data(settle::<B>(data), (&device, self.0))
+            settle(data, &device, self.0)
         })
     }
 }
