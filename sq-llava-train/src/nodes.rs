@@ -4,7 +4,7 @@
 //! Burn's own `burn-collective` 0.21.0 is not used: of its global all-reduces the first returns and
 //! the second never does, in each of its strategies, because `SyncService::sync` empties a copy of
 //! the list of nodes that have arrived (`global/node/sync.rs`, lines 71 and 79). Here the nodes
-//! stand in a [ring](ring) of TCP connections with deadlines.
+//! stand in a ring of TCP connections with deadlines (`nodes/ring.rs`).
 //!
 //! What is exchanged: the gradients of what trains, as sums (the loss's denominator is that of the
 //! whole step already), and with them the sums and counts of the report, so that all nodes log the
