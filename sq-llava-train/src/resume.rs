@@ -1,5 +1,7 @@
 //! Where a run goes on, and whether it may.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
 use std::path::{Path, PathBuf};
 
 use crate::error::TrainError;
@@ -190,16 +192,11 @@ fn name_of(path: &Path) -> String {
 /// # Errors
 /// If a key that changes the numbers has another value.
 fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
-    let (then, now) = (flat(then)?, flat(now)?);
-    let keys: std::collections::BTreeSet<&String> = then.keys().chain(now.keys()).collect();
-    let mut differences = Vec::new();
-    for key in keys {
-        let (a, b) = (then.get(key), now.get(key));
-        if a != b && !HOW.contains(&key.as_str()) {
-            let shown = |v: Option<&toml::Value>| v.map_or("unset".into(), ToString::to_string);
-            differences.push(format!("{key} was {} and is {}", shown(a), shown(b)));
-        }
-    }
+    let differences = differing(&flat(then)?, &flat(now)?)
+        .into_iter()
+        .filter(|(key, ..)| !HOW.contains(&key.as_str()))
+        .map(|(key, then, now)| format!("{key} was {then} and is {now}"));
+    let differences = differences.collect();
     refuse(run, "the recipe differs", differences)
 }
 
@@ -228,9 +225,23 @@ fn refuse(run: &Path, what: &str, differences: Vec<String>) -> Result<(), TrainE
     })
 }
 
+/// The keys whose values differ, with both as they are to be shown.
+pub(crate) fn differing<V: PartialEq + Display>(
+    a: &BTreeMap<String, V>,
+    b: &BTreeMap<String, V>,
+) -> Vec<(String, String, String)> {
+    let shown = |v: Option<&V>| v.map_or("unset".into(), ToString::to_string);
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter()
+        .map(|key| (key, a.get(key), b.get(key)))
+        .filter(|(_, a, b)| a != b)
+        .map(|(key, a, b)| (key.clone(), shown(a), shown(b)))
+        .collect()
+}
+
 /// A recipe's values by their dotted keys.
-pub(crate) fn flat(recipe: &Recipe) -> Result<toml::Table, TrainError> {
-    fn walk(prefix: &str, table: toml::Table, out: &mut toml::Table) {
+pub(crate) fn flat(recipe: &Recipe) -> Result<BTreeMap<String, toml::Value>, TrainError> {
+    fn walk(prefix: &str, table: toml::Table, out: &mut BTreeMap<String, toml::Value>) {
         for (key, value) in table {
             let key = if prefix.is_empty() {
                 key
@@ -247,7 +258,7 @@ pub(crate) fn flat(recipe: &Recipe) -> Result<toml::Table, TrainError> {
     }
     let table = toml::Table::try_from(recipe)
         .map_err(|e| TrainError::Internal(format!("the recipe is not TOML: {e}")))?;
-    let mut out = toml::Table::new();
+    let mut out = BTreeMap::new();
     walk("", table, &mut out);
     Ok(out)
 }

@@ -14,7 +14,7 @@ use crate::error::TrainError;
 use crate::groups::ParamGroups;
 use crate::loader::Plan;
 use crate::recipe::Recipe;
-use crate::resume::{HOW, Resume, flat, whole_checkpoints};
+use crate::resume::{HOW, Resume, differing, flat, whole_checkpoints};
 use crate::state::Sources;
 
 /// When it is compared, for messages.
@@ -96,19 +96,10 @@ pub(crate) fn agree(
 fn decide(all: &[Start]) -> Result<Option<Resume>, String> {
     let mut different = Vec::new();
     for (rank, other) in all.iter().enumerate().skip(1) {
-        let keys: std::collections::BTreeSet<&String> =
-            all[0].recipe.keys().chain(other.recipe.keys()).collect();
-        for key in keys {
-            let (a, b) = (all[0].recipe.get(key), other.recipe.get(key));
-            if a != b {
-                let shown = |v: Option<&String>| v.map_or("unset".into(), String::clone);
-                different.push(format!(
-                    "the recipe's {key} is {} on rank 0 and {} on rank {rank}",
-                    shown(a),
-                    shown(b)
-                ));
-            }
-        }
+        let recipe = differing(&all[0].recipe, &other.recipe).into_iter();
+        different.extend(recipe.map(|(key, a, b)| {
+            format!("the recipe's {key} is {a} on rank 0 and {b} on rank {rank}")
+        }));
         let ranks = ["on rank 0", &format!("on rank {rank}")];
         different.extend(all[0].sources.differences(&other.sources, ranks));
     }
