@@ -3,7 +3,7 @@
 
 use std::ops::Range;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, ModuleVisitor, Param, ParamId};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor, TensorData};
@@ -80,6 +80,26 @@ pub(super) fn buckets(places: &[Place], wanted: &[bool], limit: usize) -> Vec<Ra
     buckets
 }
 
+/// A bucket's parameters, as a visitor meets them.
+struct Members<'a> {
+    groups: &'a ParamGroups,
+    range: &'a Range<usize>,
+    wanted: &'a [bool],
+    index: usize,
+}
+
+impl Members<'_> {
+    /// Whether the next parameter that is visited is one of them.
+    fn has(&mut self, id: ParamId) -> bool {
+        if self.groups.group(id).is_none() {
+            return false;
+        }
+        let index = self.index;
+        self.index += 1;
+        self.range.contains(&index) && self.wanted[index]
+    }
+}
+
 /// The gradients of the parameters in `range`, taken out of `grads` and put one behind the other
 /// on the host; zeros stand for one that is wanted and missing.
 pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
@@ -90,21 +110,13 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
     wanted: &[bool],
 ) -> Result<Vec<f32>, TrainError> {
     struct Take<'a, B: AutodiffBackend> {
-        groups: &'a ParamGroups,
+        members: Members<'a>,
         grads: &'a mut GradientsParams,
-        range: &'a Range<usize>,
-        wanted: &'a [bool],
-        index: usize,
         found: Vec<Tensor<B::InnerBackend, 1>>,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Take<'_, B> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.groups.group(param.id).is_none() {
-                return;
-            }
-            let index = self.index;
-            self.index += 1;
-            if !self.range.contains(&index) || !self.wanted[index] {
+            if !self.members.has(param.id) {
                 return;
             }
             let values = param.lazy_shape().num_elements();
@@ -116,11 +128,13 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
         }
     }
     let mut take = Take::<B> {
-        groups,
+        members: Members {
+            groups,
+            range,
+            wanted,
+            index: 0,
+        },
         grads,
-        range,
-        wanted,
-        index: 0,
         found: Vec::new(),
     };
     model.visit(&mut take);
@@ -142,21 +156,13 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
     values: &[f32],
 ) {
     struct Put<'a> {
-        groups: &'a ParamGroups,
+        members: Members<'a>,
         grads: &'a mut GradientsParams,
-        range: &'a Range<usize>,
-        wanted: &'a [bool],
-        index: usize,
         values: &'a [f32],
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for Put<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            if self.groups.group(param.id).is_none() {
-                return;
-            }
-            let index = self.index;
-            self.index += 1;
-            if !self.range.contains(&index) || !self.wanted[index] {
+            if !self.members.has(param.id) {
                 return;
             }
             let shape = param.lazy_shape();
@@ -169,11 +175,13 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
         }
     }
     let mut put = Put {
-        groups,
+        members: Members {
+            groups,
+            range,
+            wanted,
+            index: 0,
+        },
         grads,
-        range,
-        wanted,
-        index: 0,
         values,
     };
     model.visit(&mut put);
