@@ -168,14 +168,20 @@ impl World {
             .collect()
     }
 
+    /// A file of two runs, with the same tensors in both.
+    fn tensors(&self, name: &str, expected: &str, actual: &str) -> (Tensors, Tensors) {
+        let read = |run: &str| Tensors::read(&self.path(run).join(name));
+        let (a, b) = (read(expected), read(actual));
+        assert!(a.names().eq(b.names()), "{name}: other tensors");
+        (a, b)
+    }
+
     /// Compares the tensors of two runs: no value is further away than `tolerance · (1 + |value|)`.
     /// Returns how many tensors there are.
     pub fn assert_close(&self, expected: &str, actual: &str, tolerance: f32) -> usize {
         let mut compared = 0;
         for name in TENSORS {
-            let read = |run: &str| Tensors::read(&self.path(run).join(name));
-            let (a, b) = (read(expected), read(actual));
-            assert!(a.names().eq(b.names()), "{name}: other tensors");
+            let (a, b) = self.tensors(name, expected, actual);
             for key in a.names() {
                 // Some are all zero: the tower's last layer gives no features.
                 for (a, b) in a.f32(key).iter().zip(b.f32(key)) {
@@ -192,9 +198,7 @@ impl World {
     pub fn assert_same(&self, expected: &str, actual: &str) {
         let mut compared = 0;
         for name in TENSORS {
-            let read = |run: &str| Tensors::read(&self.path(run).join(name));
-            let (a, b) = (read(expected), read(actual));
-            assert!(a.names().eq(b.names()), "{name}: other tensors");
+            let (a, b) = self.tensors(name, expected, actual);
             for key in a.names() {
                 let bits = |t: &Tensors| -> Vec<u32> {
                     t.f32(key).into_iter().map(f32::to_bits).collect()
