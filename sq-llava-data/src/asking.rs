@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::manifest::{Author, LlavaSample, Manifest};
 use crate::mix::{fnv1a, splitmix64};
-use crate::sample::spoken;
+use crate::text::sample::spoken;
 use crate::{DataError, parallel};
 
 /// How δ goes from its first to its last value over the training.

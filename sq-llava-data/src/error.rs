@@ -103,40 +103,4 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A program beside this one cannot be run, or fails.
-    #[error("{}: {reason}", program.display())]
-    Program {
-        /// The program.
-        program: PathBuf,
-        /// What went wrong and what to do.
-        reason: String,
-    },
-    /// A benchmark's file is not in its format, or does not belong to the others.
-    #[error("{}: {reason}", path.display())]
-    Benchmark {
-        /// The file or folder.
-        path: PathBuf,
-        /// What is wrong with it and what to do.
-        reason: String,
-    },
-    /// A line of requests to a judge is none.
-    #[error("{}: line {line}: {reason}", path.display())]
-    Judge {
-        /// The file.
-        path: PathBuf,
-        /// Number of the line, from 1.
-        line: usize,
-        /// What is wrong with it.
-        reason: String,
-    },
-}
-
-impl DataError {
-    /// A [`DataError::Benchmark`].
-    pub(crate) fn benchmark(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Self::Benchmark {
-            path: path.into(),
-            reason: reason.into(),
-        }
-    }
 }

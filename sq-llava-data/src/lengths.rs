@@ -4,8 +4,8 @@
 //! bytes of the messages: one pass over the manifest on all threads, no tokenizer and no image, and
 //! four bytes a sample (LLaVA counts words for the same purpose).
 
-use crate::conversation::IMAGE_TOKEN;
 use crate::manifest::{LlavaSample, Manifest};
+use crate::text::conversation::IMAGE_TOKEN;
 use crate::{DataError, parallel};
 
 /// Bytes of text that make a token, about, in the vocabularies of LLaMA.

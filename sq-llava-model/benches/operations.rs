@@ -7,13 +7,13 @@ use burn::module::Param;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_flex::Flex;
 use criterion::{Criterion, criterion_group, criterion_main};
-use sq_llava_model::activation::Activation;
-use sq_llava_model::attention::{AttentionMask, attention};
-use sq_llava_model::cross_entropy::token_losses;
-use sq_llava_model::linear::Linear;
-use sq_llava_model::lora::LoraConfig;
-use sq_llava_model::norm::{LayerNorm, RmsNorm};
-use sq_llava_model::rope::RotaryEmbedding;
+use sq_llava_model::ops::activation::Activation;
+use sq_llava_model::ops::attention::{AttentionMask, attention};
+use sq_llava_model::ops::cross_entropy::token_losses;
+use sq_llava_model::ops::linear::Linear;
+use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::ops::norm::{LayerNorm, RmsNorm};
+use sq_llava_model::ops::rope::RotaryEmbedding;
 
 type Ad = Autodiff<Flex>;
 

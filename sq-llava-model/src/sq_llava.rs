@@ -3,14 +3,14 @@
 use burn::module::Module;
 use burn::tensor::{Tensor, backend::Backend};
 
-use crate::clip::{ClipVisionTower, pixel_tensor};
 use crate::config::SqLlavaConfig;
+use crate::connector::projector::Projector;
+use crate::connector::prototype::PrototypeExtractor;
+use crate::connector::splice::splice;
 use crate::error::ModelError;
-use crate::llama::Llama;
-use crate::lora::LoraConfig;
-use crate::multimodal::splice;
-use crate::projector::Projector;
-use crate::prototype::PrototypeExtractor;
+use crate::language::llama::Llama;
+use crate::ops::lora::LoraConfig;
+use crate::vision::clip::{ClipVisionTower, pixel_tensor};
 
 /// SQ-LLaVA (arXiv 2403.11299).
 #[derive(Module, Debug)]
@@ -184,7 +184,7 @@ impl<B: Backend> SqLlava<B> {
             .layers
             .into_iter()
             .map(|mut layer| {
-                for_each_llm_linear(&mut layer, |name, linear| {
+                layer.for_each_linear(|name, linear| {
                     index += 1;
                     if lora.targets(name) {
                         adapt(linear, lora, index);
@@ -203,7 +203,7 @@ impl<B: Backend> SqLlava<B> {
         let mut index = 1 << 32;
         if let Some(tower) = &mut self.vision_tower {
             for layer in &mut tower.encoder.layers {
-                for_each_vision_linear(layer, |name, linear| {
+                layer.for_each_linear(|name, linear| {
                     index += 1;
                     if lora.targets(name) {
                         adapt(linear, lora, index);
@@ -217,50 +217,21 @@ impl<B: Backend> SqLlava<B> {
     /// Folds all adapters into the weights.
     #[must_use]
     pub fn merge_lora(mut self) -> Self {
-        let merge = |_: &str, linear: &mut crate::linear::Linear<B>| {
+        let merge = |_: &str, linear: &mut crate::ops::linear::Linear<B>| {
             *linear = linear.clone().merge_lora();
         };
         for layer in &mut self.language_model.model.layers {
-            for_each_llm_linear(layer, merge);
+            layer.for_each_linear(merge);
         }
         if let Some(tower) = &mut self.vision_tower {
             for layer in &mut tower.encoder.layers {
-                for_each_vision_linear(layer, merge);
+                layer.for_each_linear(merge);
             }
         }
         self
     }
 }
 
-fn adapt<B: Backend>(linear: &mut crate::linear::Linear<B>, lora: &LoraConfig, index: u64) {
+fn adapt<B: Backend>(linear: &mut crate::ops::linear::Linear<B>, lora: &LoraConfig, index: u64) {
     *linear = linear.clone().with_lora(lora, index);
-}
-
-/// The linears of an LLM layer that can be adapted, by name.
-pub(crate) fn for_each_llm_linear<B: Backend>(
-    layer: &mut crate::llama::LlamaLayer<B>,
-    mut f: impl FnMut(&str, &mut crate::linear::Linear<B>),
-) {
-    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
-    f("q_proj", &mut attention.q_proj);
-    f("k_proj", &mut attention.k_proj);
-    f("v_proj", &mut attention.v_proj);
-    f("o_proj", &mut attention.o_proj);
-    f("gate_proj", &mut mlp.gate_proj);
-    f("up_proj", &mut mlp.up_proj);
-    f("down_proj", &mut mlp.down_proj);
-}
-
-/// The linears of a vision layer that can be adapted, by name.
-pub(crate) fn for_each_vision_linear<B: Backend>(
-    layer: &mut crate::clip::ClipLayer<B>,
-    mut f: impl FnMut(&str, &mut crate::linear::Linear<B>),
-) {
-    let (attention, mlp) = (&mut layer.self_attn, &mut layer.mlp);
-    f("q_proj", &mut attention.q_proj);
-    f("k_proj", &mut attention.k_proj);
-    f("v_proj", &mut attention.v_proj);
-    f("out_proj", &mut attention.out_proj);
-    f("fc1", &mut mlp.fc1);
-    f("fc2", &mut mlp.fc2);
 }

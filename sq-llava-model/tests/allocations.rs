@@ -7,10 +7,10 @@ use burn::tensor::{DType, Distribution, Int, Tensor};
 use burn_flex::Flex;
 use golden::allocations::{Counting, Used, measure};
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::cache::KvCache;
 use sq_llava_model::config::LlamaConfig;
-use sq_llava_model::llama::Llama;
-use sq_llava_model::quant::Quantize;
+use sq_llava_model::language::cache::KvCache;
+use sq_llava_model::language::llama::Llama;
+use sq_llava_model::language::quantize::Quantize;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -11,8 +11,9 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{FloatDType, Int, Tensor, backend::Backend};
 use golden::{Tensors, assert_close, relative_error};
 use sq_llava_model::SqLlava;
-use sq_llava_model::lora::LoraConfig;
-use sq_llava_model::quant::{BlockMatrix, QuantFormat, Quantize};
+use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
+use sq_llava_model::language::quantize::Quantize;
+use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, load_model, save_pretrained};
 use weights::*;
 
@@ -299,7 +300,7 @@ fn a_text_is_continued_alike_from_blocks() {
     let file = fixtures().join("tied.gguf");
     let whole = load(&file, &LoadOptions::default()).model;
     let blocks = load(&file, &in_blocks(Quantize::Stored)).model;
-    let config = sq_llava_model::generate::GenerateConfig::greedy(24);
+    let config = sq_llava_model::generation::generate::GenerateConfig::greedy(24);
     let continued = |model: &SqLlava<B>| {
         let sample = sq_llava_model::Sample {
             ids: &IDS,

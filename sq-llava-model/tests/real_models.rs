@@ -17,7 +17,7 @@ use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::{ImageAspect, ImageProcessor};
 use sq_llava_model::Sample;
 use sq_llava_model::config::ProjectorConfig;
-use sq_llava_model::generate::GenerateConfig;
+use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
 
 fn folder(name: &str) -> Option<PathBuf> {

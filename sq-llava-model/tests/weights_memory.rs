@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::FloatDType;
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::quant::Quantize;
+use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
 use weights::*;
 

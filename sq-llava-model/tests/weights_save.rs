@@ -7,8 +7,8 @@ use std::path::Path;
 use burn::backend::Autodiff;
 use burn::tensor::{FloatDType, Tensor, TensorData};
 use sq_llava_model::config::{ClusterConfig, ProjectorConfig};
-use sq_llava_model::llama::NewTokens;
-use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::language::llama::NewTokens;
+use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{
     FreshParts, Layout, LoadOptions, RunOrigin, SaveOptions, init_random, load_model,
     save_adapters, save_pretrained, save_vision_tower,
@@ -216,7 +216,7 @@ fn run_directories_survive() {
                 &model.language_model.model,
                 &loaded.model.language_model.model,
             );
-            let lora = |m: &sq_llava_model::llama::LlamaModel<B>| {
+            let lora = |m: &sq_llava_model::language::llama::LlamaModel<B>| {
                 let lora = m.layers[2].mlp.gate_proj.lora.clone().unwrap();
                 (lora.scaling, lora.dropout, lora.index)
             };

@@ -3,7 +3,7 @@
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 use golden::Case;
-use sq_llava_model::cross_entropy::token_losses;
+use sq_llava_model::ops::cross_entropy::token_losses;
 
 /// Mean cross-entropy of `[rows, tokens, vocabulary]` logits that predict the next label, in chunks
 /// of so many tokens.

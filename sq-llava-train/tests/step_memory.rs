@@ -9,14 +9,14 @@ use burn_flex::Flex;
 use golden::allocations::{Counting, Used, measure};
 use sq_llava_data::TokenRole;
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_train::GradientCheckpointing;
-use sq_llava_train::batch::{MicroBatch, TrainSample};
+use sq_llava_train::data::batch::{MicroBatch, TrainSample};
+use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
-use sq_llava_train::features::FeatureCache;
-use sq_llava_train::groups::{ParamGroups, Trains};
-use sq_llava_train::loss::LossSettings;
-use sq_llava_train::step::{StepContext, TrainModel};
+use sq_llava_train::step::groups::{ParamGroups, Trains};
+use sq_llava_train::step::loss::LossSettings;
+use sq_llava_train::step::whole::{StepContext, TrainModel};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -12,9 +12,9 @@ use serde_json::{Value, json};
 use sq_llava_data::TextTokenizer;
 use sq_llava_model::weights::{LoadOptions, RunOrigin, load_model};
 use sq_llava_model::{Sample, SqLlava};
-use sq_llava_train::groups::ParamGroup;
-use sq_llava_train::optimizer::GroupedAdamW;
-use sq_llava_train::stage::StageModel;
+use sq_llava_train::run::stage::StageModel;
+use sq_llava_train::step::groups::ParamGroup;
+use sq_llava_train::step::optimizer::GroupedAdamW;
 use sq_llava_train::{
     Base, Recipe, RunDirectory, RunFiles, TrainError, TrainOutcome, TrainPaths, Ui, train,
 };

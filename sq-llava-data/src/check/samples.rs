@@ -5,12 +5,12 @@ use std::path::{Component, Path};
 
 use super::CheckOptions;
 use super::findings::{Finding, FindingKind, Findings};
-use crate::conversation::{Ending, IMAGE_TOKEN};
 use crate::lengths::estimate;
 use crate::manifest::{Author, LlavaSample, Manifest};
 use crate::mix::fnv1a;
-use crate::sample::{conversation_of, marks, spoken, strip};
-use crate::segments::TokenRole;
+use crate::text::conversation::{Ending, IMAGE_TOKEN};
+use crate::text::sample::{conversation_of, marks, spoken, strip};
+use crate::text::segments::TokenRole;
 use crate::{DataError, Template, encode_sample, parallel};
 
 /// Upper ends of the bins of the length histogram; a last bin has the rest.

@@ -267,7 +267,7 @@ impl Manifest {
     ///
     /// # Errors
     /// If there is no such object, or its file cannot be read.
-    pub(crate) fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
+    pub fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
         let Some((_, part, element)) = self.find(index) else {
             return Err(self.no_sample(index));
         };

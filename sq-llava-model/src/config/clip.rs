@@ -6,8 +6,8 @@ use burn::config::Config;
 
 use super::ClipVisionConfig;
 use super::hf::{Reader, read_json, vision};
-use crate::activation::Activation;
 use crate::error::ModelError;
+use crate::ops::activation::Activation;
 
 /// CLIP text tower sizes; field names as in Hugging Face's `CLIPTextConfig`.
 #[derive(Config, Debug, PartialEq)]

@@ -1,7 +1,7 @@
 //! Parameter counts by arithmetic, without building a model.
 
 use super::{ClipVisionConfig, LlamaConfig, ProjectorConfig, PrototypeConfig, SqLlavaConfig};
-use crate::lora::LoraConfig;
+use crate::ops::lora::LoraConfig;
 
 /// Parameters of each part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]

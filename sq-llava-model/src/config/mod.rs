@@ -12,8 +12,8 @@ pub use hf::{read_json, read_vision_config};
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
 
-use crate::activation::Activation;
-use crate::rope::RopeScaling;
+use crate::ops::activation::Activation;
+use crate::ops::rope::RopeScaling;
 
 /// LLaMA decoder sizes; field names as in Hugging Face's `LlamaConfig`.
 #[derive(Config, Debug, PartialEq)]

@@ -13,9 +13,9 @@ use super::source::{either, read_file};
 use super::tensor::StoredTensor;
 use crate::config::read_json;
 use crate::error::ModelError;
-use crate::linear::Linear;
-use crate::lora::{Lora, LoraConfig};
-use crate::sq_llava::{SqLlava, for_each_llm_linear, for_each_vision_linear};
+use crate::ops::linear::Linear;
+use crate::ops::lora::{Lora, LoraConfig};
+use crate::sq_llava::SqLlava;
 
 /// Options of PEFT that change what an adapter computes and are not supported.
 const UNSUPPORTED: [&str; 11] = [
@@ -276,7 +276,7 @@ pub(super) fn for_each_linear<B: Backend>(
     };
     let mut number = 0;
     for (index, layer) in model.language_model.model.layers.iter_mut().enumerate() {
-        for_each_llm_linear(layer, |name, linear| {
+        layer.for_each_linear(|name, linear| {
             number += 1;
             let path = format!("language_model.model.layers.{index}.{}.{name}", group(name));
             f(&path, linear, number);
@@ -287,7 +287,7 @@ pub(super) fn for_each_linear<B: Backend>(
     };
     number = 1 << 32;
     for (index, layer) in tower.encoder.layers.iter_mut().enumerate() {
-        for_each_vision_linear(layer, |name, linear| {
+        layer.for_each_linear(|name, linear| {
             number += 1;
             let path = format!("vision_tower.encoder.layers.{index}.{}.{name}", group(name));
             f(&path, linear, number);

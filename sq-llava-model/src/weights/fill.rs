@@ -11,7 +11,7 @@ use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
-use crate::pool::settle;
+use crate::ops::pool::settle;
 
 /// Stored tensors by canonical name, with what else was found beside them.
 #[derive(Debug, Default)]

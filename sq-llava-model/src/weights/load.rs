@@ -20,8 +20,8 @@ use super::vision::{Described, find_tower, projector_by_keys};
 use super::write::file_dtype;
 use crate::config::{ProjectorConfig, PrototypeConfig, SqLlavaConfig, read_json};
 use crate::error::ModelError;
-use crate::llama::NewTokens;
-use crate::quant::Quantize;
+use crate::language::llama::NewTokens;
+use crate::language::quantize::Quantize;
 use crate::sq_llava::SqLlava;
 
 /// Called with the bytes read so far and the bytes to read.

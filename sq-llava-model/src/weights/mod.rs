@@ -7,11 +7,11 @@
 //! [`save_adapters`] what a training run changed.
 
 mod adapter;
-mod clip;
 mod fill;
 mod gguf;
 mod layout;
 mod load;
+mod module;
 mod pickle;
 mod pytorch;
 mod quantized;
@@ -26,9 +26,9 @@ mod tensor;
 mod vision;
 mod write;
 
-pub use clip::load_clip;
 pub use layout::Layout;
 pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
+pub use module::load_module;
 pub use random::init_random;
 pub use report::{LoadReport, Mismatch};
 pub use save::{SaveOptions, save_pretrained};

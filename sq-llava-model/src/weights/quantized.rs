@@ -21,10 +21,9 @@ use super::fill::WeightMap;
 use super::gguf::{BlockFormat, scale_and_min};
 use super::tensor::{StoredTensor, StoredType};
 use crate::error::ModelError;
-use crate::llama::Llama;
-use crate::quant::{
-    BLOCK, BlockMatrix, QuantFormat, Quantize, Slot, check, for_each_slot, format_of, is_native,
-};
+use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat, is_native};
+use crate::language::llama::Llama;
+use crate::language::quantize::{Quantize, Slot, check, for_each_slot, format_of};
 
 /// Ends of the keys of scales and minima, behind `….weight`.
 pub(super) const SCALE: &str = "_scale";

@@ -13,8 +13,8 @@ use sq_llava_data::mix::{fnv1a, splitmix64};
 use super::layout::canonical;
 use super::write::file_dtype;
 use crate::error::ModelError;
-use crate::pool::settle;
-use crate::quant::is_native;
+use crate::kernels::blocks::is_native;
+use crate::ops::pool::settle;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.

@@ -13,8 +13,9 @@ use super::quantized::{MIN, SCALE};
 use super::source::model_files;
 use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
-use crate::llama::Llama;
-use crate::quant::{BLOCK, BlockMatrix, QuantFormat, any_on_device, quantized};
+use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat};
+use crate::language::llama::Llama;
+use crate::language::quantize::{any_on_device, quantized};
 use crate::sq_llava::SqLlava;
 
 const EMBEDDING: &str = "language_model.model.embed_tokens.weight";

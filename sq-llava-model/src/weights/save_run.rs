@@ -12,7 +12,7 @@ use super::run::{NEW_TOKENS, NEW_TOKENS_START, VISION_ADAPTER};
 use super::source::either;
 use super::write::{Entry, entries, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
-use crate::lora::Lora;
+use crate::ops::lora::Lora;
 use crate::sq_llava::SqLlava;
 
 /// What a run directory says about its origin.

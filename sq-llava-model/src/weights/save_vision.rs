@@ -7,9 +7,9 @@ use burn::tensor::{FloatDType, backend::Backend};
 use super::layout::Section;
 use super::source::model_files;
 use super::write::{entries, file_dtype, make_dir, write_json, write_safetensors};
-use crate::clip::ClipVisionTower;
 use crate::config::{ClipVisionConfig, vision_json};
 use crate::error::ModelError;
+use crate::vision::clip::ClipVisionTower;
 
 /// Saves `config.json` and `model.safetensors` of a tower into a directory of its own.
 ///

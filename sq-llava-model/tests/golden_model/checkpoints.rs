@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
 use golden::{Tensors, Value, assert_close};
-use sq_llava_model::generate::GenerateConfig;
+use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_model::{Sample, SqLlava};
 

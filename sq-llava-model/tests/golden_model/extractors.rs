@@ -5,9 +5,9 @@ use burn::module::Module;
 use burn::tensor::{Tensor, TensorData, backend::Backend};
 use golden::{Case, assert_close};
 use sq_llava_data::mix::splitmix64;
-use sq_llava_model::cluster::ClusterProjector;
 use sq_llava_model::config::{AssignmentSoftmax, ClusterConfig, PrototypeConfig};
-use sq_llava_model::prototype::PrototypeExtractor;
+use sq_llava_model::connector::cluster::ClusterProjector;
+use sq_llava_model::connector::prototype::PrototypeExtractor;
 
 use crate::tensors::{Fill, float, int, values};
 

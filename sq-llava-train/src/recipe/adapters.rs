@@ -1,7 +1,7 @@
 //! The adapters of stage 2.
 
 use serde::{Deserialize, Serialize};
-use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::ops::lora::LoraConfig;
 
 /// Adapters of stage 2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

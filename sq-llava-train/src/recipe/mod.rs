@@ -5,6 +5,8 @@
 //! field (`stage2.lr_llm=1e-4`); a key that does not exist is an error.
 
 mod adapters;
+mod bad_images;
+mod checkpointing;
 mod layers;
 mod model;
 mod objective;
@@ -15,6 +17,8 @@ mod tests;
 mod validate;
 
 pub use adapters::{AdapterRecipe, LoraRecipe};
+pub use bad_images::BadImagePolicy;
+pub use checkpointing::GradientCheckpointing;
 pub use model::ModelRecipe;
 pub use objective::{AskingRecipe, LossRecipe, ValidationRecipe};
 pub use stage::StageRecipe;
@@ -22,12 +26,10 @@ pub use stage::StageRecipe;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sq_llava_model::quant::Quantize;
+use sq_llava_model::language::quantize::Quantize;
 
 use self::layers::{apply, merge};
-use crate::bad_images::BadImagePolicy;
 use crate::error::TrainError;
-use crate::recompute::GradientCheckpointing;
 
 /// Which of the two variants of the method the defaults follow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

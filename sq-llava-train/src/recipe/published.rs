@@ -3,15 +3,12 @@
 use std::collections::BTreeMap;
 
 use sq_llava_data::{DeltaSchedule, Grouping, Template};
-use sq_llava_model::lora::LoraConfig;
-
-use crate::recompute::GradientCheckpointing;
+use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
-    AdapterRecipe, AskingRecipe, BaseDtype, Flavour, LoraRecipe, LossRecipe, ModelRecipe, Recipe,
-    StageRecipe, ValidationRecipe,
+    AdapterRecipe, AskingRecipe, BadImagePolicy, BaseDtype, Flavour, GradientCheckpointing,
+    LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe, ValidationRecipe,
 };
-use crate::bad_images::BadImagePolicy;
 
 impl Recipe {
     /// The published settings.

@@ -2,7 +2,7 @@
 
 use sq_llava_data::Template;
 use sq_llava_model::config::ProjectorConfig;
-use sq_llava_model::lora::LoraConfig;
+use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{AdapterRecipe, Recipe, StageRecipe};
 use crate::error::TrainError;

@@ -16,7 +16,7 @@ mod tests {
 
     use crate::config::SqLlavaConfig;
     use crate::error::ModelError;
-    use crate::rope::RopeScaling;
+    use crate::ops::rope::RopeScaling;
 
     fn from_value(value: &Value) -> Result<SqLlavaConfig, ModelError> {
         let dir = tempfile::tempdir().unwrap();

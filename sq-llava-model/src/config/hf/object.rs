@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
-use crate::activation::Activation;
 use crate::error::ModelError;
+use crate::ops::activation::Activation;
 
 /// Reads a JSON file.
 ///

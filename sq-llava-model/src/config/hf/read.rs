@@ -4,9 +4,9 @@ use std::path::Path;
 
 use super::object::{Reader, read_json};
 use super::towers::{llama, vision};
-use crate::activation::Activation;
 use crate::config::{ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig};
 use crate::error::ModelError;
+use crate::ops::activation::Activation;
 
 impl SqLlavaConfig {
     /// Reads the `config.json` of a model: original LLaVA and SQ-LLaVA, llava-hf, or a LLaMA-type

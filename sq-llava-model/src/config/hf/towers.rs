@@ -5,10 +5,10 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use super::object::{Reader, read_json};
-use crate::activation::Activation;
 use crate::config::{ClipVisionConfig, LlamaConfig};
 use crate::error::ModelError;
-use crate::rope::RopeScaling;
+use crate::ops::activation::Activation;
+use crate::ops::rope::RopeScaling;
 
 pub(super) fn llama(r: &Reader) -> Result<LlamaConfig, ModelError> {
     let heads = r.positive("num_attention_heads", 32)?;

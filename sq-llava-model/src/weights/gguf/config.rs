@@ -5,7 +5,7 @@ use sq_llava_data::gguf::{GgufHeader, GgufTensor};
 use super::names::layer;
 use crate::config::{LlamaConfig, SqLlavaConfig};
 use crate::error::ModelError;
-use crate::rope::RopeScaling;
+use crate::ops::rope::RopeScaling;
 
 /// Reads the configuration; `rope_factors` are the values of `rope_freqs.weight`.
 ///

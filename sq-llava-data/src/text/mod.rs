@@ -1,0 +1,11 @@
+//! Text: tokenizers, conversation templates, and what of a conversation is learnt.
+
+pub mod conversation;
+pub mod labels;
+mod pieces;
+pub mod sample;
+pub(crate) mod segments;
+mod sentencepiece;
+pub mod stream;
+pub mod template;
+pub mod tokenizer;

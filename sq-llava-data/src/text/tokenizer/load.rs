@@ -1,0 +1,169 @@
+//! Putting a tokenizer together from its files.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde_json::Value;
+use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
+
+use super::files::TokenizerFiles;
+use super::{SentencePiece, TextTokenizer, read};
+use crate::DataError;
+use crate::text::pieces::Alphabet;
+use crate::text::sentencepiece;
+
+impl TextTokenizer {
+    pub(super) fn from_json(path: &Path, files: TokenizerFiles) -> Result<Self, DataError> {
+        Self::from_json_bytes(&read(path)?, path, files)
+    }
+
+    /// A `tokenizer.json` in memory; `path` is for messages.
+    pub(super) fn from_json_bytes(
+        bytes: &[u8],
+        path: &Path,
+        files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
+        let fail = |reason: String| DataError::Tokenizer {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let mut inner =
+            Tokenizer::from_bytes(bytes).map_err(|e| fail(format!("not readable: {e}")))?;
+        inner.with_padding(None);
+        inner
+            .with_truncation(None)
+            .map_err(|e| fail(e.to_string()))?;
+        let alphabet = Alphabet::detect(&inner)?;
+        // What the post-processor puts before a text is the begin token.
+        let empty = inner.encode("", true).map_err(|e| fail(e.to_string()))?;
+        let put_first = empty.get_ids().first().map(|&id| i64::from(id));
+        let post_processor = inner.get_post_processor().cloned();
+        inner.with_post_processor(None::<PostProcessorWrapper>);
+        let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
+        tokenizer.post_processor = post_processor;
+        if tokenizer.bos.is_none() {
+            tokenizer.bos = put_first;
+        }
+        let says = tokenizer
+            .config
+            .get("add_bos_token")
+            .and_then(Value::as_bool);
+        tokenizer.adds_bos = tokenizer.bos.is_some()
+            && says.unwrap_or(put_first.is_some() && put_first == tokenizer.bos);
+        Ok(tokenizer)
+    }
+
+    pub(super) fn from_model(
+        path: &Path,
+        legacy: bool,
+        files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
+        Self::from_model_bytes(read(path)?, path, legacy, files)
+    }
+
+    /// A `tokenizer.model` in memory; `path` is for messages.
+    pub(super) fn from_model_bytes(
+        bytes: Vec<u8>,
+        path: &Path,
+        legacy: bool,
+        mut files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
+        let converted = sentencepiece::convert(&bytes, path)?;
+        files.bos = files.bos.or(converted.bos);
+        files.eos = files.eos.or(converted.eos);
+        files.unk = files.unk.or(converted.unk);
+        files.pad = files.pad.or(converted.pad);
+        let add_bos = files.add_bos.unwrap_or(true);
+        let mut inner = converted.tokenizer;
+        let pieces = u32::try_from(inner.get_vocab_size(false)).unwrap_or(u32::MAX);
+        // The slow tokenizer looks for these in a text.
+        let named: Vec<AddedToken> = [&files.bos, &files.eos, &files.unk, &files.pad]
+            .into_iter()
+            .flatten()
+            .chain(&files.spoken)
+            .filter(|token| inner.token_to_id(token).is_some())
+            .map(|token| AddedToken::from(token.clone(), true).normalized(false))
+            .collect();
+        inner.add_special_tokens(&named);
+        let alphabet = Alphabet::SentencePiece {
+            strip_first: converted.space_first,
+        };
+        let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
+        let control = converted.control_ids.iter().copied();
+        tokenizer.special.extend(control.clone().map(i64::from));
+        tokenizer.sentencepiece = Some(SentencePiece {
+            legacy,
+            control: control.collect(),
+            pieces,
+        });
+        tokenizer.model_file = Some(bytes.into());
+        tokenizer.adds_bos = add_bos && tokenizer.bos.is_some();
+        Ok(tokenizer)
+    }
+
+    /// Adds the listed tokens and finds the ids of the named ones.
+    fn assemble(
+        mut inner: Tokenizer,
+        alphabet: Alphabet,
+        files: TokenizerFiles,
+        path: &Path,
+    ) -> Result<Self, DataError> {
+        for token in &files.added {
+            if inner.token_to_id(&token.content).is_none() {
+                let flags = AddedToken::from(token.content.clone(), token.special)
+                    .lstrip(token.lstrip)
+                    .rstrip(token.rstrip)
+                    .single_word(token.single_word)
+                    .normalized(token.normalized);
+                if token.special {
+                    inner.add_special_tokens(&[flags]);
+                } else {
+                    inner.add_tokens(&[flags]);
+                }
+            }
+            let id = inner.token_to_id(&token.content);
+            if id != Some(token.id) {
+                return Err(DataError::Tokenizer {
+                    path: path.to_path_buf(),
+                    reason: format!(
+                        "the added token {:?} is listed with id {} but the vocabulary gives it {id:?}; \
+                         added_tokens.json does not belong to this tokenizer",
+                        token.content, token.id
+                    ),
+                });
+            }
+        }
+        let id = |token: &Option<String>| inner.token_to_id(token.as_ref()?).map(i64::from);
+        let named_eos = id(&files.eos);
+        // The template's end token comes first: config.json's, and of several the one that
+        // tokenizer_config.json names.
+        let mut eos: Vec<i64> = match (&files.config_eos[..], named_eos) {
+            ([], Some(named)) => vec![named],
+            (several, Some(named)) if several.contains(&named) => vec![named],
+            (several, _) => several.first().copied().into_iter().collect(),
+        };
+        eos.extend(&files.config_eos);
+        eos.extend(named_eos);
+        eos.extend(&files.generation_eos);
+        let bos = id(&files.bos).or(files.config_bos);
+        let mut tokenizer = Self {
+            bos: None,
+            eos: Vec::new(),
+            unk: id(&files.unk),
+            pad: id(&files.pad),
+            adds_bos: false,
+            alphabet,
+            post_processor: None,
+            sentencepiece: None,
+            model_file: None,
+            config: files.config,
+            special: HashSet::new(),
+            added: HashSet::new(),
+            inner,
+        };
+        tokenizer.bos = bos.filter(|&id| tokenizer.token(id).is_some());
+        tokenizer.set_eos_ids(&eos);
+        tokenizer.note_added();
+        Ok(tokenizer)
+    }
+}

@@ -1,0 +1,339 @@
+//! A benchmark's questions, ready to be asked.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::lines;
+use super::mmbench::Table;
+use super::problem::{ProblemKind, Problems};
+use super::{Benchmark, Files, gqa, mm_vet, mme, pope, science_qa, text_vqa, vizwiz, vqav2};
+use crate::EvalError;
+
+/// Ends a question that wants a short answer.
+pub const SHORT_ANSWER: &str = "Answer the question using a single word or phrase.";
+
+/// Ends a question with options.
+pub const LETTER_ANSWER: &str = "Answer with the option's letter from the given choices directly.";
+
+/// Id of a question: a number or a text, and written as it was read.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum QuestionId {
+    /// A number.
+    Number(i64),
+    /// A text.
+    Text(String),
+}
+
+impl fmt::Display for QuestionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "{number}"),
+            Self::Text(text) => f.write_str(text),
+        }
+    }
+}
+
+impl From<&str> for QuestionId {
+    fn from(text: &str) -> Self {
+        Self::Text(text.into())
+    }
+}
+
+impl From<i64> for QuestionId {
+    fn from(number: i64) -> Self {
+        Self::Number(number)
+    }
+}
+
+/// Where a question's picture is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ImageRef {
+    /// A file under the benchmark's image folder.
+    File(String),
+    /// A row of the question table, which holds it as base64.
+    Row(usize),
+}
+
+/// One presentation of a multiple-choice question (MMBench).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Round {
+    /// Counted from 0; options move by one place in each.
+    pub number: u32,
+    /// The options in the order shown.
+    pub options: Vec<String>,
+    /// For each option shown, its letter in the table.
+    pub option_char: Vec<String>,
+}
+
+/// One question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Question {
+    /// Place among all questions of the file, from 0; the same in every shard.
+    pub position: usize,
+    /// Its id.
+    pub id: QuestionId,
+    /// Its picture; `None` for text alone.
+    pub image: Option<ImageRef>,
+    /// What is recorded as the prompt.
+    pub prompt: String,
+    /// What the model is asked, without the image's mark.
+    pub text: String,
+    /// Kind of the question, where the file says.
+    pub category: Option<String>,
+    /// For MMBench.
+    pub round: Option<Round>,
+}
+
+impl Question {
+    /// What tells it from every other question of its benchmark.
+    pub fn key(&self) -> (String, u32, &str) {
+        let round = self.round.as_ref().map_or(0, |round| round.number);
+        (self.id.to_string(), round, &self.prompt)
+    }
+}
+
+/// How questions are put.
+#[derive(Debug, Clone)]
+pub struct QuestionOptions {
+    /// ScienceQA and MMBench: ask for the option's letter alone.
+    pub letter: bool,
+    /// ScienceQA: only questions with a picture.
+    pub images_only: bool,
+    /// TextVQA: keep the line of OCR tokens.
+    pub ocr: bool,
+    /// MMBench: every question in as many rounds as it has options (circular evaluation).
+    pub all_rounds: bool,
+}
+
+impl Default for QuestionOptions {
+    /// As the published evaluation.
+    fn default() -> Self {
+        Self {
+            letter: true,
+            images_only: false,
+            ocr: true,
+            all_rounds: false,
+        }
+    }
+}
+
+/// A picture to be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Picture {
+    /// A file.
+    File(PathBuf),
+    /// The bytes of an image file, and a name for messages.
+    Bytes(Vec<u8>, String),
+}
+
+/// The questions of a benchmark.
+#[derive(Debug)]
+pub struct Questions {
+    /// Which one.
+    pub benchmark: Benchmark,
+    /// The question file.
+    pub path: PathBuf,
+    /// Those that can be asked, in the file's order.
+    pub list: Vec<Question>,
+    /// What was wrong with others.
+    pub problems: Problems,
+    images: Option<PathBuf>,
+    table: Option<Table>,
+}
+
+/// A line of the generic JSONL.
+#[derive(Debug, Deserialize)]
+struct Line {
+    question_id: QuestionId,
+    #[serde(default)]
+    image: Option<String>,
+    text: String,
+    #[serde(default)]
+    category: Option<String>,
+}
+
+impl Questions {
+    /// Reads a benchmark's question file.
+    ///
+    /// # Errors
+    /// If it cannot be read or is no such file at all; single bad questions are
+    /// [`problems`](Self::problems).
+    pub fn read(
+        benchmark: Benchmark,
+        files: &Files,
+        options: &QuestionOptions,
+    ) -> Result<Self, EvalError> {
+        let path = &files.questions;
+        let mut questions = Self {
+            benchmark,
+            path: path.clone(),
+            list: Vec::new(),
+            problems: Problems::default(),
+            images: files.images.clone(),
+            table: None,
+        };
+        let own = path.extension().is_some_and(|ending| ending == "json");
+        match benchmark {
+            Benchmark::ScienceQa => {
+                science_qa::read(path, options, &mut questions)?;
+            }
+            Benchmark::MmBench | Benchmark::MmBenchCn => {
+                let chinese = benchmark == Benchmark::MmBenchCn;
+                let table = Table::open(path)?;
+                table.questions(options, chinese, &mut questions);
+                questions.table = Some(table);
+            }
+            Benchmark::Mme if path.is_dir() => mme::read_questions(path, &mut questions)?,
+            Benchmark::Pope if path.is_dir() => pope::read_questions(path, &mut questions)?,
+            // LLaVA's questions are JSONL, the benchmarks' own are JSON.
+            Benchmark::VqaV2 if own => vqav2::read_questions(path, &mut questions)?,
+            Benchmark::Gqa if own => gqa::read_questions(path, &mut questions)?,
+            Benchmark::VizWiz if own => vizwiz::read_questions(path, &mut questions)?,
+            Benchmark::MmVet if own => mm_vet::read_questions(path, &mut questions)?,
+            Benchmark::TextVqa if own => {
+                text_vqa::read_questions(path, options, &mut questions)?;
+            }
+            _ => questions.read_lines(path, options)?,
+        }
+        questions.drop_duplicates();
+        if questions.list.is_empty() {
+            let first = questions.problems.lines().first();
+            let reason = first.map_or_else(
+                || "holds no question".to_owned(),
+                |problem| format!("holds no question that can be asked; {problem}"),
+            );
+            return Err(EvalError::benchmark(path, reason));
+        }
+        Ok(questions)
+    }
+
+    fn read_lines(&mut self, path: &Path, options: &QuestionOptions) -> Result<(), EvalError> {
+        let mut position = 0;
+        lines::for_each(path, |number, bytes, _| {
+            match serde_json::from_slice::<Line>(bytes) {
+                Ok(line) => {
+                    let text = match self.benchmark {
+                        Benchmark::TextVqa if !options.ocr => text_vqa::without_ocr(&line.text),
+                        _ => line.text,
+                    };
+                    // Other tools keep the mark in the text; the conversation adds its own.
+                    let asked = text
+                        .replace(sq_llava_data::IMAGE_TOKEN, "")
+                        .trim()
+                        .to_owned();
+                    self.push(Question {
+                        position,
+                        id: line.question_id,
+                        image: line.image.map(ImageRef::File),
+                        prompt: text,
+                        text: asked,
+                        category: line.category,
+                        round: None,
+                    });
+                }
+                Err(error) => self.problems.add(
+                    ProblemKind::MalformedQuestion,
+                    lines::place(path, number),
+                    error.to_string(),
+                ),
+            }
+            position += 1;
+            Ok(())
+        })
+    }
+
+    /// Adds a question, unless nothing is asked.
+    pub(super) fn push(&mut self, question: Question) {
+        if question.text.is_empty() {
+            let place = format!("question {}", question.id);
+            self.problems
+                .add(ProblemKind::MalformedQuestion, place, "it has no text");
+        } else {
+            self.list.push(question);
+        }
+    }
+
+    /// The first of several questions that nothing tells apart stays.
+    fn drop_duplicates(&mut self) {
+        // TextVQA's ids are images, MME's are files, each with several questions.
+        let by_prompt = matches!(self.benchmark, Benchmark::TextVqa | Benchmark::Mme);
+        let mut seen = HashSet::new();
+        let problems = &mut self.problems;
+        self.list.retain(|question| {
+            let (id, round, prompt) = question.key();
+            let prompt = by_prompt.then(|| prompt.to_owned());
+            let new = seen.insert((id, round, prompt));
+            if !new {
+                problems.add(
+                    ProblemKind::DuplicateQuestion,
+                    format!("question {}", question.id),
+                    "its id came before; the first one is asked",
+                );
+            }
+            new
+        });
+    }
+
+    /// Leaves only shard `index` of `chunks`.
+    pub fn keep_shard(&mut self, chunks: usize, index: usize) {
+        self.list = super::shard(&self.list, chunks, index).to_vec();
+    }
+
+    /// Takes out the questions whose picture is no file, with a line for each.
+    pub fn drop_without_image(&mut self) {
+        let Self {
+            list,
+            problems,
+            images,
+            ..
+        } = self;
+        let folder = images.as_deref();
+        list.retain(|question| {
+            let Some(ImageRef::File(name)) = &question.image else {
+                return true;
+            };
+            let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+            let found = path.is_file();
+            if !found {
+                problems.add(
+                    ProblemKind::MissingImage,
+                    format!("question {}", question.id),
+                    format!("{} is no file", path.display()),
+                );
+            }
+            found
+        });
+    }
+
+    /// Where the picture of a question is.
+    ///
+    /// # Errors
+    /// If a row of the table cannot be read, or its image is no base64.
+    pub fn picture(&self, question: &Question) -> Result<Option<Picture>, EvalError> {
+        match (&question.image, &self.table) {
+            (None, _) => Ok(None),
+            (Some(ImageRef::File(name)), _) => {
+                let folder = self.images.as_deref();
+                let path = folder.map_or_else(|| PathBuf::from(name), |folder| folder.join(name));
+                Ok(Some(Picture::File(path)))
+            }
+            (Some(ImageRef::Row(row)), Some(table)) => {
+                let name = format!("of question {}", question.id);
+                Ok(Some(Picture::Bytes(table.image(*row)?, name)))
+            }
+            (Some(ImageRef::Row(row)), None) => Err(EvalError::benchmark(
+                &self.path,
+                format!("row {row} has no table"),
+            )),
+        }
+    }
+
+    /// The table of MMBench's questions.
+    pub fn table(&self) -> Option<&Table> {
+        self.table.as_ref()
+    }
+}

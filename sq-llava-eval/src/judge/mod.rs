@@ -1,0 +1,155 @@
+//! A judge behind an OpenAI-compatible endpoint: its configuration, asking it, and remembering
+//! what it said.
+
+mod cache;
+mod client;
+pub mod requests;
+
+pub use cache::ReplyCache;
+pub use client::Client;
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+/// `judge.toml`.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct JudgeConfig {
+    /// Where `/chat/completions` is put behind, as `https://api.openai.com/v1`.
+    pub endpoint: String,
+    /// Name of the model.
+    pub model: String,
+    /// Environment variable that holds the key; one that is not set sends none.
+    #[serde(default = "key_variable")]
+    pub api_key_env: String,
+    /// Message from the system before each request.
+    #[serde(default)]
+    pub system: Option<String>,
+    /// 0 is greedy.
+    #[serde(default)]
+    pub temperature: f64,
+    /// Most tokens of a reply.
+    #[serde(default = "tokens")]
+    pub max_tokens: u32,
+    /// Seconds until a request counts as lost.
+    #[serde(default = "seconds")]
+    pub timeout_s: u64,
+    /// How often a request is repeated when the endpoint is busy or out of reach.
+    #[serde(default = "retries")]
+    pub retries: u32,
+    /// Seconds before the first repetition; twice as many before each further one.
+    #[serde(default = "backoff")]
+    pub backoff_s: f64,
+    /// Requests under way at a time.
+    #[serde(default = "parallel")]
+    pub parallel: usize,
+    /// How often a request is sent while the reply gives no verdict.
+    #[serde(default = "tries")]
+    pub tries: u32,
+}
+
+fn key_variable() -> String {
+    "OPENAI_API_KEY".into()
+}
+
+fn tokens() -> u32 {
+    1024
+}
+
+fn seconds() -> u64 {
+    60
+}
+
+fn retries() -> u32 {
+    6
+}
+
+fn backoff() -> f64 {
+    1.0
+}
+
+fn parallel() -> usize {
+    4
+}
+
+fn tries() -> u32 {
+    3
+}
+
+impl JudgeConfig {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// If it cannot be read, has an unknown key or an impossible value.
+    pub fn read(path: &Path) -> Result<Self> {
+        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
+        config.check().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    fn check(&self) -> Result<()> {
+        let http = self.endpoint.starts_with("http://");
+        if !http && !self.endpoint.starts_with("https://") {
+            bail!(
+                "endpoint {:?} begins with neither http:// nor https://",
+                self.endpoint
+            );
+        }
+        if !http && !cfg!(feature = "https") {
+            bail!(
+                "endpoint {:?} needs a build with --features https",
+                self.endpoint
+            );
+        }
+        if self.parallel == 0 || self.tries == 0 || self.timeout_s == 0 {
+            bail!("parallel, tries and timeout_s must be above 0");
+        }
+        if !(0.0..=3600.0).contains(&self.backoff_s) {
+            bail!("backoff_s must be between 0 and 3600");
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn config(text: &str) -> Result<JudgeConfig> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("judge.toml");
+        std::fs::write(&path, text).unwrap();
+        JudgeConfig::read(&path)
+    }
+
+    #[test]
+    fn two_keys_are_enough() {
+        let found = config("endpoint = \"http://127.0.0.1:1/v1\"\nmodel = \"m\"").unwrap();
+        assert_eq!(
+            (found.api_key_env.as_str(), found.retries),
+            ("OPENAI_API_KEY", 6)
+        );
+    }
+
+    #[test]
+    fn mistakes_are_named() {
+        for (text, word) in [
+            ("model = \"m\"", "endpoint"),
+            ("endpoint = \"ftp://x\"\nmodel = \"m\"", "ftp://x"),
+            ("endpoint = \"http://x\"\nmodel = \"m\"\nkey = \"k\"", "key"),
+            (
+                "endpoint = \"http://x\"\nmodel = \"m\"\nparallel = 0",
+                "parallel",
+            ),
+        ] {
+            let error = format!("{:#}", config(text).unwrap_err());
+            assert!(
+                error.contains(word) && error.contains("judge.toml"),
+                "{error}"
+            );
+        }
+    }
+}

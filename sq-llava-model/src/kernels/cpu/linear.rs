@@ -1,0 +1,320 @@
+//! `x Wᵀ + b` with its adapter as one operation: nothing is transposed or copied, all parts of the
+//! result and of the input's gradient are added in place, and a frozen weight gets no gradient.
+
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, Shape};
+use burn_flex::{Flex, FlexTensor};
+
+use super::Kernel;
+use super::gemm::{Matrix, Threads, product};
+use super::level::vectorised;
+use super::pieces;
+use super::view::{contiguous, elements, filled};
+use super::weight::{FEW, Weight, few, readable, weight_rows};
+use crate::kernels::blocks::BlockMatrix;
+
+/// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]`, bias `[out]`, the
+/// adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]` if that is not x.
+#[derive(Debug, Clone)]
+pub(crate) struct LinearKernel {
+    /// The weight if it is in blocks; the input in its place is a stand-in then.
+    pub(crate) blocks: Option<BlockMatrix>,
+    /// Whether there is a bias.
+    pub(crate) bias: bool,
+    /// Scaling of the adapter, if there is one.
+    pub(crate) adapter: Option<f64>,
+    /// Whether the adapter has an input of its own (some elements are dropped).
+    pub(crate) dropped: bool,
+}
+
+/// Places of the inputs.
+struct Places {
+    bias: Option<usize>,
+    /// A and B.
+    adapter: Option<(usize, usize)>,
+    /// The adapter's input.
+    low_input: usize,
+}
+
+/// What the backward pass needs.
+#[derive(Debug, Clone)]
+pub(crate) struct Saved<const N: usize> {
+    /// The inputs; those that no gradient needs are gone.
+    inputs: [Option<FlexTensor>; N],
+    /// `x Aᵀ`, `[rows, r]`.
+    low: Option<FlexTensor>,
+    /// Shapes of the inputs, and so of their gradients.
+    shapes: [Shape; N],
+    weight_dtype: DType,
+}
+
+impl LinearKernel {
+    /// `x Wᵀ` alone.
+    pub(crate) fn plain() -> Self {
+        Self {
+            blocks: None,
+            bias: false,
+            adapter: None,
+            dropped: false,
+        }
+    }
+
+    fn places(&self) -> Places {
+        let first = 2 + usize::from(self.bias);
+        Places {
+            bias: self.bias.then_some(2),
+            adapter: self.adapter.map(|_| (first, first + 1)),
+            low_input: if self.dropped { first + 2 } else { 0 },
+        }
+    }
+
+    fn weight<'a>(&'a self, input: &'a FlexTensor) -> Weight<'a> {
+        match &self.blocks {
+            Some(matrix) => Weight::in_blocks(matrix.blocks()),
+            None => Weight::new(input),
+        }
+    }
+
+    fn scaling(&self) -> f32 {
+        self.adapter.unwrap_or(0.0) as f32
+    }
+
+    fn of<const N: usize>(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Option<FlexTensor>) {
+        let places = self.places();
+        let weight = self.weight(&inputs[1]);
+        let [rows, _] = inputs[0].layout().shape().dims::<2>();
+        let n = weight.d_out;
+        let mut out = vec![0.0; rows * n];
+        if let Some(bias) = places.bias {
+            let bias = elements(&inputs[bias]);
+            for out in out.chunks_exact_mut(n.max(1)) {
+                out.copy_from_slice(bias);
+            }
+        }
+        weight.forward(rows, elements(&inputs[0]), &mut out, places.bias.is_some());
+        let low = places.adapter.map(|(a, b)| {
+            let (a, b) = (Weight::new(&inputs[a]), elements(&inputs[b]));
+            let r = a.d_out;
+            let mut low = vec![0.0; rows * r];
+            a.forward(rows, elements(&inputs[places.low_input]), &mut low, false);
+            let left = Matrix::rows(&low, r);
+            let right = Matrix::rows(b, r).transposed();
+            product(
+                [rows, n, r],
+                self.scaling(),
+                left,
+                right,
+                &mut out,
+                n,
+                true,
+                Threads::Pool,
+            );
+            filled(low, Shape::from(vec![rows, r]))
+        });
+        (filled(out, Shape::from(vec![rows, n])), low)
+    }
+}
+
+impl<const N: usize> Kernel<N> for LinearKernel {
+    type Saved = Saved<N>;
+
+    fn accepts(&self, inputs: &[&FlexTensor; N]) -> bool {
+        let others = inputs.iter().enumerate().filter(|(i, _)| *i != 1);
+        let f32s = others
+            .into_iter()
+            .all(|(_, input)| input.dtype() == DType::F32);
+        f32s && readable(inputs[1].dtype())
+    }
+
+    fn forward(&self, inputs: [FlexTensor; N]) -> FlexTensor {
+        self.of(&inputs.map(weight_rows)).0
+    }
+
+    fn forward_saving(&self, inputs: [FlexTensor; N], wanted: [bool; N]) -> (FlexTensor, Saved<N>) {
+        let inputs = inputs.map(weight_rows);
+        let shapes = inputs
+            .each_ref()
+            .map(|input| input.layout().shape().clone());
+        let weight_dtype = inputs[1].dtype();
+        let (output, low) = self.of(&inputs);
+        let places = self.places();
+        let mut needed = [false; N];
+        needed[0] = wanted[1];
+        needed[1] = wanted[0];
+        if let Some((a, b)) = places.adapter {
+            let to_input = wanted[places.low_input];
+            needed[a] |= to_input || wanted[a];
+            needed[b] |= to_input || wanted[a] || wanted[b];
+            needed[places.low_input] |= wanted[a];
+        }
+        let keep_low = places.adapter.is_some_and(|(_, b)| wanted[b]);
+        let mut needed = needed.into_iter();
+        let inputs = inputs.map(|input| needed.next().unwrap_or(true).then_some(input));
+        let low = low.filter(|_| keep_low);
+        let saved = Saved {
+            inputs,
+            low,
+            shapes,
+            weight_dtype,
+        };
+        (output, saved)
+    }
+
+    fn backward(
+        &self,
+        saved: Saved<N>,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N] {
+        let places = self.places();
+        let grad = contiguous(grad);
+        let [rows, n] = grad.layout().shape().dims::<2>();
+        let g = elements(&grad);
+        let mut found = [const { None }; N];
+
+        if let (true, Some(weight)) = (wanted[0], &saved.inputs[1]) {
+            let weight = self.weight(weight);
+            let mut d_x = vec![0.0; rows * weight.d_in];
+            weight.backward(rows, g, &mut d_x);
+            found[0] = Some(d_x);
+        }
+        if let Some((at_a, at_b)) = places.adapter {
+            let scaling = self.scaling();
+            if let (true, Some(low)) = (wanted[at_b], &saved.low) {
+                let r = super::view::width(low);
+                let mut d_b = vec![0.0; n * r];
+                let left = Matrix::rows(g, n).transposed();
+                let right = Matrix::rows(elements(low), r);
+                product(
+                    [n, r, rows],
+                    scaling,
+                    left,
+                    right,
+                    &mut d_b,
+                    r,
+                    false,
+                    Threads::Pool,
+                );
+                found[at_b] = Some(d_b);
+            }
+            if let (Some(a), Some(b)) = (&saved.inputs[at_a], &saved.inputs[at_b]) {
+                let [r, k] = a.layout().shape().dims::<2>();
+                let (a, b) = (elements(a), elements(b));
+                // Gradient of x Aᵀ: g B.
+                let mut d_low = vec![0.0; rows * r];
+                let (left, right) = (Matrix::rows(g, n), Matrix::rows(b, r));
+                product(
+                    [rows, r, n],
+                    scaling,
+                    left,
+                    right,
+                    &mut d_low,
+                    r,
+                    false,
+                    Threads::Pool,
+                );
+                if wanted[places.low_input] {
+                    let left = Matrix::rows(&d_low, r);
+                    let right = Matrix::rows(a, k);
+                    let add = found[places.low_input].is_some();
+                    let d_x = found[places.low_input].get_or_insert_with(|| vec![0.0; rows * k]);
+                    product([rows, k, r], 1.0, left, right, d_x, k, add, Threads::Pool);
+                }
+                if let (true, Some(x)) = (wanted[at_a], &saved.inputs[places.low_input]) {
+                    let mut d_a = vec![0.0; r * k];
+                    let left = Matrix::rows(&d_low, r).transposed();
+                    let right = Matrix::rows(elements(x), k);
+                    product(
+                        [r, k, rows],
+                        1.0,
+                        left,
+                        right,
+                        &mut d_a,
+                        k,
+                        false,
+                        Threads::Pool,
+                    );
+                    found[at_a] = Some(d_a);
+                }
+            }
+        }
+        if let (true, Some(x)) = (wanted[1], &saved.inputs[0]) {
+            let k = super::view::width(x);
+            let mut d_weight = vec![0.0; n * k];
+            let left = Matrix::rows(g, n).transposed();
+            let right = Matrix::rows(elements(x), k);
+            product(
+                [n, k, rows],
+                1.0,
+                left,
+                right,
+                &mut d_weight,
+                k,
+                false,
+                Threads::Pool,
+            );
+            found[1] = Some(d_weight);
+        }
+        if let Some(bias) = places.bias.filter(|&bias| wanted[bias]) {
+            found[bias] = Some(pieces::sums(rows, n, n, |from, to, out| {
+                add_rows(&g[from * n..to * n], out);
+            }));
+        }
+        let half = saved.weight_dtype == DType::F16;
+        std::array::from_fn(|place| {
+            let tensor = filled(found[place].take()?, saved.shapes[place].clone());
+            Some(match place == 1 && half {
+                true => Flex::float_cast(tensor, FloatDType::F16),
+                false => tensor,
+            })
+        })
+    }
+}
+
+/// `x Wᵀ` for several weights without bias or adapter, the inputs few and nothing tracked: what a
+/// decoded token is multiplied with, in one turn of the pool. `None` where that does not hold.
+pub(crate) fn together(
+    x: &FlexTensor,
+    weights: &[(FlexTensor, Option<&BlockMatrix>)],
+) -> Option<Vec<FlexTensor>> {
+    let [rows, width] = x.layout().shape().dims::<2>();
+    let fits = |w: &FlexTensor| w.is_contiguous() && readable(w.dtype());
+    let fit = weights.iter().all(|(weight, _)| fits(weight));
+    if rows == 0 || rows > FEW || x.dtype() != DType::F32 || !fit {
+        return None;
+    }
+    let x = contiguous(x.clone());
+    let weights: Vec<Weight<'_>> = weights
+        .iter()
+        .map(|(weight, blocks)| match blocks {
+            Some(matrix) => Weight::in_blocks(matrix.blocks()),
+            None => Weight::new(weight),
+        })
+        .collect();
+    if weights.iter().any(|weight| weight.d_in != width) {
+        return None;
+    }
+    let outs = few(&weights, rows, elements(&x)).into_iter();
+    Some(
+        outs.zip(&weights)
+            .map(|(columns, weight)| {
+                if rows == 1 {
+                    return filled(columns, Shape::from(vec![1, weight.d_out]));
+                }
+                let columns = filled(columns, Shape::from(vec![weight.d_out, rows]));
+                let layout = columns.layout().transpose(0, 1);
+                contiguous(columns.with_layout(layout))
+            })
+            .collect(),
+    )
+}
+
+vectorised! {
+    fn add_rows<L>(rows: &[f32], out: &mut [f32]) {
+        for row in rows.chunks_exact(out.len()) {
+            for (out, &value) in out.iter_mut().zip(row) {
+                *out += value;
+            }
+        }
+    }
+}

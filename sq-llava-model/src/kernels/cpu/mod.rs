@@ -1,0 +1,227 @@
+//! Kernels for the CPU backend, burn-flex, where its own operations use one thread, no vector
+//! exponential, or keep what could be recomputed.
+//!
+//! Model code stays generic over `B: Backend`: it hands its tensors to [`run`] and computes the
+//! portable form with what comes back when they are not flex's. Under `Autodiff<Flex>` a kernel
+//! is one node of the graph with its own backward pass; the checkpointing strategy makes no
+//! difference, because a kernel saves what it needs itself.
+//!
+//! Results depend on the inputs alone: work is cut into pieces of a fixed size and every sum has
+//! a fixed order, whatever the number of threads.
+
+mod activation;
+mod adamw;
+mod append;
+mod attention;
+mod blocks;
+mod cross_entropy;
+mod gemm;
+mod huge_pages;
+mod level;
+mod linear;
+mod math;
+mod norm;
+mod pieces;
+mod rope;
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod tracked_tests;
+mod view;
+mod weight;
+
+pub(crate) use activation::{Gated, Pointwise};
+pub(crate) use adamw::{adamw, square_sum};
+pub(crate) use append::append;
+pub(crate) use attention::{Attention, Hidden};
+pub(crate) use cross_entropy::CrossEntropyKernel;
+pub(crate) use huge_pages::place;
+pub(crate) use linear::LinearKernel;
+pub(crate) use norm::{LayerNormKernel, RmsNormKernel};
+pub(crate) use rope::Rotate;
+
+use std::any::{Any, TypeId};
+use std::fmt::Debug;
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::base::Checkpointer;
+use burn::backend::autodiff::checkpoint::strategy::NoCheckpointing;
+use burn::backend::autodiff::grads::Gradients;
+use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Bool, DType, Tensor, TensorPrimitive};
+use burn_flex::{Flex, FlexTensor};
+
+use crate::kernels::blocks::BlockMatrix;
+
+type Tracked = FloatTensor<Autodiff<Flex>>;
+
+/// An operation on `N` tensors with its derivative.
+pub(crate) trait Kernel<const N: usize>: Debug + Send + Sized + 'static {
+    /// What the backward pass needs.
+    type Saved: Clone + Debug + Send + 'static;
+
+    /// Whether the kernel knows these inputs; if not, the portable form computes them.
+    fn accepts(&self, inputs: &[&FlexTensor; N]) -> bool {
+        inputs.iter().all(|input| input.dtype() == DType::F32)
+    }
+
+    /// The result alone.
+    fn forward(&self, inputs: [FlexTensor; N]) -> FlexTensor;
+
+    /// The result and what its backward pass needs for the gradients that are `wanted`.
+    fn forward_saving(
+        &self,
+        inputs: [FlexTensor; N],
+        wanted: [bool; N],
+    ) -> (FlexTensor, Self::Saved);
+
+    /// Gradients of the inputs that are `wanted`, from the result's.
+    fn backward(
+        &self,
+        saved: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; N],
+    ) -> [Option<FlexTensor>; N];
+}
+
+/// Runs a kernel, or gives the inputs back when they are not the CPU backend's or the kernel does
+/// not know them.
+pub(crate) fn run<B: Backend, K: Kernel<N>, const N: usize>(
+    kernel: K,
+    inputs: [FloatTensor<B>; N],
+) -> Result<FloatTensor<B>, [FloatTensor<B>; N]> {
+    let inputs = match same::<_, [FlexTensor; N]>(inputs) {
+        Ok(inputs) => {
+            let result = match kernel.accepts(&inputs.each_ref()) {
+                true => Ok(kernel.forward(inputs)),
+                false => Err(inputs),
+            };
+            return back(result);
+        }
+        Err(inputs) => inputs,
+    };
+    match same::<_, [Tracked; N]>(inputs) {
+        Ok(inputs) => back(run_tracked(kernel, inputs)),
+        Err(inputs) => Err(inputs),
+    }
+}
+
+fn run_tracked<K: Kernel<N>, const N: usize>(
+    kernel: K,
+    inputs: [Tracked; N],
+) -> Result<Tracked, [Tracked; N]> {
+    if !kernel.accepts(&inputs.each_ref().map(|input| &input.primitive)) {
+        return Err(inputs);
+    }
+    let wanted = inputs
+        .each_ref()
+        .map(|input| !input.node.requirement.is_none());
+    if !wanted.contains(&true) {
+        // Nothing of it is in the graph.
+        let output = kernel.forward(inputs.map(|input| input.primitive));
+        return Ok(<Autodiff<Flex> as burn::tensor::backend::AutodiffBackend>::from_inner(output));
+    }
+    let nodes = inputs.each_ref().map(|input| input.node.clone());
+    // Until the result holds them, nothing else does: the end of another thread's backward pass
+    // takes nodes that nothing refers to out of every graph.
+    let _held = inputs.each_ref().map(|input| input.rc.clone());
+    let (output, saved) = kernel.forward_saving(inputs.map(|input| input.primitive), wanted);
+    let prepared = Step(kernel)
+        .prepare::<NoCheckpointing>(nodes)
+        .compute_bound();
+    Ok(match prepared.stateful() {
+        OpsKind::Tracked(prepared) => prepared.finish(saved, output),
+        OpsKind::UnTracked(prepared) => prepared.finish(output),
+    })
+}
+
+/// A kernel in the graph.
+#[derive(Debug)]
+struct Step<K>(K);
+
+impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Step<K> {
+    type State = K::Saved;
+
+    fn backward(self, ops: Ops<K::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let grad = grads.consume::<Flex>(&ops.node);
+        let wanted = ops.parents.each_ref().map(Option::is_some);
+        let found = self.0.backward(ops.state, grad, wanted);
+        for (parent, grad) in ops.parents.into_iter().zip(found) {
+            if let (Some(parent), Some(grad)) = (parent, grad) {
+                grads.register::<Flex>(parent.id, grad);
+            }
+        }
+    }
+}
+
+/// `value` as a `T` if it is one.
+fn same<A: 'static, T: 'static>(value: A) -> Result<T, A> {
+    let mut slot = Some(value);
+    let found = (&mut slot as &mut dyn Any).downcast_mut::<Option<T>>();
+    match (found.and_then(Option::take), slot) {
+        (Some(found), _) => Ok(found),
+        (None, Some(value)) => Err(value),
+        // The slot was full, and only a found value leaves it.
+        (None, None) => unreachable!("a value is either taken or still there"),
+    }
+}
+
+/// The way back from [`same`].
+fn back<A: 'static, B: 'static, const N: usize>(result: Result<A, [A; N]>) -> Result<B, [B; N]> {
+    let whole = |value| match same::<A, B>(value) {
+        Ok(value) => value,
+        Err(_) => unreachable!("the types were found equal on the way in"),
+    };
+    match result {
+        Ok(value) => Ok(whole(value)),
+        Err(values) => Err(values.map(whole)),
+    }
+}
+
+/// Whether [`LinearKernel`] multiplies these: flex's tensors, an input in f32 and a weight in a
+/// dtype that it reads.
+pub(crate) fn multiplies<B: Backend, const D: usize>(
+    input: &Tensor<B, D>,
+    weight: &Tensor<B, 2>,
+) -> bool {
+    let primitive = TypeId::of::<FloatTensor<B>>();
+    let ours = primitive == TypeId::of::<FlexTensor>() || primitive == TypeId::of::<Tracked>();
+    ours && input.dtype() == DType::F32 && weight::readable(weight.dtype())
+}
+
+/// Products of one input with several weights, in tensors or in blocks, where the tensors are
+/// plain flex ones and the inputs few. `[rows, in]`, `[out, in]` each → `[rows, out]` each
+pub(crate) fn together<B: Backend>(
+    input: &Tensor<B, 2>,
+    weights: Vec<(Tensor<B, 2>, Option<&BlockMatrix>)>,
+) -> Option<Vec<Tensor<B, 2>>> {
+    let input = same::<_, FlexTensor>(float(input.clone())).ok()?;
+    let weights: Result<Vec<_>, _> = weights
+        .into_iter()
+        .map(|(weight, blocks)| same::<_, FlexTensor>(float(weight)).map(|w| (w, blocks)))
+        .collect();
+    let outputs = linear::together(&input, &weights.ok()?)?;
+    let outputs = outputs
+        .into_iter()
+        .map(|output| same(output).ok().map(tensor));
+    outputs.collect()
+}
+
+/// The primitive of a float tensor.
+pub(crate) fn float<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+/// A float tensor of its primitive.
+pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// A boolean tensor as flex's, if it is one.
+pub(crate) fn flex_bool<B: Backend, const D: usize>(
+    tensor: &Tensor<B, D, Bool>,
+) -> Option<FlexTensor> {
+    same(tensor.clone().into_primitive()).ok()
+}

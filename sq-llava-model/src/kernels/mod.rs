@@ -1,0 +1,7 @@
+//! What a backend is too slow at: knows tensors and plain numbers, no layer and no model.
+
+pub mod activation;
+pub mod adamw;
+pub mod blocks;
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;

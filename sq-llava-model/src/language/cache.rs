@@ -1,0 +1,170 @@
+//! Preallocated key-value cache that grows in blocks.
+
+use std::ops::Range;
+
+use burn::tensor::{Tensor, backend::Backend};
+
+/// Tokens by which a full cache grows.
+const BLOCK: usize = 256;
+
+/// Keys and values of all layers.
+#[derive(Debug, Clone)]
+pub struct KvCache<B: Backend> {
+    layers: Vec<LayerCache<B>>,
+    /// Padding tokens at the left of each sample; they are never attended to.
+    padding: Vec<usize>,
+}
+
+/// Keys and values of one layer.
+#[derive(Debug, Clone)]
+pub struct LayerCache<B: Backend> {
+    /// `[batch, kv_heads, capacity, head_dim]`, twice.
+    buffers: Option<(Tensor<B, 4>, Tensor<B, 4>)>,
+    len: usize,
+}
+
+impl<B: Backend> KvCache<B> {
+    /// An empty cache for samples with these paddings at their left.
+    pub fn new(num_layers: usize, padding: Vec<usize>) -> Self {
+        let layer = LayerCache {
+            buffers: None,
+            len: 0,
+        };
+        Self {
+            layers: vec![layer; num_layers],
+            padding,
+        }
+    }
+
+    /// Tokens held, padding included.
+    pub fn len(&self) -> usize {
+        self.layers.first().map_or(0, |layer| layer.len)
+    }
+
+    /// Whether nothing is held yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Padding at the left of each sample.
+    pub fn padding(&self) -> &[usize] {
+        &self.padding
+    }
+
+    /// The cache of one layer.
+    pub(crate) fn layer(&mut self, index: usize) -> &mut LayerCache<B> {
+        &mut self.layers[index]
+    }
+
+    /// Forgets all tokens after the first `len`; the memory stays.
+    pub fn truncate(&mut self, len: usize) {
+        for layer in &mut self.layers {
+            layer.len = layer.len.min(len);
+        }
+    }
+
+    /// Repeats a single sample `n` times, so that `n` continuations share its prefix.
+    #[must_use]
+    pub fn repeat(&self, n: usize) -> Self {
+        let layers = self.layers.iter().map(|layer| LayerCache {
+            buffers: layer
+                .buffers
+                .as_ref()
+                .map(|(k, v)| (k.clone().repeat_dim(0, n), v.clone().repeat_dim(0, n))),
+            len: layer.len,
+        });
+        Self {
+            layers: layers.collect(),
+            padding: self.padding.repeat(n),
+        }
+    }
+
+    /// Keeps the samples at `indices`, in that order.
+    pub fn select(&mut self, indices: &[usize], device: &B::Device) {
+        let index: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
+        let index = Tensor::<B, 1, burn::tensor::Int>::from_data(index.as_slice(), device);
+        for layer in &mut self.layers {
+            if let Some((k, v)) = layer.buffers.take() {
+                layer.buffers = Some((k.select(0, index.clone()), v.select(0, index.clone())));
+            }
+        }
+        self.padding = indices.iter().map(|&i| self.padding[i]).collect();
+    }
+}
+
+impl<B: Backend> LayerCache<B> {
+    /// Adds keys and values `[batch, kv_heads, new, head_dim]` and returns all of them,
+    /// `[batch, kv_heads, len, head_dim]`.
+    pub(crate) fn append(
+        &mut self,
+        keys: Tensor<B, 4>,
+        values: Tensor<B, 4>,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let [batch, heads, new, dim] = keys.dims();
+        let end = self.len + new;
+        let (mut k, mut v) = match self.buffers.take() {
+            Some((k, v)) if k.dims()[2] >= end => (k, v),
+            old => {
+                let shape = [batch, heads, end.div_ceil(BLOCK) * BLOCK, dim];
+                let options = (&keys.device(), keys.dtype());
+                let grown = (Tensor::zeros(shape, options), Tensor::zeros(shape, options));
+                match old {
+                    None => grown,
+                    Some((k, v)) => {
+                        let held = [0..batch, 0..heads, 0..k.dims()[2], 0..dim];
+                        (write(grown.0, held.clone(), k), write(grown.1, held, v))
+                    }
+                }
+            }
+        };
+        let place = [0..batch, 0..heads, self.len..end, 0..dim];
+        k = write(k, place.clone(), keys);
+        v = write(v, place, values);
+        self.len = end;
+        let all = [0..batch, 0..heads, 0..end, 0..dim];
+        let views = (k.clone().slice(all.clone()), v.clone().slice(all));
+        self.buffers = Some((k, v));
+        views
+    }
+}
+
+/// Puts tokens at `place`. burn-flex copies the whole buffer for that, our kernel does not.
+fn write<B: Backend>(
+    buffer: Tensor<B, 4>,
+    place: [Range<usize>; 4],
+    rows: Tensor<B, 4>,
+) -> Tensor<B, 4> {
+    #[cfg(feature = "cpu")]
+    let (buffer, rows) = match crate::kernels::cpu::append(buffer, place[2].start, rows) {
+        Ok(buffer) => return buffer,
+        Err(inputs) => inputs,
+    };
+    buffer.slice_assign(place, rows)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    fn numbers(from: usize, n: usize) -> Tensor<Flex, 4> {
+        let values: Vec<f32> = (from..from + n).map(|v| v as f32).collect();
+        Tensor::<Flex, 1>::from_floats(values.as_slice(), &Default::default()).reshape([1, 1, n, 1])
+    }
+
+    #[test]
+    fn growing_and_truncating_keeps_what_is_held() {
+        let mut cache = KvCache::<Flex>::new(1, vec![0]);
+        for start in (0..600).step_by(100) {
+            cache
+                .layer(0)
+                .append(numbers(start, 100), numbers(start, 100));
+        }
+        assert_eq!(cache.len(), 600);
+        cache.truncate(500);
+        let (k, v) = cache.layer(0).append(numbers(500, 1), numbers(500, 1));
+        let expected: Vec<f32> = (0..501).map(|v| v as f32).collect();
+        assert_eq!(k.into_data().to_vec::<f32>().unwrap(), expected);
+        assert_eq!(v.into_data().to_vec::<f32>().unwrap(), expected);
+    }
+}

@@ -1,0 +1,5 @@
+//! The language model and its key-value cache.
+
+pub mod cache;
+pub mod llama;
+pub mod quantize;

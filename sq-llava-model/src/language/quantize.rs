@@ -1,0 +1,288 @@
+//! Quantising the language model: its linears, embedding and head in blocks, at load or afterwards.
+//!
+//! On the CPU the blocks are [`BlockMatrix`]; other backends hold the linears as Burn's quantised
+//! tensors ([`OnDevice`]) and leave embedding and head dense.
+
+use std::str::FromStr;
+
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, backend::Backend};
+use serde::{Deserialize, Serialize};
+
+use crate::error::ModelError;
+use crate::kernels::blocks::{BlockMatrix, QuantFormat, is_native};
+use crate::language::llama::Llama;
+use crate::ops::linear::Linear;
+use crate::ops::on_device::OnDevice;
+
+/// What becomes of the language model's matrices at load or export.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Quantize {
+    /// All in 8 bits.
+    Q8,
+    /// Linears in 4 bits; embedding and head, which suffer most, in 8.
+    Q4,
+    /// What a GGUF file holds in blocks stays in blocks: 4-bit types in 4 bits, larger ones in 8.
+    Stored,
+}
+
+impl FromStr for Quantize {
+    type Err = ModelError;
+
+    fn from_str(name: &str) -> Result<Self, ModelError> {
+        match name {
+            "q8" => Ok(Self::Q8),
+            "q4" => Ok(Self::Q4),
+            "stored" => Ok(Self::Stored),
+            other => Err(ModelError::Argument(format!(
+                "unknown quantisation \"{other}\"; known are q8, q4 and stored"
+            ))),
+        }
+    }
+}
+
+/// Holds what is wanted against what a backend can do.
+///
+/// # Errors
+/// If a backend other than the CPU's is to train on quantised weights, or to keep a file's blocks.
+pub fn check<B: Backend>(wanted: Quantize, device: &B::Device) -> Result<(), ModelError> {
+    let refused = match wanted {
+        _ if is_native::<B>() => return Ok(()),
+        _ if B::ad_enabled(device) => {
+            "training on quantised weights runs on the CPU alone; choose device cpu, or train on dense weights"
+        }
+        Quantize::Stored => {
+            "a file's blocks are computed on by the CPU alone; choose device cpu, or q8 or q4 here"
+        }
+        Quantize::Q8 | Quantize::Q4 => return Ok(()),
+    };
+    Err(ModelError::Argument(refused.into()))
+}
+
+/// A matrix of the language model that may be quantised.
+pub(crate) struct Slot<'a, B: Backend> {
+    /// Canonical name, `….weight`.
+    pub name: String,
+    /// Whether it is the embedding or the head.
+    pub table: bool,
+    pub weight: &'a mut Param<Tensor<B, 2>>,
+    pub quantized: &'a mut Option<BlockMatrix>,
+    /// Where its weight may be a quantised tensor: a linear that is not the head.
+    pub on_device: Option<&'a mut Option<OnDevice>>,
+}
+
+impl<B: Backend> Slot<'_, B> {
+    /// Puts a quantised matrix in place of the dense one.
+    pub fn fill(&mut self, matrix: BlockMatrix, dtype: DType) {
+        let device = self.weight.lazy_device();
+        // Parameters have no empty state: one number that nothing reads.
+        let stand_in = Tensor::zeros([1, 1], (&device, dtype)).set_require_grad(false);
+        *self.weight = Param::initialized(self.weight.id, stand_in);
+        *self.quantized = Some(matrix);
+    }
+}
+
+impl<B: Backend> Slot<'_, B> {
+    /// The format that a backend other than the CPU's brings the matrix to, if any.
+    pub(crate) fn device_format(&self, wanted: Quantize) -> Option<QuantFormat> {
+        self.on_device.as_ref()?;
+        format_of(wanted, self.table)
+    }
+
+    /// Quantises values `[out, in]` on their device; products are computed in `dtype`.
+    pub(crate) fn fill_on_device(
+        &mut self,
+        values: Tensor<B, 2>,
+        format: QuantFormat,
+        dtype: DType,
+    ) {
+        let (weight, held) = OnDevice::quantize(values, format, dtype);
+        *self.weight = Param::initialized(self.weight.id, weight);
+        if let Some(on_device) = &mut self.on_device {
+            **on_device = Some(held);
+        }
+    }
+}
+
+/// The format that a matrix is brought to.
+pub(crate) fn format_of(wanted: Quantize, table: bool) -> Option<QuantFormat> {
+    match (wanted, table) {
+        (Quantize::Q8, _) | (Quantize::Q4, true) => Some(QuantFormat::Q8),
+        (Quantize::Q4, false) => Some(QuantFormat::Q4),
+        (Quantize::Stored, _) => None,
+    }
+}
+
+/// Every matrix of the language model that may be quantised, in the order of the checkpoint.
+pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(Slot<'_, B>)) {
+    f(Slot {
+        name: "language_model.model.embed_tokens.weight".into(),
+        table: true,
+        weight: &mut llama.model.embed_tokens.weight,
+        quantized: &mut llama.model.embed_tokens.quantized,
+        on_device: None,
+    });
+    for (index, layer) in llama.model.layers.iter_mut().enumerate() {
+        layer.for_each_linear(|name, linear| {
+            let part = match name {
+                "gate_proj" | "up_proj" | "down_proj" => "mlp",
+                _ => "self_attn",
+            };
+            f(Slot {
+                name: format!("language_model.model.layers.{index}.{part}.{name}.weight"),
+                table: false,
+                weight: &mut linear.weight,
+                quantized: &mut linear.quantized,
+                on_device: Some(&mut linear.on_device),
+            });
+        });
+    }
+    if let Some(head) = &mut llama.lm_head {
+        f(Slot {
+            name: "language_model.lm_head.weight".into(),
+            table: true,
+            weight: &mut head.weight,
+            quantized: &mut head.quantized,
+            on_device: None,
+        });
+    }
+}
+
+impl<B: Backend> Llama<B> {
+    /// Quantises the dense matrices of linears, embedding and head; adapters, norms and new
+    /// tokens stay as they are. Merge adapters first where they should be part of the weights.
+    ///
+    /// # Errors
+    /// If `wanted` is [`Quantize::Stored`], which only loading knows, or linears are quantised
+    /// tensors already.
+    pub fn quantize(&mut self, wanted: Quantize) -> Result<(), ModelError> {
+        if any_on_device(self) {
+            return Err(ModelError::Argument(
+                "the weights are quantised already, for this device alone".into(),
+            ));
+        }
+        if wanted == Quantize::Stored {
+            return Err(ModelError::Argument(
+                "\"stored\" keeps the blocks of a file and applies to loading; choose q8 or q4"
+                    .into(),
+            ));
+        }
+        for_each_slot(self, &mut |mut slot| {
+            let (Some(format), None) = (format_of(wanted, slot.table), &slot.quantized) else {
+                return;
+            };
+            let weight = slot.weight.val().detach();
+            let (shape, dtype) = (weight.dims(), weight.dtype());
+            let values: Vec<f32> = weight.into_data().iter::<f32>().collect();
+            let matrix = BlockMatrix::quantize(format, shape, |row, out| {
+                out.copy_from_slice(&values[row * shape[1]..(row + 1) * shape[1]]);
+            });
+            slot.fill(matrix, dtype);
+        });
+        Ok(())
+    }
+
+    /// As [`Self::quantize`], to compute on this device: backends other than the CPU's hold the
+    /// linears as quantised tensors and leave embedding and head dense.
+    ///
+    /// # Errors
+    /// As [`Self::quantize`], and as [`check`].
+    pub fn quantize_here(&mut self, wanted: Quantize) -> Result<(), ModelError> {
+        if is_native::<B>() {
+            return self.quantize(wanted);
+        }
+        check::<B>(wanted, &self.model.norm.weight.lazy_device())?;
+        quantize_linears(self, wanted);
+        Ok(())
+    }
+
+    /// Bytes of the weights that one decoded token reads: all linears and the head.
+    pub fn bytes_per_token(&self) -> usize {
+        let untied = self.lm_head.is_some();
+        matrices(self)
+            .into_iter()
+            .filter(|held| !(untied && held.name.ends_with("embed_tokens.weight")))
+            .map(|held| match (held.quantized, held.on_device) {
+                (Some(matrix), _) => matrix.bytes(),
+                (None, Some(on_device)) => on_device.bytes(held.weight.lazy_shape()[0]),
+                (None, None) => {
+                    held.weight.lazy_shape().num_elements() * held.weight.val().dtype().size()
+                }
+            })
+            .sum()
+    }
+}
+
+/// Brings the dense linears of a language model into blocks on their device.
+fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) {
+    for_each_slot(llama, &mut |mut slot| {
+        let done = slot.on_device.as_ref().is_some_and(|held| held.is_some());
+        if let (false, Some(format)) = (done, slot.device_format(wanted)) {
+            let weight = slot.weight.val();
+            let dtype = weight.dtype();
+            slot.fill_on_device(weight, format, dtype);
+        }
+    });
+}
+
+/// What may be quantised, by canonical name.
+struct Named<'a, B: Backend> {
+    name: String,
+    weight: &'a Param<Tensor<B, 2>>,
+    quantized: Option<&'a BlockMatrix>,
+    on_device: Option<&'a OnDevice>,
+}
+
+fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<Named<'_, B>> {
+    let table = &llama.model.embed_tokens;
+    let mut out = vec![Named {
+        name: "language_model.model.embed_tokens.weight".to_string(),
+        weight: &table.weight,
+        quantized: table.quantized.as_ref(),
+        on_device: None,
+    }];
+    for (index, layer) in llama.model.layers.iter().enumerate() {
+        let (a, m) = (&layer.self_attn, &layer.mlp);
+        for (name, linear) in [
+            ("self_attn.q_proj", &a.q_proj),
+            ("self_attn.k_proj", &a.k_proj),
+            ("self_attn.v_proj", &a.v_proj),
+            ("self_attn.o_proj", &a.o_proj),
+            ("mlp.gate_proj", &m.gate_proj),
+            ("mlp.up_proj", &m.up_proj),
+            ("mlp.down_proj", &m.down_proj),
+        ] {
+            let name = format!("language_model.model.layers.{index}.{name}.weight");
+            out.push(Named::linear(name, linear));
+        }
+    }
+    if let Some(head) = &llama.lm_head {
+        out.push(Named::linear("language_model.lm_head.weight".into(), head));
+    }
+    out
+}
+
+impl<'a, B: Backend> Named<'a, B> {
+    fn linear(name: String, linear: &'a Linear<B>) -> Self {
+        Self {
+            name,
+            weight: &linear.weight,
+            quantized: linear.quantized.as_ref(),
+            on_device: linear.on_device.as_ref(),
+        }
+    }
+}
+
+/// The quantised matrices by canonical name.
+pub(crate) fn quantized<B: Backend>(llama: &Llama<B>) -> Vec<(String, &BlockMatrix)> {
+    let named = matrices(llama).into_iter();
+    named
+        .filter_map(|held| Some((held.name, held.quantized?)))
+        .collect()
+}
+
+/// Whether a linear's weight is a quantised tensor, which files have no form for.
+pub(crate) fn any_on_device<B: Backend>(llama: &Llama<B>) -> bool {
+    matrices(llama).iter().any(|held| held.on_device.is_some())
+}

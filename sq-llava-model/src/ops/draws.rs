@@ -1,0 +1,276 @@
+//! Random draws of a training step, as pure functions of where they are used: masks of the
+//! adapters' dropout, and new initial centres.
+//!
+//! A mask depends on the key of its sample (which [`key`] makes of seed, step and name), the number
+//! of the adapter, the token and the column, and on nothing else: no generator has a state. So a
+//! block that is run twice drops the same elements, with or without a graph, and a step drops the
+//! same elements however its samples are spread over batches, threads and devices.
+//!
+//! Keys belong to a scope of the calling thread ([`with_keys`]); outside of one nothing is drawn.
+
+use std::cell::RefCell;
+use std::sync::Arc;
+
+use burn::tensor::{ElementConversion, Int, Tensor, TensorData, backend::Backend};
+use rayon::prelude::*;
+use sq_llava_data::mix::splitmix64;
+
+/// All values stay below 2³¹, so that products give the same low bits in 32-bit and in 64-bit
+/// integers, and shifts the same bits in signed and in unsigned ones.
+const BITS: u32 = 0x7FFF_FFFF;
+/// Odd multipliers of the mixer.
+const MIX: [u32; 2] = [0x045D_9F3B, 0x2C1B_3C6D];
+/// Its shifts: before each multiplier, and at the end.
+const SHIFT: [u32; 3] = [16, 15, 15];
+/// Below so many elements one thread is faster.
+const PARALLEL: usize = 1 << 16;
+
+thread_local! {
+    static KEYS: RefCell<Option<Arc<[u64]>>> = const { RefCell::new(None) };
+}
+
+/// Key of a sample, a picture or something else with a name in one optimizer step.
+pub fn key(seed: u64, step: usize, name: &str) -> u64 {
+    name.bytes()
+        .fold(splitmix64(splitmix64(seed) ^ step as u64), |state, byte| {
+            splitmix64(state ^ u64::from(byte))
+        })
+}
+
+/// Runs something with dropout on in the adapters that this thread comes through.
+///
+/// `keys` has one for each sample (LLM) or picture (vision tower) of the batch, in order, or one
+/// for the step (projector). Without keys nothing is drawn, whatever scope stands around.
+pub fn with_keys<R>(keys: &[u64], run: impl FnOnce() -> R) -> R {
+    /// Puts the outer scope back, after a panic too.
+    struct Restore(Option<Arc<[u64]>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            KEYS.set(self.0.take());
+        }
+    }
+    let inner = (!keys.is_empty()).then(|| keys.into());
+    let _restore = Restore(KEYS.replace(inner));
+    run()
+}
+
+/// What an adapter's input is multiplied with: 0 where an element is dropped, else
+/// `1 / (1 − dropout)`. `None` where nothing is. `[rows, width]`
+pub(crate) fn mask<B: Backend>(
+    [rows, width]: [usize; 2],
+    adapter: u64,
+    dropout: f64,
+    device: &B::Device,
+) -> Option<Tensor<B, 2>> {
+    if dropout <= 0.0 || rows == 0 {
+        return None;
+    }
+    let keys = KEYS.with_borrow(Clone::clone)?;
+    let mask = Mask::new(&keys, rows, width, adapter, dropout);
+    Some(if in_host_memory::<B>(device) {
+        Tensor::from_data(TensorData::new(mask.values(), [rows, width]), device)
+    } else {
+        mask.tensor(device)
+    })
+}
+
+/// Key of the scope at hand for a draw that all samples share.
+pub(crate) fn shared_key() -> Option<u64> {
+    KEYS.with_borrow(|keys| keys.as_ref()?.first().copied())
+}
+
+/// Whether a backend computes where this code runs, so that a mask need not be sent anywhere.
+fn in_host_memory<B: Backend>(device: &B::Device) -> bool {
+    let name = B::name(device);
+    ["flex", "ndarray"].iter().any(|host| name.contains(host))
+}
+
+/// The keys of one mask.
+struct Mask {
+    rows: Vec<u32>,
+    columns: Vec<u32>,
+    /// Elements whose hash is below are dropped.
+    threshold: u32,
+    scale: f32,
+}
+
+impl Mask {
+    fn new(keys: &[u64], rows: usize, width: usize, adapter: u64, dropout: f64) -> Self {
+        let adapter = splitmix64(adapter);
+        // Padding is at the right: a token has the same place however long the batch is.
+        let tokens = rows.div_ceil(keys.len());
+        let row = |row: usize| {
+            let sample = splitmix64(keys[row / tokens] ^ adapter);
+            top_bits(splitmix64(sample ^ (row % tokens) as u64))
+        };
+        Self {
+            rows: (0..rows).map(row).collect(),
+            columns: (0..width as u64).map(|c| top_bits(splitmix64(c))).collect(),
+            threshold: (dropout * f64::from(BITS)) as u32,
+            scale: (1.0 / (1.0 - dropout)) as f32,
+        }
+    }
+
+    /// On the host, row by row.
+    fn values(&self) -> Vec<f32> {
+        let width = self.columns.len();
+        let mut values = vec![0.0; self.rows.len() * width];
+        let fill = |(row, &key): (&mut [f32], &u32)| {
+            for (value, column) in row.iter_mut().zip(&self.columns) {
+                let kept = mix(key ^ column) >= self.threshold;
+                *value = if kept { self.scale } else { 0.0 };
+            }
+        };
+        if values.len() < PARALLEL {
+            values.chunks_mut(width).zip(&self.rows).for_each(fill);
+        } else {
+            let rows = values.par_chunks_mut(width).zip(&self.rows);
+            rows.with_min_len(PARALLEL.div_ceil(width) / 4)
+                .for_each(fill);
+        }
+        values
+    }
+
+    /// The same on the device: only the keys travel.
+    fn tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
+        let keys = |keys: &[u32]| {
+            let keys: Vec<i32> = keys.iter().map(|&key| key as i32).collect();
+            Tensor::<B, 1, Int>::from_data(TensorData::from(&keys[..]), device)
+        };
+        let shift = |x: Tensor<B, 2, Int>, bits: u32| {
+            let shifted = x.clone().bitwise_right_shift_scalar(bits.elem());
+            x.bitwise_xor(shifted)
+        };
+        let shape = [self.rows.len(), self.columns.len()];
+        let rows = keys(&self.rows).unsqueeze_dim::<2>(1).expand(shape);
+        let columns = keys(&self.columns).unsqueeze_dim::<2>(0).expand(shape);
+        let mut x = rows.bitwise_xor(columns); // [rows, width]
+        for (multiplier, bits) in MIX.into_iter().zip(SHIFT) {
+            x = shift(x, bits).mul_scalar(multiplier);
+            x = x.bitwise_and_scalar(BITS.elem());
+        }
+        x = shift(x, SHIFT[2]);
+        let kept = x.greater_equal_elem(self.threshold as i32);
+        kept.float().mul_scalar(self.scale)
+    }
+}
+
+/// A hash of 31 bits, after the integer mixers of H. Wellons' prospector.
+fn mix(mut x: u32) -> u32 {
+    for (multiplier, bits) in MIX.into_iter().zip(SHIFT) {
+        x ^= x >> bits;
+        x = x.wrapping_mul(multiplier) & BITS;
+    }
+    x ^ (x >> SHIFT[2])
+}
+
+fn top_bits(key: u64) -> u32 {
+    (key >> 33) as u32
+}
+
+/// Standard normal numbers that depend on the seed alone, not on the backend. `[rows, width]`
+pub(crate) fn normal<B: Backend>(
+    rows: usize,
+    width: usize,
+    seed: u64,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    use rand::{RngExt, SeedableRng};
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
+    // Box–Muller, in pairs.
+    let mut values = Vec::with_capacity(rows * width + 1);
+    while values.len() < rows * width {
+        let (u, v): (f64, f64) = (1.0 - rng.random::<f64>(), rng.random());
+        let radius = (-2.0 * u.ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * v).sin_cos();
+        values.push((radius * cos) as f32);
+        values.push((radius * sin) as f32);
+    }
+    values.truncate(rows * width);
+    Tensor::from_data(burn::tensor::TensorData::new(values, [rows, width]), device)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use burn_flex::Flex;
+
+    fn drawn(keys: &[u64], shape: [usize; 2], adapter: u64, dropout: f64) -> Option<Vec<f32>> {
+        let draw = || mask::<Flex>(shape, adapter, dropout, &Default::default());
+        let mask = with_keys(keys, draw)?;
+        Some(mask.into_data().to_vec().expect("f32 values"))
+    }
+
+    #[test]
+    fn the_device_makes_the_mask_that_the_host_makes() {
+        for dropout in [0.05, 0.2, 0.5] {
+            let mask = Mask::new(&[3, 9], 64, 33, 7, dropout);
+            let tensor = mask.tensor::<Flex>(&Default::default());
+            let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
+            assert_eq!(mask.values(), device, "dropout {dropout}");
+        }
+        // Above the size from which threads share the work.
+        let large = Mask::new(&[1], 300, 500, 7, 0.2);
+        let tensor = large.tensor::<Flex>(&Default::default());
+        let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
+        assert_eq!(large.values(), device);
+    }
+
+    #[test]
+    fn elements_are_dropped_as_often_as_asked_and_independently() {
+        let (rows, width) = (512, 576);
+        for dropout in [0.05, 0.2] {
+            let values = drawn(&[key(0, 3, "a")], [rows, width], 5, dropout).expect("a mask");
+            let dropped: Vec<bool> = values.iter().map(|&v| v == 0.0).collect();
+            let share = |hits: usize, of: usize| hits as f64 / of as f64;
+            let all = share(dropped.iter().filter(|&&d| d).count(), dropped.len());
+            // Four deviations of a binomial.
+            let noise = 4.0 * (dropout * (1.0 - dropout) / dropped.len() as f64).sqrt();
+            assert!((all - dropout).abs() < noise, "{all} for {dropout}");
+            // Neighbours in a row, in a column, and diagonally.
+            for step in [1, width, width + 1, 2, 2 * width] {
+                let both = dropped.windows(step + 1).filter(|w| w[0] && w[step]);
+                let both = share(both.count(), dropped.len() - step);
+                assert!(
+                    (both - dropout * dropout).abs() < noise,
+                    "{step}: {both} for {dropout}"
+                );
+            }
+            let kept = values.iter().find(|&&v| v != 0.0).expect("something kept");
+            assert!((f64::from(*kept) - 1.0 / (1.0 - dropout)).abs() < 1e-6);
+        }
+    }
+
+    #[test]
+    fn masks_depend_on_sample_step_adapter_and_place_alone() {
+        let of = |keys: &[u64], rows, adapter| drawn(keys, [rows, 40], adapter, 0.5).expect("one");
+        let (a, b) = (key(1, 0, "a"), key(1, 0, "b"));
+        let whole = of(&[a, b], 20, 3);
+        // Each sample alone, and with more padding at its right.
+        assert_eq!(whole[..400], of(&[a], 10, 3));
+        assert_eq!(whole[400..], of(&[b], 10, 3));
+        assert_eq!(whole[..400], of(&[a, b], 26, 3)[..400]);
+        for other in [key(1, 1, "a"), key(2, 0, "a"), key(1, 0, "c")] {
+            assert_ne!(of(&[a], 10, 3), of(&[other], 10, 3));
+        }
+        assert_ne!(of(&[a], 10, 3), of(&[a], 10, 4));
+    }
+
+    #[test]
+    fn nothing_is_dropped_outside_of_a_scope() {
+        let device = Default::default();
+        assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+        assert!(drawn(&[1], [4, 4], 0, 0.0).is_none());
+        with_keys(&[1], || {
+            assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_some());
+            with_keys(&[], || {
+                assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+            });
+            assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_some());
+            // Another thread has scopes of its own.
+            let other = std::thread::spawn(move || mask::<Flex>([4, 4], 0, 0.5, &device));
+            assert!(other.join().expect("no panic").is_none());
+        });
+        assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+    }
+}

@@ -1,0 +1,262 @@
+//! Linear map in checkpoint layout, with an optional LoRA adapter.
+
+use burn::module::{Module, Param};
+use burn::nn::Initializer;
+#[cfg(feature = "cpu")]
+use burn::tensor::{DType, ops::FloatTensor};
+use burn::tensor::{Tensor, backend::Backend};
+
+use crate::kernels::blocks::BlockMatrix;
+#[cfg(feature = "cpu")]
+use crate::kernels::cpu;
+use crate::ops::lora::{Lora, LoraConfig};
+use crate::ops::on_device::OnDevice;
+use crate::ops::product::portable_product;
+
+/// `y = x Wᵀ + b (+ LoRA)`.
+///
+/// The weight stays as checkpoints store it, `[out, in]`, and is multiplied through a transposed
+/// view: nothing is copied at load, and CPU backends read it faster that way.
+#[derive(Module, Debug)]
+pub struct Linear<B: Backend> {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<B, 2>>,
+    /// The weight in blocks; `weight` is a stand-in then.
+    #[module(skip)]
+    pub quantized: Option<BlockMatrix>,
+    /// What `weight` holds where it is a quantised tensor, as on backends other than the CPU's.
+    #[module(skip)]
+    pub on_device: Option<OnDevice>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<B, 1>>>,
+    /// Low-rank adapter, if this linear has one.
+    pub lora: Option<Lora<B>>,
+}
+
+impl<B: Backend> Linear<B> {
+    /// A linear map with PyTorch's default initialisation, `U(−1/√in, 1/√in)`.
+    pub fn init(d_in: usize, d_out: usize, bias: bool, device: &B::Device) -> Self {
+        let bound = 1.0 / (d_in as f64).sqrt();
+        let uniform = Initializer::Uniform {
+            min: -bound,
+            max: bound,
+        };
+        Self {
+            weight: uniform.init([d_out, d_in], device),
+            quantized: None,
+            on_device: None,
+            bias: bias.then(|| uniform.init([d_out], device)),
+            lora: None,
+        }
+    }
+
+    /// Input width.
+    pub fn d_in(&self) -> usize {
+        match (&self.quantized, &self.on_device) {
+            (Some(matrix), _) => matrix.columns(),
+            (None, Some(held)) => held.columns,
+            (None, None) => self.weight.lazy_shape()[1],
+        }
+    }
+
+    /// Output width.
+    pub fn d_out(&self) -> usize {
+        match &self.quantized {
+            Some(matrix) => matrix.rows(),
+            None => self.weight.lazy_shape()[0],
+        }
+    }
+
+    /// `[.., in]` → `[.., out]`, in the input's dtype.
+    pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
+        let mut dims = input.dims();
+        let d_in = dims[D - 1];
+        let rows: usize = dims[..D - 1].iter().product();
+        // One [rows, in] product: backends batch leading dimensions otherwise.
+        let flat = input.reshape([rows, d_in]);
+        dims[D - 1] = self.d_out();
+        self.flat(flat).reshape(dims)
+    }
+
+    /// `[rows, in]` → `[rows, out]`
+    fn flat(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        #[cfg(feature = "cpu")]
+        let input = match self.on_cpu(input) {
+            Ok(output) => return output,
+            Err(input) => input,
+        };
+        self.portable(input)
+    }
+
+    /// The operations that every backend has. `[rows, in]` → `[rows, out]`
+    pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        let dtype = input.dtype();
+        let mut output = match (&self.quantized, &self.on_device) {
+            (Some(matrix), _) => matrix.product(input.clone()),
+            (None, Some(held)) => held.product(input.clone(), self.weight.val()),
+            (None, None) => portable_product(input.clone(), self.weight.val()),
+        };
+        if let Some(bias) = &self.bias {
+            output = output + bias.val().cast(dtype).unsqueeze();
+        }
+        if let Some(lora) = &self.lora {
+            output = output + lora.forward(input);
+        }
+        output
+    }
+
+    /// The weight in `weight`, in its dtype, where it was in blocks.
+    #[must_use]
+    pub fn dequantize(mut self) -> Self {
+        if let Some(matrix) = self.quantized.take() {
+            let (device, dtype) = (self.weight.lazy_device(), self.weight.val().dtype());
+            let weight = Tensor::from_data(matrix.dequantize(), (&device, dtype));
+            let weight = weight.set_require_grad(false);
+            self.weight = Param::initialized(self.weight.id, weight);
+        }
+        if let Some(held) = self.on_device.take() {
+            let weight = held.dense(self.weight.val());
+            self.weight = Param::initialized(self.weight.id, weight);
+        }
+        self
+    }
+
+    /// Our kernel, where the tensors are the CPU backend's: weight, bias and adapter in one.
+    #[cfg(feature = "cpu")]
+    fn on_cpu(&self, input: Tensor<B, 2>) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+        let weight = self.weight.val();
+        if !cpu::multiplies(&input, &weight) {
+            return Err(input);
+        }
+        let vector = |param: &Param<Tensor<B, 1>>| cpu::float(param.val().cast(DType::F32));
+        let matrix = |param: &Param<Tensor<B, 2>>| cpu::float(param.val().cast(DType::F32));
+        let lora = self.lora.as_ref();
+        let dropped = lora.and_then(|lora| lora.dropped(&input));
+        let kernel = cpu::LinearKernel {
+            blocks: self.quantized.clone(),
+            bias: self.bias.is_some(),
+            adapter: lora.map(|lora| lora.scaling),
+            dropped: dropped.is_some(),
+        };
+        let (x, w) = (cpu::float(input), cpu::float(weight));
+        match (&self.bias, lora, dropped.map(cpu::float)) {
+            (None, None, _) => apply(kernel, [x, w]),
+            (Some(bias), None, _) => apply(kernel, [x, w, vector(bias)]),
+            (None, Some(lora), None) => apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b)]),
+            (None, Some(lora), Some(low)) => {
+                apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b), low])
+            }
+            (Some(bias), Some(lora), None) => {
+                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
+                apply(kernel, [x, w, vector(bias), a, b])
+            }
+            (Some(bias), Some(lora), Some(low)) => {
+                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
+                apply(kernel, [x, w, vector(bias), a, b, low])
+            }
+        }
+    }
+}
+
+impl<B: Backend> Linear<B> {
+    /// Adds a fresh adapter.
+    #[must_use]
+    pub fn with_lora(mut self, config: &LoraConfig, index: u64) -> Self {
+        let device = self.weight.lazy_device();
+        let (d_in, d_out) = (self.d_in(), self.d_out());
+        self.lora = Some(Lora::init(config, d_in, d_out, index, &device));
+        self
+    }
+
+    /// Folds the adapter into the weight, computed in f32, and removes it. A weight in blocks is
+    /// dequantised for that.
+    #[must_use]
+    pub fn merge_lora(mut self) -> Self {
+        if let Some(lora) = self.lora.take() {
+            self = self.dequantize();
+            self.weight = self.weight.map(|weight| add_f32(weight, lora.delta()));
+        }
+        self
+    }
+
+    /// Takes a merged adapter out of the weight again and puts it back beside it.
+    #[must_use]
+    pub fn unmerge_lora(mut self, lora: Lora<B>) -> Self {
+        self.weight = self
+            .weight
+            .map(|weight| add_f32(weight, lora.delta().neg()));
+        self.lora = Some(lora);
+        self
+    }
+}
+
+/// `weight + delta` in f32, back in the weight's dtype.
+fn add_f32<B: Backend>(weight: Tensor<B, 2>, delta: Tensor<B, 2>) -> Tensor<B, 2> {
+    use burn::tensor::DType;
+    let dtype = weight.dtype();
+    let tracked = weight.is_require_grad();
+    (weight.detach().cast(DType::F32) + delta.detach().cast(DType::F32))
+        .cast(dtype)
+        .set_require_grad(tracked)
+}
+
+/// Runs the kernel; `Err` is the input.
+#[cfg(feature = "cpu")]
+fn apply<B: Backend, const N: usize>(
+    kernel: cpu::LinearKernel,
+    inputs: [FloatTensor<B>; N],
+) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    match cpu::run::<B, _, N>(kernel, inputs) {
+        Ok(output) => Ok(cpu::tensor(output)),
+        Err(inputs) => {
+            let [input, ..] = &inputs[..] else {
+                unreachable!("a linear map has at least an input and a weight")
+            };
+            Err(cpu::tensor(input.clone()))
+        }
+    }
+}
+
+/// Several maps of one input. One token costs what reading the weights costs: the CPU backend
+/// reads them all in one go. `[.., in]` → `[.., out]` each
+pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
+    linears: [&Linear<B>; N],
+    input: Tensor<B, D>,
+) -> [Tensor<B, D>; N] {
+    #[cfg(feature = "cpu")]
+    if linears.iter().all(|l| l.bias.is_none() && l.lora.is_none()) {
+        let mut dims = input.dims();
+        let d_in = dims[D - 1];
+        let flat = input
+            .clone()
+            .reshape([dims[..D - 1].iter().product(), d_in]);
+        let weights = linears
+            .iter()
+            .map(|linear| (linear.weight.val(), linear.quantized.as_ref()))
+            .collect();
+        if let Some(outputs) = cpu::together(&flat, weights)
+            && let Ok(outputs) = <[Tensor<B, 2>; N]>::try_from(outputs)
+        {
+            return outputs.map(|output| {
+                dims[D - 1] = output.dims()[1];
+                output.reshape(dims)
+            });
+        }
+    }
+    linears.map(|linear| linear.forward(input.clone()))
+}
+
+/// `x Wᵀ` in the weight's dtype, returned in the input's. `[rows, in]`, `[out, in]` → `[rows, out]`
+pub fn product<B: Backend>(input: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    #[cfg(feature = "cpu")]
+    let input = if cpu::multiplies(&input, &weight) {
+        let kernel = cpu::LinearKernel::plain();
+        match apply(kernel, [cpu::float(input), cpu::float(weight.clone())]) {
+            Ok(output) => return output,
+            Err(input) => input,
+        }
+    } else {
+        input
+    };
+    portable_product(input, weight)
+}

@@ -1,0 +1,16 @@
+//! The operations that layers are made of: one portable form each, and a kernel where there is one.
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod cat;
+pub mod cross_entropy;
+pub mod draws;
+pub mod embedding;
+pub mod linear;
+pub mod lora;
+pub mod norm;
+pub mod on_device;
+pub mod pool;
+pub(crate) mod product;
+pub mod rope;

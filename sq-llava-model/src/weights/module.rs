@@ -1,0 +1,69 @@
+//! Any module from a directory of weights whose keys are the paths of its parameters.
+
+use std::path::Path;
+
+use burn::module::Module;
+use burn::tensor::{FloatDType, backend::Backend};
+
+use super::fill::{FillOptions, WeightMap, fill};
+use super::load::Progress;
+use super::report::{LoadReport, list};
+use super::source::{model_files, read_files};
+use super::write::file_dtype;
+use crate::error::ModelError;
+
+/// Fills a module with lazily drawn parameters from safetensors or PyTorch files, tensor by tensor.
+/// A scalar of the files is a tensor of one element here; `position_ids`, a buffer that older files
+/// hold, is left out.
+///
+/// # Errors
+/// If a file is missing or damaged, or weights are missing or have another shape; the message names
+/// the keys.
+pub fn load_module<B: Backend, M: Module<B>>(
+    module: M,
+    dir: &Path,
+    dtype: FloatDType,
+    progress: Option<&Progress>,
+) -> Result<(M, LoadReport), ModelError> {
+    let dtype = file_dtype(dtype)?;
+    let files = model_files(dir)?;
+    if files.is_empty() {
+        return Err(ModelError::weights(
+            dir,
+            "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
+        ));
+    }
+    let mut weights = WeightMap::default();
+    for mut tensor in read_files(&files)? {
+        if tensor.name.ends_with("embeddings.position_ids") {
+            continue;
+        }
+        if tensor.shape.is_empty() {
+            tensor.shape = vec![1];
+        }
+        weights.insert(tensor.name.clone(), tensor);
+    }
+    let options = FillOptions {
+        dtype,
+        trainable_dtype: dtype,
+        freeze_base: true,
+        fresh: &[],
+        progress: progress.map(|p| &**p as &dyn Fn(u64, u64)),
+    };
+    let (module, report) = fill(module, weights, &options)?;
+    if let Some(failure) = report.failure() {
+        return Err(ModelError::Incomplete(format!(
+            "{}: {failure}",
+            dir.display()
+        )));
+    }
+    if !report.unexpected.is_empty() {
+        tracing::warn!(
+            "{}: {} keys of the files are not part of the model: {}",
+            dir.display(),
+            report.unexpected.len(),
+            list(&report.unexpected)
+        );
+    }
+    Ok((module, report))
+}

@@ -1,0 +1,233 @@
+//! What goes through the model at once, still on the host: ids, roles and pictures.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use sq_llava_data::{IMAGE_TOKEN_INDEX, TokenRole};
+
+use crate::data::bad_images::BadImage;
+
+/// A picture of a sample.
+#[derive(Debug, Clone)]
+pub struct Picture {
+    /// Path of the file; the same for all samples that show it.
+    pub key: Arc<str>,
+    /// Normalised pixels, channels first, `3 · side · side`; `None` where the features of a frozen
+    /// tower are already known.
+    pub pixels: Option<Arc<[f32]>>,
+}
+
+/// One encoded sample.
+#[derive(Debug, Clone)]
+pub struct TrainSample {
+    /// Id, for messages.
+    pub id: Arc<str>,
+    /// Token ids, −200 for an image.
+    pub ids: Vec<i64>,
+    /// What each token is to the loss; as many as ids.
+    pub roles: Vec<TokenRole>,
+    /// One picture for each −200, in order.
+    pub pictures: Vec<Picture>,
+}
+
+/// Samples that go through the model together, a part of one optimizer step.
+#[derive(Debug, Clone)]
+pub struct MicroBatch {
+    /// The samples.
+    pub samples: Vec<TrainSample>,
+    /// Optimizer step, from 0.
+    pub step: usize,
+    /// Epoch, from 0.
+    pub epoch: usize,
+    /// Place in the optimizer step, from 0, of all devices.
+    pub micro: usize,
+    /// Batches of the optimizer step, of all devices.
+    pub micros: usize,
+    /// Learnable tokens of the whole optimizer step: the loss's denominator.
+    pub step_tokens: usize,
+    /// Batches from this one to the next of the same device: 1 where there is one device.
+    pub stride: usize,
+    /// Samples that were cut to the longest length allowed.
+    pub truncated: usize,
+    /// Tokens that were cut off them.
+    pub cut_tokens: usize,
+    /// Samples that were left out because of a picture.
+    pub skipped: usize,
+    /// Pictures that could not be used.
+    pub bad_images: Vec<BadImage>,
+}
+
+/// Tokens to be predicted, with the places that predict them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Targets {
+    /// Row of the predicting position in `[batch · tokens, hidden]`.
+    pub rows: Vec<i64>,
+    /// The token id that follows it.
+    pub ids: Vec<i64>,
+    /// Whether it belongs to an asked question (else to an answer).
+    pub asked: Vec<bool>,
+}
+
+impl Targets {
+    /// The tokens of each answer. Those of one answer stand side by side in one sequence; between
+    /// two there is always a role's marker or a question.
+    pub fn answers(&self) -> Vec<Range<usize>> {
+        let mut found: Vec<Range<usize>> = Vec::new();
+        for (index, _) in self.asked.iter().enumerate().filter(|(_, asked)| !**asked) {
+            match found.last_mut() {
+                Some(last) if last.end == index && self.rows[index] == self.rows[index - 1] + 1 => {
+                    last.end += 1;
+                }
+                _ => found.push(index..index + 1),
+            }
+        }
+        found
+    }
+}
+
+impl TrainSample {
+    /// Tokens that are learnt: those with a role that something stands before.
+    pub fn learnable(&self) -> usize {
+        self.roles
+            .iter()
+            .skip(1)
+            .filter(|&&role| role != TokenRole::Ignore)
+            .count()
+    }
+
+    /// Length once each image takes `tokens_per_image` places.
+    pub fn len(&self, tokens_per_image: usize) -> usize {
+        self.ids.len() - self.pictures.len() + self.pictures.len() * tokens_per_image
+    }
+
+    /// A token of it from which nothing is learnt: stands in where a step has no sample left.
+    pub(crate) fn placeholder(&self) -> Self {
+        let token = self.ids.iter().find(|&&id| id != IMAGE_TOKEN_INDEX);
+        Self {
+            id: self.id.clone(),
+            ids: vec![token.copied().unwrap_or(0)],
+            roles: vec![TokenRole::Ignore],
+            pictures: Vec::new(),
+        }
+    }
+
+    /// Adds what is to be predicted in this sample, whose sequence starts at row `start`.
+    fn targets(&self, start: usize, tokens_per_image: usize, out: &mut Targets) {
+        // Place of each id in the sequence with its images spread out.
+        let mut place = start;
+        for (&id, &role) in self.ids.iter().zip(&self.roles) {
+            if id == IMAGE_TOKEN_INDEX {
+                place += tokens_per_image;
+                continue;
+            }
+            if role != TokenRole::Ignore && place > start {
+                out.rows.push(place as i64 - 1);
+                out.ids.push(id);
+                out.asked.push(role == TokenRole::Question);
+            }
+            place += 1;
+        }
+    }
+}
+
+impl MicroBatch {
+    /// Samples that are an optimizer step of their own, the first of an epoch.
+    pub fn whole_step(samples: Vec<TrainSample>) -> Self {
+        Self {
+            step_tokens: samples.iter().map(TrainSample::learnable).sum(),
+            samples,
+            step: 0,
+            epoch: 0,
+            micro: 0,
+            micros: 1,
+            stride: 1,
+            truncated: 0,
+            cut_tokens: 0,
+            skipped: 0,
+            bad_images: Vec::new(),
+        }
+    }
+
+    /// Whether the optimizer step is complete, on its device, with this batch.
+    pub fn is_last(&self) -> bool {
+        self.micro + self.stride >= self.micros
+    }
+
+    /// Whether the step has no batch for this device, which takes part nonetheless.
+    pub fn is_idle(&self) -> bool {
+        self.micro > 0 && self.micro >= self.micros
+    }
+
+    /// Length of the longest sequence, images in place.
+    pub fn tokens(&self, tokens_per_image: usize) -> usize {
+        let len = |sample: &TrainSample| sample.len(tokens_per_image);
+        self.samples.iter().map(len).max().unwrap_or(0)
+    }
+
+    /// What is to be predicted, in sequences padded at the right to the longest.
+    pub fn targets(&self, tokens_per_image: usize) -> Targets {
+        let tokens = self.tokens(tokens_per_image);
+        let mut targets = Targets::default();
+        for (index, sample) in self.samples.iter().enumerate() {
+            sample.targets(index * tokens, tokens_per_image, &mut targets);
+        }
+        targets
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use TokenRole::{Answer, Ignore, Question};
+
+    pub(crate) fn sample(ids: &[i64], roles: &[TokenRole]) -> TrainSample {
+        let images = ids.iter().filter(|&&id| id == IMAGE_TOKEN_INDEX).count();
+        TrainSample {
+            id: "s".into(),
+            ids: ids.to_vec(),
+            roles: roles.to_vec(),
+            pictures: (0..images)
+                .map(|i| Picture {
+                    key: format!("p{i}").into(),
+                    pixels: None,
+                })
+                .collect(),
+        }
+    }
+
+    pub(crate) fn batch(samples: Vec<TrainSample>) -> MicroBatch {
+        MicroBatch::whole_step(samples)
+    }
+
+    #[test]
+    fn images_shift_the_places_that_predict() {
+        let batch = batch(vec![
+            sample(&[1, -200, 7, 8], &[Ignore, Ignore, Question, Answer]),
+            sample(&[5, 6], &[Answer, Answer]),
+        ]);
+        assert_eq!(batch.tokens(4), 7);
+        let targets = batch.targets(4);
+        // 1 at 0, the image at 1..5, 7 at 5, 8 at 6; the second sample starts at row 7. Its first
+        // token has nothing before it that could predict it.
+        assert_eq!(targets.rows, [4, 5, 7]);
+        assert_eq!(targets.ids, [7, 8, 6]);
+        assert_eq!(targets.asked, [true, false, false]);
+        assert_eq!(batch.step_tokens, targets.ids.len());
+    }
+
+    #[test]
+    fn answers_are_told_apart() {
+        let roles = [
+            Ignore, Question, Answer, Answer, Ignore, Answer, Question, Answer,
+        ];
+        let one = sample(&[1, 2, 3, 4, 5, 6, 7, 8], &roles);
+        let targets = batch(vec![one.clone(), one]).targets(4);
+        let found: Vec<Vec<i64>> = targets
+            .answers()
+            .into_iter()
+            .map(|answer| targets.ids[answer].to_vec())
+            .collect();
+        let each = [vec![3, 4], vec![6], vec![8]];
+        assert_eq!(found, [each.clone(), each].concat());
+    }
+}

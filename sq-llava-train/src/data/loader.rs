@@ -1,0 +1,395 @@
+//! Batches in order from worker threads.
+//!
+//! Worker `w` of `n` prepares the optimizer steps `w`, `w + n`, `w + 2n` … and hands their batches
+//! over a channel of its own that holds two; the training thread takes from the channels in turn.
+//! So the order never depends on how fast a thread is, and memory is bounded.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+
+use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
+use burn::tensor::backend::Backend;
+use sq_llava_data::image::RgbImage;
+
+use crate::data::bad_images::{BadImage, BadImageLog, BadImagePolicy};
+use crate::data::batch::{MicroBatch, TrainSample};
+use crate::data::dataset::{Moment, StageData};
+use crate::error::TrainError;
+use crate::failure::Failure;
+use crate::recipe::StageRecipe;
+
+/// Batches that a worker may be ahead.
+const AHEAD: usize = 2;
+
+/// The optimizer steps of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Plan {
+    /// Samples that go through the model at once.
+    pub batch_size: usize,
+    /// Samples of one optimizer step.
+    pub samples_per_step: usize,
+    /// Passes over the data.
+    pub epochs: usize,
+    /// Samples of one pass.
+    pub samples: usize,
+}
+
+impl Plan {
+    /// The steps of a stage over `samples` samples.
+    pub fn new(stage: &StageRecipe, samples: usize) -> Self {
+        Self {
+            batch_size: stage.batch_size,
+            samples_per_step: stage.samples_per_step(),
+            epochs: stage.epochs,
+            samples,
+        }
+    }
+
+    /// Optimizer steps of one epoch; the last one may be smaller.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.samples.div_ceil(self.samples_per_step)
+    }
+
+    /// Optimizer steps in all.
+    pub fn steps(&self) -> usize {
+        self.steps_per_epoch() * self.epochs
+    }
+
+    /// Epoch of a step, from 0.
+    pub fn epoch(&self, step: usize) -> usize {
+        step / self.steps_per_epoch().max(1)
+    }
+
+    /// Places of a step's samples in the order of its epoch.
+    fn places(&self, step: usize) -> Range<usize> {
+        let start = step % self.steps_per_epoch().max(1) * self.samples_per_step;
+        start..(start + self.samples_per_step).min(self.samples)
+    }
+}
+
+/// The batches of a stage, all epochs one after the other.
+#[derive(Debug, Clone)]
+pub struct BatchLoader {
+    data: Option<Arc<StageData>>,
+    plan: Plan,
+    /// The step to start with.
+    first_step: usize,
+    /// The part of each epoch's order that this loader covers.
+    places: Range<usize>,
+    shard: Shard,
+    workers: usize,
+    bad_images: BadImageLog,
+    failure: Failure,
+}
+
+/// The batches of a step that one of several devices takes: `index`, `index + count`, …
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Shard {
+    index: usize,
+    count: usize,
+}
+
+impl BatchLoader {
+    /// Batches from step `first_step` on. An error ends the iteration and is left in `failure`.
+    pub fn new(
+        data: Arc<StageData>,
+        plan: Plan,
+        first_step: usize,
+        workers: usize,
+        failure: Failure,
+    ) -> Self {
+        Self {
+            places: 0..data.len(),
+            data: Some(data),
+            plan,
+            first_step,
+            shard: Shard { index: 0, count: 1 },
+            workers: workers.max(1),
+            bad_images: BadImageLog::default(),
+            failure,
+        }
+    }
+
+    /// No batches at all: for training without a validation split.
+    pub fn empty() -> Self {
+        Self {
+            data: None,
+            plan: Plan {
+                batch_size: 1,
+                samples_per_step: 1,
+                epochs: 0,
+                samples: 0,
+            },
+            first_step: 0,
+            places: 0..0,
+            shard: Shard { index: 0, count: 1 },
+            workers: 1,
+            bad_images: BadImageLog::default(),
+            failure: Failure::default(),
+        }
+    }
+
+    /// Lists pictures that cannot be used there, as the batches that met them are taken.
+    #[must_use]
+    pub fn with_bad_images(mut self, log: BadImageLog) -> Self {
+        self.bad_images = log;
+        self
+    }
+
+    /// The part of each step that device `index` of `count` takes: every `count`-th batch, so that
+    /// devices have batches of like lengths at a time. Each step has a batch for every device,
+    /// one of nothing to learn where there are too few; all know the learnable tokens of the whole
+    /// step. An index that is too large is taken modulo `count`.
+    #[must_use]
+    pub fn shard(mut self, index: usize, count: usize) -> Self {
+        let count = count.max(1);
+        self.shard = Shard {
+            index: index % count,
+            count,
+        };
+        self
+    }
+
+    fn start(&self) -> Batches {
+        let steps = self.plan.steps();
+        let channels = match &self.data {
+            None => VecDeque::new(),
+            Some(data) => (0..self.workers)
+                .map(|number| {
+                    let (sender, receiver) = sync_channel(AHEAD);
+                    let worker = Worker {
+                        data: data.clone(),
+                        plan: self.plan,
+                        places: self.places.clone(),
+                        shard: self.shard,
+                        sender,
+                    };
+                    let own = (self.first_step + number..steps).step_by(self.workers);
+                    // Ends when its steps are done or nobody listens any more.
+                    std::thread::spawn(move || worker.run(own));
+                    receiver
+                })
+                .collect(),
+        };
+        Batches {
+            channels,
+            bad_images: self.bad_images.clone(),
+            failure: self.failure.clone(),
+            done: self.first_step * self.plan.samples_per_step,
+            total: self.plan.samples * self.plan.epochs,
+        }
+    }
+}
+
+/// What a thread prepares.
+struct Worker {
+    data: Arc<StageData>,
+    plan: Plan,
+    places: Range<usize>,
+    shard: Shard,
+    sender: SyncSender<Result<MicroBatch, TrainError>>,
+}
+
+/// A sample of a step, with its pictures where they are opened already.
+struct Prepared {
+    sample: TrainSample,
+    cut_tokens: usize,
+    pictures: Option<Vec<Option<RgbImage>>>,
+}
+
+impl Worker {
+    fn run(&self, steps: impl Iterator<Item = usize>) {
+        // The order of the epoch at hand.
+        let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
+        for step in steps {
+            let epoch = self.plan.epoch(step);
+            if order.0 != Some(epoch) {
+                let whole = self.data.sampler.order(epoch);
+                order = (Some(epoch), whole[self.places.clone()].to_vec());
+            }
+            let chosen = &order.1[self.plan.places(step)];
+            if let Err(error) = self.send_step(step, chosen) {
+                // If nobody listens, nobody needs the error.
+                let _ = self.sender.send(Err(error));
+                return;
+            }
+        }
+    }
+
+    /// Prepares the batches of one step. All its samples are encoded before the first is handed
+    /// over: each batch carries the number of learnable tokens of the whole step.
+    fn send_step(&self, step: usize, chosen: &[usize]) -> Result<(), TrainError> {
+        let at = Moment {
+            epoch: self.plan.epoch(step),
+            progress: step as f64 / self.plan.steps().max(1) as f64,
+        };
+        let encode = |&index: &usize| {
+            let (sample, cut_tokens) = self.data.encode(at, index)?;
+            Ok(Prepared {
+                sample,
+                cut_tokens,
+                pictures: None,
+            })
+        };
+        let encoded: Result<Vec<Prepared>, TrainError> = chosen.iter().map(encode).collect();
+        let mut samples = encoded?;
+        let placeholder = samples.first().map(|first| first.sample.placeholder());
+        let mut bad = Vec::new();
+        if self.data.bad_images == BadImagePolicy::Skip {
+            samples.retain_mut(|prepared| {
+                let found = bad.len();
+                let pictures = self.data.open_pictures(&mut prepared.sample, &mut bad);
+                prepared.pictures = Some(pictures);
+                bad.len() == found
+            });
+        }
+        let skipped = chosen.len() - samples.len();
+        let micros = samples.len().div_ceil(self.plan.batch_size);
+        let step_tokens = samples.iter().map(|p| p.sample.learnable()).sum();
+        let mut parts = samples.into_iter();
+        let Shard { index, count } = self.shard;
+        // A device without a batch of its own still takes part in the step.
+        for micro in 0..micros.max(index + 1) {
+            let part: Vec<Prepared> = parts.by_ref().take(self.plan.batch_size).collect();
+            if micro % count != index {
+                continue;
+            }
+            let mut batch = MicroBatch {
+                samples: Vec::with_capacity(part.len()),
+                step,
+                epoch: at.epoch,
+                micro,
+                micros,
+                stride: count,
+                step_tokens,
+                truncated: part.iter().filter(|p| p.cut_tokens > 0).count(),
+                cut_tokens: part.iter().map(|p| p.cut_tokens).sum(),
+                skipped: 0,
+                bad_images: Vec::new(),
+            };
+            // What the whole step has lost is told once.
+            if micro == 0 {
+                batch.skipped = skipped;
+                batch.bad_images = std::mem::take(&mut bad);
+            }
+            for prepared in part {
+                batch
+                    .samples
+                    .push(self.show(prepared, &mut batch.bad_images)?);
+            }
+            if batch.samples.is_empty() {
+                batch.samples.extend(placeholder.clone());
+            }
+            if self.sender.send(Ok(batch)).is_err() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// The sample with its pictures.
+    fn show(&self, prepared: Prepared, bad: &mut Vec<BadImage>) -> Result<TrainSample, TrainError> {
+        let Prepared {
+            mut sample,
+            pictures,
+            ..
+        } = prepared;
+        let pictures = match pictures {
+            Some(pictures) => pictures,
+            None => {
+                let found = bad.len();
+                let pictures = self.data.open_pictures(&mut sample, bad);
+                if let (BadImagePolicy::Error, Some(bad)) = (self.data.bad_images, bad.get(found)) {
+                    return Err(TrainError::Sample {
+                        sample: bad.sample.to_string(),
+                        reason: format!(
+                            "{}; bad_images = \"skip\" would leave the sample out",
+                            bad.reason
+                        ),
+                    });
+                }
+                pictures
+            }
+        };
+        self.data.fill_pictures(&mut sample, &pictures);
+        Ok(sample)
+    }
+}
+
+struct Batches {
+    /// The channel whose turn it is stands in front.
+    channels: VecDeque<Receiver<Result<MicroBatch, TrainError>>>,
+    bad_images: BadImageLog,
+    failure: Failure,
+    done: usize,
+    total: usize,
+}
+
+impl Iterator for Batches {
+    type Item = MicroBatch;
+
+    fn next(&mut self) -> Option<MicroBatch> {
+        match self.channels.front()?.recv() {
+            Ok(Ok(batch)) => {
+                self.done += batch.samples.len() + batch.skipped;
+                if batch.is_last() {
+                    self.channels.rotate_left(1);
+                }
+                let listed = self
+                    .bad_images
+                    .add(batch.epoch, batch.step, &batch.bad_images);
+                if let Err(error) = listed {
+                    self.failure.set(error);
+                    self.channels.clear();
+                    return None;
+                }
+                Some(batch)
+            }
+            Ok(Err(error)) => {
+                self.failure.set(error);
+                self.channels.clear();
+                None
+            }
+            // The worker whose turn it is has no step left, so no worker has; or it panicked.
+            Err(_) => {
+                self.channels.clear();
+                None
+            }
+        }
+    }
+}
+
+impl DataLoaderIterator<MicroBatch> for Batches {
+    fn progress(&self) -> Progress {
+        Progress::new(self.done, self.total)
+    }
+}
+
+/// Batches are on the host, so the loader is the same on every device.
+impl<B: Backend> DataLoader<B, MicroBatch> for BatchLoader {
+    fn iter<'a>(&'a self) -> Box<dyn DataLoaderIterator<MicroBatch> + 'a> {
+        Box::new(self.start())
+    }
+
+    /// Samples of one epoch.
+    fn num_items(&self) -> usize {
+        self.places.len()
+    }
+
+    fn to_device(&self, _device: &B::Device) -> Arc<dyn DataLoader<B, MicroBatch>> {
+        Arc::new(self.clone())
+    }
+
+    /// The samples at these places of each epoch's order.
+    fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, MicroBatch>> {
+        let mut part = self.clone();
+        part.places = self.places.start + start..self.places.start + end;
+        part.plan.samples = part.places.len();
+        Arc::new(part)
+    }
+}
+
+#[cfg(test)]
+mod tests;

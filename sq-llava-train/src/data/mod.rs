@@ -1,0 +1,7 @@
+//! From samples to batches: read, decoded, encoded, in order.
+
+pub mod bad_images;
+pub mod batch;
+pub mod dataset;
+pub mod features;
+pub mod loader;

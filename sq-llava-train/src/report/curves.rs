@@ -1,0 +1,206 @@
+//! The loss curves of a run as a picture, drawn from its logs.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+
+use plotters::prelude::*;
+use serde_json::Value;
+
+use crate::error::TrainError;
+use crate::report::loss_log::Curve;
+
+/// Name of the picture in a run directory.
+pub(crate) const PICTURE: &str = "loss.svg";
+
+/// Size of one stage's panel in pixels.
+const PANEL: (u32, u32) = (640, 420);
+/// Points of a curve; more are averaged.
+const POINTS: usize = 640;
+
+/// Curves of a stage: what the log calls it, how the legend does, and its colour.
+const LINES: [(Curve, &str, &str, RGBColor); 6] = [
+    (Curve::Training, "loss", "loss", RGBColor(31, 119, 180)),
+    (
+        Curve::Training,
+        "loss_question",
+        "asking",
+        RGBColor(44, 160, 44),
+    ),
+    (
+        Curve::Training,
+        "loss_answer",
+        "answering",
+        RGBColor(255, 127, 14),
+    ),
+    (Curve::Validation, "loss", "validation", RGBColor(0, 0, 0)),
+    (
+        Curve::Validation,
+        "loss_question",
+        "validation, asking",
+        RGBColor(20, 90, 20),
+    ),
+    (
+        Curve::Validation,
+        "loss_answer",
+        "validation, answering",
+        RGBColor(160, 70, 0),
+    ),
+];
+
+/// Points `(step, value)` of each quantity of a log, by stage.
+type Stages = BTreeMap<u64, BTreeMap<String, Vec<(f64, f64)>>>;
+
+/// Draws the loss over the steps, a panel for each stage; nothing if no step was taken.
+///
+/// # Errors
+/// If a log cannot be read or the picture not written.
+pub(crate) fn draw(run: &Path) -> Result<(), TrainError> {
+    let training = read(run, Curve::Training)?;
+    let validation = read(run, Curve::Validation)?;
+    if training.is_empty() {
+        return Ok(());
+    }
+    let mut svg = String::new();
+    let path = run.join(PICTURE);
+    render(&training, &validation, &mut svg)
+        .map_err(|e| TrainError::Internal(format!("{}: {e}", path.display())))?;
+    let temporary = run.join(".loss.svg");
+    std::fs::write(&temporary, svg)
+        .and_then(|()| std::fs::rename(&temporary, &path))
+        .map_err(|e| TrainError::io(path, e))
+}
+
+fn render(
+    training: &Stages,
+    validation: &Stages,
+    svg: &mut String,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let panels = training.len();
+    let size = (PANEL.0 * panels as u32, PANEL.1);
+    let root = SVGBackend::with_string(svg, size).into_drawing_area();
+    root.fill(&WHITE)?;
+    for ((stage, curves), area) in training.iter().zip(root.split_evenly((1, panels))) {
+        let none = BTreeMap::new();
+        let measured = validation.get(stage).unwrap_or(&none);
+        let lines: Vec<_> = LINES
+            .iter()
+            .filter_map(|(curve, name, label, color)| {
+                let from = match curve {
+                    Curve::Training => curves,
+                    Curve::Validation => measured,
+                };
+                let points = from.get(*name).filter(|points| !points.is_empty())?;
+                Some((*curve, *label, *color, thinned(points)))
+            })
+            .collect();
+        let all = || lines.iter().flat_map(|(.., points)| points);
+        let last = all().map(|p| p.0).fold(1.0, f64::max);
+        let high = all().map(|p| p.1).fold(0.0, f64::max);
+        let mut chart = ChartBuilder::on(&area)
+            .caption(format!("stage {stage}"), ("sans-serif", 18))
+            .margin(12)
+            .x_label_area_size(34)
+            .y_label_area_size(48)
+            .build_cartesian_2d(0.0..last * 1.02, 0.0..(high * 1.05).max(1e-3))?;
+        chart
+            .configure_mesh()
+            .x_desc("step")
+            .y_desc("loss per token")
+            .light_line_style(TRANSPARENT)
+            .draw()?;
+        for (curve, label, color, points) in lines {
+            let width = if curve == Curve::Training { 1 } else { 2 };
+            let style = color.stroke_width(width);
+            chart
+                .draw_series(LineSeries::new(points, style))?
+                .label(label)
+                .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
+        }
+        chart
+            .configure_series_labels()
+            .background_style(WHITE.mix(0.8))
+            .border_style(BLACK.mix(0.3))
+            .draw()?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// At most [`POINTS`] points, each the mean of its neighbours.
+fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+    let each = points.len().div_ceil(POINTS).max(1);
+    let mean = |part: &[(f64, f64)]| {
+        let n = part.len() as f64;
+        let sum = part.iter().fold((0.0, 0.0), |s, p| (s.0 + p.0, s.1 + p.1));
+        (sum.0 / n, sum.1 / n)
+    };
+    points.chunks(each).map(mean).collect()
+}
+
+fn read(run: &Path, curve: Curve) -> Result<Stages, TrainError> {
+    let path = run.join(curve.files()[0]);
+    let mut stages = Stages::new();
+    if !path.is_file() {
+        return Ok(stages);
+    }
+    let io = |e| TrainError::io(&path, e);
+    for line in BufReader::new(std::fs::File::open(&path).map_err(io)?).lines() {
+        let line: Value = serde_json::from_str(&line.map_err(io)?).unwrap_or(Value::Null);
+        let (Some(stage), Some(step)) = (line["stage"].as_u64(), line["step"].as_f64()) else {
+            continue;
+        };
+        let of_stage = stages.entry(stage).or_default();
+        for name in ["loss", "loss_question", "loss_answer"] {
+            if let Some(value) = line[name].as_f64() {
+                let points = of_stage.entry(name.to_owned()).or_default();
+                points.push((step, value));
+            }
+        }
+    }
+    Ok(stages)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::loss_log::LossLog;
+    use crate::step::loss::LossSums;
+    use crate::step::report::StepReport;
+
+    #[test]
+    fn a_panel_for_each_stage_and_a_line_for_each_loss() {
+        let dir = tempfile::tempdir().unwrap();
+        draw(dir.path()).unwrap();
+        assert!(!dir.path().join(PICTURE).exists());
+        let mut log = LossLog::open(dir.path(), Curve::Training).unwrap();
+        let mut valid = LossLog::open(dir.path(), Curve::Validation).unwrap();
+        for stage in [1, 2] {
+            for step in 1..=1500 {
+                let loss = 3.0 / step as f64;
+                let sums = LossSums {
+                    answer: loss,
+                    answer_tokens: 1,
+                    ..LossSums::default()
+                };
+                let report = StepReport {
+                    loss,
+                    sums,
+                    ..StepReport::default()
+                };
+                log.write(stage, step, 1, &report).unwrap();
+                if stage == 2 && step % 500 == 0 {
+                    valid.write(stage, step, 1, &report).unwrap();
+                }
+            }
+        }
+        draw(dir.path()).unwrap();
+        let svg = std::fs::read_to_string(dir.path().join(PICTURE)).unwrap();
+        let count = |text: &str| svg.matches(text).count();
+        assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
+        assert_eq!((count("stage 1"), count("stage 2")), (1, 1));
+        assert_eq!((count("answering"), count("asking")), (3, 0));
+        // Thousands of steps do not make a large file.
+        assert!(svg.len() < 200_000, "{}", svg.len());
+    }
+}

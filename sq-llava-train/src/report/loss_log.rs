@@ -1,0 +1,261 @@
+//! The curves of a run: one line a step, and one a validation, as JSON lines and as CSV.
+
+use std::fs::{File, OpenOptions};
+use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+
+use crate::error::TrainError;
+use crate::report::metrics::Quantity;
+use crate::step::report::StepReport;
+
+/// Which curve.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Curve {
+    /// Optimizer steps.
+    Training,
+    /// Validations.
+    Validation,
+}
+
+impl Curve {
+    /// Names of its two files in a run directory.
+    pub fn files(self) -> [&'static str; 2] {
+        match self {
+            Self::Training => ["log.jsonl", "log.csv"],
+            Self::Validation => ["validation.jsonl", "validation.csv"],
+        }
+    }
+
+    /// Its columns.
+    pub fn quantities(self) -> &'static [Quantity] {
+        match self {
+            Self::Training => &Quantity::TRAINING,
+            Self::Validation => &Quantity::VALIDATION,
+        }
+    }
+}
+
+/// Writes a line to both files of a curve and flushes it, so that a run can be watched and a
+/// killed one keeps its curve.
+#[derive(Debug)]
+pub struct LossLog {
+    curve: Curve,
+    files: [(PathBuf, BufWriter<File>); 2],
+}
+
+impl LossLog {
+    /// Opens a log of a run directory, behind what is written already.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn open(directory: &Path, curve: Curve) -> Result<Self, TrainError> {
+        let open = |name: &str| {
+            let path = directory.join(name);
+            let file = OpenOptions::new().create(true).append(true).open(&path);
+            let file = file.map_err(|e| TrainError::io(&path, e))?;
+            Ok::<_, TrainError>((path, BufWriter::new(file)))
+        };
+        let [json, csv] = curve.files();
+        let mut log = Self {
+            curve,
+            files: [open(json)?, open(csv)?],
+        };
+        let empty = std::fs::metadata(directory.join(csv)).map_or(0, |m| m.len()) == 0;
+        if empty {
+            let names: Vec<&str> = curve.quantities().iter().map(|q| q.name()).collect();
+            log.line(1, &format!("stage,step,epoch,{}", names.join(",")))?;
+        }
+        Ok(log)
+    }
+
+    /// Takes back what was logged after a step of a stage; `None` takes back everything. A run
+    /// that goes on from there writes those lines again.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn rewind(directory: &Path, to: Option<(u8, usize)>) -> Result<(), TrainError> {
+        for curve in [Curve::Training, Curve::Validation] {
+            for name in curve.files() {
+                let path = directory.join(name);
+                if path.is_file() {
+                    let csv = name.ends_with(".csv");
+                    rewind_file(&path, csv, to).map_err(|e| TrainError::io(&path, e))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes a line; steps are counted from 1.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn write(
+        &mut self,
+        stage: u8,
+        step: usize,
+        epoch: usize,
+        report: &StepReport,
+    ) -> Result<(), TrainError> {
+        let mut object = Map::new();
+        object.insert("stage".into(), json!(stage));
+        object.insert("step".into(), json!(step));
+        object.insert("epoch".into(), json!(epoch));
+        let mut row = format!("{stage},{step},{epoch}");
+        for quantity in self.curve.quantities() {
+            let value = quantity.of(report);
+            row += &value.map_or_else(|| ",".into(), |v| format!(",{v}"));
+            let value = match value {
+                None => Value::Null,
+                Some(count) if quantity.is_count() => json!(count as u64),
+                Some(value) => json!(value),
+            };
+            object.insert(quantity.name().into(), value);
+        }
+        self.line(0, &Value::Object(object).to_string())?;
+        self.line(1, &row)
+    }
+
+    /// Puts what was written on the disk for good.
+    ///
+    /// # Errors
+    /// If the system says that it is not.
+    pub fn sync(&mut self) -> Result<(), TrainError> {
+        for (path, writer) in &mut self.files {
+            let synced = writer.get_ref().sync_data();
+            synced.map_err(|e| TrainError::io(&*path, e))?;
+        }
+        Ok(())
+    }
+
+    fn line(&mut self, file: usize, line: &str) -> Result<(), TrainError> {
+        let (path, writer) = &mut self.files[file];
+        let written = writeln!(writer, "{line}").and_then(|()| writer.flush());
+        written.map_err(|e| TrainError::io(&*path, e))
+    }
+}
+
+/// Keeps the lines up to a step, in a new file that then takes the old one's place.
+fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Result<()> {
+    let temporary = path.with_extension("rewound");
+    let mut reader = BufReader::new(File::open(path)?);
+    let mut writer = BufWriter::new(File::create(&temporary)?);
+    let mut line = String::new();
+    let mut first = true;
+    while reader.read_line(&mut line)? > 0 {
+        let header = csv && std::mem::take(&mut first);
+        let place = if csv {
+            place_csv(&line)
+        } else {
+            place_json(&line)
+        };
+        // A line that a kill cut short has no end, and perhaps no place.
+        let keep = line.ends_with('\n') && (header || (place.is_some() && place <= to));
+        if !keep {
+            break;
+        }
+        writer.write_all(line.as_bytes())?;
+        line.clear();
+    }
+    writer.flush()?;
+    writer.get_ref().sync_data()?;
+    std::fs::rename(&temporary, path)
+}
+
+fn place_csv(line: &str) -> Option<(u8, usize)> {
+    let mut parts = line.split(',');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn place_json(line: &str) -> Option<(u8, usize)> {
+    let line: Value = serde_json::from_str(line).ok()?;
+    let number = |key: &str| line[key].as_u64();
+    Some((
+        u8::try_from(number("stage")?).ok()?,
+        usize::try_from(number("step")?).ok()?,
+    ))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::step::loss::LossSums;
+
+    fn report() -> StepReport {
+        StepReport {
+            loss: 1.5,
+            sums: LossSums {
+                answer: 3.0,
+                answer_tokens: 2,
+                ..LossSums::default()
+            },
+            ..StepReport::default()
+        }
+    }
+
+    fn read(dir: &tempfile::TempDir, name: &str) -> String {
+        std::fs::read_to_string(dir.path().join(name)).unwrap()
+    }
+
+    #[test]
+    fn both_files_hold_the_same_and_are_appended_to() {
+        let dir = tempfile::tempdir().unwrap();
+        for stage in [1, 2] {
+            LossLog::open(dir.path(), Curve::Training)
+                .unwrap()
+                .write(stage, 7, 1, &report())
+                .unwrap();
+        }
+        let text = read(&dir, "log.jsonl");
+        let json: Value = serde_json::from_str(text.lines().last().unwrap()).unwrap();
+        assert_eq!(
+            (&json["loss"], &json["loss_answer"], &json["answer_tokens"]),
+            (&json!(1.5), &json!(1.5), &json!(2))
+        );
+        assert!(json["loss_question"].is_null());
+        let csv = read(&dir, "log.csv");
+        assert_eq!(csv.lines().count(), 3);
+        let head: Vec<&str> = csv.lines().next().unwrap().split(',').collect();
+        for line in csv.lines().skip(1) {
+            assert_eq!(line.split(',').count(), head.len());
+            assert!(line.contains("7,1,1.5,,1.5,"), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_log_is_taken_back_to_a_step() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = LossLog::open(dir.path(), Curve::Training).unwrap();
+        for (stage, steps) in [(1, 3), (2, 4)] {
+            for step in 1..=steps {
+                log.write(stage, step, 1, &report()).unwrap();
+            }
+        }
+        drop(log);
+        // Killed in the middle of a line.
+        for (name, half) in [("log.jsonl", "{\"stage\":2,\"st"), ("log.csv", "2,5,1,1")] {
+            let path = dir.path().join(name);
+            let mut file = OpenOptions::new().append(true).open(path).unwrap();
+            file.write_all(half.as_bytes()).unwrap();
+        }
+        LossLog::rewind(dir.path(), Some((2, 9))).unwrap();
+        assert_eq!(read(&dir, "log.jsonl").lines().count(), 7);
+        assert_eq!(read(&dir, "log.csv").lines().count(), 8);
+        LossLog::rewind(dir.path(), Some((2, 2))).unwrap();
+        assert_eq!(read(&dir, "log.jsonl").lines().count(), 5);
+        assert!(
+            read(&dir, "log.csv")
+                .lines()
+                .last()
+                .unwrap()
+                .starts_with("2,2,")
+        );
+        LossLog::rewind(dir.path(), Some((1, usize::MAX))).unwrap();
+        assert_eq!(read(&dir, "log.jsonl").lines().count(), 3);
+        LossLog::rewind(dir.path(), None).unwrap();
+        assert_eq!(read(&dir, "log.jsonl"), "");
+        assert_eq!(read(&dir, "log.csv").lines().count(), 1);
+    }
+}

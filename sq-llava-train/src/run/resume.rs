@@ -1,0 +1,264 @@
+//! Where a run goes on, and whether it may.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Display;
+use std::path::{Path, PathBuf};
+
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::run::manifest::{MANIFEST, verify};
+use crate::run::run_dir::{RunDirectory, checkpoints};
+use crate::run::state::{RunState, STATE, Sources};
+
+/// Which checkpoint a run goes on from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Resume {
+    /// The newest. If it is torn the run does not start, and the one before it is named.
+    #[default]
+    Latest,
+    /// The one of this name in the run directory.
+    Checkpoint(String),
+}
+
+/// Where a run goes on.
+#[derive(Debug)]
+pub(crate) struct ResumePoint {
+    /// A run directory with the weights; `None` if the run left no checkpoint.
+    pub from: Option<(PathBuf, RunState)>,
+    /// Whether the run is over.
+    pub finished: bool,
+    /// Newer checkpoints that are of no use.
+    pub torn: Vec<PathBuf>,
+}
+
+/// Keys of a recipe that say how, not what; and paths, which `Sources` look behind.
+pub(crate) const HOW: [&str; 12] = [
+    "log_every",
+    "save_every",
+    "keep_checkpoints",
+    "workers",
+    "feature_cache_mib",
+    "init_from",
+    "stage1.data",
+    "stage1.images",
+    "stage1.validation",
+    "stage2.data",
+    "stage2.images",
+    "stage2.validation",
+];
+
+impl ResumePoint {
+    /// Finds the checkpoint to go on from.
+    ///
+    /// # Errors
+    /// If it is torn, or there is none of that name; the message says what to do.
+    pub fn find(run: &Path, resume: &Resume) -> Result<Self, TrainError> {
+        let fail = |reason: String| TrainError::RunDirectory {
+            path: run.to_path_buf(),
+            reason,
+        };
+        let found = candidates(run)?;
+        let chosen = match resume {
+            Resume::Checkpoint(name) => {
+                let known = |path: &&PathBuf| {
+                    path.file_name()
+                        .is_some_and(|n| n.to_str() == Some(name.as_str()))
+                };
+                let Some(path) = found.iter().find(known) else {
+                    let names: Vec<String> = found.iter().map(|p| name_of(p)).collect();
+                    return Err(fail(format!(
+                        "there is no checkpoint {name}; there are: {}",
+                        if names.is_empty() {
+                            "none".into()
+                        } else {
+                            names.join(", ")
+                        }
+                    )));
+                };
+                path
+            }
+            Resume::Latest => {
+                // The end of the run lies in the directory itself.
+                if is_finished(run) {
+                    let state = RunState::read(run)?;
+                    return Ok(Self {
+                        from: Some((run.to_path_buf(), state)),
+                        finished: true,
+                        torn: Vec::new(),
+                    });
+                }
+                let Some(newest) = found.first() else {
+                    return Ok(Self {
+                        from: None,
+                        finished: false,
+                        torn: Vec::new(),
+                    });
+                };
+                newest
+            }
+        };
+        if let Err(torn) = verify(chosen) {
+            let mut older = found.iter().skip_while(|path| *path != chosen).skip(1);
+            let whole = older.find(|path| verify(path).is_ok());
+            let advice = match whole {
+                Some(path) => {
+                    let name = name_of(path);
+                    format!("{name} before it is whole: go on from it with --resume={name}")
+                }
+                None => "and none before it is whole: begin anew in another directory".into(),
+            };
+            return Err(fail(format!(
+                "{} is torn: {torn}; {advice}",
+                name_of(chosen)
+            )));
+        }
+        let state = RunState::read(chosen)?;
+        Ok(Self {
+            from: Some((chosen.clone(), state)),
+            finished: false,
+            torn: found
+                .iter()
+                .take_while(|path| *path != chosen)
+                .filter(|path| verify(path).is_err())
+                .cloned()
+                .collect(),
+        })
+    }
+}
+
+/// Where a run goes on, once it is clear that it may.
+///
+/// # Errors
+/// If recipe or sources are others, or as [`ResumePoint::find`].
+pub(crate) fn find(
+    resume: &Resume,
+    recipe: &Recipe,
+    run: &Path,
+    sources: &Sources,
+) -> Result<ResumePoint, TrainError> {
+    let (then, _) = RunDirectory::asked(run)?;
+    same_recipe(run, &then, recipe)?;
+    let point = ResumePoint::find(run, resume)?;
+    if let Some((_, state)) = &point.from {
+        same_sources(run, &state.sources, sources)?;
+    }
+    Ok(point)
+}
+
+/// Checkpoints and ends of stages, the newest first.
+fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let mut found = checkpoints(run)?;
+    for stage in [1, 2] {
+        let end = run.join(format!("stage{stage}"));
+        if end.is_dir() {
+            found.push((stage, usize::MAX, end));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().rev().map(|(.., path)| path).collect())
+}
+
+/// Whether a run is over, and the names of its checkpoints that are whole, the newest first.
+///
+/// # Errors
+/// If its directory cannot be read.
+pub(crate) fn whole_checkpoints(run: &Path) -> Result<(bool, Vec<String>), TrainError> {
+    let finished = is_finished(run);
+    let whole = candidates(run)?
+        .into_iter()
+        .filter(|path| verify(path).is_ok());
+    Ok((finished, whole.map(|path| name_of(&path)).collect()))
+}
+
+/// Whether the end of a run lies in its directory.
+fn is_finished(run: &Path) -> bool {
+    run.join("config.json").is_file() && verify_end(run)
+}
+
+/// Whether the files of the run's end are whole.
+fn verify_end(run: &Path) -> bool {
+    run.join(MANIFEST).is_file() && run.join(STATE).is_file() && verify(run).is_ok()
+}
+
+fn name_of(path: &Path) -> String {
+    path.file_name()
+        .unwrap_or_default()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Refuses to go on with another recipe, and names what differs.
+///
+/// # Errors
+/// If a key that changes the numbers has another value.
+fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
+    let differences = differing(&flat(then)?, &flat(now)?)
+        .into_iter()
+        .filter(|(key, ..)| !HOW.contains(&key.as_str()))
+        .map(|(key, then, now)| format!("{key} was {then} and is {now}"));
+    let differences = differences.collect();
+    refuse(run, "the recipe differs", differences)
+}
+
+/// Refuses to go on with other data or another model, and names what differs.
+///
+/// # Errors
+/// If something differs.
+fn same_sources(run: &Path, then: &Sources, now: &Sources) -> Result<(), TrainError> {
+    refuse(
+        run,
+        "the sources differ",
+        then.differences(now, ["then", "now"]),
+    )
+}
+
+fn refuse(run: &Path, what: &str, differences: Vec<String>) -> Result<(), TrainError> {
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::RunDirectory {
+        path: run.to_path_buf(),
+        reason: format!(
+            "the run cannot go on, {what}: {}; give what it began with, or begin a new run",
+            differences.join("; ")
+        ),
+    })
+}
+
+/// The keys whose values differ, with both as they are to be shown.
+pub(crate) fn differing<V: PartialEq + Display>(
+    a: &BTreeMap<String, V>,
+    b: &BTreeMap<String, V>,
+) -> Vec<(String, String, String)> {
+    let shown = |v: Option<&V>| v.map_or("unset".into(), ToString::to_string);
+    let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
+    keys.into_iter()
+        .map(|key| (key, a.get(key), b.get(key)))
+        .filter(|(_, a, b)| a != b)
+        .map(|(key, a, b)| (key.clone(), shown(a), shown(b)))
+        .collect()
+}
+
+/// A recipe's values by their dotted keys.
+pub(crate) fn flat(recipe: &Recipe) -> Result<BTreeMap<String, toml::Value>, TrainError> {
+    fn walk(prefix: &str, table: toml::Table, out: &mut BTreeMap<String, toml::Value>) {
+        for (key, value) in table {
+            let key = if prefix.is_empty() {
+                key
+            } else {
+                format!("{prefix}.{key}")
+            };
+            match value {
+                toml::Value::Table(inner) => walk(&key, inner, out),
+                value => {
+                    out.insert(key, value);
+                }
+            }
+        }
+    }
+    let table = toml::Table::try_from(recipe)
+        .map_err(|e| TrainError::Internal(format!("the recipe is not TOML: {e}")))?;
+    let mut out = BTreeMap::new();
+    walk("", table, &mut out);
+    Ok(out)
+}

@@ -1,0 +1,144 @@
+//! What each stage trains: stage 1 the prototypes and the projector, stage 2 also adapters on both
+//! towers and the rows of new tokens. Everything else is frozen.
+
+use std::sync::Arc;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{Tensor, backend::Backend};
+use sq_llava_data::TextTokenizer;
+use sq_llava_model::SqLlava;
+use sq_llava_model::language::llama::NewTokens;
+
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::step::groups::{ParamGroup, ParamGroups, Trains};
+
+/// A model ready for a stage.
+#[derive(Debug)]
+pub struct StageModel<B: AutodiffBackend> {
+    /// The model, its trainable parameters f32 leaves, all others frozen.
+    pub model: SqLlava<B>,
+    /// The trainable parameters.
+    pub groups: Arc<ParamGroups>,
+    /// The parts that train.
+    pub trains: Trains,
+}
+
+impl<B: AutodiffBackend> StageModel<B> {
+    /// Adds what the stage needs (adapters, rows of new tokens) and freezes the rest. The
+    /// template's tokens are added to the tokenizer.
+    ///
+    /// # Errors
+    /// If the template's tokens do not get ids in a row.
+    pub fn prepare(
+        mut model: SqLlava<B>,
+        tokenizer: &mut TextTokenizer,
+        recipe: &Recipe,
+        stage: u8,
+    ) -> Result<Self, TrainError> {
+        let settings = recipe.stage(stage);
+        let device = model.device();
+        B::seed(&device, recipe.seed ^ 0x5EED);
+        add_tokens(&mut model, tokenizer, recipe, stage)?;
+        if stage == 2 {
+            model = add_adapters(model, recipe);
+        }
+        model.config.conversation = Some(settings.template.name().to_owned());
+        let trains = Trains {
+            llm: stage == 2 && settings.lr_llm > 0.0 && has_adapters(&model.language_model),
+            vision: stage == 2
+                && settings.lr_vision > 0.0
+                && model.vision_tower.as_ref().is_some_and(has_adapters),
+            projector: settings.lr_projector > 0.0 && !settings.freeze_projector,
+            new_tokens: settings.lr_projector > 0.0 && model.language_model.new_tokens.is_some(),
+        };
+        let (model, groups) = ParamGroups::mark(model, trains);
+        if groups.iter().next().is_none() {
+            return Err(TrainError::Recipe(format!(
+                "stage{stage}: the learning rates and adapters leave nothing to train"
+            )));
+        }
+        Ok(Self {
+            model,
+            groups: Arc::new(groups),
+            trains,
+        })
+    }
+
+    /// Trainable values of each group.
+    pub fn counts(&self) -> [usize; 3] {
+        ParamGroup::ALL.map(|group| self.groups.count(group))
+    }
+}
+
+fn add_tokens<B: AutodiffBackend>(
+    model: &mut SqLlava<B>,
+    tokenizer: &mut TextTokenizer,
+    recipe: &Recipe,
+    stage: u8,
+) -> Result<(), TrainError> {
+    let tokens = recipe.stage(stage).template.special_tokens();
+    if tokens.is_empty() {
+        return Ok(());
+    }
+    let ids = tokenizer.add_special_tokens(tokens);
+    let start = usize::try_from(ids[0]).unwrap_or_default();
+    if ids
+        .iter()
+        .enumerate()
+        .any(|(i, &id)| id != (start + i) as i64)
+    {
+        return Err(TrainError::Recipe(format!(
+            "the tokenizer has some of the tokens {} already, with the ids {ids:?}, which are not in a row",
+            tokens.join(" ")
+        )));
+    }
+    let llama = &model.language_model;
+    match &llama.new_tokens {
+        Some(new) if new.start == start => {}
+        Some(new) => {
+            return Err(TrainError::Recipe(format!(
+                "the run's role tokens start at id {}, the tokenizer's at {start}",
+                new.start
+            )));
+        }
+        None => {
+            let new = NewTokens::init(llama, start, tokens.len(), recipe.seed);
+            model.language_model.new_tokens = Some(new);
+        }
+    }
+    model.config.new_tokens_start = Some(start);
+    Ok(())
+}
+
+/// Fresh adapters where there are none yet.
+fn add_adapters<B: AutodiffBackend>(mut model: SqLlava<B>, recipe: &Recipe) -> SqLlava<B> {
+    if let Some(lora) = recipe.lora.llm.config() {
+        match has_adapters(&model.language_model) {
+            true => tracing::info!("the LLM's adapters go on from those that were loaded"),
+            false => model = model.with_llm_lora(&lora),
+        }
+    }
+    if let Some(lora) = recipe.lora.vision.config() {
+        match model.vision_tower.as_ref().is_some_and(has_adapters) {
+            true => tracing::info!("the vision adapters go on from those that were loaded"),
+            false => model = model.with_vision_lora(&lora),
+        }
+    }
+    model
+}
+
+/// Whether any linear of a module has an adapter.
+fn has_adapters<B: Backend, M: Module<B>>(module: &M) -> bool {
+    struct Find(bool);
+    impl<B: Backend> ModuleVisitor<B> for Find {
+        fn enter_module(&mut self, _name: &str, container: &str) {
+            self.0 |= container.contains("Lora");
+        }
+        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<B, D>>) {}
+    }
+    let mut find = Find(false);
+    module.visit(&mut find);
+    find.0
+}

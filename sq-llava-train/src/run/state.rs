@@ -1,0 +1,293 @@
+//! What a checkpoint knows beside weights and moments: where the run stands and what it was
+//! trained from.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::run::base::TrainPaths;
+use crate::run::manifest::{FileSum, entries, sum};
+
+/// Name of the file in a checkpoint.
+pub(crate) const STATE: &str = "trainer_state.json";
+
+/// Version of the file.
+const FORMAT: u32 = 1;
+
+/// Where a stage stands, between two steps. Order of the data, asking draws, dropout and learning
+/// rates are functions of the recipe's seed and the step, so the step is their state.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageProgress {
+    /// Optimizer steps taken.
+    pub step: usize,
+    /// Whether the stage is over, by its last step or by early stopping.
+    pub complete: bool,
+    /// Samples seen.
+    pub samples: usize,
+    /// Tokens seen, images in place.
+    pub tokens: usize,
+    /// Samples cut to the longest length allowed.
+    pub truncated: usize,
+    /// Samples left out.
+    pub skipped: usize,
+    /// Seconds of training, over all sittings.
+    pub seconds: f64,
+    /// Loss of the last step.
+    pub loss: Option<f64>,
+    /// The best validation so far.
+    pub best: Option<BestValidation>,
+}
+
+/// The best validation of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BestValidation {
+    /// Its weighted loss per token.
+    pub loss: f64,
+    /// After which step.
+    pub step: usize,
+    /// Validations since then, none of them better.
+    pub since: usize,
+}
+
+/// What a stage did.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StageOutcome {
+    /// 1 or 2.
+    pub stage: u8,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Loss of the last step; `None` if there was none.
+    pub loss: Option<f64>,
+    /// Tokens seen, images in place.
+    pub tokens: usize,
+    /// Samples seen.
+    pub samples: usize,
+    /// Samples that were cut to the longest length allowed.
+    pub truncated: usize,
+    /// Samples that were left out.
+    pub skipped: usize,
+    /// Seconds of training.
+    pub seconds: f64,
+    /// Trainable values of each group, in the order of [`crate::step::groups::ParamGroup::ALL`].
+    pub trainable: [usize; 3],
+    /// The best validation; `None` without a validation split.
+    pub best: Option<BestValidation>,
+}
+
+impl StageOutcome {
+    pub(crate) fn new(stage: u8, progress: &StageProgress, trainable: [usize; 3]) -> Self {
+        Self {
+            stage,
+            steps: progress.step,
+            loss: progress.loss,
+            tokens: progress.tokens,
+            samples: progress.samples,
+            truncated: progress.truncated,
+            skipped: progress.skipped,
+            seconds: progress.seconds,
+            trainable,
+            best: progress.best,
+        }
+    }
+}
+
+/// What a run was trained from, as far as files can tell.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sources {
+    /// `config.json` and the sizes of the weights of the LLM.
+    pub llm: ModelSum,
+    /// The same of the vision tower, where it is apart.
+    pub vision: Option<ModelSum>,
+    /// The data files by their recipe keys.
+    pub data: BTreeMap<String, DataSum>,
+}
+
+/// A model's directory.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelSum {
+    /// The path as it was given.
+    pub path: String,
+    /// `config.json`; a GGUF file has none beside it.
+    config: Option<FileSum>,
+    /// Bytes of each weight file.
+    weights: BTreeMap<String, u64>,
+}
+
+/// A data file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataSum {
+    /// The path as it was given.
+    pub path: String,
+    sum: FileSum,
+}
+
+/// The whole state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunState {
+    format: u32,
+    /// The stage at hand, 1 or 2.
+    pub stage: u8,
+    /// Where it stands.
+    pub progress: StageProgress,
+    /// The stages before it.
+    pub done: Vec<StageOutcome>,
+    /// What the run was trained from.
+    pub sources: Sources,
+}
+
+impl RunState {
+    /// The state after a step.
+    pub fn new(stage: u8, progress: StageProgress, done: &[StageOutcome], from: &Sources) -> Self {
+        Self {
+            format: FORMAT,
+            stage,
+            progress,
+            done: done.to_vec(),
+            sources: from.clone(),
+        }
+    }
+
+    /// Writes it into a checkpoint.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn write(&self, directory: &Path) -> Result<(), TrainError> {
+        let text = serde_json::to_string_pretty(self)
+            .map_err(|e| TrainError::Internal(format!("the state is not JSON: {e}")))?;
+        let path = directory.join(STATE);
+        std::fs::write(&path, text + "\n").map_err(|e| TrainError::io(path, e))
+    }
+
+    /// Reads it from a checkpoint.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is another version's.
+    pub fn read(directory: &Path) -> Result<Self, TrainError> {
+        let path = directory.join(STATE);
+        let text = std::fs::read_to_string(&path).map_err(|e| TrainError::io(&path, e))?;
+        let fail = |reason: String| TrainError::RunDirectory {
+            path: path.clone(),
+            reason,
+        };
+        let state: Self = serde_json::from_str(&text)
+            .map_err(|e| fail(format!("not the state of a run of this version: {e}")))?;
+        if state.format != FORMAT {
+            return Err(fail(format!(
+                "format {}, this version reads {FORMAT}",
+                state.format
+            )));
+        }
+        Ok(state)
+    }
+}
+
+impl Sources {
+    /// Looks at the files of a run.
+    ///
+    /// # Errors
+    /// If one of them cannot be read.
+    pub fn of(recipe: &Recipe, paths: &TrainPaths) -> Result<Self, TrainError> {
+        let mut data = BTreeMap::new();
+        for &stage in &recipe.stages {
+            let settings = recipe.stage(stage);
+            let files = [
+                ("data", &settings.data),
+                ("validation", &settings.validation),
+            ];
+            for (name, path) in files {
+                if let Some(path) = path {
+                    data.insert(format!("stage{stage}.{name}"), DataSum::of(path)?);
+                }
+            }
+        }
+        Ok(Self {
+            llm: ModelSum::of(&paths.llm)?,
+            vision: paths.vision.as_deref().map(ModelSum::of).transpose()?,
+            data,
+        })
+    }
+
+    /// What differs, a sentence each. `labels` tell the two apart.
+    pub fn differences(&self, now: &Self, [then, at_hand]: [&str; 2]) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut models = |name: &str, before: Option<&ModelSum>, now: Option<&ModelSum>| {
+            let same = match (before, now) {
+                (Some(a), Some(b)) => a.config == b.config && a.weights == b.weights,
+                (a, b) => a.is_none() && b.is_none(),
+            };
+            if !same {
+                let path =
+                    |sum: Option<&ModelSum>| sum.map_or("none", |s| s.path.as_str()).to_owned();
+                found.push(format!(
+                    "{name} is another model ({} {then}, {} {at_hand})",
+                    path(before),
+                    path(now)
+                ));
+            }
+        };
+        models("--llm", Some(&self.llm), Some(&now.llm));
+        models("--vision", self.vision.as_ref(), now.vision.as_ref());
+        let keys: std::collections::BTreeSet<&String> =
+            self.data.keys().chain(now.data.keys()).collect();
+        for key in keys {
+            let (before, now) = (self.data.get(key), now.data.get(key));
+            if before.map(|d| &d.sum) != now.map(|d| &d.sum) {
+                let shown = |sum: Option<&DataSum>| match sum {
+                    None => "none".to_owned(),
+                    Some(d) => format!("{}, {} bytes, crc32 {}", d.path, d.sum.bytes, d.sum.crc32),
+                };
+                found.push(format!(
+                    "{key} has other content ({then} {}; {at_hand} {})",
+                    shown(before),
+                    shown(now)
+                ));
+            }
+        }
+        found
+    }
+}
+
+impl DataSum {
+    fn of(path: &Path) -> Result<Self, TrainError> {
+        Ok(Self {
+            path: path.display().to_string(),
+            sum: sum(path).map_err(|e| TrainError::io(path, e))?,
+        })
+    }
+}
+
+impl ModelSum {
+    fn of(model: &Path) -> Result<Self, TrainError> {
+        let (files, config) = if model.is_file() {
+            (vec![model.to_path_buf()], None)
+        } else {
+            let config = model.join("config.json");
+            let config_sum = sum(&config).map_err(|e| TrainError::io(&config, e))?;
+            (entries(model)?, Some(config_sum))
+        };
+        let mut weights = BTreeMap::new();
+        for path in files {
+            let kind = path.extension().and_then(|e| e.to_str());
+            if matches!(kind, Some("safetensors" | "bin" | "gguf")) {
+                let meta = path.metadata().map_err(|e| TrainError::io(&path, e))?;
+                let name = path.file_name().unwrap_or_default().to_string_lossy();
+                weights.insert(name.into_owned(), meta.len());
+            }
+        }
+        Ok(Self {
+            path: model.display().to_string(),
+            config,
+            weights,
+        })
+    }
+}

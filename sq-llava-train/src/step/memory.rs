@@ -1,0 +1,420 @@
+//! Memory of a training step, by arithmetic.
+//!
+//! Activations are what the graph keeps: that of Burn's own tensor operations, or that of the CPU
+//! backend's kernels, which keep no scores of attention and less of the activations. Left out: the graph of prototypes and projector,
+//! buffers that live within one operation, the allocator's slack, and the framework itself.
+
+use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::config::{ClipVisionConfig, LlamaConfig};
+use sq_llava_model::ops::lora::LoraConfig;
+
+use crate::recipe::GradientCheckpointing;
+use crate::recipe::{BaseDtype, Recipe};
+use crate::step::groups::Trains;
+
+/// Bytes of an f32.
+const F32: usize = 4;
+/// Copies of a chunk's logits in the loss and its backward pass: logits, log-probabilities, and the
+/// gradients of both.
+const LOGITS: usize = 4;
+
+/// A training step.
+#[derive(Debug, Clone)]
+pub struct StepMemory<'a> {
+    /// The model, without adapters.
+    pub config: &'a SqLlavaConfig,
+    /// Bytes of a frozen weight.
+    pub base_bytes: usize,
+    /// The parts that train.
+    pub trains: Trains,
+    /// Trainable values.
+    pub trainable: usize,
+    /// Adapters of the LLM.
+    pub llm: Option<LoraConfig>,
+    /// Adapters of the vision tower.
+    pub vision: Option<LoraConfig>,
+    /// Samples that go through the model at once, a picture each.
+    pub samples: usize,
+    /// Length of each, its image tokens included.
+    pub tokens: usize,
+    /// Whether gradients of several batches are added up.
+    pub accumulates: bool,
+    /// Tokens whose logits are in memory at once.
+    pub chunk_tokens: usize,
+    /// Whether the CPU backend's kernels run
+    /// ([`is_native`](sq_llava_model::kernels::blocks::is_native)).
+    pub kernels: bool,
+}
+
+/// Its memory in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryEstimate {
+    /// Weights that do not train.
+    pub frozen: usize,
+    /// Weights that do, in f32.
+    pub trainable: usize,
+    /// Their gradients; twice while batches are added up.
+    pub gradients: usize,
+    /// AdamW's two moments of each.
+    pub moments: usize,
+    /// What the layers keep for the way back.
+    pub activations: usize,
+    /// Logits of a chunk.
+    pub logits: usize,
+}
+
+impl MemoryEstimate {
+    /// All of it.
+    pub fn total(&self) -> usize {
+        self.frozen
+            + self.trainable
+            + self.gradients
+            + self.moments
+            + self.activations
+            + self.logits
+    }
+}
+
+impl std::fmt::Display for MemoryEstimate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{:.2} GiB (frozen weights {:.2}, trainable {:.2}, gradients {:.2}, AdamW {:.2}, activations {:.2}, logits {:.2})",
+            gib(self.total()),
+            gib(self.frozen),
+            gib(self.trainable),
+            gib(self.gradients),
+            gib(self.moments),
+            gib(self.activations),
+            gib(self.logits)
+        )
+    }
+}
+
+/// Bytes as GiB.
+pub fn gib(bytes: usize) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// Values that a tower's layers keep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Kept {
+    layers: usize,
+    /// In one layer.
+    layer: usize,
+    /// Its input.
+    input: usize,
+}
+
+impl Kept {
+    /// Values at the worst moment.
+    fn values(&self, checkpointing: GradientCheckpointing) -> usize {
+        match checkpointing {
+            GradientCheckpointing::None => self.layers * self.layer,
+            GradientCheckpointing::Blocks => self.layers * self.input + self.layer,
+        }
+    }
+}
+
+impl<'a> StepMemory<'a> {
+    /// The longest batch of a recipe's stage, without kernels. `trainable` are the values of all
+    /// groups.
+    pub fn of_stage(
+        config: &'a SqLlavaConfig,
+        recipe: &Recipe,
+        stage: u8,
+        trains: Trains,
+        trainable: usize,
+    ) -> Self {
+        let settings = recipe.stage(stage);
+        let adapters = |on: bool, lora: Option<LoraConfig>| lora.filter(|_| on);
+        Self {
+            config,
+            base_bytes: match recipe.dtype {
+                BaseDtype::F32 => 4,
+                BaseDtype::F16 | BaseDtype::Bf16 => 2,
+            },
+            trains,
+            trainable,
+            llm: adapters(stage == 2, recipe.lora.llm.config()),
+            vision: adapters(stage == 2, recipe.lora.vision.config()),
+            samples: settings.batch_size,
+            tokens: settings.max_length,
+            accumulates: settings.accumulation > 1,
+            chunk_tokens: recipe.loss.chunk_tokens,
+            kernels: false,
+        }
+    }
+
+    /// The estimate.
+    pub fn estimate(&self, checkpointing: GradientCheckpointing) -> MemoryEstimate {
+        let count = self.config.parameters();
+        // Prototypes and projector are f32, whether they train or not.
+        let bridge = count.prototype + count.projector;
+        let still = if self.trains.projector { 0 } else { bridge };
+        let towers = count.vision_tower + count.language_model;
+        let trainable = self.trainable * F32;
+        MemoryEstimate {
+            frozen: towers * self.base_bytes + still * F32,
+            trainable,
+            gradients: trainable * if self.accumulates { 2 } else { 1 },
+            moments: 2 * trainable,
+            activations: self.activations(checkpointing),
+            logits: LOGITS * self.chunk_tokens * self.config.llama.vocab_size * F32,
+        }
+    }
+
+    /// What the layers keep, in bytes.
+    pub fn activations(&self, checkpointing: GradientCheckpointing) -> usize {
+        let llama = self.llama();
+        let vision = self.vision();
+        let values = match checkpointing {
+            GradientCheckpointing::None => {
+                llama.values(checkpointing) + vision.values(checkpointing)
+            }
+            // One tower goes back after the other; the inputs of both wait for that.
+            GradientCheckpointing::Blocks => {
+                let inputs = llama.layers * llama.input + vision.layers * vision.input;
+                inputs + llama.layer.max(vision.layer)
+            }
+        };
+        values * F32
+    }
+
+    /// The LLM's layers, if a gradient goes through them.
+    fn llama(&self) -> Kept {
+        let trains = &self.trains;
+        if !(trains.llm || trains.projector || trains.new_tokens || trains.vision) {
+            return Kept::default();
+        }
+        let llama = &self.config.llama;
+        let rows = self.samples * self.tokens;
+        Kept {
+            layers: llama.num_hidden_layers,
+            layer: rows * llama_token(llama, self.llm.as_ref(), self.tokens, self.kernels),
+            input: rows * llama.hidden_size,
+        }
+    }
+
+    /// The tower's layers, if they train.
+    fn vision(&self) -> Kept {
+        let (Some(vision), Some(layers)) = (&self.config.vision, self.config.feature_layer())
+        else {
+            return Kept::default();
+        };
+        if !self.trains.vision {
+            return Kept::default();
+        }
+        let tokens = vision.num_patches() + 1;
+        let rows = self.samples * tokens;
+        Kept {
+            layers,
+            layer: rows * clip_token(vision, self.vision.as_ref(), tokens, self.kernels),
+            input: rows * vision.hidden_size,
+        }
+    }
+}
+
+/// Values that an LLM layer keeps for each token of a sequence of `tokens`.
+fn llama_token(
+    llama: &LlamaConfig,
+    lora: Option<&LoraConfig>,
+    tokens: usize,
+    kernels: bool,
+) -> usize {
+    let heads = llama.num_attention_heads;
+    let width = heads * llama.head_dim();
+    // The input of each of the two norms.
+    let norms = 2 * llama.hidden_size;
+    let (attention, gated) = if kernels {
+        let shared = llama.num_key_value_heads * llama.head_dim();
+        // Gate and its partner.
+        let gated = 2 * llama.intermediate_size;
+        (kernel_attention_token(width, shared, heads), gated)
+    } else {
+        // SiLU's input and its sigmoid; both sides of the gating product.
+        let gated = 4 * llama.intermediate_size;
+        (attention_token(width, heads, tokens), gated)
+    };
+    let inputs = [
+        &["q_proj", "k_proj", "v_proj"][..],
+        &["o_proj"],
+        &["gate_proj", "up_proj"],
+        &["down_proj"],
+    ];
+    norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora)
+}
+
+/// Values that a CLIP layer keeps for each token.
+fn clip_token(
+    vision: &ClipVisionConfig,
+    lora: Option<&LoraConfig>,
+    tokens: usize,
+    kernels: bool,
+) -> usize {
+    let (width, heads) = (vision.hidden_size, vision.num_attention_heads);
+    // The centred input of each of the two norms.
+    let norms = 2 * width;
+    let (attention, activation) = if kernels {
+        let attention = kernel_attention_token(width, width, heads);
+        (attention, vision.intermediate_size)
+    } else {
+        // Both sides of the activation's product.
+        let activation = 2 * vision.intermediate_size;
+        (attention_token(width, heads, tokens), activation)
+    };
+    let inputs = [
+        &["q_proj", "k_proj", "v_proj"][..],
+        &["out_proj"],
+        &["fc1"],
+        &["fc2"],
+    ];
+    norms + attention + activation + adapters_token(&vision.linears(), &inputs, lora)
+}
+
+/// Queries, and keys and values for each head; exponentials and softmax of the scores.
+fn attention_token(width: usize, heads: usize, tokens: usize) -> usize {
+    3 * width + 2 * heads * tokens
+}
+
+/// Queries and the output, keys and values of the `shared` width of their heads, and of each head's
+/// scores the logarithm of a sum.
+fn kernel_attention_token(width: usize, shared: usize, heads: usize) -> usize {
+    2 * width + 2 * shared + heads
+}
+
+/// Of each adapter the product with A, and with dropout the mask and what is left of the input;
+/// without, inputs are shared among the linears of a group.
+fn adapters_token(
+    linears: &[(&str, usize, usize)],
+    groups: &[&[&str]],
+    lora: Option<&LoraConfig>,
+) -> usize {
+    let Some(lora) = lora else {
+        return 0;
+    };
+    let mut values = 0;
+    for group in groups {
+        let adapted = linears
+            .iter()
+            .filter(|(name, ..)| group.contains(name) && lora.targets(name));
+        let inputs: Vec<usize> = adapted.map(|&(_, d_in, _)| d_in).collect();
+        values += inputs.len() * lora.r;
+        values += if lora.lora_dropout > 0.0 {
+            2 * inputs.iter().sum::<usize>()
+        } else {
+            inputs.first().copied().unwrap_or(0)
+        };
+    }
+    values
+}
+
+/// Says, before the first step, what memory it will take.
+pub(crate) fn announce(memory: &StepMemory<'_>, stage: u8, checkpointing: GradientCheckpointing) {
+    let (samples, tokens) = (memory.samples, memory.tokens);
+    tracing::info!(
+        "stage {stage}: estimated memory of a step of {samples} × {tokens} tokens: {}",
+        memory.estimate(checkpointing)
+    );
+    if checkpointing == GradientCheckpointing::None {
+        let less = memory.estimate(GradientCheckpointing::Blocks);
+        tracing::info!(
+            "stage {stage}: with gradient_checkpointing = \"blocks\" about {:.2} GiB",
+            gib(less.total())
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Flavour;
+    use GradientCheckpointing::{Blocks, None as Keep};
+
+    const ALL: Trains = Trains {
+        llm: true,
+        projector: true,
+        new_tokens: true,
+        vision: true,
+    };
+
+    /// Stage 2 of SQ-LLaVA-7B as published: bf16, 8 samples of 2048 tokens at once.
+    #[test]
+    fn seven_billion_by_hand() {
+        let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let mut recipe = Recipe::published(Flavour::Paper);
+        recipe.dtype = BaseDtype::Bf16;
+        // Adapters of the LLM, projector, prototypes, adapters of the tower, two rows of 4 tokens.
+        let trainable = 319_815_680 + 20_979_712 + 4_198_400 + 14_155_776 + 2 * 4 * 4096;
+        let memory = StepMemory::of_stage(&config, &recipe, 2, ALL, trainable);
+        let keep = memory.estimate(Keep);
+        // 32 layers of 4·4096² + 3·4096·11008 + 2·4096, two tables of 32000·4096, a norm.
+        let llm = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008 + 2 * 4096) + 2 * 32000 * 4096 + 4096;
+        assert_eq!(llm, 6_738_415_616);
+        assert_eq!(
+            keep.frozen,
+            2 * (llm + config.parameters().vision_tower),
+            "projector and prototypes train"
+        );
+        assert_eq!(keep.trainable, 1_436_729_344);
+        assert_eq!(keep.gradients, 2 * 1_436_729_344);
+        assert_eq!(keep.moments, 2 * 1_436_729_344);
+        assert_eq!(keep.logits, 4 * 128 * 32000 * 4);
+        // A token in a layer of the LLM: 2·4096 of the norms; 3·4096 and 2·32·2048 of attention;
+        // 4·11008 of the gate; masks and inputs of seven adapters, 2·(6·4096 + 11008), with 7·128.
+        let token = 8_192 + 12_288 + 131_072 + 44_032 + 71_168 + 896;
+        assert_eq!(token, 267_648);
+        // In a layer of the tower: 2·1024; 3·1024 and 2·16·577; 2·4096; 2·(5·1024 + 4096) with 6·32.
+        let patch = 2_048 + 3_072 + 18_464 + 8_192 + 18_432 + 192;
+        assert_eq!(patch, 50_400);
+        let (llm_layer, vit_layer) = (8 * 2048 * token, 8 * 577 * patch);
+        assert_eq!(keep.activations, 4 * (32 * llm_layer + 23 * vit_layer));
+        let inputs = 32 * 8 * 2048 * 4096 + 23 * 8 * 577 * 1024;
+        let blocks = memory.estimate(Blocks);
+        assert_eq!(blocks.activations, 4 * (inputs + llm_layer));
+        // The CPU's kernels: 4·4096 and 32 of attention, 2·11008 of the gate; in the tower 4·1024
+        // and 16, and 4096.
+        let kernels = StepMemory {
+            kernels: true,
+            ..memory.clone()
+        };
+        let token = 8_192 + 16_416 + 22_016 + 71_168 + 896;
+        let patch = 2_048 + 4_112 + 4_096 + 18_432 + 192;
+        let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
+        assert_eq!(kernels.activations(Keep), 4 * layers);
+        // 543 GiB against 25 GiB of activations.
+        assert_eq!(gib(keep.activations).round(), 543.0);
+        assert_eq!(gib(blocks.activations).round(), 25.0);
+    }
+
+    #[test]
+    fn stage_1_keeps_no_adapters_and_no_tower() {
+        let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let recipe = Recipe::published(Flavour::Paper);
+        let trains = Trains {
+            projector: true,
+            ..Trains::default()
+        };
+        let memory = StepMemory::of_stage(&config, &recipe, 1, trains, 25_178_112);
+        let token = 8_192 + 12_288 + 131_072 + 44_032;
+        assert_eq!(memory.activations(Keep), 4 * 32 * 16 * 2048 * token);
+        let nothing = StepMemory {
+            trains: Trains::default(),
+            ..memory
+        };
+        assert_eq!(nothing.activations(Keep), 0);
+        // A projector that does not train is still there, in f32.
+        let estimate = nothing.estimate(Keep);
+        let towers = config.parameters().language_model + config.parameters().vision_tower;
+        assert_eq!(estimate.frozen, 4 * (towers + 20_979_712 + 4_198_400));
+    }
+
+    #[test]
+    fn without_dropout_inputs_are_shared() {
+        let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let lora = |dropout| LoraConfig::llm(128, 256.0, dropout);
+        let of = |dropout| llama_token(&config.llama, Some(&lora(dropout)), 1, false);
+        // 3·4096 + 11008 in place of 2·(6·4096 + 11008).
+        assert_eq!(of(0.05) - of(0.0), 71_168 - 23_296);
+    }
+}

@@ -1,0 +1,13 @@
+//! One optimizer step: the joint loss, its gradients with or without recompute, and AdamW over the
+//! parameters that train.
+
+pub mod counts;
+pub mod groups;
+pub mod loss;
+pub mod memory;
+pub(crate) mod moments;
+pub mod optimizer;
+pub(crate) mod recompute;
+pub mod report;
+pub mod schedule;
+pub mod whole;

@@ -1,0 +1,48 @@
+//! What is measured at an optimizer step.
+
+use crate::step::loss::{AnswerCounts, LossSums};
+use crate::step::optimizer::StepNorms;
+
+/// One optimizer step, or a batch of it before the batches are added up.
+#[derive(Debug, Clone, Default)]
+pub struct StepReport {
+    /// Sums of the loss.
+    pub sums: LossSums,
+    /// How answers were predicted; counted in validation only.
+    pub answers: AnswerCounts,
+    /// The weighted loss per token.
+    pub loss: f64,
+    /// Samples.
+    pub samples: usize,
+    /// Tokens, images in place, without padding.
+    pub tokens: usize,
+    /// Samples that were cut.
+    pub truncated: usize,
+    /// Samples that were left out.
+    pub skipped: usize,
+    /// Learning rate of each group.
+    pub rates: [f64; 3],
+    /// Norms of the gradients, before clipping.
+    pub norms: StepNorms,
+    /// Seconds of the step.
+    pub seconds: f64,
+    /// Memory of the process in bytes, where the system says.
+    pub memory: Option<u64>,
+}
+
+impl StepReport {
+    /// Adds another batch of the same step.
+    pub fn merge(&mut self, other: &Self) {
+        self.sums.merge(&other.sums);
+        self.answers.merge(&other.answers);
+        self.samples += other.samples;
+        self.tokens += other.tokens;
+        self.truncated += other.truncated;
+        self.skipped += other.skipped;
+    }
+
+    /// A count by the seconds of the step.
+    pub(crate) fn per_second(&self, count: usize) -> f64 {
+        count as f64 / self.seconds.max(1e-9)
+    }
+}

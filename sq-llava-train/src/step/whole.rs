@@ -1,0 +1,432 @@
+//! One forward and backward pass: Burn's `TrainStep` for SQ-LLaVA.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use burn::module::{AutodiffModule, Module};
+use burn::optim::GradientsParams;
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use sq_llava_model::ops::cat::cat;
+use sq_llava_model::ops::draws::{key, with_keys};
+use sq_llava_model::vision::clip::ClipLayer;
+use sq_llava_model::{ModelError, Sample, SqLlava};
+
+use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample};
+use crate::data::features::FeatureCache;
+use crate::error::TrainError;
+use crate::failure::Failure;
+use crate::recipe::GradientCheckpointing;
+use crate::step::groups::Trains;
+use crate::step::loss::{LossSettings, host};
+use crate::step::recompute::{Blocks, LlamaContext, Pass};
+use crate::step::report::StepReport;
+
+/// What a step needs beside the weights.
+#[derive(Debug, Clone)]
+pub struct StepContext {
+    /// Weights and chunks of the loss.
+    pub loss: LossSettings,
+    /// The parts that train.
+    pub trains: Trains,
+    /// Features of a frozen tower.
+    pub features: Arc<FeatureCache>,
+    /// Which activations are computed again on the way back.
+    pub checkpointing: GradientCheckpointing,
+    /// Seed of the adapters' dropout and of redrawn centres.
+    pub seed: u64,
+    /// Where an error is left.
+    pub failure: Failure,
+}
+
+/// The model as the Learner trains it.
+#[derive(Module, Debug)]
+pub struct TrainModel<B: Backend> {
+    /// The weights.
+    pub model: SqLlava<B>,
+    /// The rest.
+    #[module(skip)]
+    pub context: StepContext,
+}
+
+/// Names of pictures and a tensor with a row for each; `None` if there are none.
+type Pictures<B, const D: usize> = (Vec<Arc<str>>, Option<Tensor<B, D>>);
+
+/// The batch's sequences as the first layer sees them.
+struct Sequences<B: Backend> {
+    /// Padded at the right to the longest. `[samples, tokens, hidden]`
+    hidden: Tensor<B, 3>,
+    targets: Targets,
+    /// Tokens without padding.
+    used: usize,
+}
+
+/// What the vision tower made of the batch's pictures.
+struct Seen<B: AutodiffBackend> {
+    /// Each picture once, in order of appearance.
+    keys: Vec<Arc<str>>,
+    /// `[pictures, tokens, d]`
+    features: Option<Tensor<B, 3>>,
+    /// With recompute: the tower's pass and its last states, a leaf of the graph above.
+    tower: Option<(Pass<B>, Tensor<B, 3>)>,
+}
+
+impl<B: Backend> TrainModel<B> {
+    /// Embeds a batch. `images` are the LLM's image tokens by picture.
+    fn sequences(
+        &self,
+        batch: &MicroBatch,
+        images: &HashMap<Arc<str>, Tensor<B, 2>>,
+    ) -> Result<Sequences<B>, TrainError> {
+        let per_image = self.model.config.tokens_per_image();
+        let samples: Vec<Sample<'_, B>> = batch
+            .samples
+            .iter()
+            .map(|sample| Sample {
+                ids: &sample.ids,
+                images: sample
+                    .pictures
+                    .iter()
+                    .filter_map(|p| images.get(&p.key).cloned())
+                    .collect(),
+            })
+            .collect();
+        let embedded = self.model.embed(&samples).map_err(|error| match error {
+            // The model counts samples in the batch; the user knows them by id.
+            ModelError::ImageCount {
+                sample,
+                images,
+                tokens,
+            } => TrainError::Sample {
+                sample: batch
+                    .samples
+                    .get(sample)
+                    .map_or_else(String::new, |s| s.id.to_string()),
+                reason: format!("{images} image(s) for {tokens} image token(s) in the text"),
+            },
+            other => other.into(),
+        })?;
+        let (hidden, used) = pad(embedded, batch.tokens(per_image));
+        Ok(Sequences {
+            hidden,
+            targets: batch.targets(per_image),
+            used,
+        })
+    }
+
+    /// Pixels of the batch's pictures, each once, in order of appearance.
+    fn pixels(&self, batch: &MicroBatch) -> Result<Pictures<B, 4>, TrainError> {
+        let mut keys: Vec<Arc<str>> = Vec::new();
+        let mut pixels: Vec<&[f32]> = Vec::new();
+        for (sample, picture) in pictures(batch) {
+            if keys.contains(&picture.key) {
+                continue;
+            }
+            let Some(values) = &picture.pixels else {
+                return Err(missing(sample, &picture.key));
+            };
+            keys.push(picture.key.clone());
+            pixels.push(values);
+        }
+        let tensor = match pixels.is_empty() {
+            true => None,
+            false => Some(self.model.pixels(&pixels)?),
+        };
+        Ok((keys, tensor))
+    }
+
+    /// The LLM's image tokens of features, by picture.
+    fn project(
+        &self,
+        keys: Vec<Arc<str>>,
+        features: Option<Tensor<B, 3>>,
+    ) -> HashMap<Arc<str>, Tensor<B, 2>> {
+        let Some(features) = features else {
+            return HashMap::new();
+        };
+        let projected = self.model.project(features);
+        let [images, tokens, width] = projected.dims();
+        keys.into_iter()
+            .zip(0..images)
+            .map(|(key, i)| {
+                let one = projected.clone().slice([i..i + 1, 0..tokens, 0..width]);
+                (key, one.reshape([tokens, width]))
+            })
+            .collect()
+    }
+
+    fn report(&self, batch: &MicroBatch, tokens: usize) -> StepReport {
+        StepReport {
+            samples: batch.samples.len(),
+            tokens,
+            truncated: batch.truncated,
+            skipped: batch.skipped,
+            ..StepReport::default()
+        }
+    }
+}
+
+impl<B: AutodiffBackend> TrainModel<B> {
+    fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
+        let StepContext { loss, trains, .. } = &self.context;
+        let per_image = self.model.config.tokens_per_image();
+        if batch.targets(per_image).ids.is_empty() {
+            // A graph that no backward pass consumes would stay, and cost later steps gradients.
+            let used = batch.samples.iter().map(|sample| sample.len(per_image));
+            return Ok((GradientsParams::new(), self.report(batch, used.sum())));
+        }
+        let seen = self.see(batch)?;
+        let images = with_keys(&[self.key(batch, "centers")], || {
+            self.project(seen.keys.clone(), seen.features)
+        });
+        let image_side = trains.projector || trains.vision;
+        let below = trains.new_tokens || (image_side && !images.is_empty());
+        let sequences = self.sequences(batch, &images)?;
+        drop(images);
+        let Sequences {
+            hidden, targets, ..
+        } = sequences;
+        let mut report = self.report(batch, sequences.used);
+
+        let llama = &self.model.language_model;
+        let blocks = Blocks::new(&llama.model.layers, below, self.context.checkpointing);
+        let shape @ [samples, tokens, _] = hidden.dims();
+        // Padding is at the right: no token that counts sees it.
+        let context = llama.context(&vec![0; samples], 0, tokens, &hidden.device());
+        let context = LlamaContext::new(context);
+        let keys: Vec<u64> = batch
+            .samples
+            .iter()
+            .map(|sample| self.key(batch, &sample.id))
+            .collect();
+        let pass = with_keys(&keys, || blocks.forward(hidden, &context));
+        let states = at_rows(pass.output.clone(), &targets);
+        if !blocks.trains() {
+            (report.sums, _) = loss.evaluate(llama, Tensor::from_inner(states), &targets);
+            return Ok((GradientsParams::new(), report));
+        }
+        let loss = loss.joint_loss(llama, states, &targets, batch.step_tokens);
+        report.sums = loss.sums;
+        let mut grads = loss.head;
+        let Some(gradient) = loss.gradient else {
+            return Ok((grads, report));
+        };
+        let gradient = spread_rows(gradient, &targets, shape);
+        let found = with_keys(&keys, || {
+            blocks.backward(pass, gradient, &context, &self.model, &mut grads)
+        });
+        if let (Some(mut found), Some((pass, states))) = (found, seen.tower)
+            && let Some(gradient) = states.grad_remove(&mut found)
+        {
+            let blocks = self.tower_blocks()?;
+            with_keys(&self.picture_keys(batch, &seen.keys), || {
+                blocks.backward(pass, gradient, &(), &self.model, &mut grads)
+            });
+        }
+        Ok((grads, report))
+    }
+
+    /// Key of the draws of something in the batch's step.
+    fn key(&self, batch: &MicroBatch, name: &str) -> u64 {
+        key(self.context.seed, batch.step, name)
+    }
+
+    fn picture_keys(&self, batch: &MicroBatch, pictures: &[Arc<str>]) -> Vec<u64> {
+        let keys = pictures.iter().map(|picture| self.key(batch, picture));
+        keys.collect()
+    }
+
+    /// The tower's layers up to the one whose tokens are features.
+    fn tower_blocks(&self) -> Result<Blocks<'_, ClipLayer<B>>, ModelError> {
+        let (Some(tower), Some(layer)) =
+            (&self.model.vision_tower, self.model.config.feature_layer())
+        else {
+            return Err(ModelError::NoVisionTower);
+        };
+        let layers = &tower.encoder.layers[..layer];
+        Ok(Blocks::new(layers, false, self.context.checkpointing))
+    }
+
+    /// Features of the batch's pictures. A frozen tower runs without a graph, once per picture.
+    fn see(&self, batch: &MicroBatch) -> Result<Seen<B>, TrainError> {
+        if !self.context.trains.vision {
+            let (keys, features) = self.frozen_features(batch)?;
+            return Ok(Seen {
+                keys,
+                features,
+                tower: None,
+            });
+        }
+        let (keys, pixels) = self.pixels(batch)?;
+        let mut seen = Seen {
+            keys,
+            features: None,
+            tower: None,
+        };
+        let (Some(pixels), Some(tower)) = (pixels, &self.model.vision_tower) else {
+            return Ok(seen);
+        };
+        let blocks = self.tower_blocks()?;
+        let hidden = tower.embed(pixels);
+        let pass = with_keys(&self.picture_keys(batch, &seen.keys), || {
+            blocks.forward(hidden, &())
+        });
+        let states = pass.states();
+        seen.features = Some(self.model.config.select_feature.of(states.clone()));
+        if pass.is_kept() {
+            seen.tower = Some((pass, states));
+        }
+        Ok(seen)
+    }
+
+    /// Features of a frozen tower, those known from before and the new ones. `[images, tokens, d]`
+    fn frozen_features(&self, batch: &MicroBatch) -> Result<Pictures<B, 3>, TrainError> {
+        let cache = &self.context.features;
+        let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
+        let mut keys: Vec<Arc<str>> = Vec::new();
+        let mut fresh: Vec<(Arc<str>, &[f32])> = Vec::new();
+        for (sample, picture) in pictures(batch) {
+            if keys.contains(&picture.key) {
+                continue;
+            }
+            keys.push(picture.key.clone());
+            match (cache.get(&picture.key), &picture.pixels) {
+                (Some(features), _) => {
+                    found.insert(picture.key.clone(), features);
+                }
+                (None, Some(pixels)) => fresh.push((picture.key.clone(), pixels)),
+                (None, None) => return Err(missing(sample, &picture.key)),
+            }
+        }
+        let Some(first) = keys.first() else {
+            return Ok((keys, None));
+        };
+        if !fresh.is_empty() {
+            let pixels: Vec<&[f32]> = fresh.iter().map(|(_, pixels)| *pixels).collect();
+            let features = self.inner_features(self.model.pixels(&pixels)?.inner())?;
+            let each = features.dims()[1] * features.dims()[2];
+            for ((key, _), values) in fresh.iter().zip(host(features).chunks_exact(each)) {
+                let values: Arc<[f32]> = values.into();
+                cache.insert(key, &values);
+                found.insert(key.clone(), values);
+            }
+        }
+        let tokens = self.model.config.tokens_per_image().max(1);
+        let width = found.get(first).map_or(0, |f| f.len()) / tokens;
+        let all: Vec<f32> = keys.iter().flat_map(|k| found[k].iter().copied()).collect();
+        let data = TensorData::new(all, [keys.len(), tokens, width]);
+        let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
+        Ok((keys, Some(features)))
+    }
+
+    /// The frozen tower on the backend without a graph.
+    fn inner_features(
+        &self,
+        pixels: Tensor<B::InnerBackend, 4>,
+    ) -> Result<Tensor<B::InnerBackend, 3>, ModelError> {
+        let config = &self.model.config;
+        let (Some(tower), Some(layer)) = (&self.model.vision_tower, config.feature_layer()) else {
+            return Err(ModelError::NoVisionTower);
+        };
+        Ok(tower.valid().features(pixels, layer, config.select_feature))
+    }
+}
+
+impl<B: AutodiffBackend> TrainStep for TrainModel<B> {
+    type Input = MicroBatch;
+    type Output = StepReport;
+
+    fn step(&self, batch: MicroBatch) -> TrainOutput<StepReport> {
+        let (grads, item) = self.train_step(&batch).unwrap_or_else(|error| {
+            self.context.failure.set(error);
+            (GradientsParams::new(), StepReport::default())
+        });
+        TrainOutput { grads, item }
+    }
+}
+
+impl<B: Backend> InferenceStep for TrainModel<B> {
+    type Input = MicroBatch;
+    type Output = StepReport;
+
+    fn step(&self, batch: MicroBatch) -> StepReport {
+        let run = || -> Result<StepReport, TrainError> {
+            let (keys, pixels) = self.pixels(&batch)?;
+            let features = match pixels {
+                Some(pixels) => Some(self.model.vision_features(pixels)?),
+                None => None,
+            };
+            let sequences = self.sequences(&batch, &self.project(keys, features))?;
+            let (llama, targets) = (&self.model.language_model, &sequences.targets);
+            let padding = vec![0; batch.samples.len()];
+            let hidden = llama.forward_layers(sequences.hidden, &padding, None);
+            let mut report = self.report(&batch, sequences.used);
+            let states = at_rows(hidden, targets);
+            (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);
+            Ok(report)
+        };
+        run().unwrap_or_else(|error| {
+            self.context.failure.set(error);
+            StepReport::default()
+        })
+    }
+}
+
+fn pictures(batch: &MicroBatch) -> impl Iterator<Item = (&TrainSample, &Picture)> {
+    batch
+        .samples
+        .iter()
+        .flat_map(|sample| sample.pictures.iter().map(move |picture| (sample, picture)))
+}
+
+fn missing(sample: &TrainSample, key: &str) -> TrainError {
+    TrainError::Sample {
+        sample: sample.id.to_string(),
+        reason: format!("the picture {key} was not read"),
+    }
+}
+
+/// Sequences side by side, padded at the right with zeros, and the number of tokens without
+/// padding. Each `[tokens, hidden]` → `[batch, tokens, hidden]`
+fn pad<B: Backend>(sequences: Vec<Tensor<B, 2>>, tokens: usize) -> (Tensor<B, 3>, usize) {
+    let mut used = 0;
+    let padded = sequences.into_iter().map(|sequence| {
+        let [own, width] = sequence.dims();
+        used += own;
+        let sequence = match tokens - own {
+            0 => sequence,
+            missing => {
+                let zeros = Tensor::zeros([missing, width], (&sequence.device(), sequence.dtype()));
+                cat(vec![sequence, zeros], 0)
+            }
+        };
+        sequence.unsqueeze::<3>()
+    });
+    let padded: Vec<_> = padded.collect();
+    (cat(padded, 0), used)
+}
+
+/// States at the rows that predict something. `[samples, tokens, hidden]` → `[n, hidden]`
+fn at_rows<B: Backend>(states: Tensor<B, 3>, targets: &Targets) -> Tensor<B, 2> {
+    let [samples, tokens, width] = states.dims();
+    let index = rows::<B>(targets, &states.device());
+    states.reshape([samples * tokens, width]).select(0, index)
+}
+
+/// The reverse: zeros elsewhere. `[n, hidden]` → `[samples, tokens, hidden]`
+fn spread_rows<B: Backend>(
+    values: Tensor<B, 2>,
+    targets: &Targets,
+    shape @ [samples, tokens, width]: [usize; 3],
+) -> Tensor<B, 3> {
+    let index = rows::<B>(targets, &values.device());
+    let options = (&values.device(), values.dtype());
+    Tensor::<B, 2>::zeros([samples * tokens, width], options)
+        .select_assign(0, index, values, IndexingUpdateOp::Add)
+        .reshape(shape)
+}
+
+fn rows<B: Backend>(targets: &Targets, device: &B::Device) -> Tensor<B, 1, Int> {
+    Tensor::from_data(TensorData::from(&targets.rows[..]), device)
+}

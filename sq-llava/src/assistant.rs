@@ -1,0 +1,141 @@
+//! The shortest way to a model: load it, ask it about a picture, let it ask.
+
+use std::ops::Deref;
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+use sq_llava_data::Ending;
+use sq_llava_model::{
+    AnswerOptions, AssistantOptions, ModelError, Question, QuestionOptions, Request, SelfQuestioner,
+};
+
+#[cfg(feature = "cpu")]
+type DefaultBackend = burn_flex::Flex;
+
+/// A model with its tokenizer, picture processor and conversation template, which are those of
+/// [`sq_llava_model::Assistant`], to which it dereferences.
+#[derive(Debug)]
+#[cfg(feature = "cpu")]
+pub struct Assistant<B: Backend = DefaultBackend>(sq_llava_model::Assistant<B>);
+
+/// A model with its tokenizer, picture processor and conversation template, which are those of
+/// [`sq_llava_model::Assistant`], to which it dereferences.
+#[derive(Debug)]
+#[cfg(not(feature = "cpu"))]
+pub struct Assistant<B: Backend>(sq_llava_model::Assistant<B>);
+
+#[cfg(feature = "cpu")]
+impl Assistant {
+    /// Loads a checkpoint or run directory, or a GGUF file, on the CPU in f32.
+    ///
+    /// # Errors
+    /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
+    pub fn load(path: impl AsRef<Path>) -> Result<Self, ModelError> {
+        Self::load_on(path, &AssistantOptions::default(), &burn_flex::FlexDevice)
+    }
+}
+
+impl<B: Backend> Assistant<B> {
+    /// Loads a model on any backend, in another dtype, on another base.
+    ///
+    /// # Errors
+    /// As [`Assistant::load`].
+    pub fn load_on(
+        path: impl AsRef<Path>,
+        options: &AssistantOptions,
+        device: &B::Device,
+    ) -> Result<Self, ModelError> {
+        let (assistant, _) = sq_llava_model::Assistant::load(path.as_ref(), options, device)?;
+        Ok(Self(assistant))
+    }
+
+    /// The answer to a question about a picture, greedily chosen.
+    ///
+    /// # Errors
+    /// If the picture cannot be read or the question is too long.
+    pub fn ask(&self, picture: impl AsRef<Path>, question: &str) -> Result<String, ModelError> {
+        self.ask_streaming(picture, question, |_| {})
+    }
+
+    /// As [`Self::ask`]; `on_text` gets the text as it comes, never part of a character.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_streaming(
+        &self,
+        picture: impl AsRef<Path>,
+        question: &str,
+        mut on_text: impl FnMut(&str),
+    ) -> Result<String, ModelError> {
+        let picture = self.open_image(picture.as_ref())?;
+        let mut conversation = self.conversation();
+        conversation.push_images(1).push_user(question);
+        let request = Request {
+            conversation: &conversation,
+            ending: Ending::Answer,
+            images: std::slice::from_ref(&picture),
+        };
+        let answer = self.answer(&request, &AnswerOptions::default(), &mut on_text)?;
+        Ok(answer.text.trim().to_owned())
+    }
+
+    /// Answers to several questions, each about a picture of its own, as one batch.
+    ///
+    /// # Errors
+    /// As [`Self::ask`].
+    pub fn ask_batch<P: AsRef<Path>>(
+        &self,
+        questions: &[(P, &str)],
+    ) -> Result<Vec<String>, ModelError> {
+        let pictures = questions
+            .iter()
+            .map(|(picture, _)| self.open_image(picture.as_ref()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let conversations: Vec<_> = questions
+            .iter()
+            .map(|(_, question)| {
+                let mut conversation = self.conversation();
+                conversation.push_images(1).push_user(*question);
+                conversation
+            })
+            .collect();
+        let requests: Vec<_> = conversations
+            .iter()
+            .zip(&pictures)
+            .map(|(conversation, picture)| Request {
+                conversation,
+                ending: Ending::Answer,
+                images: std::slice::from_ref(picture),
+            })
+            .collect();
+        let answers = self.answer_batch(&requests, &AnswerOptions::default(), &mut |_, _| {})?;
+        Ok(answers
+            .iter()
+            .map(|answer| answer.text.trim().to_owned())
+            .collect())
+    }
+
+    /// Up to `n` questions that the model asks about a picture, drawn with the paper's settings.
+    ///
+    /// # Errors
+    /// If the picture cannot be read, or the model was not trained to ask.
+    pub fn questions(
+        &self,
+        picture: impl AsRef<Path>,
+        n: usize,
+    ) -> Result<Vec<Question>, ModelError> {
+        let picture = self.open_image(picture.as_ref())?;
+        let options = QuestionOptions::demo(self.template, n, 0);
+        Ok(SelfQuestioner::new(self)?
+            .ask(&picture, &options)?
+            .questions)
+    }
+}
+
+impl<B: Backend> Deref for Assistant<B> {
+    type Target = sq_llava_model::Assistant<B>;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
+}

@@ -1,0 +1,347 @@
+//! `--shape`: parts of known sizes with random weights, without files, so that other
+//! implementations can be timed on the same work.
+
+use anyhow::Result;
+use burn::backend::Autodiff;
+use burn::module::{Module, ModuleMapper, Param};
+use burn::tensor::{DType, Distribution, Int, Tensor, backend::Backend};
+use clap::ValueEnum;
+use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
+use sq_llava_model::language::cache::KvCache;
+use sq_llava_model::language::llama::Llama;
+use sq_llava_model::language::quantize::Quantize;
+use sq_llava_model::ops::pool::{on_pool, settle};
+use sq_llava_model::weights::init_random;
+use sq_llava_train::GradientCheckpointing;
+
+use super::limits::Limits;
+use super::train_step::TrainShape;
+use super::{Bench, Row, sync};
+
+/// A part of known size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Shape {
+    /// LLaMA of 168 M parameters: hidden 1024, 8 layers, MLP 2816, 32000 tokens.
+    #[value(name = "llama-168m")]
+    Llama168m,
+    /// LLaMA of 7 B parameters, in `--dtype`: hidden 4096, 32 layers, MLP 11008, 32000 tokens. Its
+    /// steps are of one and four sequences of 2048 tokens, each with and without recompute.
+    #[value(name = "llama-7b")]
+    Llama7b,
+    /// SmolLM2-135M: hidden 576, 30 layers, 9 heads on 3, 49152 tokens.
+    #[value(name = "smollm2-135m")]
+    Smollm2,
+    /// CLIP ViT-L/14 at 336 pixels.
+    VitL,
+    /// CLIP ViT-B/16 at 224 pixels.
+    VitB,
+    /// ViT-S/14 at 336 pixels.
+    VitS,
+    /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
+    Prototype,
+    /// Preprocessing: the picture `--image` to 336 pixels, padded and normalised.
+    Image,
+}
+
+/// Tokens of a prompt: an image of 576 and a question.
+const PROMPT: usize = 640;
+
+impl Shape {
+    fn llama(self) -> Option<(LlamaConfig, TrainShape)> {
+        match self {
+            Self::Llama168m => Some((
+                LlamaConfig::new()
+                    .with_hidden_size(1024)
+                    .with_intermediate_size(2816)
+                    .with_num_hidden_layers(8)
+                    .with_num_attention_heads(16)
+                    .with_num_key_value_heads(16)
+                    .with_rms_norm_eps(1e-5),
+                TrainShape::new(128, 1, 256),
+            )),
+            Self::Smollm2 => Some((
+                LlamaConfig::new()
+                    .with_hidden_size(576)
+                    .with_intermediate_size(1536)
+                    .with_num_hidden_layers(30)
+                    .with_num_attention_heads(9)
+                    .with_num_key_value_heads(3)
+                    .with_vocab_size(49_152)
+                    .with_tie_word_embeddings(true),
+                TrainShape::new(16, 4, 128),
+            )),
+            _ => None,
+        }
+    }
+
+    fn vision(self) -> Option<ClipVisionConfig> {
+        let sizes = |hidden, layers, heads, mlp, side, patch| {
+            ClipVisionConfig::new()
+                .with_hidden_size(hidden)
+                .with_num_hidden_layers(layers)
+                .with_num_attention_heads(heads)
+                .with_intermediate_size(mlp)
+                .with_image_size(side)
+                .with_patch_size(patch)
+        };
+        match self {
+            Self::VitL => Some(sizes(1024, 24, 16, 4096, 336, 14)),
+            Self::VitB => Some(sizes(768, 12, 12, 3072, 224, 16)),
+            Self::VitS => Some(sizes(384, 12, 6, 1536, 336, 14)),
+            _ => None,
+        }
+    }
+}
+
+impl Bench {
+    pub(super) fn shape<B: Backend>(
+        &self,
+        shape: Shape,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        if shape == Shape::Llama7b {
+            return self.large_shape::<B>(limits, device);
+        }
+        if let Some((config, train)) = shape.llama() {
+            let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
+            self.prefill_shape(&config, &llama, limits, device)?;
+            let contexts = [64, PROMPT];
+            self.decode_shapes(&config, &llama, "f32", &contexts, limits, device)?;
+            if B::supports_dtype(device, DType::F16) {
+                let half = llama.clone().map(&mut Weights(DType::F16));
+                self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
+            }
+            for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
+                let mut blocks = llama.clone();
+                blocks.quantize_here(wanted)?;
+                self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
+            }
+            let model = SqLlavaConfig::new(config).init::<Autodiff<B>>(device)?;
+            return self.train_shape(model, &train, device);
+        }
+        if let Some(config) = shape.vision() {
+            return self.vision_shape::<B>(&config, limits, device);
+        }
+        self.prototype_shape::<B>(device)
+    }
+
+    /// The 7B: prefill, decoding, and unless left out steps of training.
+    fn large_shape<B: Backend>(&self, limits: Limits, device: &B::Device) -> Result<()> {
+        let config = LlamaConfig::new().with_rms_norm_eps(1e-5);
+        let bytes = 2 * config.parameters() as u64;
+        let dtype = self.model.dtype.on::<B>(self.model.device, bytes, device)?;
+        let empty = SqLlavaConfig::new(config.clone());
+        {
+            let llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
+            self.prefill_shape(&config, &llama, limits, device)?;
+            let name = format!("{dtype:?}").to_lowercase();
+            self.decode_shapes(&config, &llama, &name, &[PROMPT], limits, device)?;
+        }
+        if self.skip_training {
+            return Ok(());
+        }
+        // The largest last: a device may not hold it.
+        for checkpointing in [GradientCheckpointing::Blocks, GradientCheckpointing::None] {
+            for batch in [1, 4] {
+                let step = TrainShape {
+                    checkpointing,
+                    ..TrainShape::new(128, batch, 2048)
+                };
+                let model = empty.init::<Autodiff<B>>(device)?;
+                self.train_shape(init_random(model, dtype, 0)?, &step, device)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn prefill_shape<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        for &batch in &self.batch {
+            let prompt = prompt::<B>([batch, PROMPT], config, device);
+            let seconds = self.time(|| {
+                prefill(config, llama, prompt.clone());
+                sync::<B>(device)
+            })?;
+            let (tokens, layers) = (PROMPT as f64, layer_weights(config));
+            let width = (config.num_attention_heads * config.head_dim()) as f64;
+            let attention = 2.0 * tokens * tokens * width * config.num_hidden_layers as f64;
+            let head = (config.vocab_size * config.hidden_size) as f64;
+            let flop = batch as f64 * (2.0 * tokens * layers + attention + 2.0 * head);
+            let gflop_per_s = flop / 1e9 / seconds;
+            let name = batched(format!("prefill of {PROMPT} tokens"), batch);
+            self.report(&Row {
+                gflop_per_s: Some(gflop_per_s),
+                share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+                ..Row::new(name, seconds, batch as f64 * tokens, "tokens/s")
+            })?;
+        }
+        Ok(())
+    }
+
+    fn decode_shapes<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        weights: &str,
+        contexts: &[usize],
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        for &context in contexts {
+            for &batch in &self.batch {
+                let name = format!("decode {weights} behind {context} tokens");
+                let seconds = self.decode_shape(config, llama, [batch, context], device)?;
+                let steps = self.tokens as f64;
+                // Every weight once a step, for all sequences together.
+                let gb_per_s = llama.bytes_per_token() as f64 * steps / 1e9 / seconds;
+                let tokens = batch as f64 * steps;
+                self.report(&Row {
+                    gb_per_s: Some(gb_per_s),
+                    share_of_limit: Some(gb_per_s / limits.gb_per_s),
+                    ..Row::new(batched(name, batch), seconds, tokens, "tokens/s")
+                })?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Seconds for `--tokens` tokens of each sequence behind a context. `[batch, context]`
+    fn decode_shape<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        llama: &Llama<B>,
+        shape @ [batch, context]: [usize; 2],
+        device: &B::Device,
+    ) -> Result<f64> {
+        let (mut cache, _) = prefill(config, llama, prompt::<B>(shape, config, device));
+        let (padding, ids) = (vec![0; batch], vec![5; batch]);
+        self.time(|| {
+            cache.truncate(context);
+            for _ in 0..self.tokens {
+                let logits = on_pool::<B, _>(|| {
+                    let ids = Tensor::<B, 1, Int>::from_data(&ids[..], device);
+                    let embedded = llama.embed(ids).unsqueeze_dim::<3>(1);
+                    let hidden = llama.forward_layers(embedded, &padding, Some(&mut cache));
+                    llama.logits(hidden.reshape([batch, config.hidden_size]))
+                });
+                std::hint::black_box(logits.into_data());
+            }
+            Ok(())
+        })
+    }
+
+    fn vision_shape<B: Backend>(
+        &self,
+        config: &ClipVisionConfig,
+        limits: Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        let (side, layers) = (config.image_size, config.num_hidden_layers);
+        let tower = config.init::<B>(device);
+        let pixels = Tensor::<B, 4>::random([1, 3, side, side], Distribution::Default, device);
+        let seconds = self.time(|| {
+            std::hint::black_box(tower.hidden_state(pixels.clone(), layers));
+            sync::<B>(device)
+        })?;
+        let tokens = (config.num_patches() + 1) as f64;
+        let hidden = config.hidden_size as f64;
+        let weights = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
+        let flop = layers as f64 * (2.0 * tokens * weights + 4.0 * tokens * tokens * hidden);
+        let gflop_per_s = flop / 1e9 / seconds;
+        self.report(&Row {
+            gflop_per_s: Some(gflop_per_s),
+            share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            ..Row::new(
+                format!("vision tower, {side}×{side}"),
+                seconds,
+                1.0,
+                "images/s",
+            )
+        })
+    }
+
+    fn prototype_shape<B: Backend>(&self, device: &B::Device) -> Result<()> {
+        let config = PrototypeConfig::new(1024);
+        let tokens = |device| Tensor::<B, 3>::random([1, 576, 1024], Distribution::Default, device);
+        let tokens = tokens(device);
+        let extractor = config.init::<B>(device);
+        let seconds = self.time(|| {
+            std::hint::black_box(extractor.forward(tokens.clone()));
+            sync::<B>(device)
+        })?;
+        self.report(&Row::new(
+            "prototype extractor".into(),
+            seconds,
+            1.0,
+            "images/s",
+        ))?;
+        let extractor = config.init::<Autodiff<B>>(device);
+        let seconds = self.time(|| {
+            let tokens = Tensor::<Autodiff<B>, 3>::from_inner(tokens.clone());
+            let loss = extractor.forward(tokens).square().mean();
+            std::hint::black_box(loss.backward());
+            sync::<B>(device)
+        })?;
+        let name = "prototype extractor and gradients".into();
+        self.report(&Row::new(name, seconds, 1.0, "images/s"))
+    }
+}
+
+/// Parameters that a token is multiplied with, without the head.
+fn layer_weights(config: &LlamaConfig) -> f64 {
+    let head = config.vocab_size * config.hidden_size;
+    let tables = if config.tie_word_embeddings { 1 } else { 2 };
+    (config.parameters() - tables * head) as f64
+}
+
+/// The name of a row for a batch.
+fn batched(name: String, batch: usize) -> String {
+    match batch {
+        1 => name,
+        _ => format!("{name}, batch {batch}"),
+    }
+}
+
+/// Embeddings of prompts. `[batch, tokens, hidden]`
+fn prompt<B: Backend>(
+    [batch, tokens]: [usize; 2],
+    config: &LlamaConfig,
+    device: &B::Device,
+) -> Tensor<B, 3> {
+    let shape = [batch, tokens, config.hidden_size];
+    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+}
+
+/// Runs prompts: their cache, and the logits of their last positions.
+fn prefill<B: Backend>(
+    config: &LlamaConfig,
+    llama: &Llama<B>,
+    prompt: Tensor<B, 3>,
+) -> (KvCache<B>, Tensor<B, 2>) {
+    let [batch, tokens, width] = prompt.dims();
+    let padding = vec![0; batch];
+    let mut cache = KvCache::new(config.num_hidden_layers, padding.clone());
+    let hidden = llama.forward_layers(prompt, &padding, Some(&mut cache));
+    let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
+    let logits = llama.logits(last.reshape([batch, width]));
+    (cache, logits)
+}
+
+/// Brings every parameter to a dtype and where loading would put it.
+struct Weights(DType);
+
+impl<B: Backend> ModuleMapper<B> for Weights {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        param.map(|tensor| {
+            let (device, data) = (tensor.device(), tensor.cast(self.0).into_data());
+            settle(data, &device, self.0)
+        })
+    }
+}

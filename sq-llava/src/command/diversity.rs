@@ -1,0 +1,371 @@
+//! `sq-llava diversity`: how varied the model's questions are, and whether pictures answer them.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use clap::Args;
+use serde::Serialize;
+use serde_json::json;
+use sq_llava_data::Ending;
+use sq_llava_data::image::PixelValues;
+use sq_llava_eval::diversity::{Diversity, words};
+use sq_llava_eval::questions::{AskedQuestion, QuestionFile};
+use sq_llava_model::{
+    AnswerOptions, Assistant, QuestionOptions, Questions, Request, SelfQuestioner,
+};
+
+use crate::device::Work;
+use crate::draw::{DrawArguments, count_bar};
+use crate::model::ModelArguments;
+
+/// Failures that the report names; all are counted.
+const NAMED: usize = 1000;
+
+/// Measure how varied questions are.
+///
+/// Questions come from a file, or are asked now by a model about the pictures given. With a model
+/// and pictures, the share of questions that a picture answers is probed as well.
+#[derive(Debug, Args)]
+pub struct DiversityCommand {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Questions: what `question --json` prints, LLaVA's JSON, JSON or JSONL with `text`, or plain
+    /// text with one a line.
+    #[arg(long, value_name = "FILE", required_unless_present = "pictures")]
+    questions: Option<PathBuf>,
+    /// Questions to compare with, in one of the same forms.
+    #[arg(long, value_name = "FILE")]
+    reference: Option<PathBuf>,
+    /// Folder that image paths of the questions start from.
+    #[arg(long, value_name = "DIR")]
+    images: Option<PathBuf>,
+    /// Do not ask the model whether pictures answer the questions.
+    #[arg(long)]
+    no_probe: bool,
+    /// Questions probed together.
+    #[arg(long, default_value_t = 8)]
+    batch_size: usize,
+    /// Questions to draw about each picture.
+    #[arg(long, short, default_value_t = 5)]
+    n: usize,
+    #[command(flatten)]
+    draw: DrawArguments,
+    /// Write diversity.json (and questions.jsonl, if they were asked now) here.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Print JSON.
+    #[arg(long)]
+    json: bool,
+    /// Pictures to ask about now.
+    #[arg(value_name = "IMAGE", conflicts_with = "questions", id = "pictures")]
+    pictures: Vec<PathBuf>,
+}
+
+/// Whether pictures answer the questions, by the model's own word.
+#[derive(Debug, Default, Serialize)]
+struct Probe {
+    /// Different questions about pictures that were probed.
+    asked: usize,
+    /// Answers that begin with yes.
+    yes: usize,
+    /// Answers that begin with no.
+    no: usize,
+    /// Other answers.
+    unclear: usize,
+    /// `yes / asked`.
+    answerable: f64,
+    /// Questions without a picture.
+    without_picture: usize,
+    /// Questions whose picture could not be read.
+    failed: usize,
+    failures: Vec<Failure>,
+}
+
+#[derive(Debug, Serialize)]
+struct Failure {
+    picture: String,
+    reason: String,
+}
+
+impl DiversityCommand {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub fn run(self) -> Result<()> {
+        if self.pictures.is_empty() && self.model.model.is_none() && self.model.preset.is_none() {
+            // Nothing but texts.
+            let questions = self.read_file()?;
+            return self.report(&questions, None);
+        }
+        self.model.device.run(self)
+    }
+
+    fn read_file(&self) -> Result<Vec<AskedQuestion>> {
+        let Some(path) = &self.questions else {
+            bail!("give --questions FILE, or pictures to ask about");
+        };
+        self.read(path, self.draw.samples)
+    }
+
+    /// Questions of a file; at most so many, from entries drawn at random.
+    fn read(&self, path: &Path, most: Option<usize>) -> Result<Vec<AskedQuestion>> {
+        let file = QuestionFile::open(path)?;
+        let mut found = vec![];
+        let order = match most {
+            Some(_) => self.draw.shuffled(file.len()),
+            None => (0..file.len()).collect(),
+        };
+        for index in order {
+            if most.is_some_and(|most| found.len() >= most) {
+                break;
+            }
+            found.extend(file.questions(index)?);
+        }
+        found.truncate(most.unwrap_or(usize::MAX));
+        if found.is_empty() {
+            bail!("{}: no question in this file", path.display());
+        }
+        Ok(found)
+    }
+
+    /// Asks about the pictures given.
+    fn ask<B: Backend>(&self, assistant: &Assistant<B>) -> Result<Vec<AskedQuestion>> {
+        let questioner = SelfQuestioner::new(assistant)?;
+        let bar = count_bar("asking", self.pictures.len());
+        let mut lines = String::new();
+        let mut found = vec![];
+        for (index, path) in self.pictures.iter().enumerate() {
+            // Another seed for each picture, or all would be asked with the same draws.
+            let options = QuestionOptions::demo(
+                assistant.template,
+                self.n,
+                self.draw.seed.wrapping_add(index as u64),
+            );
+            let asked: Questions = questioner.ask(&assistant.open_image(path)?, &options)?;
+            let mut line = json!(asked);
+            line["image"] = json!(path);
+            lines.push_str(&format!("{line}\n"));
+            let image = path.to_string_lossy();
+            for question in &asked.questions {
+                let question_of = |text: &str| AskedQuestion {
+                    text: text.to_owned(),
+                    image: Some(image.clone().into_owned()),
+                };
+                found.extend((0..question.count).map(|_| question_of(&question.text)));
+            }
+            bar.inc(1);
+        }
+        bar.finish_and_clear();
+        if let Some(dir) = &self.out {
+            write(dir, "questions.jsonl", &lines)?;
+        }
+        if found.is_empty() {
+            bail!("the model asked nothing");
+        }
+        Ok(found)
+    }
+
+    /// Asks the model of each different question whether its picture answers it.
+    fn probe<B: Backend>(
+        &self,
+        assistant: &Assistant<B>,
+        questions: &[AskedQuestion],
+    ) -> Result<Probe> {
+        let mut probe = Probe::default();
+        let mut seen: HashMap<&str, Vec<&str>> = HashMap::new();
+        let mut order = vec![];
+        for question in questions {
+            let Some(image) = question.image.as_deref() else {
+                probe.without_picture += 1;
+                continue;
+            };
+            let asked = seen.entry(image).or_insert_with(|| {
+                order.push(image);
+                vec![]
+            });
+            if !asked.contains(&question.text.as_str()) {
+                asked.push(&question.text);
+            }
+        }
+        let options = AnswerOptions {
+            max_new_tokens: 8,
+            ..AnswerOptions::default()
+        };
+        let bar = count_bar("probing", seen.values().map(Vec::len).sum());
+        for image in order {
+            let texts = seen.get(image).map(Vec::as_slice).unwrap_or_default();
+            let path = match &self.images {
+                Some(folder) => folder.join(image),
+                None => PathBuf::from(image),
+            };
+            let picture: PixelValues = match assistant.open_image(&path) {
+                Ok(picture) => picture,
+                Err(error) => {
+                    probe.failed += texts.len();
+                    if probe.failures.len() < NAMED {
+                        probe.failures.push(Failure {
+                            picture: image.to_owned(),
+                            reason: error.to_string(),
+                        });
+                    }
+                    bar.inc(texts.len() as u64);
+                    continue;
+                }
+            };
+            for part in texts.chunks(self.batch_size.max(1)) {
+                let conversations: Vec<_> = part
+                    .iter()
+                    .map(|text| {
+                        let mut conversation = assistant.conversation();
+                        conversation.push_images(1);
+                        conversation.push_user(probing(text));
+                        conversation
+                    })
+                    .collect();
+                let requests: Vec<_> = conversations
+                    .iter()
+                    .map(|conversation| Request {
+                        conversation,
+                        ending: Ending::Answer,
+                        images: std::slice::from_ref(&picture),
+                    })
+                    .collect();
+                let answers = assistant.answer_batch(&requests, &options, &mut |_, _| {})?;
+                for answer in answers {
+                    probe.asked += 1;
+                    match said(&answer.text) {
+                        Some(true) => probe.yes += 1,
+                        Some(false) => probe.no += 1,
+                        None => probe.unclear += 1,
+                    }
+                }
+                bar.inc(part.len() as u64);
+            }
+        }
+        bar.finish_and_clear();
+        probe.answerable = probe.yes as f64 / probe.asked.max(1) as f64;
+        Ok(probe)
+    }
+
+    fn report(&self, questions: &[AskedQuestion], probe: Option<Probe>) -> Result<()> {
+        let measured = |questions: &[AskedQuestion]| {
+            let texts: Vec<&str> = questions.iter().map(|q| q.text.as_str()).collect();
+            Diversity::of(&texts)
+        };
+        let found = measured(questions);
+        // Distinct n-grams fall as a list grows: only lists of one length compare.
+        let reference = match &self.reference {
+            Some(path) => Some(measured(&self.read(path, Some(questions.len()))?)),
+            None => None,
+        };
+        let report = json!({
+            "source": self.questions,
+            "questions": found,
+            "reference_source": self.reference,
+            "reference": reference,
+            "probe": probe,
+        });
+        if let Some(dir) = &self.out {
+            write(dir, "diversity.json", &format!("{report:#}\n"))?;
+        }
+        if self.json {
+            println!("{report}");
+            return Ok(());
+        }
+        let columns: Vec<&Diversity> = std::iter::once(&found).chain(&reference).collect();
+        let row = |name: &str, value: &dyn Fn(&Diversity) -> String| {
+            let values: String = columns
+                .iter()
+                .map(|column| format!("{:>12}", value(column)))
+                .collect();
+            println!("{name:<18}{values}");
+        };
+        if reference.is_some() {
+            println!("{:<18}{:>12}{:>12}", "", "questions", "reference");
+        }
+        row("questions", &|d| d.questions.to_string());
+        row("distinct-1", &|d| format!("{:.4}", d.distinct_1));
+        row("distinct-2", &|d| format!("{:.4}", d.distinct_2));
+        row("self-BLEU", &|d| {
+            d.self_bleu.map_or("–".into(), |bleu| format!("{bleu:.4}"))
+        });
+        for (index, kind) in found.types.iter().enumerate() {
+            row(kind.kind.name(), &|d| {
+                format!("{:.1} %", 100.0 * d.types[index].share)
+            });
+        }
+        if let Some(probe) = &probe {
+            println!(
+                "answerable: {:.1} % of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
+                100.0 * probe.answerable,
+                probe.asked,
+                probe.yes,
+                probe.no,
+                probe.unclear,
+                probe.without_picture,
+                probe.failed
+            );
+            for failure in probe.failures.iter().take(5) {
+                println!("failed: {}: {}", failure.picture, failure.reason);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Work for DiversityCommand {
+    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        // A broken file is said before gigabytes are read.
+        let mut questions = match self.questions {
+            Some(_) => self.read_file()?,
+            None => vec![],
+        };
+        let (assistant, _) = self.model.load::<B>(device)?;
+        if !self.pictures.is_empty() {
+            questions = self.ask(&assistant)?;
+        }
+        let probe = match self.no_probe {
+            true => None,
+            false => Some(self.probe(&assistant, &questions)?),
+        };
+        self.report(&questions, probe)
+    }
+}
+
+/// What the model is asked about a question.
+fn probing(question: &str) -> String {
+    format!(
+        "Can this question be answered from the image alone? Question: {question}\nAnswer yes or no."
+    )
+}
+
+/// Yes or no, by the first word.
+fn said(answer: &str) -> Option<bool> {
+    match words(answer).first().map(String::as_str) {
+        Some("yes") => Some(true),
+        Some("no" | "not") => Some(false),
+        _ => None,
+    }
+}
+
+fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    let path = dir.join(name);
+    std::fs::write(&path, text).with_context(|| path.display().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_told_by_their_first_word() {
+        assert_eq!(said(" Yes, it can."), Some(true));
+        assert_eq!(said("No"), Some(false));
+        assert_eq!(said("The image shows no cat"), None);
+        assert_eq!(said(""), None);
+    }
+}

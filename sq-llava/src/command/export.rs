@@ -1,0 +1,96 @@
+//! `sq-llava export`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use burn::tensor::FloatDType;
+use burn::tensor::backend::Backend;
+use clap::{Args, ValueEnum};
+use sq_llava_model::language::quantize::Quantize;
+use sq_llava_model::weights::{Layout, SaveOptions, save_pretrained};
+
+use crate::device::Work;
+use crate::model::{ModelArguments, Precision};
+
+/// Merge adapters; convert layout and dtype; quantise.
+#[derive(Debug, Args)]
+pub struct Export {
+    #[command(flatten)]
+    model: ModelArguments,
+    /// Directory to be made.
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// Names of the keys.
+    #[arg(long, value_enum, default_value_t = LayoutName::Original)]
+    layout: LayoutName,
+    /// Dtype in the files; auto keeps that in memory (see --dtype).
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    save_dtype: Precision,
+    /// Largest shard in megabytes.
+    #[arg(long, default_value_t = 5000)]
+    max_shard_size: u64,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LayoutName {
+    /// LLaVA's, with this project's additions.
+    Original,
+    /// `LlavaForConditionalGeneration` of transformers.
+    LlavaHf,
+}
+
+impl Export {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub fn run(self) -> Result<()> {
+        self.model.device.run(self)
+    }
+}
+
+impl Work for Export {
+    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        if self.out.join("config.json").exists() {
+            bail!(
+                "{} already holds a model; choose another --out",
+                self.out.display()
+            );
+        }
+        // Adapters belong into the weights before those are rounded to blocks.
+        let (kept, later) = match self.model.quantize {
+            Some(Quantize::Stored) => (Some(Quantize::Stored), None),
+            wanted => (None, wanted),
+        };
+        let (mut assistant, _) = self.model.load_as::<B>(kept, device)?;
+        assistant.model.config.conversation = Some(assistant.template.name().into());
+        let weight = &assistant.model.language_model.model.embed_tokens.weight;
+        let dtype = match self.save_dtype {
+            Precision::Auto => FloatDType::from(weight.val().dtype()),
+            other => other.resolve(self.model.device, 0),
+        };
+        let options = SaveOptions {
+            dtype,
+            max_shard_bytes: self.max_shard_size.saturating_mul(1_000_000),
+            layout: match self.layout {
+                LayoutName::Original => Layout::Original,
+                LayoutName::LlavaHf => Layout::LlavaHf,
+            },
+        };
+        let mut model = assistant.model.merge_lora();
+        if let Some(wanted) = later {
+            model.language_model.quantize(wanted)?;
+        }
+        let files = save_pretrained(&model, &self.out, &options)?;
+        assistant.tokenizer.save(&self.out)?;
+        if let Some(processor) = &assistant.processor {
+            processor
+                .config()
+                .write(&self.out.join("preprocessor_config.json"))?;
+        }
+        for file in files {
+            println!("{}", file.display());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,250 @@
+//! `sq-llava inspect`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use burn::tensor::FloatDType;
+use burn::tensor::backend::Backend;
+use clap::Args;
+use serde_json::{Value, json};
+use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::weights::{LoadOptions, LoadReport, load_model};
+use sq_llava_train::recipe::BaseDtype;
+use sq_llava_train::step::groups::Trains;
+use sq_llava_train::step::memory::{MemoryEstimate, StepMemory};
+use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
+
+use crate::device::{DeviceChoice, Work};
+use crate::model::preset;
+
+/// Show what a checkpoint or preset is made of.
+#[derive(Debug, Args)]
+pub struct Inspect {
+    /// Checkpoint or run directory.
+    #[arg(value_name = "DIR", required_unless_present = "preset")]
+    model: Option<PathBuf>,
+    /// sq-llava-7b, sq-llava-13b or tiny.
+    #[arg(long, conflicts_with = "model")]
+    preset: Option<String>,
+    /// Model that a run was trained on.
+    #[arg(long, value_name = "DIR")]
+    base: Option<PathBuf>,
+    /// Vision tower, for checkpoints without one inside.
+    #[arg(long, value_name = "DIR")]
+    vision: Option<PathBuf>,
+    /// Machine-readable output.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Inspect {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub fn run(self) -> Result<()> {
+        if let Some(name) = &self.preset {
+            show(&preset(name)?, None, self.json);
+            return Ok(());
+        }
+        // Reading the weights needs no accelerator.
+        DeviceChoice::Cpu.run(self)
+    }
+}
+
+impl Work for Inspect {
+    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        let Some(dir) = &self.model else {
+            bail!("give a directory or --preset");
+        };
+        let options = LoadOptions {
+            dtype: FloatDType::F16,
+            base: self.base,
+            vision: self.vision,
+            ..LoadOptions::default()
+        };
+        let loaded = load_model::<B>(dir, &options, device)?;
+        show(&loaded.model.config, Some(&loaded.report), self.json);
+        Ok(())
+    }
+}
+
+/// Bytes of the weights, and of a full context of keys and values for one sample.
+fn memory(config: &SqLlavaConfig, bytes: usize) -> (usize, usize) {
+    let llama = &config.llama;
+    let per_token = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim();
+    let cache = per_token * llama.max_position_embeddings * bytes;
+    (config.parameters().total() * bytes, cache)
+}
+
+fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
+    let count = config.parameters();
+    let adapters = [
+        (
+            "llm",
+            128,
+            Some(
+                config
+                    .llama
+                    .lora_parameters(&LoraConfig::llm(128, 256.0, 0.05)),
+            ),
+        ),
+        ("vision", 32, vision_adapters(config, 32)),
+        ("vision", 64, vision_adapters(config, 64)),
+    ];
+    if as_json {
+        let adapters: Vec<Value> = adapters
+            .iter()
+            .map(|(tower, rank, n)| json!({"tower": tower, "rank": rank, "parameters": n}))
+            .collect();
+        let memory_of = |bytes| {
+            let (weights, cache) = memory(config, bytes);
+            json!({"weights": weights, "cache": cache})
+        };
+        println!(
+            "{}",
+            json!({
+                "config": config.to_hf(),
+                "parameters": count,
+                "total": count.total(),
+                "adapters": adapters,
+                "memory_bytes": {"f32": memory_of(4), "f16": memory_of(2)},
+                "training_bytes": training(config)
+                    .map(|[kept, again]| json!({"none": kept.total(), "blocks": again.total()})),
+                "report": report,
+            })
+        );
+        return;
+    }
+    let llama = &config.llama;
+    println!(
+        "LLaMA: hidden {}, {} layers, {} heads ({} for keys and values), MLP {}, vocabulary {}, context {}",
+        llama.hidden_size,
+        llama.num_hidden_layers,
+        llama.num_attention_heads,
+        llama.num_key_value_heads,
+        llama.intermediate_size,
+        llama.vocab_size,
+        llama.max_position_embeddings
+    );
+    if let Some(vision) = &config.vision {
+        println!(
+            "vision: hidden {}, {} layers, {} heads, {}×{} pixels, patch {}, {} tokens per image, layer {}",
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+            vision.image_size,
+            vision.image_size,
+            vision.patch_size,
+            config.tokens_per_image(),
+            config.select_layer
+        );
+        println!("projector: {}", config.projector.name());
+    }
+    if let Some(prototype) = &config.prototype {
+        println!(
+            "prototypes: {} centres, {} steps",
+            prototype.num_centers, prototype.num_iterations
+        );
+    }
+    println!("parameters:");
+    for (name, n) in [
+        ("vision tower", count.vision_tower),
+        ("prototype extractor", count.prototype),
+        ("projector", count.projector),
+        ("language model", count.language_model),
+        ("total", count.total()),
+    ] {
+        println!("  {name:<22}{:>16}", grouped(n));
+    }
+    println!("adapters at the published ranks:");
+    for (tower, rank, n) in adapters {
+        if let Some(n) = n {
+            println!(
+                "  {:<22}{:>16}",
+                format!("{tower}, rank {rank}"),
+                grouped(n)
+            );
+        }
+    }
+    // Gradients stop at the feature layer: the tower's last layers train nothing.
+    if let (Some(n), Some(vision), Some(layer)) = (
+        vision_adapters(config, 32),
+        &config.vision,
+        config.feature_layer(),
+    ) {
+        let reached = n / vision.num_hidden_layers * layer;
+        println!("  {:<22}{:>16}", "  with gradients", grouped(reached));
+    }
+    println!("memory:");
+    for (name, bytes) in [("f32", 4), ("f16, bf16", 2)] {
+        let (weights, cache) = memory(config, bytes);
+        println!(
+            "  {name:<10}{:>8.2} GiB weights, {:.2} GiB keys and values of a full context",
+            gib(weights),
+            gib(cache)
+        );
+    }
+    if let Some([kept, again]) = training(config) {
+        println!("training as published (stage 2, bf16, 8 × 2048 tokens at once):");
+        println!("  {kept}");
+        println!("  with recompute {again}");
+    }
+    if let Some(report) = report {
+        println!("{report}");
+    }
+}
+
+/// Memory of a published step of stage 2, without recompute and with it.
+fn training(config: &SqLlavaConfig) -> Option<[MemoryEstimate; 2]> {
+    let mut recipe = Recipe::published(Flavour::Paper);
+    recipe.dtype = BaseDtype::Bf16;
+    let count = config.parameters();
+    let trainable = count.projector
+        + count.prototype
+        + config.llama.lora_parameters(&recipe.lora.llm.config()?)
+        + vision_adapters(config, recipe.lora.vision.r)?;
+    let all = Trains {
+        llm: true,
+        projector: true,
+        new_tokens: true,
+        vision: true,
+    };
+    let memory = StepMemory::of_stage(config, &recipe, 2, all, trainable);
+    let ways = [GradientCheckpointing::None, GradientCheckpointing::Blocks];
+    Some(ways.map(|way| memory.estimate(way)))
+}
+
+fn vision_adapters(config: &SqLlavaConfig, rank: usize) -> Option<usize> {
+    let lora = LoraConfig::vision(rank, 2.0 * rank as f64, 0.2);
+    Some(config.vision.as_ref()?.lora_parameters(&lora))
+}
+
+fn gib(bytes: usize) -> f64 {
+    bytes as f64 / (1u64 << 30) as f64
+}
+
+/// 1234567 → "1,234,567".
+fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_grouped_by_thousands() {
+        assert_eq!(grouped(7), "7");
+        assert_eq!(grouped(319_815_680), "319,815,680");
+    }
+}

@@ -1,0 +1,146 @@
+//! `sq-llava score`: answer files, without a model.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use sq_llava_eval::benchmark::{
+    Answers, Benchmark, Files, Questions, llava_bench, matched, merge, mm_vet,
+};
+
+use crate::results::{BenchmarkArguments, scored, show};
+
+/// Score answer files, whoever wrote them, and write what the benchmarks' servers take.
+#[derive(Debug, Args)]
+pub struct Score {
+    #[command(flatten)]
+    which: BenchmarkArguments,
+    /// Answer file; or a folder with BENCHMARK/answers.jsonl (or merge.jsonl), as eval makes it.
+    #[arg(long, value_name = "PATH")]
+    answers: PathBuf,
+    /// Folder for results; by default that of the answers.
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Merge this many shards (BENCHMARK/N_0.jsonl …) first, complete or not.
+    #[arg(long, value_name = "N")]
+    num_chunks: Option<usize>,
+    /// What the judge is told: LLaVA-Bench's rule.json, or a text for MM-Vet. Writes
+    /// judge_requests.jsonl.
+    #[arg(long, value_name = "FILE")]
+    rubric: Option<PathBuf>,
+    /// Name of the answers in tables; by default the one that they carry.
+    #[arg(long, value_name = "NAME")]
+    model_id: Option<String>,
+    /// Print the results as one JSON object.
+    #[arg(long)]
+    json: bool,
+}
+
+impl Score {
+    /// Runs the command.
+    ///
+    /// # Errors
+    /// Whatever goes wrong.
+    pub fn run(self) -> Result<()> {
+        let (mut reports, mut name) = (Vec::new(), self.model_id.clone());
+        let out = self.folder();
+        for (benchmark, files) in self.which.files()? {
+            let Some(path) = self.answer_file(benchmark)? else {
+                continue;
+            };
+            let questions = Questions::read(benchmark, &files, &self.which.options())?;
+            let answers = Answers::read(&path)?;
+            if answers.list.is_empty() {
+                bail!("{}: holds no answer", path.display());
+            }
+            name = name.or_else(|| answers.list.first().map(|a| a.model_id.clone()));
+            let folder = out.join(benchmark.name());
+            reports.push(scored(
+                &questions,
+                &answers,
+                &files,
+                &folder,
+                &self.which.jars(),
+            )?);
+            if let Some(rubric) = &self.rubric {
+                requests(&questions, &answers, &files, rubric, &folder)?;
+            }
+        }
+        if reports.is_empty() {
+            bail!(
+                "{}: no answers to any benchmark found",
+                self.answers.display()
+            );
+        }
+        let name = name.filter(|name| !name.is_empty());
+        show(
+            &reports,
+            name.as_deref().unwrap_or("answers"),
+            &out,
+            self.json,
+        )
+    }
+
+    fn folder(&self) -> PathBuf {
+        let beside = match self.answers.is_dir() {
+            true => self.answers.as_path(),
+            false => self.answers.parent().unwrap_or(Path::new(".")),
+        };
+        self.out.clone().unwrap_or_else(|| beside.to_path_buf())
+    }
+
+    /// The file with the answers to a benchmark.
+    fn answer_file(&self, benchmark: Benchmark) -> Result<Option<PathBuf>> {
+        if !self.answers.is_dir() {
+            if self.which.benchmarks.len() != 1 {
+                bail!("one answer file belongs to one benchmark: name it with --benchmark");
+            }
+            return Ok(Some(self.answers.clone()));
+        }
+        let folder = self.answers.join(benchmark.name());
+        if let Some(chunks) = self.num_chunks.filter(|_| folder.is_dir()) {
+            return Ok(Some(merge(&folder, chunks)?));
+        }
+        let names = ["answers.jsonl", "merge.jsonl"];
+        let mut found = names.iter().map(|name| folder.join(name));
+        Ok(found.find(|path| path.is_file()))
+    }
+}
+
+/// Writes the requests to a judge.
+fn requests(
+    questions: &Questions,
+    answers: &Answers,
+    files: &Files,
+    rubric: &Path,
+    folder: &Path,
+) -> Result<()> {
+    let matched = matched(questions, answers);
+    let needed = |what: &str| {
+        let path = files.annotations.as_deref();
+        path.with_context(|| format!("{} needs {what}: give --annotations", questions.benchmark))
+    };
+    let lines: Vec<String> = match questions.benchmark {
+        Benchmark::MmVet => {
+            let text =
+                std::fs::read_to_string(rubric).with_context(|| rubric.display().to_string())?;
+            let items = needed("mm-vet.json")?;
+            let made = mm_vet::judge_requests(text.trim_end(), items, &matched)?;
+            made.iter()
+                .map(serde_json::to_string)
+                .collect::<Result<_, _>>()?
+        }
+        Benchmark::LlavaBench => {
+            let context = needed("context.jsonl")?;
+            let reference = context.with_file_name("answers_gpt4.jsonl");
+            let made = llava_bench::review_requests(context, &reference, rubric, &matched)?;
+            made.iter()
+                .map(serde_json::to_string)
+                .collect::<Result<_, _>>()?
+        }
+        _ => return Ok(()),
+    };
+    let path = folder.join("judge_requests.jsonl");
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    std::fs::write(&path, lines.join("\n") + "\n").with_context(|| path.display().to_string())
+}

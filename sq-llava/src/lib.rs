@@ -1,0 +1,48 @@
+//! SQ-LLaVA (ECCV 2024): a vision-language model that learns to *ask* about a picture as well as to
+//! answer, on [Burn](https://burn.dev).
+//!
+//! ```no_run
+//! use sq_llava::Assistant;
+//!
+//! let assistant = Assistant::load("sqllava-run")?;
+//! println!("{}", assistant.ask("photo.jpg", "What is this?")?);
+//! for question in assistant.questions("photo.jpg", 5)? {
+//!     println!("{}", question.text);
+//! }
+//! # Ok::<(), sq_llava::ModelError>(())
+//! ```
+//!
+//! | to do | with |
+//! |---|---|
+//! | answer, stream, ask: three lines | [`Assistant`] |
+//! | another backend, dtype, base, blocks of int8 or int4 | [`Assistant::load_on`] with [`AssistantOptions`] |
+//! | the model itself, its layers, weights and LoRA | [`model`] |
+//! | pictures, tokenizers, templates, data sets | [`data`] |
+//! | train: two stages, the joint loss, checkpoints | [`train`] |
+//! | measure: benchmarks, CLIPScore, diversity, judges | [`eval`] |
+//!
+//! Every module of [`model`] is generic over Burn's `B: Backend`; [`Assistant`] without a type means
+//! the CPU (feature `cpu`).
+
+mod assistant;
+
+pub use assistant::Assistant;
+pub use sq_llava_data as data;
+pub use sq_llava_eval as eval;
+pub use sq_llava_model as model;
+pub use sq_llava_train as train;
+
+pub use sq_llava_data::{Conversation, DataError, Ending, Manifest, Template, TextTokenizer};
+pub use sq_llava_eval::EvalError;
+pub use sq_llava_model::generation::sampling::Sampling;
+pub use sq_llava_model::weights::LoadOptions;
+pub use sq_llava_model::{
+    Answer, AnswerOptions, AssistantOptions, ModelError, Question, QuestionOptions, Questions,
+    Request, SelfQuestioner, SqLlava, SqLlavaConfig,
+};
+pub use sq_llava_train::{Recipe, TrainError, TrainOptions, TrainPaths};
+
+/// The README's example compiles.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+struct ReadmeDoctests;

@@ -1,0 +1,252 @@
+//! Options that name a model, and loading it with a progress bar.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::FloatDType;
+use burn::tensor::backend::Backend;
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use sq_llava_data::gguf::GgufHeader;
+use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
+use sq_llava_data::{Template, TextTokenizer};
+use sq_llava_model::language::quantize::Quantize;
+use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
+use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
+use sq_llava_train::report::resident::proc_bytes;
+
+use crate::device::DeviceChoice;
+
+/// Which model, on which device.
+#[derive(Debug, Clone, Args)]
+pub struct ModelArguments {
+    /// Checkpoint or run directory, or a GGUF file.
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Model that a run was trained on.
+    #[arg(long, value_name = "DIR")]
+    pub base: Option<PathBuf>,
+    /// Vision tower, for checkpoints without one inside.
+    #[arg(long, value_name = "DIR")]
+    pub vision: Option<PathBuf>,
+    /// Tokenizer, for weights that lie without one.
+    #[arg(long, value_name = "DIR")]
+    pub tokenizer: Option<PathBuf>,
+    /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    /// Dtype of the weights in memory.
+    #[arg(long, value_enum, default_value_t = Precision::Auto)]
+    pub dtype: Precision,
+    /// Bring the LLM's weights into blocks: q8 (int8), q4 (int4), or, on the CPU, stored (those of
+    /// a GGUF file as they are).
+    #[arg(long, value_name = "FORMAT")]
+    pub quantize: Option<Quantize>,
+    /// Conversation template: plain, v1, v1_sq, sq or llama_2.
+    #[arg(long, value_name = "TEMPLATE")]
+    pub conv: Option<Template>,
+    /// Development: sizes of a preset in place of a checkpoint; needs --random-init.
+    #[arg(long, hide = true, requires = "random_init", conflicts_with = "model")]
+    pub preset: Option<String>,
+    /// Development: random weights.
+    #[arg(long, hide = true, requires = "preset")]
+    pub random_init: bool,
+}
+
+/// A dtype by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Precision {
+    /// f32 on the CPU while the model fits into half of the memory, else f16.
+    Auto,
+    /// 32 bits.
+    F32,
+    /// 16 bits.
+    F16,
+    /// 16 bits with the range of 32.
+    Bf16,
+}
+
+impl Precision {
+    /// The dtype; `bytes` is the size of the model's files.
+    pub fn resolve(self, device: DeviceChoice, bytes: u64) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
+            Self::Auto if device.resolved() != DeviceChoice::Cpu => FloatDType::F16,
+            // Files usually hold 16 bits: twice that in f32.
+            Self::Auto => match memory() {
+                Some(memory) if bytes.saturating_mul(4) > memory => FloatDType::F16,
+                _ => FloatDType::F32,
+            },
+        }
+    }
+
+    /// The dtype on a device; f32 in place of one that was not asked for.
+    ///
+    /// # Errors
+    /// If the device does not compute in the dtype that was asked for.
+    pub fn on<B: Backend>(
+        self,
+        choice: DeviceChoice,
+        bytes: u64,
+        device: &B::Device,
+    ) -> Result<FloatDType> {
+        self.supported::<B>(self.resolve(choice, bytes), choice, device)
+    }
+
+    fn supported<B: Backend>(
+        self,
+        dtype: FloatDType,
+        choice: DeviceChoice,
+        device: &B::Device,
+    ) -> Result<FloatDType> {
+        if B::supports_dtype(device, dtype.into()) {
+            return Ok(dtype);
+        }
+        match self {
+            Self::Auto => Ok(FloatDType::F32),
+            _ => bail!(
+                "device {} does not compute in {dtype:?}; choose another --dtype",
+                choice.resolved()
+            ),
+        }
+    }
+}
+
+/// Memory of the machine in bytes, where the system says.
+fn memory() -> Option<u64> {
+    proc_bytes("/proc/meminfo", "MemTotal:")
+}
+
+/// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it
+/// would be in 16.
+pub fn weight_bytes(dir: &std::path::Path) -> u64 {
+    if let Ok(header) = GgufHeader::open(dir) {
+        let elements = |shape: &[usize]| shape.iter().map(|&side| side as u64).product::<u64>();
+        return header.tensors.iter().map(|t| 2 * elements(&t.shape)).sum();
+    }
+    let Ok(entries) = std::fs::read_dir(dir) else {
+        return 0;
+    };
+    let files = entries.flatten().filter(|entry| {
+        let path = entry.path();
+        path.extension()
+            .is_some_and(|e| e == "safetensors" || e == "bin")
+    });
+    files
+        .filter_map(|file| Some(file.metadata().ok()?.len()))
+        .sum()
+}
+
+impl ModelArguments {
+    /// Loads the model.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn load<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
+        self.load_as(self.quantize, device)
+    }
+
+    /// Loads the model with its weights in other blocks than asked for.
+    ///
+    /// # Errors
+    /// If it cannot be loaded.
+    pub fn load_as<B: Backend>(
+        &self,
+        quantize: Option<Quantize>,
+        device: &B::Device,
+    ) -> Result<(Assistant<B>, LoadReport)> {
+        let Some(dir) = &self.model else {
+            return self.random::<B>(quantize, device);
+        };
+        let bytes = weight_bytes(self.base.as_deref().unwrap_or(dir));
+        let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
+        let bar = bar();
+        let options = AssistantOptions {
+            load: LoadOptions {
+                dtype,
+                base: self.base.clone(),
+                vision: self.vision.clone(),
+                quantize,
+                progress: Some(progress(&bar)),
+                ..LoadOptions::default()
+            },
+            template: self.conv,
+            tokenizer: self.tokenizer.clone(),
+        };
+        let loaded = Assistant::load(dir, &options, device);
+        bar.finish_and_clear();
+        Ok(loaded?)
+    }
+
+    fn random<B: Backend>(
+        &self,
+        quantize: Option<Quantize>,
+        device: &B::Device,
+    ) -> Result<(Assistant<B>, LoadReport)> {
+        let Some(name) = &self.preset else {
+            bail!("no model is named: give its directory with --model DIR");
+        };
+        let config = preset(name)?;
+        let Some(tokenizer) = &self.tokenizer else {
+            bail!("a preset has no tokenizer: give one with --tokenizer");
+        };
+        let dtype = match self.dtype {
+            Precision::Auto => FloatDType::F16,
+            other => other.resolve(self.device, 0),
+        };
+        let dtype = self.dtype.supported::<B>(dtype, self.device, device)?;
+        let mut model = init_random(config.init::<B>(device)?, dtype, 0)?;
+        if let Some(wanted) = quantize {
+            model.language_model.quantize_here(wanted)?;
+        }
+        let processor = match &config.vision {
+            Some(vision) => {
+                let side = u32::try_from(vision.image_size).context("image size")?;
+                let config = ImageProcessorConfig::clip(side).with_aspect(ImageAspect::Pad);
+                Some(ImageProcessor::new(config)?)
+            }
+            None => None,
+        };
+        let tokenizer = TextTokenizer::from_dir(tokenizer)?;
+        let template = self.conv.unwrap_or(Template::V1);
+        let assistant = Assistant::new(model, tokenizer, processor, template)?;
+        Ok((assistant, LoadReport::default()))
+    }
+}
+
+/// A named configuration.
+///
+/// # Errors
+/// If there is none of that name.
+pub fn preset(name: &str) -> Result<SqLlavaConfig> {
+    SqLlavaConfig::preset(name).with_context(|| {
+        format!("unknown preset \"{name}\"; known are sq-llava-7b, sq-llava-13b and tiny")
+    })
+}
+
+/// A bar of bytes on standard error; nothing off a terminal.
+pub fn bar() -> ProgressBar {
+    let style = "loading {bar:30} {bytes}/{total_bytes} {bytes_per_sec}";
+    let bar = ProgressBar::new(0);
+    match ProgressStyle::with_template(style) {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+/// Moves the bar while a model is read.
+pub fn progress(bar: &ProgressBar) -> Progress {
+    let bar = bar.clone();
+    Arc::new(move |done, total| {
+        bar.set_length(total);
+        bar.set_position(done);
+    })
+}
+
+/// Most memory that the process held, in bytes, where the system says.
+pub fn peak_memory() -> Option<u64> {
+    proc_bytes("/proc/self/status", "VmHWM:")
+}

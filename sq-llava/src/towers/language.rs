@@ -1,0 +1,390 @@
+//! The language model: reading comprehension without pictures. A table says in keywords what a
+//! scene holds, then come questions and answers. Each phrase of the table is read in one place, the
+//! sum of its words' embeddings, where a picture would stand in the same prompt: a patch will take
+//! one place too.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Result, ensure};
+use burn::grad_clipping::GradientClippingConfig;
+use burn::module::{AutodiffModule, Module};
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
+use rand::RngExt;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use sq_llava_data::{
+    Author, IMAGE_TOKEN_INDEX, LabelOptions, LlavaSample, Message, Template, TextTokenizer,
+    TokenRole, encode_sample,
+};
+use sq_llava_model::SqLlava;
+use sq_llava_model::config::{LlamaConfig, ProjectorConfig, SqLlavaConfig};
+use sq_llava_model::language::llama::Llama;
+use sq_llava_model::ops::cross_entropy::token_losses;
+
+use super::{Lessons, rate};
+use crate::world::{DESCRIBE, Kind, MOST_THINGS, Scene, rng};
+
+/// Peak learning rate.
+const RATE: f64 = 3e-3;
+
+/// Texts of one step.
+const BATCH: usize = 16;
+
+/// Weight in the loss of questions, which only partly follow from what stands before them.
+const GIVEN: f32 = 0.1;
+
+/// How much further apart the words begin than [`LlamaConfig::init`] draws them.
+const WIDEN: f32 = 15.0;
+
+/// Questions about one scene.
+const QUESTIONS: usize = 5;
+
+/// Texts of an examination.
+const EXAM: usize = 128;
+
+/// Kind of a text that says what stands where. Any order of the things will do, so it is not
+/// examined.
+const RECITAL: &str = "recital";
+
+/// Random numbers of lessons and of examinations.
+const LESSON_STREAM: u64 = 4;
+const EXAM_STREAM: u64 = 5;
+
+/// About 0.8 million parameters.
+pub fn config(vocabulary: usize) -> SqLlavaConfig {
+    let llama = LlamaConfig::new()
+        .with_hidden_size(128)
+        .with_intermediate_size(344)
+        .with_num_hidden_layers(4)
+        .with_num_attention_heads(4)
+        .with_num_key_value_heads(4)
+        .with_vocab_size(vocabulary)
+        .with_max_position_embeddings(512)
+        .with_rms_norm_eps(1e-5)
+        .with_tie_word_embeddings(true);
+    SqLlavaConfig::new(llama)
+        .with_projector(ProjectorConfig::Identity)
+        .with_bos_token_id(Some(1))
+        .with_eos_token_ids(vec![2])
+}
+
+/// A text to read.
+struct Lesson {
+    /// Ids of the words in each place: one, or all of a phrase's.
+    places: Vec<Vec<i64>>,
+    /// Weight of each place in the loss.
+    weights: Vec<f32>,
+    /// What is answered, and where its answer begins and ends.
+    answers: Vec<(&'static str, usize, usize)>,
+}
+
+/// Trains a language model from nothing.
+///
+/// # Errors
+/// If the loss is no longer a number.
+pub fn train<B: AutodiffBackend>(
+    tokenizer: &TextTokenizer,
+    lessons: Lessons,
+    device: &B::Device,
+    say: &mut dyn FnMut(String),
+) -> Result<SqLlava<B::InnerBackend>> {
+    B::seed(device, lessons.seed);
+    let config = config(tokenizer.len());
+    let mut model: SqLlava<B> = config.init(device)?;
+    say(format!(
+        "language model: {} parameters, {} steps",
+        model.num_params(),
+        lessons.language_steps
+    ));
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(0.01)
+        .with_epsilon(1e-8)
+        .with_beta_2(0.98)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init::<B, Llama<B>>();
+    let mut llama = model.language_model.clone();
+    // LLaMA's draw of 0.02 is for wide models: here the first layer would drown out the words, and
+    // it would take thousands of steps until a phrase is found by them.
+    let table = &mut llama.model.embed_tokens;
+    table.weight = table.weight.clone().map(|rows| rows * WIDEN);
+    for step in 0..lessons.language_steps {
+        let most = most_things(step, lessons);
+        let first = (step * BATCH) as u64;
+        let texts = (first..first + BATCH as u64)
+            .map(|number| {
+                lesson(
+                    tokenizer,
+                    most,
+                    &mut rng(lessons.seed, LESSON_STREAM, number),
+                )
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let loss = loss(&llama, &texts, device);
+        let value: f64 = loss.clone().into_scalar().elem();
+        ensure!(
+            value.is_finite(),
+            "language model, step {step}: the loss is {value}"
+        );
+        let grads = GradientsParams::from_grads(loss.backward(), &llama);
+        llama = optimizer.step(rate(RATE, step, lessons.language_steps), llama, grads);
+        if step % 100 == 99 || step + 1 == lessons.language_steps {
+            let right = examine(&llama.valid(), tokenizer, lessons.seed, device)?;
+            let right: Vec<String> = right
+                .into_iter()
+                .map(|(kind, part)| format!("{kind} {:.1}", 100.0 * part))
+                .collect();
+            say(format!(
+                "language model, step {}: loss {value:.4}; answers to new texts right, in %: {}",
+                step + 1,
+                right.join(", ")
+            ));
+        }
+    }
+    model.language_model = llama;
+    Ok(model.valid())
+}
+
+/// Weighted cross-entropy of the next token.
+fn loss<B: Backend>(llama: &Llama<B>, texts: &[Lesson], device: &B::Device) -> Tensor<B, 1> {
+    let longest = longest(texts);
+    let (mut rows, mut targets, mut weights) = (Vec::new(), Vec::new(), Vec::new());
+    for (index, text) in texts.iter().enumerate() {
+        for place in 1..text.places.len() {
+            if text.weights[place] > 0.0 {
+                rows.push((index * longest + place - 1) as i64);
+                targets.push(text.places[place][0]);
+                weights.push(text.weights[place]);
+            }
+        }
+    }
+    let total: f32 = weights.iter().sum();
+    let weights = Tensor::<B, 1>::from_data(TensorData::from(&weights[..]), device);
+    let logits = predict(llama, texts, &rows, device);
+    (token_losses(logits, &targets) * weights).sum() / total
+}
+
+/// Part of the answers, by kind, whose tokens are all the most likely ones, in texts that no
+/// lesson has.
+fn examine<B: Backend>(
+    llama: &Llama<B>,
+    tokenizer: &TextTokenizer,
+    seed: u64,
+    device: &B::Device,
+) -> Result<BTreeMap<&'static str, f64>> {
+    let texts = (0..EXAM as u64)
+        .map(|number| lesson(tokenizer, MOST_THINGS, &mut rng(seed, EXAM_STREAM, number)))
+        .collect::<Result<Vec<_>>>()?;
+    let mut counts: BTreeMap<&'static str, [usize; 2]> = BTreeMap::new();
+    for texts in texts.chunks(BATCH) {
+        let longest = longest(texts);
+        let answers = texts.iter().enumerate().flat_map(|(index, text)| {
+            let own = text.answers.iter();
+            own.filter(|(kind, ..)| *kind != RECITAL)
+                .map(move |&(kind, start, end)| (kind, index, start, end))
+        });
+        let answers: Vec<_> = answers.collect();
+        let mut rows = Vec::new();
+        for &(_, index, start, end) in &answers {
+            rows.extend((start..end).map(|place| (index * longest + place - 1) as i64));
+        }
+        let likely = predict(llama, texts, &rows, device).argmax(1);
+        let mut likely = likely
+            .into_data()
+            .iter::<i64>()
+            .collect::<Vec<_>>()
+            .into_iter();
+        for (kind, index, start, end) in answers {
+            let due = texts[index].places[start..end].iter().map(|words| words[0]);
+            let said: Vec<i64> = likely.by_ref().take(end - start).collect();
+            let count = counts.entry(kind).or_default();
+            count[0] += usize::from(due.eq(said));
+            count[1] += 1;
+        }
+    }
+    let part = |[right, all]: [usize; 2]| right as f64 / all.max(1) as f64;
+    Ok(counts
+        .into_iter()
+        .map(|(kind, count)| (kind, part(count)))
+        .collect())
+}
+
+fn longest(texts: &[Lesson]) -> usize {
+    texts
+        .iter()
+        .map(|text| text.places.len())
+        .max()
+        .unwrap_or(0)
+}
+
+/// Logits of the token after each of the rows, which count the places of all texts, each filled up
+/// to the longest. `[rows, vocabulary]`
+fn predict<B: Backend>(
+    llama: &Llama<B>,
+    texts: &[Lesson],
+    rows: &[i64],
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let longest = longest(texts);
+    let table = llama.model.embed_tokens.weight.val();
+    let [vocabulary, width] = table.dims();
+    // How often a place has each word: its product with the table is the sum of their embeddings.
+    let mut words = vec![0.0f32; texts.len() * longest * vocabulary];
+    for (index, text) in texts.iter().enumerate() {
+        for (place, ids) in text.places.iter().enumerate() {
+            for &id in ids {
+                words[(index * longest + place) * vocabulary + id as usize] += 1.0;
+            }
+        }
+    }
+    let words = TensorData::new(words, [texts.len() * longest, vocabulary]);
+    let hidden = Tensor::<B, 2>::from_data(words, device).matmul(table);
+    let hidden = hidden.reshape([texts.len(), longest, width]);
+    // Padding is at the right: no token that counts sees it.
+    let hidden = llama.forward_layers(hidden, &vec![0; texts.len()], None);
+    let index = Tensor::<B, 1, Int>::from_data(TensorData::from(rows), device);
+    let hidden = hidden.reshape([texts.len() * longest, width]);
+    llama.logits(hidden.select(0, index))
+}
+
+/// Scenes grow over the first fifth of the lessons: to find the one thing there is comes
+/// before finding the right one.
+fn most_things(step: usize, lessons: Lessons) -> usize {
+    let growth = (lessons.language_steps / 5).max(1);
+    (1 + step * MOST_THINGS / growth).min(MOST_THINGS)
+}
+
+/// A text about a scene of at most so many things: of four, one tells what the table says in a
+/// sentence, as in stage 1, one says what stands where, and two are chats.
+fn lesson(tokenizer: &TextTokenizer, most: usize, rng: &mut ChaCha8Rng) -> Result<Lesson> {
+    let count = rng.random_range(1..=most);
+    let scene = Scene::with_things(count, rng);
+    let table = scene.table();
+    let caption = || ("caption", DESCRIBE.to_owned(), scene.caption());
+    match rng.random_range(0..4) {
+        0 => return lay_out(tokenizer, Template::Plain, &table, vec![caption()]),
+        1 => {
+            // The line break tells it from a caption.
+            let recital = format!("\n{}", scene.recital(rng));
+            let turns = vec![(RECITAL, DESCRIBE.to_owned(), recital)];
+            return lay_out(tokenizer, Template::Plain, &table, turns);
+        }
+        _ => {}
+    }
+    let turns = (0..QUESTIONS).map(|turn| {
+        if turn == 0 && rng.random_range(0..6) == 0 {
+            return caption();
+        }
+        // The kinds are never empty.
+        let kind = Kind::ALL.choose(rng).copied().unwrap_or(Kind::YesNo);
+        let one = scene.ask(kind, rng);
+        (kind.name(), one.question, one.answer)
+    });
+    let turns = turns.collect();
+    lay_out(tokenizer, Template::V1, &table, turns)
+}
+
+/// A conversation of kinds, questions and answers, with the table in the place of a picture.
+fn lay_out(
+    tokenizer: &TextTokenizer,
+    template: Template,
+    table: &[String],
+    turns: Vec<(&'static str, String, String)>,
+) -> Result<Lesson> {
+    let (mut kinds, mut conversations) = (Vec::new(), Vec::new());
+    for (kind, question, answer) in turns {
+        kinds.push(kind);
+        for (from, value) in [(Author::Human, question), (Author::Gpt, answer)] {
+            conversations.push(Message { from, value });
+        }
+    }
+    let sample = LlavaSample {
+        id: "lesson".into(),
+        images: vec!["table".into()],
+        conversations,
+    };
+    let encoded = encode_sample(tokenizer, &sample, &[], &LabelOptions::new(template))?;
+    let mut lesson = Lesson {
+        places: Vec::new(),
+        weights: Vec::new(),
+        answers: Vec::new(),
+    };
+    let mut answering = false;
+    for (&id, role) in encoded.input_ids.iter().zip(&encoded.roles) {
+        let at = lesson.places.len();
+        if id == IMAGE_TOKEN_INDEX {
+            for phrase in table {
+                lesson.places.push(tokenizer.encode(phrase, false)?);
+                lesson.weights.push(0.0);
+            }
+            answering = false;
+            continue;
+        }
+        let answer = *role == TokenRole::Answer;
+        if answer && !answering {
+            let kind = kinds[lesson.answers.len()];
+            lesson.answers.push((kind, at, at));
+        }
+        if let Some((_, _, end)) = lesson.answers.last_mut().filter(|_| answer) {
+            *end = at + 1;
+        }
+        answering = answer;
+        lesson.places.push(vec![id]);
+        lesson.weights.push(if answer { 1.0 } else { GIVEN });
+    }
+    Ok(lesson)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lesson_is_a_table_and_answers_to_it() {
+        let dir = tempfile::tempdir().unwrap();
+        super::super::tokenizer::write(dir.path()).unwrap();
+        let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        let turns = |pairs: &[(&'static str, &str, &str)]| {
+            let own = pairs.iter().map(|&(kind, q, a)| (kind, q.into(), a.into()));
+            own.collect::<Vec<_>>()
+        };
+        let table = ["red circle small top-left".to_owned(), "nothing top".into()];
+        let pairs = [
+            ("where", "Where is the red circle?", "at the top-left"),
+            ("yes/no", "Is there a blue cross?", "no"),
+        ];
+        let lesson = lay_out(&tokenizer, Template::V1, &table, turns(&pairs)).unwrap();
+        let said = |start: usize, end: usize| {
+            let ids: Vec<i64> = lesson.places[start..end].iter().map(|p| p[0]).collect();
+            tokenizer.decode(&ids, true).unwrap().trim().to_owned()
+        };
+        let answers: Vec<_> = lesson
+            .answers
+            .iter()
+            .map(|&(k, s, e)| (k, said(s, e)))
+            .collect();
+        let due = pairs.map(|(kind, _, answer)| (kind, answer.to_owned()));
+        assert_eq!(answers, due);
+        let phrases: Vec<_> = lesson.places.iter().filter(|p| p.len() > 1).collect();
+        assert_eq!(phrases.len(), 2);
+        for (words, phrase) in phrases.into_iter().zip(&table) {
+            assert_eq!(tokenizer.decode(words, true).unwrap().trim(), phrase);
+        }
+        // The end of an answer is learnt with it.
+        for &(_, start, end) in &lesson.answers {
+            assert!(
+                lesson.weights[start..end]
+                    .iter()
+                    .all(|&weight| weight == 1.0)
+            );
+            assert_eq!(lesson.places[end - 1], [2]);
+        }
+        let learnt = lesson
+            .weights
+            .iter()
+            .filter(|&&weight| weight == 1.0)
+            .count();
+        assert_eq!(learnt, 4 + 2);
+    }
+}

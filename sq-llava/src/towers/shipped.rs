@@ -1,0 +1,41 @@
+//! The towers that travel inside the command.
+
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+/// A file of `assets/world-towers`.
+macro_rules! file {
+    ($name:literal) => {
+        (
+            $name,
+            include_bytes!(concat!("../../assets/world-towers/", $name)) as &[u8],
+        )
+    };
+}
+
+/// Names and contents.
+const FILES: [(&str, &[u8]); 7] = [
+    file!("llm/config.json"),
+    file!("llm/model.safetensors"),
+    file!("llm/tokenizer.json"),
+    file!("llm/tokenizer_config.json"),
+    file!("vision/config.json"),
+    file!("vision/model.safetensors"),
+    file!("vision/preprocessor_config.json"),
+];
+
+/// Writes the shipped towers to `dir/llm` and `dir/vision`.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn unpack(dir: &Path) -> Result<()> {
+    for (name, bytes) in FILES {
+        let path = dir.join(name);
+        if let Some(folder) = path.parent() {
+            std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
+        }
+        std::fs::write(&path, bytes).with_context(|| format!("{}", path.display()))?;
+    }
+    Ok(())
+}
