@@ -5,6 +5,7 @@
 pub mod asking;
 pub mod check;
 mod error;
+pub mod files;
 pub mod foreign;
 pub mod gguf;
 pub mod image;

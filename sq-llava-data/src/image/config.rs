@@ -45,6 +45,15 @@ impl ImageAspect {
     pub fn from_model(image_aspect_ratio: Option<&str>) -> Result<Self, DataError> {
         image_aspect_ratio.map_or(Ok(Self::Crop), str::parse)
     }
+
+    /// Its name in configurations.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Pad => "pad",
+            Self::Crop => "crop",
+            Self::Resize => "resize",
+        }
+    }
 }
 
 impl FromStr for ImageAspect {

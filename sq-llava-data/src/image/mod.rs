@@ -9,15 +9,22 @@ mod resample;
 
 use std::io::Read;
 use std::path::Path;
+use std::sync::Once;
 
 pub use config::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
 pub use image::{ImageFormat, Rgb, RgbImage};
 
-use crate::DataError;
-use decode::DecodeOptions;
+use crate::{DataError, files};
+use decode::{DecodeOptions, Decoded};
 use resample::{Axis, filled, resample};
+
+/// Bytes by which a picture is told from other files.
+const PICTURE_START: u64 = 4096;
+
+/// Says that pictures are not turned, at the first one that would be.
+static NOT_TURNED: Once = Once::new();
 
 /// Input of the vision tower for one picture.
 #[derive(Debug, Clone, PartialEq)]
@@ -102,6 +109,13 @@ impl ImageProcessor {
         Self::new(ImageProcessorConfig::read(path)?.with_aspect(aspect))
     }
 
+    /// The same, but pictures are turned as their EXIF says.
+    #[must_use]
+    pub fn turning(mut self) -> Self {
+        self.config.apply_exif = true;
+        self
+    }
+
     /// The configuration.
     pub fn config(&self) -> &ImageProcessorConfig {
         &self.config
@@ -156,9 +170,11 @@ impl ImageProcessor {
         // No picture within the limit is larger than this, even without compression.
         let most = self.config.max_pixels.saturating_mul(8);
         let most = most.saturating_add(64 << 20);
-        let file = std::fs::File::open(path).map_err(failed)?;
         let mut bytes = Vec::new();
-        file.take(most).read_to_end(&mut bytes).map_err(failed)?;
+        files::open(path)?
+            .take(most)
+            .read_to_end(&mut bytes)
+            .map_err(failed)?;
         if bytes.len() as u64 == most {
             return Err(DataError::Image {
                 name: path.display().to_string(),
@@ -173,17 +189,31 @@ impl ImageProcessor {
 
     /// Decodes a JPEG, PNG, WebP, GIF or BMP, told by its content, to RGB as Pillow's
     /// `convert("RGB")` does: transparency is dropped, animations give their first frame, EXIF
-    /// orientation is ignored unless the configuration says `apply_exif`. `name` is for messages.
+    /// orientation is ignored unless the configuration says `apply_exif`; a warning says so at the
+    /// first picture that it would turn. `name` is for messages.
     ///
     /// # Errors
     /// [`DataError::Image`] if the bytes are no such image, are cut short or damaged;
     /// [`DataError::ImageTooLarge`] above `max_pixels`, before the pixels are decoded.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage, DataError> {
-        let decoded = decode::decode(bytes, name, self.options())?;
-        for damage in decoded.damage {
+        let Decoded {
+            image,
+            turned,
+            damage,
+            ..
+        } = decode::decode(bytes, name, self.options())?;
+        for damage in damage {
             tracing::warn!(image = name, "{damage}");
         }
-        Ok(decoded.image)
+        if turned && !self.config.apply_exif {
+            NOT_TURNED.call_once(|| {
+                tracing::warn!(
+                    image = name,
+                    "its EXIF turns it, but it is taken as it is stored, as LLaVA does (said once;                      --exif, or \"apply_exif\": true in preprocessor_config.json, turns pictures)"
+                );
+            });
+        }
+        Ok(image)
     }
 
     /// Pads, crops or stretches a picture to [`Self::input_size`], still in eight bits.
@@ -279,6 +309,18 @@ impl ImageProcessor {
             }
         }
     }
+}
+
+/// Whether a path is a file with a picture in it, decodable or not: told by its ending or by how it
+/// begins.
+pub fn is_picture(path: &Path) -> bool {
+    let Ok(file) = files::open(path) else {
+        return false;
+    };
+    let ending = path.extension().and_then(ImageFormat::from_extension);
+    let mut start = Vec::new();
+    let read = file.take(PICTURE_START).read_to_end(&mut start);
+    ending.is_some() || (read.is_ok() && decode::begins_as_picture(&start))
 }
 
 /// One dimension: the centred part of `input` pixels, and how many zeros stand before it.

@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Deserialize;
 
-use crate::DataError;
+use crate::{DataError, files};
 use scan::{Element, Scanner};
 
 /// Bytes read at a time while indexing.
@@ -285,7 +285,7 @@ impl Part {
             path: path.clone(),
             source,
         };
-        let mut file = File::open(&path).map_err(io)?;
+        let mut file = files::open(&path)?;
         let mut scanner = Scanner::default();
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {

@@ -1,8 +1,9 @@
 //! GIF: the first frame.
 
 use image::RgbImage;
+use image::metadata::Orientation;
 
-use super::{DecodeOptions, check_size};
+use super::{DecodeOptions, Oriented, check_size};
 use crate::DataError;
 
 /// First frame of a GIF on its canvas. What the frame leaves free has the transparent colour, or
@@ -11,7 +12,7 @@ pub(super) fn decode(
     bytes: &[u8],
     name: &str,
     options: DecodeOptions,
-) -> Result<RgbImage, DataError> {
+) -> Result<Oriented, DataError> {
     let fail = |reason: String| DataError::Image {
         name: name.to_owned(),
         reason,
@@ -55,5 +56,5 @@ pub(super) fn decode(
             canvas.put_pixel(x, y, colour(*index));
         }
     }
-    Ok(canvas)
+    Ok((canvas, Orientation::NoTransforms))
 }

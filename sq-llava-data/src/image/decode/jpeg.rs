@@ -1,16 +1,22 @@
 //! JPEG, to the byte what libjpeg-turbo (and so Pillow) decodes.
 
-use image::RgbImage;
 use image::metadata::Orientation;
 use libjpeg_turbo_rs::{
     ColorSpace, ComponentInfo, DecodeLimits, DecodeWarning, Decoder, JpegError, PixelFormat,
 };
 
-use super::{DecodeOptions, check_size, turn};
+use super::{DecodeOptions, Oriented, check_size, image_of, to_rgb};
 use crate::DataError;
 
 /// Real progressive files have about ten; a file of thousands is made to keep us busy.
 const MAX_SCANS: usize = 500;
+
+/// Bytes that decoding may hold for each pixel of the largest picture allowed: the result and the
+/// planes of three components.
+const BYTES_PER_PIXEL: u64 = 6;
+
+/// Pixels that a byte can stand for at most: each block of 64 takes a code of one bit or more.
+const PIXELS_PER_BYTE: u64 = 512;
 
 /// Decodes a JPEG. Damaged data is decoded as far as it goes, with a `damage` for each place, as
 /// libjpeg does; a file without an end is refused, as Pillow does.
@@ -19,7 +25,7 @@ pub(super) fn decode(
     name: &str,
     options: DecodeOptions,
     damage: &mut Vec<String>,
-) -> Result<RgbImage, DataError> {
+) -> Result<Oriented, DataError> {
     let fail = |reason: String| DataError::Image {
         name: name.to_owned(),
         reason,
@@ -32,12 +38,20 @@ pub(super) fn decode(
         // `check_size` says it better, and comes before the pixels.
         max_pixels: u64::MAX,
         max_scans: MAX_SCANS,
-        max_memory: Some(options.max_bytes()),
+        max_memory: Some(options.max_pixels.saturating_mul(BYTES_PER_PIXEL)),
         ..DecodeLimits::default()
     };
     let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
     let header = decoder.header();
-    check_size(name, header.width.into(), header.height.into(), options)?;
+    let (width, height) = (u32::from(header.width), u32::from(header.height));
+    check_size(name, width, height, options)?;
+    let pixels = u64::from(width) * u64::from(height);
+    if is_huffman_coded(bytes) && pixels > PIXELS_PER_BYTE * bytes.len() as u64 {
+        return Err(fail(format!(
+            "JPEG is cut short: {} bytes cannot hold {width}x{height}",
+            bytes.len()
+        )));
+    }
     if header.precision != 8 {
         let bits = header.precision;
         return Err(fail(format!(
@@ -59,7 +73,6 @@ pub(super) fn decode(
     decoder.set_lenient(true);
     let orientation = decoder
         .exif_orientation()
-        .filter(|_| options.apply_exif)
         .and_then(Orientation::from_exif)
         .unwrap_or(Orientation::NoTransforms);
 
@@ -72,14 +85,18 @@ pub(super) fn decode(
         damage.push(format!("JPEG is damaged: {warning}"));
     }
     let (width, height) = (decoded.width as u32, decoded.height as u32);
-    let data = if four_inks {
-        rgb_of_inks(&decoded.data)
-    } else {
-        decoded.data
+    let data = match four_inks {
+        true => to_rgb(decoded.data, rgb_of_ink),
+        false => decoded.data,
     };
-    RgbImage::from_raw(width, height, data)
-        .map(|image| turn(image, orientation))
-        .ok_or_else(|| fail(format!("JPEG gave too few pixels for {width}x{height}")))
+    Ok((image_of(name, width, height, data)?, orientation))
+}
+
+/// Whether the pixels are in Huffman codes, and not in the arithmetic ones, which may be shorter.
+fn is_huffman_coded(bytes: &[u8]) -> bool {
+    markers(bytes)
+        .find(|marker| matches!(marker, 0xc0..=0xc3 | 0xc9..=0xcb))
+        .is_some_and(|marker| marker <= 0xc3)
 }
 
 /// Whether every component divides the most finely sampled one (libjpeg asks this too), which of
@@ -99,41 +116,42 @@ fn sampling_is_supported(components: &[ComponentInfo], four_inks: bool) -> bool 
 }
 
 /// CMYK as Adobe stores it (0 is full ink), by Pillow's formula; Pillow takes every CMYK JPEG so.
-fn rgb_of_inks(inks: &[u8]) -> Vec<u8> {
-    inks.chunks_exact(4)
-        .flat_map(|ink| {
-            let black = u32::from(ink[3]);
-            [ink[0], ink[1], ink[2]].map(|colour| {
-                // Rounded colour · black / 255.
-                let product = u32::from(colour) * black + 128;
-                (((product >> 8) + product) >> 8) as u8
-            })
-        })
-        .collect()
+fn rgb_of_ink([cyan, magenta, yellow, black]: [u8; 4]) -> [u8; 3] {
+    [cyan, magenta, yellow].map(|colour| {
+        // Rounded colour · black / 255.
+        let product = u32::from(colour) * u32::from(black) + 128;
+        (((product >> 8) + product) >> 8) as u8
+    })
 }
 
 /// Whether the marker segments of a JPEG run up to an end-of-image marker.
 fn has_end(bytes: &[u8]) -> bool {
-    let mut at = 2; // behind the start-of-image marker
-    while let Some(found) = bytes.get(at..).and_then(|rest| find_byte(rest, 0xff)) {
-        at += found + 1;
-        match bytes.get(at) {
-            Some(0xd9) => return true,
-            // Another fill byte may itself start the marker.
-            Some(0xff) => {}
-            // Stuffed data, restarts and other markers without a length.
-            Some(0x00 | 0x01 | 0xd0..=0xd8) => at += 1,
-            // A segment with its length; thumbnails with an end marker of their own lie in such.
-            Some(_) => match bytes.get(at + 1..at + 3) {
-                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
-                None => return false,
-            },
-            None => return false,
-        }
-    }
-    false
+    markers(bytes).any(|marker| marker == 0xd9)
 }
 
-fn find_byte(bytes: &[u8], byte: u8) -> Option<usize> {
-    bytes.iter().position(|b| *b == byte)
+/// The markers behind the start-of-image marker that begin a segment or end the image. Thumbnails
+/// with markers of their own lie within a segment.
+fn markers(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    let mut at = 2;
+    std::iter::from_fn(move || {
+        loop {
+            let found = bytes.get(at..)?.iter().position(|byte| *byte == 0xff)?;
+            at += found + 1;
+            match *bytes.get(at)? {
+                // Another fill byte may itself start the marker.
+                0xff => {}
+                // Stuffed data, restarts and other markers without a length.
+                0x00 | 0x01 | 0xd0..=0xd8 => at += 1,
+                marker => {
+                    at += 1;
+                    // The end has no length, every other segment has one.
+                    if marker != 0xd9 {
+                        let length = bytes.get(at..at + 2)?;
+                        at += usize::from(u16::from_be_bytes([length[0], length[1]]));
+                    }
+                    return Some(marker);
+                }
+            }
+        }
+    })
 }

@@ -6,17 +6,19 @@ use image::{ImageBuffer, ImageFormat, Luma, LumaA, Rgba, RgbaImage};
 
 use super::*;
 
+/// A picture under tests/images. Those that are whole were made by Pillow.
+macro_rules! fixture {
+    ($name:literal) => {
+        include_bytes!(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/images/", $name))
+    };
+}
+
+mod damaged;
+
 const OPTIONS: DecodeOptions = DecodeOptions {
     max_pixels: 1 << 20,
     apply_exif: false,
 };
-
-/// A JPEG or WebP under tests/images, made by Pillow.
-macro_rules! fixture {
-    ($name:literal) => {
-        include_bytes!(concat!("../../../tests/images/", $name))
-    };
-}
 
 fn rgb(bytes: &[u8]) -> RgbImage {
     decode(bytes, "test", OPTIONS).unwrap().image
@@ -307,7 +309,7 @@ fn errors_name_the_file_and_the_reason() {
     let cases: [(&[u8], &str); 9] = [
         (b"", "empty"),
         (b"not an image at all", "not a JPEG"),
-        (b"II*\0\x08\0\0\0", "Tiff"),
+        (b"II*\0\x08\0\0\0", "TIFF"),
         (&photo[..photo.len() - 2], "cut short"),
         (&photo[..photo.len() / 2], "cut short"),
         (&photo[..3], "cut short"),
