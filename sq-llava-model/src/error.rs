@@ -2,7 +2,10 @@
 
 use std::path::PathBuf;
 
+use burn::tensor::DType;
 use thiserror::Error;
+
+use crate::origin::{Origin, advice};
 
 /// What can go wrong when a model is configured, loaded, run or saved.
 #[derive(Debug, Error)]
@@ -68,6 +71,19 @@ pub enum ModelError {
         tokens: usize,
         /// Size of the window.
         limit: usize,
+    },
+    /// The model computed NaN or infinity.
+    #[error(
+        "the model's numbers are not finite (NaN or infinity) from {origin} on: {}",
+        advice(*.dtype)
+    )]
+    NotFinite {
+        /// Index of the sample in the batch.
+        sample: usize,
+        /// Where it begins.
+        origin: Origin,
+        /// Dtype of the weights.
+        dtype: DType,
     },
     /// An argument has an impossible value.
     #[error("{0}")]

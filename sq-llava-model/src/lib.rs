@@ -8,6 +8,7 @@ pub mod generation;
 pub mod kernels;
 pub mod language;
 pub mod ops;
+pub mod origin;
 mod sq_llava;
 pub mod vision;
 pub mod weights;

@@ -30,7 +30,7 @@ const FLOORS: [(&str, &[&[&str]]); 5] = [
     (
         "sq-llava-model",
         &[
-            &["error"],
+            &["error", "origin"],
             &["kernels"],
             &["ops"],
             &["config"],

@@ -13,6 +13,8 @@ use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PixelValues};
 use crate::EvalError;
 use crate::clip_score::model::ClipModel;
 use sq_llava_model::ModelError;
+use sq_llava_model::ops::finite::all_finite;
+use sq_llava_model::origin::Origin;
 use sq_llava_model::weights::Progress;
 
 /// CLIP with its tokenizer and image processor.
@@ -103,7 +105,8 @@ impl<B: Backend> ClipScorer<B> {
             return Ok(vec![]);
         }
         let images: Vec<&[f32]> = images.iter().map(|image| image.data.as_slice()).collect();
-        rows(self.model.image_embeds(self.model.pixels(&images)?))
+        let embeds = self.model.image_embeds(self.model.pixels(&images)?);
+        Ok(self.rows(embeds, Origin::ClipImage)?)
     }
 
     /// Embeddings of texts, in batches of at most `batch` texts of about equal length.
@@ -126,7 +129,7 @@ impl<B: Backend> ClipScorer<B> {
         let mut found = Vec::with_capacity(texts.len());
         for part in tokens.chunks(batch.max(1)) {
             let ids: Vec<Vec<i64>> = part.iter().map(|(_, t)| t.ids.clone()).collect();
-            let values = rows(self.model.text_embeds(&ids)?)?;
+            let values = self.rows(self.model.text_embeds(&ids)?, Origin::ClipText)?;
             for ((index, tokens), values) in part.iter().zip(values) {
                 let cut = tokens.cut;
                 found.push((*index, TextEmbedding { values, cut }));
@@ -135,17 +138,28 @@ impl<B: Backend> ClipScorer<B> {
         found.sort_by_key(|(index, _)| *index);
         Ok(found.into_iter().map(|(_, embedding)| embedding).collect())
     }
-}
 
-/// `[n, width]` → n vectors.
-fn rows<B: Backend>(tensor: Tensor<B, 2>) -> Result<Vec<Vec<f32>>, EvalError> {
-    let width = tensor.dims()[1];
-    let values: Vec<f32> = tensor
-        .into_data()
-        .convert::<f32>()
-        .to_vec()
-        .map_err(|e| ModelError::Argument(format!("embeddings cannot be read: {e:?}")))?;
-    Ok(values.chunks(width.max(1)).map(<[f32]>::to_vec).collect())
+    /// `[n, width]` → n vectors.
+    ///
+    /// # Errors
+    /// If a number is not finite.
+    fn rows(&self, embeds: Tensor<B, 2>, origin: Origin) -> Result<Vec<Vec<f32>>, ModelError> {
+        let width = embeds.dims()[1];
+        let values: Vec<f32> = embeds
+            .into_data()
+            .convert::<f32>()
+            .to_vec()
+            .map_err(|e| ModelError::Argument(format!("embeddings cannot be read: {e:?}")))?;
+        let rows: Vec<Vec<f32>> = values.chunks(width.max(1)).map(<[f32]>::to_vec).collect();
+        match rows.iter().position(|row| !all_finite(row)) {
+            Some(sample) => Err(ModelError::NotFinite {
+                sample,
+                origin,
+                dtype: self.model.visual_projection.weight.val().dtype(),
+            }),
+            None => Ok(rows),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use crate::config::ProjectorConfig;
 use crate::error::ModelError;
 use crate::generation::generate::{FinishReason, GenerateConfig, Generation};
 use crate::generation::sampling::Sampling;
+use crate::origin::Origin;
 use crate::sq_llava::{Sample, SqLlava};
 use crate::weights::{LoadOptions, LoadReport, load_model};
 
@@ -254,7 +255,8 @@ impl<B: Backend> Assistant<B> {
         let mut failed = None;
         let generations = self.model.generate(&samples, &config, &mut |row, id| {
             texts[row].push(id, row, on_text, &mut failed)
-        })?;
+        });
+        let generations = generations.map_err(|error| self.found_in(error, requests))?;
         finish(texts, generations, inputs, failed, on_text)
     }
 
@@ -275,7 +277,8 @@ impl<B: Backend> Assistant<B> {
         let images = self
             .image_features(std::slice::from_ref(request))?
             .remove(0);
-        let prefix = self.model.prefix(&Sample { ids: &ids, images })?;
+        let prefix = self.model.prefix(&Sample { ids: &ids, images });
+        let prefix = prefix.map_err(|e| self.found_in(e, std::slice::from_ref(request)))?;
         let config = self.generate_config(options, request.ending)?;
         let mut texts = self.texts(n, options);
         let mut failed = None;
@@ -332,6 +335,25 @@ impl<B: Backend> Assistant<B> {
             .iter()
             .map(|r| encoded.by_ref().take(r.images.len()).collect())
             .collect())
+    }
+
+    /// Says of image tokens that are not finite which part of the model made them.
+    fn found_in(&self, error: ModelError, requests: &[Request<'_>]) -> ModelError {
+        let ModelError::NotFinite {
+            sample,
+            origin: Origin::ImageTokens,
+            ..
+        } = error
+        else {
+            return error;
+        };
+        let images = requests.get(sample).map_or(&[][..], |r| r.images);
+        let images: Vec<&[f32]> = images.iter().map(|image| image.data.as_slice()).collect();
+        let pixels = self.model.pixels(&images);
+        match pixels.and_then(|pixels| self.model.image_origin(pixels)) {
+            Ok(Some(origin)) => self.model.not_finite(sample, origin),
+            _ => error,
+        }
     }
 
     fn texts(&self, n: usize, options: &AnswerOptions) -> Vec<TextStream<'_>> {

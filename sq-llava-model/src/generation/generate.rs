@@ -6,7 +6,9 @@ use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
 use crate::error::ModelError;
 use crate::generation::sampling::{Sampler, Sampling};
+use crate::kernels::blocks::is_native;
 use crate::language::cache::KvCache;
+use crate::ops::finite::{all_finite, is_finite};
 use crate::ops::pool::on_pool;
 use crate::sq_llava::{Sample, SqLlava};
 
@@ -65,7 +67,8 @@ pub struct Generation {
 #[derive(Debug, Clone)]
 pub struct Prefix<B: Backend> {
     cache: KvCache<B>,
-    logits: Tensor<B, 2>,
+    /// Of the token that follows, `[vocabulary]`.
+    logits: Vec<f32>,
     ids: Vec<i64>,
 }
 
@@ -94,8 +97,8 @@ impl<B: Backend> SqLlava<B> {
     /// answer; the token it ends at stays part of the answer.
     ///
     /// # Errors
-    /// If a prompt does not fit into the context, its images do not match its ids, or an argument
-    /// is impossible.
+    /// If a prompt does not fit into the context, its images do not match its ids, an argument is
+    /// impossible, or the model computes NaN or infinity.
     pub fn generate(
         &self,
         samples: &[Sample<'_, B>],
@@ -130,7 +133,9 @@ impl<B: Backend> SqLlava<B> {
             })
             .collect();
         let mut cache = KvCache::new(self.language_model.model.layers.len(), padding);
-        let logits = self.prefill(Tensor::cat(padded, 0), &mut cache);
+        let logits = self
+            .prefill(Tensor::cat(padded, 0), &mut cache)
+            .map_err(|error| error.within(samples))?;
         let seen = samples.iter().map(|s| text_ids(s.ids)).collect();
         self.decode(logits, cache, seen, config, on_token)
     }
@@ -149,10 +154,12 @@ impl<B: Backend> SqLlava<B> {
             return Err(ModelError::ContextOverflow { tokens, limit });
         }
         let mut cache = KvCache::new(self.language_model.model.layers.len(), vec![0]);
-        let logits = self.prefill(embedding.unsqueeze::<3>(), &mut cache);
+        let logits = self
+            .prefill(embedding.unsqueeze::<3>(), &mut cache)
+            .map_err(|error| error.within(std::slice::from_ref(sample)))?;
         Ok(Prefix {
             cache,
-            logits,
+            logits: logits.concat(),
             ids: text_ids(sample.ids),
         })
     }
@@ -175,7 +182,8 @@ impl<B: Backend> SqLlava<B> {
         if tokens >= limit {
             return Err(ModelError::ContextOverflow { tokens, limit });
         }
-        prefix.logits = self.prefill(embedding.unsqueeze::<3>(), &mut prefix.cache);
+        let logits = self.prefill(embedding.unsqueeze::<3>(), &mut prefix.cache)?;
+        prefix.logits = logits.concat();
         prefix.ids.extend_from_slice(ids);
         Ok(())
     }
@@ -183,7 +191,7 @@ impl<B: Backend> SqLlava<B> {
     /// Continues one prefix `n` times as one batch; the draws of each are its own.
     ///
     /// # Errors
-    /// If an argument is impossible.
+    /// If an argument is impossible, or the model computes NaN or infinity.
     pub fn continue_prefix(
         &self,
         prefix: &Prefix<B>,
@@ -195,27 +203,69 @@ impl<B: Backend> SqLlava<B> {
         if n == 0 {
             return Ok(vec![]);
         }
-        let logits = prefix.logits.clone().repeat_dim(0, n);
+        let logits = vec![prefix.logits.clone(); n];
         let seen = vec![prefix.ids.clone(); n];
         self.decode(logits, prefix.cache.repeat(n), seen, config, on_token)
     }
 
     /// Runs tokens behind what the cache holds and returns the logits of the last position only.
-    /// `[batch, tokens, hidden]` → `[batch, vocabulary]`
-    fn prefill(&self, embeddings: Tensor<B, 3>, cache: &mut KvCache<B>) -> Tensor<B, 2> {
+    /// `[batch, tokens, hidden]` → `batch` × `[vocabulary]`
+    ///
+    /// # Errors
+    /// If they are not finite; the cache is spoilt then.
+    fn prefill(
+        &self,
+        embeddings: Tensor<B, 3>,
+        cache: &mut KvCache<B>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let [batch, tokens, width] = embeddings.dims();
-        let padding = cache.padding().to_vec();
+        let (past, padding) = (cache.len(), cache.padding().to_vec());
         let llama = &self.language_model;
-        on_pool::<B, _>(|| {
+        let given = embeddings.clone();
+        let (last, logits) = on_pool::<B, _>(|| {
             let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
             let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
-            llama.logits(last.reshape([batch, width]))
-        })
+            let last = last.reshape([batch, width]);
+            (last.clone(), llama.logits(last))
+        });
+        let logits = rows(logits)?;
+        // Int8 and int4 on the CPU round their inputs to integers, where NaN becomes 0.
+        let rounded = is_native::<B>() && !(is_finite(&given) && is_finite(&last));
+        if !rounded && logits.iter().all(|row| all_finite(row)) {
+            return Ok(logits);
+        }
+        cache.truncate(past);
+        Err(self.first_not_finite(given, last, &logits, cache))
+    }
+
+    /// The error of the first sample of a batch whose numbers are not finite.
+    fn first_not_finite(
+        &self,
+        embeddings: Tensor<B, 3>,
+        last: Tensor<B, 2>,
+        logits: &[Vec<f32>],
+        cache: &mut KvCache<B>,
+    ) -> ModelError {
+        let [_, tokens, width] = embeddings.dims();
+        let sample = |row: usize| {
+            embeddings
+                .clone()
+                .slice([row..row + 1, 0..tokens, 0..width])
+        };
+        let wrong = (0..logits.len()).find(|&row| {
+            let last = last.clone().slice([row..row + 1, 0..width]);
+            !(all_finite(&logits[row]) && is_finite(&last) && is_finite(&sample(row)))
+        });
+        let row = wrong.unwrap_or(0);
+        let padding = cache.padding()[row];
+        cache.select(&[row], &self.device());
+        let origin = self.text_origin(sample(row), padding, cache);
+        self.not_finite(row, origin)
     }
 
     fn decode(
         &self,
-        mut logits: Tensor<B, 2>,
+        mut logits: Vec<Vec<f32>>,
         mut cache: KvCache<B>,
         seen: Vec<Vec<i64>>,
         config: &GenerateConfig,
@@ -242,12 +292,18 @@ impl<B: Backend> SqLlava<B> {
             return Ok(generations);
         }
         loop {
-            let mut scores = rows(logits)?;
             let mut kept = Vec::with_capacity(running.len());
             for (slot, sequence) in running.iter_mut().enumerate() {
-                let scores = &mut scores[slot];
+                let scores = &mut logits[slot];
                 suppress(scores, config);
-                let id = sequence.sampler.next(scores, &sequence.seen);
+                let id = sequence
+                    .sampler
+                    .next(scores, &sequence.seen)
+                    .ok_or_else(|| {
+                        ModelError::Argument(
+                            "no token is left to choose: all of them are suppressed".into(),
+                        )
+                    })?;
                 let generation = &mut generations[sequence.row];
                 if config.stop_ids.contains(&id) {
                     generation.finish = FinishReason::Stop;
@@ -281,7 +337,10 @@ impl<B: Backend> SqLlava<B> {
             let last: Vec<i64> = running.iter().map(|s| s.last).collect();
             let ids = Tensor::<B, 1, Int>::from_data(last.as_slice(), &device);
             let embedded = self.language_model.embed(ids).unsqueeze_dim::<3>(1);
-            logits = self.prefill(embedded, &mut cache);
+            logits = self.prefill(embedded, &mut cache).map_err(|error| {
+                let rows: Vec<usize> = running.iter().map(|sequence| sequence.row).collect();
+                error.of_sample(&rows)
+            })?;
         }
     }
 }

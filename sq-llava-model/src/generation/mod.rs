@@ -2,5 +2,6 @@
 
 pub mod assistant;
 pub mod generate;
+mod not_finite;
 pub mod questioner;
 pub mod sampling;

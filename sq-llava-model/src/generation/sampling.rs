@@ -79,40 +79,31 @@ impl Sampler {
         Self { sampling, rng }
     }
 
-    /// The next token. `seen` are the text tokens so far; `logits` are overwritten.
-    pub fn next(&mut self, logits: &mut [f32], seen: &[i64]) -> i64 {
-        let penalty = self.sampling.repetition_penalty;
-        if penalty != 1.0 {
-            let mut tokens: Vec<i64> = seen.to_vec();
-            tokens.sort_unstable();
-            tokens.dedup();
-            for id in tokens {
-                let Some(logit) = usize::try_from(id).ok().and_then(|id| logits.get_mut(id)) else {
-                    continue;
-                };
-                *logit = if *logit > 0.0 {
-                    *logit / penalty
-                } else {
-                    *logit * penalty
-                };
-            }
-        }
-        if self.sampling.temperature == 0.0 {
+    /// The next token; `None` if every logit is −∞, as when all tokens are suppressed. `seen` are
+    /// the text tokens so far. No logit may be NaN or +∞.
+    pub fn next(&mut self, logits: &[f32], seen: &[i64]) -> Option<i64> {
+        let sampling = &self.sampling;
+        if sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0 {
             return argmax(logits);
         }
-        self.draw(logits)
+        // In f64 a penalty or temperature at f32's limits still leaves the logits apart.
+        let mut scores: Vec<f64> = logits.iter().map(|logit| f64::from(*logit)).collect();
+        penalise(&mut scores, seen, sampling.repetition_penalty.into());
+        if sampling.temperature == 0.0 {
+            return argmax(&scores);
+        }
+        self.draw(&scores)
     }
 
-    fn draw(&mut self, logits: &[f32]) -> i64 {
-        let temperature = self.sampling.temperature;
-        let mut candidates: Vec<(usize, f32)> = logits
+    fn draw(&mut self, scores: &[f64]) -> Option<i64> {
+        let mut candidates: Vec<(usize, f64)> = scores
             .iter()
+            .copied()
             .enumerate()
-            .filter(|(_, logit)| logit.is_finite())
-            .map(|(id, logit)| (id, logit / temperature))
+            .filter(|(_, score)| *score > f64::NEG_INFINITY)
             .collect();
         let likeliest =
-            |a: &(usize, f32), b: &(usize, f32)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+            |a: &(usize, f64), b: &(usize, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
         if let Some(k) = self
             .sampling
             .top_k
@@ -122,12 +113,11 @@ impl Sampler {
             candidates.truncate(k);
         }
         candidates.sort_unstable_by(likeliest);
-        let Some(&(first, max)) = candidates.first() else {
-            return argmax(logits);
-        };
+        let &(first, max) = candidates.first()?;
+        let temperature = f64::from(self.sampling.temperature);
         let weights: Vec<f64> = candidates
             .iter()
-            .map(|(_, logit)| f64::from(logit - max).exp())
+            .map(|(_, score)| ((score - max) / temperature).exp())
             .collect();
         let mut kept = weights.len();
         let mut total: f64 = weights.iter().sum();
@@ -136,7 +126,7 @@ impl Sampler {
             let mut sum = 0.0;
             for (index, weight) in weights.iter().enumerate() {
                 // A token stays while those before it have not reached p: the first always does.
-                if sum >= limit {
+                if index > 0 && sum >= limit {
                     kept = index;
                     break;
                 }
@@ -148,23 +138,44 @@ impl Sampler {
         for (weight, (id, _)) in weights[..kept].iter().zip(&candidates) {
             point -= weight;
             if point < 0.0 {
-                return *id as i64;
+                return Some(*id as i64);
             }
         }
         // Rounding left the point at the very end.
-        candidates.get(kept.wrapping_sub(1)).map_or(first, |c| c.0) as i64
+        let last = candidates.get(kept.wrapping_sub(1));
+        Some(last.map_or(first, |candidate| candidate.0) as i64)
     }
 }
 
-/// Index of the largest logit, the first of equals.
-fn argmax(logits: &[f32]) -> i64 {
-    let mut best = (0, f32::NEG_INFINITY);
-    for (id, &logit) in logits.iter().enumerate() {
-        if logit > best.1 {
-            best = (id, logit);
+/// Makes tokens that occurred less likely; each once, however often it did.
+fn penalise(scores: &mut [f64], seen: &[i64], penalty: f64) {
+    if penalty == 1.0 {
+        return;
+    }
+    let mut tokens = seen.to_vec();
+    tokens.sort_unstable();
+    tokens.dedup();
+    for id in tokens {
+        let Some(score) = usize::try_from(id).ok().and_then(|id| scores.get_mut(id)) else {
+            continue;
+        };
+        *score = if *score > 0.0 {
+            *score / penalty
+        } else {
+            *score * penalty
+        };
+    }
+}
+
+/// Index of the largest score, the first of equals; `None` if all are −∞.
+fn argmax<T: PartialOrd + Copy + From<f32>>(scores: &[T]) -> Option<i64> {
+    let mut best = (None, T::from(f32::NEG_INFINITY));
+    for (id, &score) in scores.iter().enumerate() {
+        if score > best.1 {
+            best = (Some(id as i64), score);
         }
     }
-    best.0 as i64
+    best.0
 }
 
 #[cfg(test)]
@@ -182,7 +193,8 @@ mod tests {
         let mut sampler = Sampler::new(sampling.clone(), 0);
         let mut counts = vec![0.0; logits.len()];
         for _ in 0..20_000 {
-            counts[sampler.next(&mut logits.to_vec(), &[]) as usize] += 1.0 / 20_000.0;
+            let id = sampler.next(logits, &[]).unwrap();
+            counts[id as usize] += 1.0 / 20_000.0;
         }
         counts
     }
@@ -224,9 +236,54 @@ mod tests {
             ..Sampling::greedy()
         };
         let mut sampler = Sampler::new(penalty, 0);
-        assert_eq!(sampler.next(&mut [3.0, 2.0, -1.0], &[]), 0);
-        assert_eq!(sampler.next(&mut [3.0, 2.0, -1.0], &[0]), 1);
-        assert_eq!(sampler.next(&mut [-1.0, -1.5, -9.0], &[0, 0]), 1);
+        assert_eq!(sampler.next(&[3.0, 2.0, -1.0], &[]), Some(0));
+        assert_eq!(sampler.next(&[3.0, 2.0, -1.0], &[0]), Some(1));
+        assert_eq!(sampler.next(&[-1.0, -1.5, -9.0], &[0, 0]), Some(1));
+    }
+
+    #[test]
+    fn fault_17_extreme_settings_keep_the_order_of_the_logits() {
+        let logits = [-3.0, 4.0, 25.0, 11.0];
+        let rare = f32::from_bits(1);
+        for temperature in [1e-30, 1e-38, rare] {
+            let cold = sampling(temperature);
+            for top in [None, Some(2), Some(300)] {
+                let cold = Sampling {
+                    top_k: top,
+                    top_p: Some(rare),
+                    ..cold.clone()
+                };
+                let mut sampler = Sampler::new(cold, 0);
+                assert_eq!(sampler.next(&logits, &[]), Some(2), "{temperature}");
+            }
+            let mut sampler = Sampler::new(cold, 0);
+            assert_eq!(sampler.next(&logits, &[]), Some(2), "{temperature}");
+            let negative = [-30.0, -20.0, -25.0];
+            assert_eq!(sampler.next(&negative, &[]), Some(1), "{temperature}");
+        }
+        // At the other end all are equally likely.
+        for found in frequencies(&sampling(f32::MAX), &logits) {
+            assert!((found - 0.25).abs() < 0.02, "{found}");
+        }
+        // Penalties beyond which an f32 has no number.
+        for (penalty, expected) in [(f32::MAX, 3), (1e-38, 2), (rare, 2)] {
+            for temperature in [0.0, 1.0] {
+                let penalty = Sampling {
+                    repetition_penalty: penalty,
+                    ..sampling(temperature)
+                };
+                let mut sampler = Sampler::new(penalty, 0);
+                assert_eq!(sampler.next(&logits, &[2, 2]), Some(expected));
+            }
+        }
+    }
+
+    #[test]
+    fn fault_17_nothing_is_chosen_where_every_token_is_suppressed() {
+        for temperature in [0.0, 1.0] {
+            let mut sampler = Sampler::new(sampling(temperature), 0);
+            assert_eq!(sampler.next(&[f32::NEG_INFINITY; 3], &[]), None);
+        }
     }
 
     #[test]
@@ -239,7 +296,7 @@ mod tests {
             };
             let mut sampler = Sampler::new(sampling, stream);
             (0..8)
-                .map(|_| sampler.next(&mut logits.clone(), &[]))
+                .map(|_| sampler.next(&logits, &[]))
                 .collect::<Vec<_>>()
         };
         assert_eq!(draw(1, 0), draw(1, 0));

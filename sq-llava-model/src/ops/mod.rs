@@ -7,6 +7,7 @@ pub mod cat;
 pub mod cross_entropy;
 pub mod draws;
 pub mod embedding;
+pub mod finite;
 pub mod linear;
 pub mod lora;
 pub mod norm;

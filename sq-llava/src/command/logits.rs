@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::{Value, json};
 use sq_llava_model::Sample;
+use sq_llava_model::ops::finite::is_finite;
 
 use crate::device::Work;
 use crate::model::ModelArguments;
@@ -49,6 +50,9 @@ impl Work for Logits {
         let mut images = vec![];
         if let Some(path) = &self.image {
             let pixels = model.pixels(&[&assistant.open_image(path)?.data])?;
+            if let Some(origin) = model.image_origin(pixels.clone())? {
+                return Err(model.not_finite(0, origin).into());
+            }
             let features = model.vision_features(pixels.clone())?;
             let projected = model.project(features.clone());
             out["pixel_values"] = values(pixels)?;
@@ -62,7 +66,11 @@ impl Work for Logits {
         let Some(embedded) = embedded.pop() else {
             bail!("--ids is empty");
         };
-        out["logits"] = values(model.logits(embedded))?;
+        let logits = model.logits(embedded.clone());
+        if !is_finite(&logits) {
+            return Err(model.not_finite_text(embedded).into());
+        }
+        out["logits"] = values(logits)?;
         println!("{out}");
         Ok(())
     }
