@@ -18,16 +18,19 @@ pub struct Diversity {
     pub questions: usize,
     /// Words in all of them.
     pub words: usize,
-    /// Different words over all words (Li et al. 2016); falls as a list grows.
-    pub distinct_1: f64,
-    /// Different pairs of neighbouring words over all pairs.
-    pub distinct_2: f64,
+    /// Different words over all words (Li et al. 2016); falls as a list grows. `None` without any.
+    pub distinct_1: Option<f64>,
+    /// Different pairs of neighbouring words over all pairs. `None` without any.
+    pub distinct_2: Option<f64>,
     /// Mean BLEU-4 of each question against all others (Zhu et al. 2018): 1 is one question over
     /// and over. `None` for fewer than two questions.
     pub self_bleu: Option<f64>,
     /// How many questions there are of each kind.
     pub types: Vec<TypeCount>,
 }
+
+/// The words of a text, and how many copies of it a list holds.
+pub type Repeated = (Vec<String>, usize);
 
 /// A kind of question and its share.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -41,21 +44,27 @@ pub struct TypeCount {
 }
 
 impl Diversity {
-    /// Measures a list of questions.
-    pub fn of<S: AsRef<str>>(questions: &[S]) -> Self {
-        let words: Vec<Vec<String>> = questions.iter().map(|q| words(q.as_ref())).collect();
-        let kinds: Vec<QuestionType> = questions
+    /// Measures a list of questions, each with how often it stands in the list.
+    pub fn of<S: AsRef<str>>(questions: &[(S, usize)]) -> Self {
+        let words: Vec<Repeated> = questions
             .iter()
-            .map(|q| QuestionType::of(q.as_ref()))
+            .map(|(text, copies)| (words(text.as_ref()), *copies))
+            .filter(|(_, copies)| *copies > 0)
+            .collect();
+        let total: usize = questions.iter().map(|(_, copies)| copies).sum();
+        let kinds: Vec<(QuestionType, usize)> = questions
+            .iter()
+            .map(|(text, copies)| (QuestionType::of(text.as_ref()), *copies))
             .collect();
         let types = QuestionType::ALL.map(|kind| {
-            let count = kinds.iter().filter(|k| **k == kind).count();
-            let share = count as f64 / questions.len().max(1) as f64;
+            let own = kinds.iter().filter(|(found, _)| *found == kind);
+            let count = own.map(|(_, copies)| copies).sum();
+            let share = count as f64 / total.max(1) as f64;
             TypeCount { kind, count, share }
         });
         Self {
-            questions: questions.len(),
-            words: words.iter().map(Vec::len).sum(),
+            questions: total,
+            words: words.iter().map(|(text, copies)| text.len() * copies).sum(),
             distinct_1: distinct(&words, 1),
             distinct_2: distinct(&words, 2),
             self_bleu: self_bleu(&words),
@@ -73,15 +82,17 @@ pub fn words(text: &str) -> Vec<String> {
         .collect()
 }
 
-/// Different n-grams over all n-grams of the texts; 0 where there are none.
-pub fn distinct(texts: &[Vec<String>], n: usize) -> f64 {
+/// Different n-grams over all n-grams of the texts; `None` where there are none.
+pub fn distinct(texts: &[Repeated], n: usize) -> Option<f64> {
     let mut seen = HashSet::new();
     let mut all = 0usize;
-    for gram in texts.iter().flat_map(|text| text.windows(n.max(1))) {
-        seen.insert(gram);
-        all += 1;
+    for (text, copies) in texts {
+        for gram in text.windows(n.max(1)) {
+            seen.insert(gram);
+            all += copies;
+        }
     }
-    seen.len() as f64 / all.max(1) as f64
+    (all > 0).then(|| seen.len() as f64 / all as f64)
 }
 
 /// Most occurrences of an n-gram in one text, and in any other.
@@ -113,35 +124,46 @@ impl Most {
 /// Mean over the texts of BLEU-4 with all other texts as references; orders without a match count
 /// as 0.1 matches, as in nltk's `method1`. `None` for fewer than two texts.
 ///
-/// The work is linear in the number of words, not quadratic in the number of texts.
-pub fn self_bleu(texts: &[Vec<String>]) -> Option<f64> {
-    if texts.len() < 2 {
+/// The work is linear in the number of words, not quadratic in the number of texts, and copies of
+/// a text cost nothing.
+pub fn self_bleu(texts: &[Repeated]) -> Option<f64> {
+    let total: usize = texts.iter().map(|(_, copies)| copies).sum();
+    if total < 2 {
         return None;
     }
     let mut most: HashMap<&[String], Most> = HashMap::new();
-    for (index, text) in texts.iter().enumerate() {
+    for (index, (text, copies)) in texts.iter().enumerate() {
         for order in 1..=ORDER {
             for (gram, count) in counts(text, order) {
-                most.entry(gram).or_default().note(index, count);
+                let known = most.entry(gram).or_default();
+                known.note(index, count);
+                if *copies > 1 {
+                    // A copy is another text.
+                    known.elsewhere = known.elsewhere.max(count);
+                }
             }
         }
     }
-    let mut lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
+    // Only whether a length is there once or more often counts.
+    let mut lengths: Vec<usize> = texts
+        .iter()
+        .flat_map(|(text, copies)| std::iter::repeat_n(text.len(), (*copies).min(2)))
+        .collect();
     lengths.sort_unstable();
     let sum: f64 = texts
         .iter()
         .enumerate()
-        .map(|(index, text)| {
+        .map(|(index, (text, copies))| {
             let matched = |order| -> usize {
                 let grams = counts(text, order).into_iter();
                 grams
                     .map(|(gram, n)| n.min(most.get(gram).map_or(0, |m| m.in_others(index))))
                     .sum()
             };
-            bleu(text.len(), matched, closest(&lengths, text.len()))
+            *copies as f64 * bleu(text.len(), matched, closest(&lengths, text.len()))
         })
         .sum();
-    Some(sum / texts.len() as f64)
+    Some(sum / total as f64)
 }
 
 fn counts(text: &[String], order: usize) -> HashMap<&[String], usize> {
@@ -324,8 +346,8 @@ fn has_options(text: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn split(texts: &[&str]) -> Vec<Vec<String>> {
-        texts.iter().map(|text| words(text)).collect()
+    fn split(texts: &[&str]) -> Vec<Repeated> {
+        texts.iter().map(|text| (words(text), 1)).collect()
     }
 
     #[test]
@@ -341,9 +363,43 @@ mod tests {
     fn distinct_grams_are_a_share() {
         // a b a b: words 2 of 4, pairs (a b) and (b a) of 3; a: one word more.
         let texts = split(&["a b a b", "a"]);
-        assert!((distinct(&texts, 1) - 2.0 / 5.0).abs() < 1e-12);
-        assert!((distinct(&texts, 2) - 2.0 / 3.0).abs() < 1e-12);
-        assert_eq!(distinct(&[], 2), 0.0);
+        assert!((distinct(&texts, 1).unwrap() - 2.0 / 5.0).abs() < 1e-12);
+        assert!((distinct(&texts, 2).unwrap() - 2.0 / 3.0).abs() < 1e-12);
+        assert_eq!(distinct(&[], 2), None);
+        assert_eq!(distinct(&split(&["alone"]), 2), None);
+    }
+
+    #[test]
+    fn fault_29_copies_count_as_if_they_were_written_out() {
+        let texts = [
+            ("What color is the bus?", 3),
+            ("Where is the bus parked now?", 1),
+            ("Is the the red bus red?", 2),
+            ("", 2),
+            ("Why?", 1),
+        ];
+        let written: Vec<(&str, usize)> = texts
+            .iter()
+            .flat_map(|(text, copies)| vec![(*text, 1); *copies])
+            .collect();
+        let (short, long) = (Diversity::of(&texts), Diversity::of(&written));
+        let (a, b) = (short.self_bleu.unwrap(), long.self_bleu.unwrap());
+        assert!((a - b).abs() < 1e-12, "{a} {b}");
+        assert_eq!(
+            Diversity {
+                self_bleu: None,
+                ..short
+            },
+            Diversity {
+                self_bleu: None,
+                ..long
+            }
+        );
+        // Written out, this would be 10¹² texts.
+        let many = [("Is it red?", 1_000_000_000_000), ("Is it blue?", 1)];
+        let found = Diversity::of(&many);
+        assert_eq!(found.questions, 1_000_000_000_001);
+        assert!(found.self_bleu.is_some());
     }
 
     /// Expected values: nltk 3.10.4, the mean over the texts of `sentence_bleu(others, text,
@@ -422,9 +478,9 @@ mod tests {
 
     #[test]
     fn a_list_is_summed_up() {
-        let found = Diversity::of(&["What is it?", "What is it?", "Where is it?"]);
+        let found = Diversity::of(&[("What is it?", 2), ("Where is it?", 1)]);
         assert_eq!((found.questions, found.words), (3, 9));
-        assert!((found.distinct_1 - 4.0 / 9.0).abs() < 1e-12);
+        assert!((found.distinct_1.unwrap() - 4.0 / 9.0).abs() < 1e-12);
         let what = found.types.iter().find(|t| t.kind == QuestionType::What);
         assert_eq!(what.unwrap().count, 2);
         let all: usize = found.types.iter().map(|t| t.count).sum();

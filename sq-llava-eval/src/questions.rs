@@ -8,7 +8,7 @@ use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::EvalError;
-use sq_llava_data::{Author, DataError, IMAGE_TOKEN, Manifest};
+use sq_llava_data::{Author, DataError, IMAGE_TOKEN, Manifest, files};
 
 /// A list of bare texts is read whole; more than this is no list of questions.
 const MAX_LIST_BYTES: u64 = 256 << 20;
@@ -23,6 +23,8 @@ pub struct AskedQuestion {
     pub text: String,
     /// Path of its picture as the file writes it.
     pub image: Option<String>,
+    /// How often it was drawn.
+    pub count: usize,
 }
 
 /// A file of questions. Entries are read when they are asked for.
@@ -78,7 +80,7 @@ impl QuestionFile {
             source,
         };
         let mut start = [0u8; 4096];
-        let mut file = std::fs::File::open(&path).map_err(io)?;
+        let mut file = files::open(&path)?;
         let read = file.read(&mut start).map_err(io)?;
         let start = String::from_utf8_lossy(&start[..read]);
         let start = start.trim_start_matches('\u{feff}').trim_start();
@@ -115,8 +117,7 @@ impl QuestionFile {
         self.len() == 0
     }
 
-    /// The questions of an entry, empty ones left out. One that was drawn several times stands
-    /// there as often.
+    /// The questions of an entry, empty ones and those that were never drawn left out.
     ///
     /// # Errors
     /// If there is no such entry or it has none of the known forms; the message names it.
@@ -124,7 +125,7 @@ impl QuestionFile {
         let manifest = match &self.entries {
             Entries::Texts(texts) => {
                 let text = texts.get(index).map(String::as_str).unwrap_or_default();
-                return Ok(asked([text], None));
+                return Ok(asked([(text, 1)], None));
             }
             Entries::Objects(manifest) => manifest,
         };
@@ -135,7 +136,7 @@ impl QuestionFile {
             let turns = sample.conversations.iter();
             let human = turns.filter(|turn| turn.from != Author::Gpt);
             let image = sample.images.first().map(String::as_str);
-            return Ok(asked(human.map(|turn| turn.value.as_str()), image));
+            return Ok(asked(human.map(|turn| (turn.value.as_str(), 1)), image));
         }
         let image = object.image.as_str();
         if let Some(drawn) = &object.questions {
@@ -143,13 +144,11 @@ impl QuestionFile {
                 let reason = format!("a question that was drawn {} times", d.count);
                 return Err(self.fault(manifest, index, reason));
             }
-            let texts = drawn
-                .iter()
-                .flat_map(|d| std::iter::repeat_n(d.text.as_str(), d.count));
+            let texts = drawn.iter().map(|d| (d.text.as_str(), d.count));
             return Ok(asked(texts, image));
         }
         match &object.text {
-            Some(text) => Ok(asked([text.as_str()], image)),
+            Some(text) => Ok(asked([(text.as_str(), 1)], image)),
             None => Err(self.fault(
                 manifest,
                 index,
@@ -169,15 +168,18 @@ impl QuestionFile {
     }
 }
 
-fn asked<'t>(texts: impl IntoIterator<Item = &'t str>, image: Option<&str>) -> Vec<AskedQuestion> {
+fn asked<'t>(
+    texts: impl IntoIterator<Item = (&'t str, usize)>,
+    image: Option<&str>,
+) -> Vec<AskedQuestion> {
     texts
         .into_iter()
-        .map(|text| text.replace(IMAGE_TOKEN, "").trim().to_owned())
-        .filter(|text| !text.is_empty())
-        .map(|text| AskedQuestion {
-            text,
+        .map(|(text, count)| AskedQuestion {
+            text: text.replace(IMAGE_TOKEN, "").trim().to_owned(),
             image: image.map(str::to_owned),
+            count,
         })
+        .filter(|question| !question.text.is_empty() && question.count > 0)
         .collect()
 }
 
@@ -191,7 +193,7 @@ fn whole(path: &Path) -> Result<String, EvalError> {
         let reason = format!("a list of texts of {bytes} bytes; use JSONL with a \"text\" a line");
         return Err(io(std::io::Error::other(reason)));
     }
-    std::fs::read_to_string(path).map_err(io)
+    Ok(files::read_to_string(path)?)
 }
 
 #[cfg(test)]
@@ -209,8 +211,9 @@ mod tests {
 
     #[test]
     fn every_form_gives_its_questions() {
-        let with =
-            |image: Option<&str>| -> Vec<AskedQuestion> { asked(["What is it?", "Where?"], image) };
+        let with = |image: Option<&str>| -> Vec<AskedQuestion> {
+            asked([("What is it?", 1), ("Where?", 1)], image)
+        };
         let same = [
             ("What is it?\n\nWhere?\n", None),
             (" [\"What is it?\", \"Where?\"]", None),
@@ -238,7 +241,7 @@ mod tests {
             assert_eq!(read(text).unwrap(), with(image), "{text}");
         }
         let thrice = r#"{"questions": [{"text": "Why?", "count": 3}]}"#;
-        assert_eq!(read(thrice).unwrap().len(), 3);
+        assert_eq!(read(thrice).unwrap(), asked([("Why?", 3)], None));
     }
 
     #[test]

@@ -252,6 +252,57 @@ fn diversity_probes_each_question_once() {
 }
 
 #[test]
+fn fault_20_a_probe_that_read_no_picture_fails() {
+    let model = checkpoint();
+    let asked = model.path().join("asked.jsonl");
+    std::fs::write(&asked, r#"{"text": "What is it?", "image": "lost.png"}"#).expect("written");
+    let output = run(&[
+        "diversity",
+        "--model",
+        text(model.path()),
+        "--device",
+        "cpu",
+        "--questions",
+        text(&asked),
+        "--json",
+    ]);
+    assert!(!output.status.success());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        error.contains("nothing was probed") && error.contains("lost.png"),
+        "{error}"
+    );
+    let found: Value = serde_json::from_slice(&output.stdout).expect("the report");
+    assert_eq!(found["probe"]["answerable"], Value::Null);
+    // A word alone has no pairs.
+    assert_eq!(found["questions"]["self_bleu"], Value::Null);
+}
+
+/// Written out, these 70 million questions would take gigabytes.
+#[test]
+fn fault_29_counts_of_draws_take_no_memory() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let path = dir.path().join("drawn.jsonl");
+    let lines: Vec<String> = (0..700)
+        .map(|i| format!(r#"{{"questions":[{{"text":"Is {i}?","count":100000}}]}}"#))
+        .collect();
+    std::fs::write(&path, lines.join("\n")).expect("written");
+    let found = parsed(&["diversity", "--questions", text(&path), "--json"]);
+    assert_eq!(found["questions"]["questions"], 70_000_000);
+    assert_eq!(found["questions"]["words"], 140_000_000);
+    // Entries of a draw count one by one.
+    let more = ["--samples", "150000"];
+    let drawn = parsed(
+        &[
+            &["diversity", "--questions", text(&path), "--json"],
+            &more[..],
+        ]
+        .concat(),
+    );
+    assert_eq!(drawn["questions"]["questions"], 150_000);
+}
+
+#[test]
 fn diversity_asks_about_pictures() {
     let model = checkpoint();
     let (images, names) = pictures();

@@ -74,8 +74,8 @@ struct Probe {
     no: usize,
     /// Other answers.
     unclear: usize,
-    /// `yes / asked`.
-    answerable: f64,
+    /// `yes / asked`; `None` if nothing was asked.
+    answerable: Option<f64>,
     /// Questions without a picture.
     without_picture: usize,
     /// Questions whose picture could not be read.
@@ -118,13 +118,19 @@ impl DiversityCommand {
             Some(_) => self.draw.shuffled(file.len()),
             None => (0..file.len()).collect(),
         };
+        let mut left = most.unwrap_or(usize::MAX);
         for index in order {
-            if most.is_some_and(|most| found.len() >= most) {
+            for mut question in file.questions(index)? {
+                question.count = question.count.min(left);
+                left -= question.count;
+                if question.count > 0 {
+                    found.push(question);
+                }
+            }
+            if left == 0 {
                 break;
             }
-            found.extend(file.questions(index)?);
         }
-        found.truncate(most.unwrap_or(usize::MAX));
         if found.is_empty() {
             bail!("{}: no question in this file", path.display());
         }
@@ -149,13 +155,11 @@ impl DiversityCommand {
             line["image"] = json!(path);
             lines.push_str(&format!("{line}\n"));
             let image = path.to_string_lossy();
-            for question in &asked.questions {
-                let question_of = |text: &str| AskedQuestion {
-                    text: text.to_owned(),
-                    image: Some(image.clone().into_owned()),
-                };
-                found.extend((0..question.count).map(|_| question_of(&question.text)));
-            }
+            found.extend(asked.questions.iter().map(|question| AskedQuestion {
+                text: question.text.clone(),
+                image: Some(image.clone().into_owned()),
+                count: question.count,
+            }));
             bar.inc(1);
         }
         bar.finish_and_clear();
@@ -179,7 +183,7 @@ impl DiversityCommand {
         let mut order = vec![];
         for question in questions {
             let Some(image) = question.image.as_deref() else {
-                probe.without_picture += 1;
+                probe.without_picture += question.count;
                 continue;
             };
             let asked = seen.entry(image).or_insert_with(|| {
@@ -246,19 +250,19 @@ impl DiversityCommand {
             }
         }
         bar.finish_and_clear();
-        probe.answerable = probe.yes as f64 / probe.asked.max(1) as f64;
+        probe.answerable = (probe.asked > 0).then(|| probe.yes as f64 / probe.asked as f64);
         Ok(probe)
     }
 
     fn report(&self, questions: &[AskedQuestion], probe: Option<Probe>) -> Result<()> {
         let measured = |questions: &[AskedQuestion]| {
-            let texts: Vec<&str> = questions.iter().map(|q| q.text.as_str()).collect();
-            Diversity::of(&texts)
+            let texts = questions.iter().map(|q| (q.text.as_str(), q.count));
+            Diversity::of(&texts.collect::<Vec<_>>())
         };
         let found = measured(questions);
         // Distinct n-grams fall as a list grows: only lists of one length compare.
         let reference = match &self.reference {
-            Some(path) => Some(measured(&self.read(path, Some(questions.len()))?)),
+            Some(path) => Some(measured(&self.read(path, Some(found.questions))?)),
             None => None,
         };
         let report = json!({
@@ -287,20 +291,20 @@ impl DiversityCommand {
             println!("{:<18}{:>12}{:>12}", "", "questions", "reference");
         }
         row("questions", &|d| d.questions.to_string());
-        row("distinct-1", &|d| format!("{:.4}", d.distinct_1));
-        row("distinct-2", &|d| format!("{:.4}", d.distinct_2));
-        row("self-BLEU", &|d| {
-            d.self_bleu.map_or("–".into(), |bleu| format!("{bleu:.4}"))
-        });
+        let shown = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+        row("distinct-1", &|d| shown(d.distinct_1));
+        row("distinct-2", &|d| shown(d.distinct_2));
+        row("self-BLEU", &|d| shown(d.self_bleu));
         for (index, kind) in found.types.iter().enumerate() {
             row(kind.kind.name(), &|d| {
                 format!("{:.1} %", 100.0 * d.types[index].share)
             });
         }
         if let Some(probe) = &probe {
+            let share = probe.answerable;
             println!(
-                "answerable: {:.1} % of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
-                100.0 * probe.answerable,
+                "answerable: {} of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
+                share.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share)),
                 probe.asked,
                 probe.yes,
                 probe.no,
@@ -331,7 +335,19 @@ impl Work for DiversityCommand {
             true => None,
             false => Some(self.probe(&assistant, &questions)?),
         };
-        self.report(&questions, probe)
+        let unread = probe
+            .as_ref()
+            .filter(|probe| probe.asked == 0)
+            .and_then(|probe| probe.failures.first())
+            .map(|first| format!("{}: {}", first.picture, first.reason));
+        self.report(&questions, probe)?;
+        match unread {
+            Some(first) => bail!(
+                "no picture of the questions could be read, so nothing was probed; the first: \
+                 {first}"
+            ),
+            None => Ok(()),
+        }
     }
 }
 
