@@ -231,6 +231,41 @@ fn what_was_judged_survives_a_failure() {
 }
 
 #[test]
+fn fault_28_the_key_stays_off_unencrypted_networks() {
+    // No such host: a request would say so.
+    let place = Place::new("http://judge.invalid/v1", &GRADES);
+    let error = place.complaint();
+    for part in ["judge.toml", "unencrypted", "SQ_LLAVA_TEST_KEY", "https"] {
+        assert!(error.contains(part), "{error}");
+    }
+    assert!(!place.path("out/replies.jsonl").exists());
+    let config = std::fs::read_to_string(place.path("judge.toml")).expect("read");
+    let config = config.replace("retries = 3", "retries = 0");
+    let allowed = format!("{config}send_key_unencrypted = true\n");
+    std::fs::write(place.path("judge.toml"), allowed).expect("written");
+    let error = place.complaint();
+    assert!(!error.contains("unencrypted"), "{error}");
+    // A reference to another address is not followed: the key would go along.
+    let (url, other) = serve(|_, _| (200, "", completion("1.0")));
+    let location = format!("Location: {url}chat/completions\r\n");
+    let (url, seen) = serve(move |_, _| (307, location.clone().leak(), String::new()));
+    place.point(&url);
+    let error = place.complaint();
+    assert!(error.contains("status 307"), "{error}");
+    assert_eq!(seen.lock().expect("no panic").len(), 1);
+    assert!(other.lock().expect("no panic").is_empty());
+}
+
+#[test]
+fn fault_20_a_judge_without_a_verdict_fails() {
+    let (url, _) = serve(|_, _| (200, "", completion("I cannot say.")));
+    let place = Place::new(&url, &GRADES);
+    let error = place.complaint();
+    assert!(error.contains("nothing is scored"), "{error}");
+    assert!(place.path("out/judged.jsonl").is_file());
+}
+
+#[test]
 fn mistakes_get_one_line() {
     let (url, _) = serve(|_, _| (401, "", "who?".into()));
     let place = Place::new(&url, &GRADES);

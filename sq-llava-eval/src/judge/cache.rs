@@ -32,10 +32,9 @@ impl ReplyCache {
     /// If it cannot be read or written, or another line is damaged.
     pub fn open(path: &Path) -> Result<Self> {
         let named = || path.display().to_string();
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => vec![],
-            Err(e) => return Err(e).with_context(named),
+        let text = match path.exists() {
+            true => sq_llava_data::files::read(path)?,
+            false => vec![],
         };
         let whole = text
             .iter()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
 
-use super::JudgeConfig;
+use super::{JudgeConfig, is_loopback};
 
 /// Longest pause before a repetition.
 const LONGEST_PAUSE: Duration = Duration::from_secs(300);
@@ -31,13 +31,27 @@ enum Attempt {
 
 impl Client {
     /// A client; the key comes from the environment.
-    pub fn new(config: JudgeConfig) -> Self {
+    ///
+    /// # Errors
+    /// If there is a key and the endpoint is another machine without encryption, unless the
+    /// configuration allows that.
+    pub fn new(config: JudgeConfig) -> Result<Self> {
         let url = format!("{}/chat/completions", config.endpoint.trim_end_matches('/'));
         let key = std::env::var(&config.api_key_env)
             .ok()
             .map(|key| key.trim().to_string())
             .filter(|key| !key.is_empty());
-        Self { config, url, key }
+        let open = config.endpoint.starts_with("http://") && !is_loopback(&config.endpoint);
+        if key.is_some() && open && !config.send_key_unencrypted {
+            bail!(
+                "endpoint {:?} is another machine, and http:// would send the key of the \
+                 environment variable {} unencrypted: use https://, unset the variable, or set \
+                 send_key_unencrypted = true if the network is to be trusted",
+                config.endpoint,
+                config.api_key_env
+            );
+        }
+        Ok(Self { config, url, key })
     }
 
     /// What is sent for a message.
@@ -87,6 +101,8 @@ impl Client {
         let mut request = minreq::post(&self.url)
             .with_header("Content-Type", "application/json")
             .with_timeout(self.config.timeout_s)
+            // The key would go along, to wherever it leads.
+            .with_follow_redirects(false)
             .with_body(body.to_string());
         if let Some(key) = &self.key {
             request = request.with_header("Authorization", format!("Bearer {key}"));
@@ -116,6 +132,10 @@ impl Client {
                 let wanted = wanted.map(|s| Duration::from_secs_f64(s.min(longest)));
                 Attempt::Busy(format!("status {status}"), wanted)
             }
+            300..=399 => Attempt::Refused(format!(
+                "status {status}: it refers to {}; name the endpoint that answers itself",
+                response.header("location").unwrap_or("another address")
+            )),
             401 | 403 => Attempt::Refused(format!(
                 "status {status}: {quoted}; is the key in the environment variable {} right?",
                 self.config.api_key_env

@@ -48,6 +48,9 @@ pub struct JudgeConfig {
     /// How often a request is sent while the reply gives no verdict.
     #[serde(default = "tries")]
     pub tries: u32,
+    /// Whether the key may go unencrypted over http:// to another machine.
+    #[serde(default)]
+    pub send_key_unencrypted: bool,
 }
 
 fn key_variable() -> String {
@@ -84,7 +87,7 @@ impl JudgeConfig {
     /// # Errors
     /// If it cannot be read, has an unknown key or an impossible value.
     pub fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = sq_llava_data::files::read_to_string(path)?;
         let config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
         config.check().with_context(|| path.display().to_string())?;
         Ok(config)
@@ -114,6 +117,20 @@ impl JudgeConfig {
     }
 }
 
+/// Whether an http:// endpoint is on this machine, by its name alone.
+fn is_loopback(endpoint: &str) -> bool {
+    let rest = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or(rest);
+    // A name before an @ is a user's, whatever it looks like.
+    let host = authority.rsplit('@').next().unwrap_or(authority);
+    let host = match host.strip_prefix('[') {
+        Some(inner) => inner.split(']').next().unwrap_or(inner),
+        None => host.split(':').next().unwrap_or(host),
+    };
+    let address = host.parse::<std::net::IpAddr>();
+    host.eq_ignore_ascii_case("localhost") || address.is_ok_and(|address| address.is_loopback())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -132,6 +149,29 @@ mod tests {
             (found.api_key_env.as_str(), found.retries),
             ("OPENAI_API_KEY", 6)
         );
+    }
+
+    #[test]
+    fn fault_28_only_this_machine_is_loopback() {
+        for (endpoint, expected) in [
+            ("http://127.0.0.1:8000/v1", true),
+            ("http://127.8.0.1", true),
+            ("http://localhost:1/v1", true),
+            ("http://LOCALHOST", true),
+            ("http://[::1]:8000/v1", true),
+            ("http://user:word@localhost/v1", true),
+            ("http://example.com/v1", false),
+            ("http://192.168.0.2:8000/v1", false),
+            ("http://localhost.example.com", false),
+            ("http://localhost@example.com/v1", false),
+            ("http://127.0.0.1:80@example.com", false),
+            ("http://example.com/@localhost", false),
+            ("http://example.com\\@localhost", false),
+            ("http://[::2]/v1", false),
+            ("http://0.0.0.0/v1", false),
+        ] {
+            assert_eq!(is_loopback(endpoint), expected, "{endpoint}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::EvalError;
+use crate::{DataError, files};
 
 /// What a judge is to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -42,10 +42,7 @@ pub struct JudgeRequest {
 /// # Errors
 /// If the file cannot be read, or a line is no request or repeats an id; the message names it.
 pub fn read_requests(path: &Path) -> Result<Vec<JudgeRequest>, EvalError> {
-    let text = std::fs::read_to_string(path).map_err(|source| EvalError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let text = files::read_to_string(path)?;
     let mut requests: Vec<JudgeRequest> = vec![];
     let mut ids = std::collections::HashSet::new();
     for (number, line) in text.lines().enumerate() {
@@ -131,8 +128,9 @@ pub struct JudgeRow {
     pub group: String,
     /// Questions with a verdict.
     pub questions: usize,
-    /// Grades: their mean × 100. Pairs: our mean over the reference's × 100.
-    pub score: f64,
+    /// Grades: their mean × 100. Pairs: our mean over the reference's × 100; `None` where the
+    /// reference has nothing but zeros.
+    pub score: Option<f64>,
     /// Pairs: mean of the reference's numbers × 10.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reference: Option<f64>,
@@ -182,8 +180,8 @@ fn row(group: String, list: &[Vec<f64>]) -> JudgeRow {
         group,
         questions: list.len(),
         score: match pair {
-            true => 100.0 * mean(1) / mean(0),
-            false => 100.0 * mean(0),
+            true => (mean(0) > 0.0).then(|| 100.0 * mean(1) / mean(0)),
+            false => Some(100.0 * mean(0)),
         },
         reference,
         ours,
@@ -250,7 +248,7 @@ mod tests {
         let rows = sums(&judged);
         let found: Vec<(&str, usize, f64)> = rows
             .iter()
-            .map(|row| (row.group.as_str(), row.questions, row.score))
+            .map(|row| (row.group.as_str(), row.questions, row.score.unwrap()))
             .collect();
         // The first is 0.75 over its two runs; the third has no verdict.
         assert_eq!(
@@ -285,13 +283,18 @@ mod tests {
             })
             .collect();
         let rows = sums(&judged);
-        assert!((rows[0].score - 100.0 * 15.0 / 18.0).abs() < 1e-9);
+        assert!((rows[0].score.unwrap() - 100.0 * 15.0 / 18.0).abs() < 1e-9);
         assert_eq!((rows[0].reference, rows[0].ours), (Some(90.0), Some(75.0)));
         assert_eq!(
             (rows[1].group.as_str(), rows[1].score),
-            ("llava_bench_conv", 75.0)
+            ("llava_bench_conv", Some(75.0))
         );
         assert!(sums(&[]).is_empty());
+        let nothing = [Judged {
+            request: &requests[0],
+            numbers: vec![Some(vec![0.0, 7.0])],
+        }];
+        assert_eq!(sums(&nothing)[0].score, None);
     }
 
     #[test]

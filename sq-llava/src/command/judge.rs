@@ -62,10 +62,10 @@ impl JudgeCommand {
             );
         }
         let runs = self.runs.max(1);
+        let (parallel, tries) = (config.parallel, config.tries);
+        let client = Client::new(config).with_context(|| self.config.display().to_string())?;
         std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
         let mut cache = ReplyCache::open(&self.out.join("replies.jsonl"))?;
-        let (parallel, tries) = (config.parallel, config.tries);
-        let client = Client::new(config);
         let mut jobs = VecDeque::new();
         for run in 0..runs {
             for request in &requests {
@@ -128,6 +128,12 @@ impl JudgeCommand {
             "rows": rows,
         });
         write("judge.json", format!("{report:#}\n"))?;
+        if rows.is_empty() {
+            bail!(
+                "no reply gave a verdict, so nothing is scored: see what the judge says in {}",
+                self.out.join("judged.jsonl").display()
+            );
+        }
         if self.json {
             println!("{report}");
             return Ok(());
@@ -138,8 +144,10 @@ impl JudgeCommand {
                 _ => String::new(),
             };
             println!(
-                "{:<28}{:>6.1}{pair}   n {}",
-                row.group, row.score, row.questions
+                "{:<28}{:>6}{pair}   n {}",
+                row.group,
+                row.score.map_or("–".into(), |score| format!("{score:.1}")),
+                row.questions
             );
         }
         println!("{} requests, {asked} asked now", judged.len());
