@@ -3,7 +3,9 @@
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use crate::benchmark::{Answer, AnswerFile, Picture, ProblemKind, Problems, Question, Questions};
+use crate::benchmark::{
+    Answer, AnswerFile, AskedWith, Picture, ProblemKind, Problems, Protocol, Question, Questions,
+};
 use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,6 +29,8 @@ pub struct Asking<'a, B: Backend> {
     pub batch: usize,
     /// Recorded with each answer.
     pub model_id: &'a str,
+    /// Recorded with each answer.
+    pub asked_with: AskedWith,
 }
 
 /// What came of it.
@@ -111,7 +115,7 @@ impl<B: Backend> Asking<'_, B> {
                 }
                 Ok(answers)
             }
-            other => Ok(other?),
+            other => Ok(other.map_err(|error| of_question(error, &ready))?),
         }
     }
 
@@ -129,7 +133,7 @@ impl<B: Backend> Asking<'_, B> {
                     problems.add(ProblemKind::MalformedQuestion, place, error.to_string());
                 }
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(of_question(error, one)),
         }
         Ok(())
     }
@@ -160,10 +164,25 @@ impl<B: Backend> Asking<'_, B> {
         Ok(ready
             .iter()
             .zip(given)
-            .map(|((question, _), answer)| {
-                Answer::new(benchmark, question, answer.text.trim(), self.model_id)
+            .map(|((question, _), answer)| Answer {
+                metadata: self.asked_with.metadata(),
+                ..Answer::new(benchmark, question, answer.text.trim(), self.model_id)
             })
             .collect())
+    }
+}
+
+/// An error of the model, with the question at which it showed where that is known.
+fn of_question(error: ModelError, asked: &[(&Question, Vec<PixelValues>)]) -> anyhow::Error {
+    let place = match &error {
+        ModelError::NotFinite { sample, .. } => asked.get(*sample),
+        _ => None,
+    };
+    match place {
+        Some((question, _)) => {
+            anyhow::Error::from(error).context(format!("question {}", question.id))
+        }
+        None => error.into(),
     }
 }
 
@@ -197,6 +216,7 @@ fn picture(
 pub fn processor<B: Backend>(
     assistant: &Assistant<B>,
     questions: &Questions,
+    protocol: Protocol,
 ) -> Result<Option<ImageProcessor>> {
     let Some(own) = &assistant.processor else {
         if questions
@@ -208,7 +228,7 @@ pub fn processor<B: Backend>(
         }
         return Ok(None);
     };
-    if !questions.benchmark.crops() {
+    if !protocol.crops(questions.benchmark) {
         return Ok(Some(own.clone()));
     }
     let cropping = own.config().clone().with_aspect(ImageAspect::Crop);

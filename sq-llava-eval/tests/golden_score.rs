@@ -108,6 +108,7 @@ fn golden_g_pope() {
                 ("f1", counts.f1()),
                 ("yes_ratio", counts.yes_ratio()),
             ] {
+                let found = found.expect("a share");
                 close(&format!("{category} {key}"), found, &case[key], EXACT);
             }
         }

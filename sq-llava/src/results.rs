@@ -8,9 +8,12 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
-use sq_llava_eval::benchmark::{Answers, Benchmark, Files, QuestionOptions, Questions, submission};
+use sq_llava_eval::EvalError;
+use sq_llava_eval::benchmark::{
+    Answers, Benchmark, Files, QuestionOptions, Questions, matched, submission,
+};
 use sq_llava_eval::score::caption::{Jars, score_by_jars};
-use sq_llava_eval::score::{PUBLISHED, Report, score};
+use sq_llava_eval::score::{PublishedRow, Report, published, score, some_answered};
 
 /// Which questions, and how they are put.
 #[derive(Debug, Clone, Args)]
@@ -113,47 +116,68 @@ impl BenchmarkArguments {
     }
 }
 
-/// Scores the answers of one benchmark and writes what its server takes into `folder/upload`.
-/// Where there are no references, the report says so.
-///
-/// # Errors
-/// If files cannot be read or written.
-pub fn scored(
-    questions: &Questions,
-    answers: &Answers,
-    files: &Files,
-    folder: &Path,
-    jars: &Jars,
-) -> Result<Report> {
-    let annotations = files.annotations.as_deref();
-    let mut report = if annotations.is_some() || needs_no_references(questions.benchmark) {
-        score(questions, answers, annotations)?
-    } else {
-        let matched = sq_llava_eval::benchmark::matched(questions, answers);
-        let mut report = Report::new(questions.benchmark, &matched);
-        report.note("no references here: not scored; upload/ has what the server takes");
-        report
-    };
-    if let (Some(annotations), true) = (annotations, questions.benchmark.is_caption()) {
-        let matched = sq_llava_eval::benchmark::matched(questions, answers);
-        score_by_jars(
-            questions.benchmark,
-            &matched,
-            annotations,
-            jars,
-            folder,
-            &mut report,
-        )?;
-    }
-    match submission(questions, answers, annotations) {
-        Ok(made) => {
-            for file in made {
-                file.write(&folder.join("upload"))?;
-            }
+/// The answers to one benchmark, to be scored.
+pub struct Scored<'a> {
+    /// What was asked.
+    pub questions: &'a Questions,
+    /// What was answered.
+    pub answers: &'a Answers,
+    /// Where its references are.
+    pub files: &'a Files,
+    /// Where its results go.
+    pub folder: &'a Path,
+    /// The COCO toolkit's programs.
+    pub jars: &'a Jars,
+}
+
+impl Scored<'_> {
+    /// Scores the answers and writes what the benchmark's server takes into `folder/upload`. Where
+    /// there are no references, the report says so.
+    ///
+    /// # Errors
+    /// If files cannot be read or written, or nothing could be scored.
+    pub fn report(&self) -> Result<Report> {
+        let upload = self.upload()?;
+        let (questions, answers) = (self.questions, self.answers);
+        let annotations = self.files.annotations.as_deref();
+        let mut report = if annotations.is_some() || needs_no_references(questions.benchmark) {
+            score(questions, answers, annotations)?
+        } else {
+            let matched = matched(questions, answers);
+            some_answered(questions, answers, &matched)?;
+            let mut report = Report::new(questions.benchmark, &matched);
+            report.note("no references here: not scored; upload/ has what the server takes");
+            report
+        };
+        if let (Some(annotations), true) = (annotations, questions.benchmark.is_caption()) {
+            score_by_jars(
+                questions.benchmark,
+                &matched(questions, answers),
+                annotations,
+                self.jars,
+                self.folder,
+                &mut report,
+            )?;
         }
-        Err(error) => report.note(format!("no upload: {error}")),
+        if let Some(reason) = upload {
+            report.note(format!("no upload: {reason}"));
+        }
+        Ok(report)
     }
-    Ok(report)
+
+    /// Writes what the server takes; gives the reason if it cannot be made.
+    fn upload(&self) -> Result<Option<EvalError>> {
+        let annotations = self.files.annotations.as_deref();
+        match submission(self.questions, self.answers, annotations) {
+            Ok(made) => {
+                for file in made {
+                    file.write(&self.folder.join("upload"))?;
+                }
+                Ok(None)
+            }
+            Err(error) => Ok(Some(error)),
+        }
+    }
 }
 
 fn needs_no_references(benchmark: Benchmark) -> bool {
@@ -167,18 +191,54 @@ fn needs_no_references(benchmark: Benchmark) -> bool {
     )
 }
 
-/// Prints problems, then the table; writes `results.json` and `results.md` into a folder.
-///
-/// # Errors
-/// If nothing can be written.
-pub fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Result<()> {
+/// What came of the benchmarks of a run.
+#[derive(Default)]
+pub struct Results {
+    reports: Vec<Report>,
+    /// Why others could not be scored.
+    unscored: Vec<anyhow::Error>,
+}
+
+impl Results {
+    /// Adds a benchmark.
+    pub fn add(&mut self, report: Result<Report>) {
+        match report {
+            Ok(report) => self.reports.push(report),
+            Err(error) => self.unscored.push(error),
+        }
+    }
+
+    /// Whether no benchmark was added.
+    pub fn is_empty(&self) -> bool {
+        self.reports.is_empty() && self.unscored.is_empty()
+    }
+
+    /// Prints problems, then the table; writes `results.json` and `results.md` into a folder.
+    ///
+    /// # Errors
+    /// If nothing can be written, or a benchmark could not be scored: then the others are shown
+    /// before.
+    pub fn show(self, model: &str, folder: &Path, json: bool) -> Result<()> {
+        if !self.reports.is_empty() {
+            show(&self.reports, model, folder, json)?;
+        }
+        let more = self.unscored.len().saturating_sub(1);
+        match self.unscored.into_iter().next() {
+            None => Ok(()),
+            Some(first) if more == 0 => Err(first),
+            Some(first) => Err(first.context(format!("{} benchmarks", more + 1))),
+        }
+    }
+}
+
+fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Result<()> {
     let results = json!({
         "model": model,
         "benchmarks": reports,
-        "published": PUBLISHED
-            .iter()
+        "published": published(reports)
             .map(|row| json!({
                 "model": row.model,
+                "source": row.source,
                 "values": row.values.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
             }))
             .collect::<Vec<_>>(),
@@ -200,6 +260,9 @@ pub fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Resul
         for problem in report.problems.lines() {
             println!("{}: {problem}", report.title);
         }
+        if let Some(asked) = &report.asked_with {
+            println!("{}: {asked}", report.title);
+        }
         let hidden = report.problems.total() - report.problems.lines().len();
         if hidden > 0 {
             println!("{}: and {hidden} more problems", report.title);
@@ -216,7 +279,8 @@ fn table(reports: &[Report], model: &str) -> Table {
     table.load_style(presets::UTF8_HORIZONTAL_ONLY);
     let mut header = vec!["benchmark".to_owned(), "metric".into(), "questions".into()];
     header.push(model.to_owned());
-    header.extend(PUBLISHED.iter().map(|row| row.model.to_owned()));
+    let published: Vec<&PublishedRow> = published(reports).collect();
+    header.extend(published.iter().map(|row| row.model.to_owned()));
     let columns = header.len();
     table.set_header(header);
     for report in reports {
@@ -231,8 +295,8 @@ fn table(reports: &[Report], model: &str) -> Table {
                 metric.count.to_string(),
                 format!("{:.2}", metric.value),
             ];
-            if index == 0 {
-                row.extend(PUBLISHED.iter().map(|published| {
+            if report.is_headline(metric) {
+                row.extend(published.iter().map(|published| {
                     let value = published.value(report.benchmark);
                     value.map_or("–".to_owned(), |value| format!("{value:.1}"))
                 }));

@@ -13,6 +13,7 @@ use super::lines;
 use super::problem::{ProblemKind, Problems};
 use super::question::{Question, QuestionId};
 use crate::EvalError;
+use sq_llava_data::files;
 
 /// One answer, in the order of LLaVA's keys.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -165,6 +166,10 @@ impl AnswerFile {
         };
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(io)?;
+        }
+        if path.exists() {
+            // Another kind of file, such as a pipe, is refused.
+            files::open(path)?;
         }
         let mut file = OpenOptions::new()
             .read(true)

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::question::{ImageRef, Question};
-use super::{Benchmark, Matched, ProblemKind, Problems, SubmissionFile, lines};
+use super::{Benchmark, Matched, ProblemKind, Problems, SubmissionFile, lines, nocaps};
 use crate::EvalError;
 
 /// Name of the result file.
@@ -26,16 +26,26 @@ pub struct Captions {
 /// Where the captions of a question are found.
 #[derive(Debug)]
 enum Order {
-    /// Entry i belongs to the question at position i.
+    /// Entry i belongs to the question at position i of its file.
     ByPosition(Vec<Option<Captions>>),
     /// By question id, or by the name of the picture.
     ByName(HashMap<String, Captions>),
 }
 
+/// The captions of one file.
+#[derive(Debug)]
+struct Part {
+    /// Whose questions they are, where the benchmark has a file for each domain.
+    domain: Option<&'static str>,
+    order: Order,
+    /// By name of the picture, where entries that stand in order tell it, too.
+    by_picture: HashMap<String, Captions>,
+}
+
 /// The captions of a benchmark.
 #[derive(Debug)]
 pub struct References {
-    order: Order,
+    parts: Vec<Part>,
 }
 
 /// COCO's layout, which NoCaps has too.
@@ -80,7 +90,8 @@ impl References {
     /// an array whose entries have `caption`, in the questions' order; for Conceptual Captions an
     /// array, object or JSONL whose entries have `label`, by question id; or the layouts of COCO
     /// (`images`, `annotations`) and Karpathy (`images` with `sentences`, of which the test split
-    /// counts), by question id or name of the picture.
+    /// counts), by question id or name of the picture. Entries of an array that tell their `image`
+    /// are found by it. For NoCaps also a folder with a file for each domain.
     ///
     /// # Errors
     /// If it cannot be read or has none of these layouts; single bad entries are added to
@@ -90,6 +101,60 @@ impl References {
         path: &Path,
         problems: &mut Problems,
     ) -> Result<Self, EvalError> {
+        if benchmark == Benchmark::NoCaps && path.is_dir() {
+            let files = nocaps::caption_files(path)?;
+            if files.is_empty() {
+                let reason = "holds no captions of NoCaps, such as nocaps_val_near_domain.json";
+                return Err(EvalError::benchmark(path, reason));
+            }
+            let parts = files.into_iter().map(|(domain, path)| {
+                let part = Part::read(benchmark, &path, problems)?;
+                Ok(part.of_domain(domain))
+            });
+            return Ok(Self {
+                parts: parts.collect::<Result<_, EvalError>>()?,
+            });
+        }
+        let part = Part::read(benchmark, path, problems)?;
+        Ok(Self { parts: vec![part] })
+    }
+
+    /// The captions of a question's picture. Conceptual Captions are found by the question's id
+    /// even in an array.
+    pub fn of(&self, benchmark: Benchmark, question: &Question) -> Option<&Captions> {
+        let parts = self.parts.iter();
+        let mut own = parts.filter(|part| {
+            let domain = question.category.as_deref();
+            part.domain.is_none() || domain.is_none() || part.domain == domain
+        });
+        own.find_map(|part| part.of(benchmark, question))
+    }
+
+    /// How many entries there are.
+    pub fn len(&self) -> usize {
+        let parts = self.parts.iter().map(|part| match &part.order {
+            Order::ByPosition(list) => list.len(),
+            Order::ByName(map) => map.len(),
+        });
+        parts.sum()
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+impl Part {
+    fn new(order: Order) -> Self {
+        Self {
+            domain: None,
+            order,
+            by_picture: HashMap::new(),
+        }
+    }
+
+    fn read(benchmark: Benchmark, path: &Path, problems: &mut Problems) -> Result<Self, EvalError> {
         if path.extension().is_some_and(|e| e == "jsonl") {
             return Self::read_jsonl(path, problems);
         }
@@ -99,7 +164,15 @@ impl References {
                 let entries = list.iter().enumerate().map(|(index, entry)| {
                     entry_captions(entry, &format!("annotation #{index}"), problems)
                 });
-                Order::ByPosition(entries.collect())
+                let entries: Vec<_> = entries.collect();
+                let pictures = list.iter().zip(&entries).filter_map(|(entry, captions)| {
+                    let name = entry.get("image")?.as_str()?;
+                    Some((file_name(name).to_owned(), captions.clone()?))
+                });
+                return Ok(Self {
+                    by_picture: pictures.collect(),
+                    ..Self::new(Order::ByPosition(entries))
+                });
             }
             Value::Object(map) if map.contains_key("images") => {
                 let file = CocoFile::deserialize(Value::Object(map))
@@ -119,7 +192,7 @@ impl References {
                 return Err(EvalError::benchmark(path, reason));
             }
         };
-        Ok(Self { order })
+        Ok(Self::new(order))
     }
 
     fn read_jsonl(path: &Path, problems: &mut Problems) -> Result<Self, EvalError> {
@@ -137,14 +210,32 @@ impl References {
             }
             Ok(())
         })?;
-        let order = Order::ByName(found);
-        Ok(Self { order })
+        Ok(Self::new(Order::ByName(found)))
     }
 
-    /// The captions of a question's picture. Conceptual Captions are found by the question's id
-    /// even in an array.
-    pub fn of(&self, benchmark: Benchmark, question: &Question) -> Option<&Captions> {
+    /// The same as the captions of a domain.
+    fn of_domain(mut self, domain: &'static str) -> Self {
+        self.domain = Some(domain);
+        let all: Vec<&mut Captions> = match &mut self.order {
+            Order::ByPosition(list) => list.iter_mut().flatten().collect(),
+            Order::ByName(map) => map.values_mut().collect(),
+        };
+        for captions in all.into_iter().chain(self.by_picture.values_mut()) {
+            captions.domain.get_or_insert_with(|| domain.to_owned());
+        }
+        self
+    }
+
+    fn of(&self, benchmark: Benchmark, question: &Question) -> Option<&Captions> {
+        let picture = match &question.image {
+            Some(ImageRef::File(name)) => Some(file_name(name)),
+            _ => None,
+        };
         match &self.order {
+            // A picture's name is surer than a place.
+            Order::ByPosition(_) if !self.by_picture.is_empty() && picture.is_some() => {
+                self.by_picture.get(picture?)
+            }
             Order::ByPosition(list) => {
                 let at = match benchmark {
                     Benchmark::Conceptual => question.id.to_string().parse().ok()?,
@@ -152,27 +243,17 @@ impl References {
                 };
                 list.get(at)?.as_ref()
             }
-            Order::ByName(map) => map.get(&question.id.to_string()).or_else(|| {
-                let Some(ImageRef::File(name)) = &question.image else {
-                    return None;
-                };
-                map.get(name.rsplit('/').next().unwrap_or(name))
-            }),
+            Order::ByName(map) => {
+                let id = question.id.to_string();
+                map.get(&id).or_else(|| map.get(picture?))
+            }
         }
     }
+}
 
-    /// How many entries there are.
-    pub fn len(&self) -> usize {
-        match &self.order {
-            Order::ByPosition(list) => list.len(),
-            Order::ByName(map) => map.len(),
-        }
-    }
-
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
+/// A path without its folders.
+fn file_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
 }
 
 fn text_of(value: &Value) -> String {

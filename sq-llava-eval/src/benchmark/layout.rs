@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::Benchmark;
+use super::{Benchmark, nocaps};
 use crate::EvalError;
 
 /// The files of a benchmark.
@@ -162,13 +162,31 @@ impl Files {
             let Some(questions) = first(&folder, layout.questions)? else {
                 continue;
             };
-            return Ok(Some(Self {
+            let mut found = Self {
                 questions,
                 images: first(&folder, layout.images)?,
                 annotations: first(&folder, layout.annotations)?,
-            }));
+            };
+            if benchmark == Benchmark::NoCaps {
+                found.take_domains(&folder)?;
+            }
+            return Ok(Some(found));
         }
         Ok(None)
+    }
+
+    /// NoCaps in files for each domain: the folder stands for all of them.
+    fn take_domains(&mut self, folder: &Path) -> Result<(), EvalError> {
+        if !nocaps::question_files(folder)?.is_empty() {
+            self.questions = folder.to_path_buf();
+        }
+        let whole = first(folder, &["annotations.json", "nocaps_val_4500*.json"])?;
+        self.annotations = match whole {
+            Some(whole) => Some(whole),
+            None if !nocaps::caption_files(folder)?.is_empty() => Some(folder.to_path_buf()),
+            None => self.annotations.take(),
+        };
+        Ok(())
     }
 
     /// Every benchmark found under a folder.

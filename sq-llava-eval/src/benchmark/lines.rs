@@ -1,10 +1,10 @@
 //! JSONL, line by line, with the number of each line.
 
-use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
 use crate::EvalError;
+use sq_llava_data::files;
 
 /// A line is one question or answer; one above this is no such file.
 const MAX_LINE_BYTES: u64 = 64 << 20;
@@ -19,7 +19,7 @@ pub(super) fn for_each(
         path: path.to_path_buf(),
         source,
     };
-    let mut reader = BufReader::with_capacity(1 << 18, File::open(path).map_err(io)?);
+    let mut reader = BufReader::with_capacity(1 << 18, files::open(path)?);
     let mut line = Vec::new();
     for number in 1.. {
         line.clear();
@@ -58,11 +58,7 @@ pub(super) fn place(path: &Path, number: usize) -> String {
 
 /// A whole JSON file.
 pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
-    let file = File::open(path).map_err(|source| EvalError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    serde_json::from_reader(BufReader::new(file)).map_err(|source| EvalError::Json {
+    serde_json::from_reader(BufReader::new(files::open(path)?)).map_err(|source| EvalError::Json {
         path: path.to_path_buf(),
         source,
     })

@@ -4,7 +4,8 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use base64::Engine;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
+use base64::{Engine, alphabet};
 use csv::StringRecord;
 use rust_xlsxwriter::{DocProperties, ExcelDateTime, Workbook, XlsxError};
 
@@ -13,6 +14,7 @@ use super::question::{
 };
 use super::{Matched, ProblemKind, SubmissionFile};
 use crate::EvalError;
+use sq_llava_data::{DataError, files};
 
 /// Name of the upload.
 pub const UPLOAD: &str = "mmbench_upload.xlsx";
@@ -39,11 +41,11 @@ const PREDICTION: usize = 6;
 /// A shorter image field is the index of the row that holds the picture.
 const MIN_IMAGE: usize = 64;
 
-/// What pandas reads as "no value".
-const ABSENT: [&str; 16] = [
-    "", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN",
-    "<NA>", "N/A", "NA", "NULL", "n/a", "null",
-];
+/// Base64 as people have it: padded or not.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// A row without its picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,8 +84,7 @@ impl Table {
         let mut reader = csv::ReaderBuilder::new()
             .delimiter(b'\t')
             .flexible(true)
-            .from_path(path)
-            .map_err(fault)?;
+            .from_reader(files::open(path)?);
         let columns: Vec<String> = reader
             .headers()
             .map_err(fault)?
@@ -164,13 +165,11 @@ impl Table {
         {
             field = self.image_field(other)?;
         }
-        base64::engine::general_purpose::STANDARD
-            .decode(field.trim())
-            .map_err(|error| sq_llava_data::DataError::Image {
-                name: format!("of question {}", self.rows[row].index),
-                reason: format!("no base64: {error}"),
-            })
-            .map_err(EvalError::from)
+        let faulty = |error| DataError::Image {
+            name: format!("of question {}", self.rows[row].index),
+            reason: format!("no base64: {error}"),
+        };
+        Ok(decoded(&field).map_err(faulty)?)
     }
 
     fn image_field(&self, row: usize) -> Result<String, EvalError> {
@@ -187,6 +186,25 @@ impl Table {
     }
 }
 
+/// The bytes of base64, which may have line breaks and begin as a `data:` URL.
+fn decoded(field: &str) -> Result<Vec<u8>, base64::DecodeError> {
+    let field = field.trim();
+    let url = field
+        .get(..5)
+        .filter(|start| start.eq_ignore_ascii_case("data:"));
+    let coded = match url.and_then(|_| field.split_once(',')) {
+        Some((_, coded)) => coded,
+        None => field,
+    };
+    match coded.bytes().any(|byte| byte.is_ascii_whitespace()) {
+        true => {
+            let bytes = coded.bytes().filter(|byte| !byte.is_ascii_whitespace());
+            BASE64.decode(bytes.collect::<Vec<u8>>())
+        }
+        false => BASE64.decode(coded),
+    }
+}
+
 fn row(columns: &[String], record: &StringRecord) -> Result<Row, String> {
     if record.len() != columns.len() {
         return Err(format!(
@@ -197,7 +215,8 @@ fn row(columns: &[String], record: &StringRecord) -> Result<Row, String> {
     }
     let field = |name: &str| {
         let column = columns.iter().position(|column| column == name)?;
-        record.get(column).filter(|text| present(text))
+        // As a table has it: "None", "N/A" and "nan" are words, and may be options.
+        record.get(column).filter(|text| !text.is_empty())
     };
     let index = field("index").unwrap_or_default();
     let index = index
@@ -220,7 +239,7 @@ fn row(columns: &[String], record: &StringRecord) -> Result<Row, String> {
         .iter()
         .zip(record.iter())
         .filter(|(name, _)| !LEFT_OUT.contains(&name.as_str()))
-        .map(|(_, text)| if present(text) { text } else { "" }.to_owned())
+        .map(|(_, text)| text.to_owned())
         .collect();
     let owned = |name| field(name).map(str::to_owned);
     Ok(Row {
@@ -237,10 +256,6 @@ fn row(columns: &[String], record: &StringRecord) -> Result<Row, String> {
             .cloned()
             .unwrap_or_else(csv::Position::new),
     })
-}
-
-fn present(text: &str) -> bool {
-    !ABSENT.contains(&text) && !["nan", "none"].contains(&text.to_lowercase().as_str())
 }
 
 impl Row {

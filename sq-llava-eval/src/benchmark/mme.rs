@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use super::question::{ImageRef, Question, Questions, SHORT_ANSWER};
 use super::{Matched, ProblemKind, SubmissionFile};
 use crate::EvalError;
+use sq_llava_data::files;
 
 /// Ends every question of the release.
 const YES_OR_NO: &str = "Please answer yes or no.";
@@ -70,10 +71,7 @@ impl References {
     }
 
     fn read_file(&mut self, category: &str, path: &Path) -> Result<(), EvalError> {
-        let text = std::fs::read_to_string(path).map_err(|source| EvalError::Io {
-            path: path.to_path_buf(),
-            source,
-        })?;
+        let text = files::read_to_string(path)?;
         let file = name(&path.with_extension(""));
         let mut truths = Vec::new();
         let filled = text

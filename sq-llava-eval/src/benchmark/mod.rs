@@ -8,6 +8,7 @@
 //! files. Everything written here is a function of its input alone: the same bytes every time.
 
 mod answer;
+mod asked_with;
 pub mod caption;
 pub mod gqa;
 mod layout;
@@ -17,6 +18,7 @@ mod matched;
 pub mod mm_vet;
 pub mod mmbench;
 pub mod mme;
+mod nocaps;
 pub mod pope;
 mod problem;
 mod question;
@@ -32,6 +34,7 @@ use std::path::Path;
 use std::str::FromStr;
 
 pub use answer::{Answer, AnswerFile, Answers};
+pub use asked_with::{AskedWith, Protocol};
 pub use layout::Files;
 pub use matched::{Matched, matched};
 pub use problem::{Problem, ProblemKind, Problems};
@@ -171,12 +174,6 @@ impl Benchmark {
             | Self::Seed => 128,
             _ => 1024,
         }
-    }
-
-    /// Whether the published evaluation gives pictures to CLIP's processor as they are, which
-    /// crops, whatever the model was trained with.
-    pub fn crops(self) -> bool {
-        self == Self::ScienceQa
     }
 }
 

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 use super::lines;
 use super::question::{ImageRef, Question, QuestionId, Questions, SHORT_ANSWER};
@@ -21,8 +22,20 @@ pub struct Label {
     /// Question.
     #[serde(default)]
     pub text: Option<String>,
-    /// `yes` or `no`.
-    pub label: String,
+    /// Whether yes is right: `yes` or `no` in the file, in any case.
+    #[serde(rename = "label", deserialize_with = "yes_or_no")]
+    pub is_yes: bool,
+}
+
+fn yes_or_no<'de, D: Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    let label = String::deserialize(deserializer)?;
+    match label.trim().to_lowercase().as_str() {
+        "yes" => Ok(true),
+        "no" => Ok(false),
+        _ => Err(D::Error::custom(format!(
+            "label {label:?} is neither yes nor no"
+        ))),
+    }
 }
 
 /// The labels of each category, in order: `random`, `popular` and `adversarial`. A line that is
@@ -51,16 +64,11 @@ pub fn labels(
         let mut list = Vec::new();
         lines::for_each(&path, |number, bytes, _| {
             let label = serde_json::from_slice::<Label>(bytes);
-            let reason = match &label {
-                Ok(label) if matches!(label.label.as_str(), "yes" | "no") => None,
-                Ok(label) => Some(format!("label \"{}\" is neither yes nor no", label.label)),
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(reason) = &reason {
+            if let Err(error) = &label {
                 let place = lines::place(&path, number);
-                problems.add(ProblemKind::BadReference, place, reason.clone());
+                problems.add(ProblemKind::BadReference, place, error.to_string());
             }
-            list.push(label.ok().filter(|_| reason.is_none()));
+            list.push(label.ok());
             Ok(())
         })?;
         found.insert(category.to_owned(), list);

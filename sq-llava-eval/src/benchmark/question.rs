@@ -9,7 +9,9 @@ use serde::{Deserialize, Serialize};
 use super::lines;
 use super::mmbench::Table;
 use super::problem::{ProblemKind, Problems};
-use super::{Benchmark, Files, gqa, mm_vet, mme, pope, science_qa, text_vqa, vizwiz, vqav2};
+use super::{
+    Benchmark, Files, gqa, mm_vet, mme, nocaps, pope, science_qa, text_vqa, vizwiz, vqav2,
+};
 use crate::EvalError;
 
 /// Ends a question that wants a short answer.
@@ -189,6 +191,10 @@ impl Questions {
             }
             Benchmark::Mme if path.is_dir() => mme::read_questions(path, &mut questions)?,
             Benchmark::Pope if path.is_dir() => pope::read_questions(path, &mut questions)?,
+            Benchmark::NoCaps if path.is_dir() => {
+                let images = files.images.as_deref();
+                nocaps::read_questions(path, images, options, &mut questions)?;
+            }
             // LLaVA's questions are JSONL, the benchmarks' own are JSON.
             Benchmark::VqaV2 if own => vqav2::read_questions(path, &mut questions)?,
             Benchmark::Gqa if own => gqa::read_questions(path, &mut questions)?,
@@ -211,7 +217,11 @@ impl Questions {
         Ok(questions)
     }
 
-    fn read_lines(&mut self, path: &Path, options: &QuestionOptions) -> Result<(), EvalError> {
+    pub(super) fn read_lines(
+        &mut self,
+        path: &Path,
+        options: &QuestionOptions,
+    ) -> Result<(), EvalError> {
         let mut position = 0;
         lines::for_each(path, |number, bytes, _| {
             match serde_json::from_slice::<Line>(bytes) {

@@ -172,7 +172,7 @@ pub(super) fn submission(
         outputs.insert(id.clone(), text.into());
     }
     let count = results.len();
-    let accuracy = 100.0 * correct as f64 / count.max(1) as f64;
+    let accuracy = (count > 0).then(|| 100.0 * correct as f64 / count as f64);
     SubmissionFile::json(
         RESULT,
         &json!({

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::answer::Answers;
 use crate::EvalError;
+use sq_llava_data::files;
 
 /// Shard `index` of `chunks`, each of ⌈n / chunks⌉ items; the last ones may be empty.
 pub fn shard<T>(items: &[T], chunks: usize, index: usize) -> &[T] {
@@ -38,10 +39,7 @@ pub fn merge(folder: &Path, chunks: usize) -> Result<PathBuf, EvalError> {
                 format!("{problem}; run this shard again before merging"),
             ));
         }
-        let mut bytes = std::fs::read(&path).map_err(|source| EvalError::Io {
-            path: path.clone(),
-            source,
-        })?;
+        let mut bytes = files::read(&path)?;
         if bytes.last().is_some_and(|last| *last != b'\n') {
             bytes.push(b'\n');
         }

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use super::*;
 use crate::score::{Report, score};
 
+mod formats;
+mod nothing;
+
 /// A benchmark's files in a folder of their own.
 struct Fixture {
     folder: tempfile::TempDir,
@@ -445,9 +448,9 @@ fn mmbench(rows: &[&str]) -> Fixture {
 #[test]
 fn mmbench_asks_shows_and_uploads() {
     let fixture = mmbench(&[
-        "7\t\"Which \"\"one\"\"?\"\tA hint.\tx\ty\tz\tnan\tB\tcat\tIMAGE\tsrc\tl2\tno\tdev",
+        "7\t\"Which \"\"one\"\"?\"\tA hint.\tx\ty\tz\t\tB\tcat\tIMAGE\tsrc\tl2\tno\tdev",
         "1000007\tWhich \"one\"?\tA hint.\ty\tz\tx\t\tA\tcat\t7\tsrc\tl2\tno\tdev",
-        "9\tWhere?\tnan\tleft\tright\t\t\tA\tcat\tIMAGE\tsrc\tl2\tno\tdev",
+        "9\tWhere?\t\tleft\tright\t\t\tA\tcat\tIMAGE\tsrc\tl2\tno\tdev",
         "bad\tWhere?\t\tleft\tright\t\t\tA\tcat\tIMAGE\tsrc\tl2\tno\tdev",
     ]);
     let questions = fixture.questions();
@@ -743,7 +746,8 @@ fn answers_that_fit_no_question_are_counted() {
         "{markdown}"
     );
     assert!(
-        markdown.contains("| SQ-LLaVA-7B (published) | – |"),
+        markdown.contains("| SQ-LLaVA-7B (published) | – |")
+            && markdown.contains("| SQ-LLaVA-7B (released) | – |"),
         "{markdown}"
     );
 }

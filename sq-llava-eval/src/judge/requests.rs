@@ -9,7 +9,8 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{DataError, files};
+use crate::EvalError;
+use sq_llava_data::files;
 
 /// What a judge is to say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

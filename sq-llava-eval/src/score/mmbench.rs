@@ -72,7 +72,7 @@ pub(super) fn score(
                 format!("\"{}\" names no option; it counts as wrong", answer.text),
             );
         }
-        let hit = named == Some(truth.as_str());
+        let hit = named.is_some_and(|named| truth.trim().eq_ignore_ascii_case(named));
         if row.index < COPY && round.number == 0 {
             right += usize::from(hit);
             count += 1;
@@ -87,13 +87,10 @@ pub(super) fn score(
         .any(|(_, presentations)| *presentations > 1)
     {
         let all = circles.values().filter(|(all, _)| *all).count();
+        let name = "circular accuracy";
+        report.percent(name, share(all, circles.len()), circles.len());
         // The server's number is the circular one.
-        report.percent(
-            "circular accuracy",
-            share(all, circles.len()),
-            circles.len(),
-        );
-        report.metrics.rotate_right(1);
+        report.lead(name);
     }
     Ok(())
 }

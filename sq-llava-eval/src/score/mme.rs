@@ -52,13 +52,13 @@ impl Subtask {
     }
 
     /// Share of questions answered rightly.
-    pub fn accuracy(&self) -> f64 {
+    pub fn accuracy(&self) -> Option<f64> {
         let hits = self.pictures.values().map(|(_, hits)| hits).sum();
         share(hits, self.questions())
     }
 
     /// Share of pictures with both questions answered rightly.
-    pub fn accuracy_plus(&self) -> f64 {
+    pub fn accuracy_plus(&self) -> Option<f64> {
         let both = self
             .pictures
             .values()
@@ -66,9 +66,9 @@ impl Subtask {
         share(both.count(), self.pictures.len())
     }
 
-    /// Accuracy and accuracy+ in percent, summed: at most 200.
-    pub fn points(&self) -> f64 {
-        100.0 * self.accuracy() + 100.0 * self.accuracy_plus()
+    /// Accuracy and accuracy+ in percent, summed: at most 200. `None` without a question.
+    pub fn points(&self) -> Option<f64> {
+        Some(100.0 * self.accuracy()? + 100.0 * self.accuracy_plus()?)
     }
 
     /// Questions.
@@ -128,9 +128,10 @@ pub(super) fn score(
         ("cognition", &COGNITION[..]),
     ] {
         let found: Vec<&Subtask> = group.iter().filter_map(|s| subtasks.get(*s)).collect();
-        let points = found.iter().map(|subtask| subtask.points()).sum();
+        let points: Vec<f64> = found.iter().filter_map(|s| s.points()).collect();
+        let sum = (!points.is_empty()).then(|| points.iter().sum());
         let count = found.iter().map(|subtask| subtask.questions()).sum();
-        report.points(name, points, count);
+        report.points(name, sum, count);
     }
     for (category, subtask) in &subtasks {
         report.points(category, subtask.points(), subtask.questions());
@@ -148,10 +149,11 @@ mod tests {
         for (picture, right) in [("a", true), ("a", true), ("b", true), ("b", false)] {
             subtask.add(picture, right);
         }
-        assert_eq!(subtask.points(), 75.0 + 50.0);
+        assert_eq!(Subtask::default().points(), None);
+        assert_eq!(subtask.points(), Some(75.0 + 50.0));
         // A picture with one question can never have both.
         subtask.add("c", true);
-        assert!((subtask.points() - (80.0 + 100.0 / 3.0)).abs() < 1e-9);
+        assert!((subtask.points().unwrap() - (80.0 + 100.0 / 3.0)).abs() < 1e-9);
         assert_eq!(said("Yes, it is"), Some("yes"));
         assert_eq!(said("NO"), Some("no"));
         assert_eq!(said("It is not"), None);

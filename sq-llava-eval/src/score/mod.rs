@@ -18,17 +18,18 @@ mod vqa;
 
 use std::path::Path;
 
-pub use published::{PUBLISHED, PublishedRow};
+pub use published::{PUBLISHED, PublishedRow, published};
 pub use report::{Metric, Report, Unit};
 pub use vqa::{normalise, soft_accuracy};
 
 use crate::EvalError;
-use crate::benchmark::{Answers, Benchmark, Questions, matched};
+use crate::benchmark::{Answers, Benchmark, Matched, ProblemKind, Questions, matched};
 
 /// Scores the answers of a benchmark. `annotations` is its reference file or folder.
 ///
 /// # Errors
-/// If references are needed and not given, cannot be read, or belong to other questions.
+/// If references are needed and not given, cannot be read, or belong to other questions; if no
+/// question has an answer, or none could be scored.
 pub fn score(
     questions: &Questions,
     answers: &Answers,
@@ -36,6 +37,7 @@ pub fn score(
 ) -> Result<Report, EvalError> {
     let benchmark = questions.benchmark;
     let matched = matched(questions, answers);
+    some_answered(questions, answers, &matched)?;
     let mut report = Report::new(benchmark, &matched);
     let needed = || {
         annotations.ok_or_else(|| {
@@ -62,8 +64,12 @@ pub fn score(
         Benchmark::Seed => seed::score(&matched, needed()?, &mut report)?,
         Benchmark::MmVet | Benchmark::LlavaBench => {
             report.note("scored by a judge");
+            return Ok(report);
         }
-        Benchmark::Generic => report.note("these questions have no references"),
+        Benchmark::Generic => {
+            report.note("these questions have no references");
+            return Ok(report);
+        }
         Benchmark::CocoCaptions
         | Benchmark::Flickr30k
         | Benchmark::NoCaps
@@ -71,13 +77,61 @@ pub fn score(
             caption::score(benchmark, &matched, needed()?, &mut report)?;
         }
     }
+    // A test split without answers says so in a note.
+    if report.metrics.is_empty() && report.notes.is_empty() {
+        let problems = report.problems.lines().iter();
+        let why = problems
+            .filter(|problem| problem.kind == ProblemKind::BadReference)
+            .map(|problem| format!("; the first: {problem}"))
+            .next();
+        return Err(EvalError::benchmark(
+            annotations.unwrap_or(&questions.path),
+            format!(
+                "nothing of {} could be scored: no reference fits any of its {} questions{}",
+                benchmark.title(),
+                questions.list.len(),
+                why.unwrap_or_default()
+            ),
+        ));
+    }
     Ok(report)
 }
 
-/// `right / total`, 0 of nothing.
-fn share(right: usize, total: usize) -> f64 {
-    if total == 0 {
-        return 0.0;
+/// # Errors
+/// If not a single question has an answer: then they belong to other questions.
+pub fn some_answered(
+    questions: &Questions,
+    answers: &Answers,
+    matched: &Matched<'_>,
+) -> Result<(), EvalError> {
+    if matched.answered().next().is_some() {
+        return Ok(());
     }
-    right as f64 / total as f64
+    let reason = match (questions.list.first(), answers.list.first()) {
+        (Some(question), Some(answer)) => format!(
+            "none of the {} answers belongs to one of these questions: the first answer is to \
+             question {}{}, the first question is {}",
+            answers.list.len(),
+            answer.question_id,
+            match answer.round_id {
+                Some(round) => format!(" (round {round})"),
+                None => String::new(),
+            },
+            question.id
+        ),
+        _ => {
+            let first = matched.problems.lines().iter();
+            let first = first
+                .filter(|p| p.kind != ProblemKind::MissingAnswer)
+                .next();
+            let why = first.map_or(String::new(), |problem| format!("; the first: {problem}"));
+            format!("no question has an answer: nothing is scored{why}")
+        }
+    };
+    Err(EvalError::benchmark(&questions.path, reason))
+}
+
+/// `right / total`; an empty set has no share.
+fn share(right: usize, total: usize) -> Option<f64> {
+    (total > 0).then(|| right as f64 / total as f64)
 }

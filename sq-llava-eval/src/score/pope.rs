@@ -45,31 +45,28 @@ impl Counts {
     }
 
     /// Share of right answers.
-    pub fn accuracy(&self) -> f64 {
+    pub fn accuracy(&self) -> Option<f64> {
         share(self.true_positive + self.true_negative, self.total())
     }
 
-    /// Share of right ones among the answers yes; 0 if there is none.
-    pub fn precision(&self) -> f64 {
+    /// Share of right ones among the answers yes.
+    pub fn precision(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_positive)
     }
 
     /// Share of questions with yes that were answered so.
-    pub fn recall(&self) -> f64 {
+    pub fn recall(&self) -> Option<f64> {
         share(self.true_positive, self.true_positive + self.false_negative)
     }
 
-    /// Harmonic mean of precision and recall; 0 if both are.
-    pub fn f1(&self) -> f64 {
-        let (precision, recall) = (self.precision(), self.recall());
-        if precision + recall == 0.0 {
-            return 0.0;
-        }
-        2.0 * precision * recall / (precision + recall)
+    /// Harmonic mean of precision and recall; `None` if yes is neither said nor right anywhere.
+    pub fn f1(&self) -> Option<f64> {
+        let right = 2 * self.true_positive;
+        share(right, right + self.false_positive + self.false_negative)
     }
 
     /// Share of the answers yes.
-    pub fn yes_ratio(&self) -> f64 {
+    pub fn yes_ratio(&self) -> Option<f64> {
         share(self.true_positive + self.false_positive, self.total())
     }
 }
@@ -123,7 +120,7 @@ pub(super) fn score(
                 );
                 continue;
             }
-            let is_yes = label.label == "yes";
+            let is_yes = label.is_yes;
             // A missing answer is wrong, whatever the label.
             let said_yes = answer.map_or(!is_yes, |answer| says_yes(&answer.text));
             counts.add(said_yes, is_yes);
@@ -131,8 +128,9 @@ pub(super) fn score(
         rows.push((*category, counts));
     }
     let count: usize = rows.iter().map(|(_, counts)| counts.total()).sum();
-    let f1: f64 = rows.iter().map(|(_, counts)| counts.f1()).sum();
-    report.percent("mean F1", f1 / rows.len().max(1) as f64, count);
+    let f1: Vec<f64> = rows.iter().filter_map(|(_, counts)| counts.f1()).collect();
+    let mean = (!f1.is_empty()).then(|| f1.iter().sum::<f64>() / f1.len() as f64);
+    report.percent("mean F1", mean, count);
     for (category, counts) in rows {
         let total = counts.total();
         report.percent(format!("{category} accuracy"), counts.accuracy(), total);

@@ -2,8 +2,8 @@
 
 use serde::Serialize;
 
-use super::published::PUBLISHED;
-use crate::benchmark::{Benchmark, Matched, Problems};
+use super::published::{PublishedRow, published};
+use crate::benchmark::{AskedWith, Benchmark, Matched, Problems};
 
 /// How a number is to be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -40,8 +40,14 @@ pub struct Report {
     pub questions: usize,
     /// Questions that have an answer.
     pub answered: usize,
-    /// The numbers; the first is the one that papers print.
+    /// How they were asked, where the answers say so, all alike.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub asked_with: Option<AskedWith>,
+    /// The numbers.
     pub metrics: Vec<Metric>,
+    /// Name of the number that papers print; it is not among `metrics` if nothing belongs to it.
+    #[serde(skip)]
+    headline: Option<String>,
     /// Remarks.
     pub notes: Vec<String>,
     /// What was wrong, counted.
@@ -56,29 +62,47 @@ impl Report {
             title: benchmark.title(),
             questions: matched.pairs.len(),
             answered: matched.answered().count(),
+            asked_with: AskedWith::of_all(matched.answered().map(|(_, answer)| answer)),
+            headline: None,
             metrics: Vec::new(),
             notes: Vec::new(),
             problems: matched.problems.clone(),
         }
     }
 
-    /// Adds a share, shown in percent.
-    pub fn percent(&mut self, name: impl Into<String>, fraction: f64, count: usize) {
-        self.push(name.into(), 100.0 * fraction, Unit::Percent, count);
+    /// Adds a share, shown in percent, unless it is one of nothing. The first one is the headline.
+    pub fn percent(&mut self, name: impl Into<String>, fraction: Option<f64>, count: usize) {
+        let value = fraction.map(|fraction| 100.0 * fraction);
+        self.push(name.into(), value, Unit::Percent, count);
     }
 
-    /// Adds points.
-    pub fn points(&mut self, name: impl Into<String>, value: f64, count: usize) {
+    /// Adds points, unless they are of nothing. The first ones are the headline.
+    pub fn points(&mut self, name: impl Into<String>, value: Option<f64>, count: usize) {
         self.push(name.into(), value, Unit::Points, count);
     }
 
-    fn push(&mut self, name: String, value: f64, unit: Unit, count: usize) {
+    fn push(&mut self, name: String, value: Option<f64>, unit: Unit, count: usize) {
+        self.headline.get_or_insert_with(|| name.clone());
+        let Some(value) = value else {
+            return;
+        };
         self.metrics.push(Metric {
             name,
             value,
             unit,
             count,
         });
+    }
+
+    /// Makes another number the one that papers print, and puts it first.
+    pub fn lead(&mut self, name: &str) {
+        self.headline = Some(name.to_owned());
+        self.metrics.sort_by_key(|metric| metric.name != name);
+    }
+
+    /// Whether a number is the one that papers print.
+    pub fn is_headline(&self, metric: &Metric) -> bool {
+        self.headline.as_ref() == Some(&metric.name)
     }
 
     /// Adds a remark.
@@ -102,6 +126,9 @@ impl Report {
                 "\n## {}\n\n{} of {} questions answered.\n\n",
                 report.title, report.answered, report.questions
             ));
+            if let Some(asked) = &report.asked_with {
+                text.push_str(&format!("{asked}.\n\n"));
+            }
             if !report.metrics.is_empty() {
                 text.push_str("| | | questions |\n|---|---:|---:|\n");
             }
@@ -132,15 +159,25 @@ fn comparison(reports: &[Report], model: &str) -> String {
     let titles = reports.iter().map(|report| report.title.to_owned());
     let mut text = row("", titles.collect());
     text.push_str(&format!("|---|{}\n", "---:|".repeat(reports.len())));
-    let ours = reports
-        .iter()
-        .map(|report| cell(report.metrics.first().map(|metric| metric.value)));
+    let ours = reports.iter().map(|report| {
+        cell(
+            report
+                .headline
+                .as_deref()
+                .and_then(|name| report.value(name)),
+        )
+    });
     text.push_str(&row(model, ours.collect()));
-    for published in PUBLISHED {
+    let published: Vec<&PublishedRow> = published(reports).collect();
+    for published in &published {
         let values = reports
             .iter()
             .map(|report| cell(published.value(report.benchmark)));
         text.push_str(&row(published.model, values.collect()));
+    }
+    text.push('\n');
+    for published in published {
+        text.push_str(&format!("- {}: {}\n", published.model, published.source));
     }
     text
 }

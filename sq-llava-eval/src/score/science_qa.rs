@@ -68,6 +68,15 @@ pub(super) fn score(
         .iter()
         .map(|(question, _)| question.id.to_string())
         .collect();
+    if !references.split.iter().any(|id| asked.contains(id)) {
+        let first = matched.pairs.first().map(|(question, _)| &question.id);
+        let place = first.map_or_else(String::new, |id| format!("question {id}"));
+        let reason = "the test split has no problem with the id of any question";
+        report
+            .problems
+            .add(ProblemKind::BadReference, place, reason);
+        return Ok(());
+    }
     let mut groups = [
         ("image accuracy", 0, 0),
         ("text accuracy", 0, 0),

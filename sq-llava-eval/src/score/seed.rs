@@ -14,7 +14,7 @@ pub(super) fn score(
     report: &mut Report,
 ) -> Result<(), EvalError> {
     let references = References::read(annotations, &mut report.problems)?;
-    let asked: HashMap<String, Option<&str>> = matched
+    let asked: BTreeMap<String, Option<&str>> = matched
         .pairs
         .iter()
         .map(|(question, answer)| {
@@ -24,6 +24,21 @@ pub(super) fn score(
             )
         })
         .collect();
+    let known: HashSet<String> = references
+        .items
+        .iter()
+        .map(|item| item.question_id.to_string())
+        .collect();
+    for id in asked.keys().filter(|id| !known.contains(*id)) {
+        report.problems.add(
+            ProblemKind::BadReference,
+            format!("question {id}"),
+            "the references lack it; it is not scored",
+        );
+    }
+    if !known.iter().any(|id| asked.contains_key(id)) {
+        return Ok(());
+    }
     let names: HashMap<i64, &str> = references
         .types
         .iter()
@@ -51,22 +66,6 @@ pub(super) fn score(
             *hits += usize::from(right);
             *count += 1;
         }
-    }
-    let known: HashSet<String> = references
-        .items
-        .iter()
-        .map(|item| item.question_id.to_string())
-        .collect();
-    let ids = matched
-        .pairs
-        .iter()
-        .map(|(question, _)| question.id.to_string());
-    for id in ids.filter(|id| !known.contains(id)) {
-        report.problems.add(
-            ProblemKind::BadReference,
-            format!("question {id}"),
-            "the references lack it; it is not scored",
-        );
     }
     report.percent("total accuracy", share(total.0, total.1), total.1);
     for (media, (right, count)) in by_media {

@@ -268,11 +268,17 @@ pub(super) fn score(
             None => report.problems.add(
                 ProblemKind::BadReference,
                 place,
-                "the references lack it; it is not scored",
+                match benchmark {
+                    Benchmark::TextVqa => {
+                        "no reference has this id, an image's, with this question; it is not scored"
+                    }
+                    _ => "the references lack it; it is not scored",
+                },
             ),
         }
     }
-    report.percent("accuracy", sum / f64::from(count.max(1)), count as usize);
+    let accuracy = (count > 0).then(|| sum / f64::from(count));
+    report.percent("accuracy", accuracy, count as usize);
     Ok(())
 }
 

@@ -3,19 +3,21 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, anyhow, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use sq_llava_eval::benchmark::{
-    AnswerFile, Answers, Benchmark, Files, Question, Questions, merge, shard_name,
+    AnswerFile, Answers, AskedWith, Benchmark, Files, Protocol, Question, Questions, merge,
+    shard_name,
 };
 use sq_llava_eval::score::Report;
+use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::generation::sampling::Sampling;
 use sq_llava_model::{AnswerOptions, Assistant};
 
 use crate::device::Work;
 use crate::model::ModelArguments;
-use crate::results::{BenchmarkArguments, scored, show};
+use crate::results::{BenchmarkArguments, Results, Scored};
 use sq_llava_eval::run::{Asking, processor};
 
 /// Ask a model the questions of benchmarks and score its answers.
@@ -31,6 +33,12 @@ pub struct Eval {
     /// Folder for answers and results.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
+    /// Whose evaluation is followed: `llava`, or `released` for that of the published SQ-LLaVA
+    /// (template v1; pictures cropped for MM-Vet, LLaVA-Bench and captions). By default that of
+    /// the checkpoint: `released` for one with the released prototype extractor, else `llava`.
+    /// --conv goes before its template.
+    #[arg(long, value_name = "NAME")]
+    protocol: Option<Protocol>,
     /// Questions at a time; the answers are the same with any number.
     #[arg(long, default_value_t = 8)]
     batch: usize,
@@ -113,30 +121,19 @@ impl Eval {
         self.out.join(benchmark.name()).join(name)
     }
 
-    /// Asks what has no answer yet; gives the report once all shards are complete.
+    /// Asks what has no answer yet; adds the report once all shards are complete.
     fn evaluate<B: Backend>(
         &self,
         task: &Task,
         assistant: &Assistant<B>,
         model_id: &str,
-    ) -> Result<Option<Report>> {
+        results: &mut Results,
+    ) -> Result<()> {
         let path = self.answer_path(task.benchmark, self.chunk_idx);
         let (mut file, held) = AnswerFile::open(&path)?;
-        let todo = remaining(&task.questions, &held, &path, model_id)?;
-        let asking = Asking {
-            assistant,
-            processor: processor(assistant, &task.questions)?,
-            questions: &task.questions,
-            options: AnswerOptions {
-                max_new_tokens: self
-                    .max_new_tokens
-                    .unwrap_or(task.benchmark.max_new_tokens()),
-                sampling: Sampling::greedy(),
-                stop: vec![],
-            },
-            batch: self.batch,
-            model_id,
-        };
+        let asking = self.asking(task, assistant, model_id)?;
+        belong(&held, &path, &asking)?;
+        let todo = remaining(&task.questions, &held);
         let asked = asking.run(&todo, &mut file)?;
         if !self.json {
             println!(
@@ -148,8 +145,8 @@ impl Eval {
             );
         }
         drop(file);
-        let mut report = match self.num_chunks {
-            1 => self.report(&task.questions, &task.files, &path)?,
+        let report = match self.num_chunks {
+            1 => self.report(&task.questions, &task.files, &path),
             chunks => {
                 let (all, complete) = self.all_shards(task)?;
                 if !complete {
@@ -160,14 +157,60 @@ impl Eval {
                             self.chunk_idx
                         );
                     }
-                    return Ok(None);
+                    return Ok(());
                 }
                 let merged = merge(&self.out.join(task.benchmark.name()), chunks)?;
-                self.report(&all, &task.files, &merged)?
+                self.report(&all, &task.files, &merged)
             }
         };
-        report.problems.extend(&asked.problems);
-        Ok(Some(report))
+        results.add(match (report, asked.problems.lines().first()) {
+            (Ok(mut report), _) => {
+                report.problems.extend(&asked.problems);
+                Ok(report)
+            }
+            (Err(error), Some(first)) => Err(anyhow!("{error:#}; not asked: {first}")),
+            (Err(error), None) => Err(error),
+        });
+        Ok(())
+    }
+
+    /// How a benchmark's questions are asked.
+    fn asking<'a, B: Backend>(
+        &self,
+        task: &'a Task,
+        assistant: &'a Assistant<B>,
+        model_id: &'a str,
+    ) -> Result<Asking<'a, B>> {
+        let protocol = self.protocol(assistant);
+        let processor = processor(assistant, &task.questions, protocol)?;
+        let aspect = processor.as_ref().map(|p| p.config().aspect);
+        let published = task.benchmark.max_new_tokens();
+        Ok(Asking {
+            assistant,
+            processor,
+            questions: &task.questions,
+            options: AnswerOptions {
+                max_new_tokens: self.max_new_tokens.unwrap_or(published),
+                sampling: Sampling::greedy(),
+                stop: vec![],
+            },
+            batch: self.batch,
+            model_id,
+            asked_with: AskedWith {
+                released: is_released(assistant),
+                protocol,
+                template: assistant.template,
+                pictures: aspect.unwrap_or_default(),
+            },
+        })
+    }
+
+    /// Whose evaluation is followed.
+    fn protocol<B: Backend>(&self, assistant: &Assistant<B>) -> Protocol {
+        self.protocol.unwrap_or(match is_released(assistant) {
+            true => Protocol::Released,
+            false => Protocol::Llava,
+        })
     }
 
     /// All questions, and whether every shard has answered its own.
@@ -192,13 +235,14 @@ impl Eval {
 
     fn report(&self, questions: &Questions, files: &Files, answers: &Path) -> Result<Report> {
         let folder = self.out.join(questions.benchmark.name());
-        scored(
+        Scored {
             questions,
-            &Answers::read(answers)?,
+            answers: &Answers::read(answers)?,
             files,
-            &folder,
-            &self.which.jars(),
-        )
+            folder: &folder,
+            jars: &self.which.jars(),
+        }
+        .report()
     }
 }
 
@@ -206,14 +250,22 @@ fn owned((id, round, prompt): (String, u32, &str)) -> (String, u32, String) {
     (id, round, prompt.to_owned())
 }
 
-/// The questions without an answer.
-fn remaining<'a>(
-    questions: &'a Questions,
-    held: &Answers,
-    path: &Path,
-    model_id: &str,
-) -> Result<Vec<&'a Question>> {
-    let known: HashSet<_> = questions.list.iter().map(Question::key).collect();
+/// Whether a checkpoint is the released SQ-LLaVA, or one built like it.
+fn is_released<B: Backend>(assistant: &Assistant<B>) -> bool {
+    matches!(
+        assistant.model.config.projector,
+        ProjectorConfig::Cluster(_)
+    )
+}
+
+/// Checks that the answers that are in the file already are of this run.
+///
+/// # Errors
+/// If one is to another question, of another model, or was asked otherwise.
+fn belong<B: Backend>(held: &Answers, path: &Path, asking: &Asking<'_, B>) -> Result<()> {
+    let (model_id, asked_with) = (asking.model_id, &asking.asked_with);
+    let questions = asking.questions.list.iter();
+    let known: HashSet<_> = questions.map(Question::key).collect();
     for answer in &held.list {
         let advice = "choose another --out, or remove the file";
         if answer.model_id != model_id {
@@ -230,24 +282,42 @@ fn remaining<'a>(
                 answer.question_id
             );
         }
+        // Answers that do not say how they were asked were asked as LLaVA asks.
+        let same = match AskedWith::of(answer) {
+            Some(recorded) => recorded == *asked_with,
+            None => asked_with.protocol == Protocol::Llava,
+        };
+        if !same {
+            bail!(
+                "{}: the answer to question {} was asked otherwise than this run asks ({asked_with}); \
+                 {advice}",
+                path.display(),
+                answer.question_id
+            );
+        }
     }
+    Ok(())
+}
+
+/// The questions without an answer.
+fn remaining<'a>(questions: &'a Questions, held: &Answers) -> Vec<&'a Question> {
     let answered: HashSet<_> = held.list.iter().map(|answer| answer.key()).collect();
     let todo = questions.list.iter();
-    Ok(todo.filter(|q| !answered.contains(&q.key())).collect())
+    todo.filter(|q| !answered.contains(&q.key())).collect()
 }
 
 impl Work for Eval {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
         let tasks = self.tasks()?;
         let model_id = self.model_id();
-        let (assistant, _) = self.model.load::<B>(device)?;
-        let mut reports = Vec::new();
+        let (mut assistant, _) = self.model.load::<B>(device)?;
+        if self.model.conv.is_none() {
+            assistant.template = self.protocol(&assistant).template(assistant.template);
+        }
+        let mut results = Results::default();
         for task in &tasks {
-            reports.extend(self.evaluate(task, &assistant, &model_id)?);
+            self.evaluate(task, &assistant, &model_id, &mut results)?;
         }
-        if reports.is_empty() {
-            return Ok(());
-        }
-        show(&reports, &model_id, &self.out, self.json)
+        results.show(&model_id, &self.out, self.json)
     }
 }

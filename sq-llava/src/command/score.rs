@@ -8,7 +8,7 @@ use sq_llava_eval::benchmark::{
     Answers, Benchmark, Files, Questions, llava_bench, matched, merge, mm_vet,
 };
 
-use crate::results::{BenchmarkArguments, scored, show};
+use crate::results::{BenchmarkArguments, Results, Scored};
 
 /// Score answer files, whoever wrote them, and write what the benchmarks' servers take.
 #[derive(Debug, Args)]
@@ -42,7 +42,7 @@ impl Score {
     /// # Errors
     /// Whatever goes wrong.
     pub fn run(self) -> Result<()> {
-        let (mut reports, mut name) = (Vec::new(), self.model_id.clone());
+        let (mut results, mut name) = (Results::default(), self.model_id.clone());
         let out = self.folder();
         for (benchmark, files) in self.which.files()? {
             let Some(path) = self.answer_file(benchmark)? else {
@@ -55,30 +55,26 @@ impl Score {
             }
             name = name.or_else(|| answers.list.first().map(|a| a.model_id.clone()));
             let folder = out.join(benchmark.name());
-            reports.push(scored(
-                &questions,
-                &answers,
-                &files,
-                &folder,
-                &self.which.jars(),
-            )?);
+            let scored = Scored {
+                questions: &questions,
+                answers: &answers,
+                files: &files,
+                folder: &folder,
+                jars: &self.which.jars(),
+            };
+            results.add(scored.report());
             if let Some(rubric) = &self.rubric {
                 requests(&questions, &answers, &files, rubric, &folder)?;
             }
         }
-        if reports.is_empty() {
+        if results.is_empty() {
             bail!(
                 "{}: no answers to any benchmark found",
                 self.answers.display()
             );
         }
         let name = name.filter(|name| !name.is_empty());
-        show(
-            &reports,
-            name.as_deref().unwrap_or("answers"),
-            &out,
-            self.json,
-        )
+        results.show(name.as_deref().unwrap_or("answers"), &out, self.json)
     }
 
     fn folder(&self) -> PathBuf {
@@ -122,8 +118,7 @@ fn requests(
     };
     let lines: Vec<String> = match questions.benchmark {
         Benchmark::MmVet => {
-            let text =
-                std::fs::read_to_string(rubric).with_context(|| rubric.display().to_string())?;
+            let text = sq_llava_data::files::read_to_string(rubric)?;
             let items = needed("mm-vet.json")?;
             let made = mm_vet::judge_requests(text.trim_end(), items, &matched)?;
             made.iter()

@@ -109,7 +109,8 @@ pub fn score_by_jars(
         ] {
             if let Some(found) = found {
                 let count = found.each.iter().flatten().count();
-                report.percent(format!("{}{name}", set.prefix), found.score, count);
+                let score = (count > 0).then_some(found.score);
+                report.percent(format!("{}{name}", set.prefix), score, count);
             }
         }
     }
@@ -165,21 +166,26 @@ fn sets(
             scored: all,
         },
     );
+    sets.retain(|set| !set.scored.is_empty());
     Ok(sets)
 }
 
 /// All metrics of a set; documents are counted over that set, as the toolkit does.
 fn metrics(prefix: &str, scored: &[Scored], report: &mut Report) {
     let count = scored.len();
-    let form = |form| cider(scored, form).score;
-    report.percent(format!("{prefix}CIDEr"), form(CiderForm::D), count);
-    for (n, value) in bleu(scored).scores.iter().enumerate() {
-        report.percent(format!("{prefix}BLEU-{}", n + 1), *value, count);
+    if count == 0 {
+        return;
     }
-    report.percent(format!("{prefix}ROUGE-L"), rouge_l(scored).score, count);
+    let form = |form| cider(scored, form).score;
+    report.percent(format!("{prefix}CIDEr"), Some(form(CiderForm::D)), count);
+    for (n, value) in bleu(scored).scores.iter().enumerate() {
+        report.percent(format!("{prefix}BLEU-{}", n + 1), Some(*value), count);
+    }
+    let rouge = Some(rouge_l(scored).score);
+    report.percent(format!("{prefix}ROUGE-L"), rouge, count);
     report.percent(
         format!("{prefix}CIDEr (first form)"),
-        form(CiderForm::Plain),
+        Some(form(CiderForm::Plain)),
         count,
     );
 }
