@@ -1,7 +1,7 @@
 //! `sq-llava ask`.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
@@ -9,8 +9,9 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::json;
 use sq_llava_data::Ending;
+use sq_llava_data::image::is_picture;
 use sq_llava_model::generation::sampling::Sampling;
-use sq_llava_model::{AnswerOptions, Request};
+use sq_llava_model::{AnswerOptions, Assistant, Request};
 
 use crate::device::Work;
 use crate::model::{ModelArguments, peak_memory};
@@ -22,6 +23,8 @@ pub struct Ask {
     model: ModelArguments,
     #[command(flatten)]
     sampling: SamplingArguments,
+    #[command(flatten)]
+    pictures: PictureArguments,
     /// Most tokens of the answer.
     #[arg(long, default_value_t = 1024)]
     max_new_tokens: usize,
@@ -69,7 +72,46 @@ impl SamplingArguments {
     }
 }
 
+/// How pictures are read.
+#[derive(Debug, Clone, Args)]
+pub struct PictureArguments {
+    /// Turn pictures as their EXIF says; LLaVA takes them as they are stored.
+    #[arg(long)]
+    exif: bool,
+}
+
+impl PictureArguments {
+    /// Sets the assistant's processor so.
+    pub fn apply<B: Backend>(&self, assistant: &mut Assistant<B>) {
+        if self.exif {
+            assistant.processor = assistant.processor.take().map(|p| p.turning());
+        }
+    }
+}
+
 impl Ask {
+    /// The question and all pictures, once it is clear which is which.
+    fn parts(&self) -> Result<(&str, Vec<PathBuf>)> {
+        let (question, positional) = match self.words.as_slice() {
+            [word] if is_picture(Path::new(word)) => bail!(
+                "{word} is a picture, and the question about it is missing: \
+                 sq-llava ask {word} \"What is shown?\""
+            ),
+            [question] => (question, None),
+            [first, second] if !Path::new(first).exists() && is_picture(Path::new(second)) => {
+                bail!("no file {first:?}; the picture comes first, then the question")
+            }
+            [image, question] => (question, Some(PathBuf::from(image))),
+            _ => bail!("give a question, or a picture and a question"),
+        };
+        let paths: Vec<PathBuf> = self.images.iter().cloned().chain(positional).collect();
+        // A picture that is not there is said before gigabytes are read.
+        for path in &paths {
+            sq_llava_data::files::open(path)?;
+        }
+        Ok((question, paths))
+    }
+
     /// Runs the command.
     ///
     /// # Errors
@@ -81,20 +123,10 @@ impl Ask {
 
 impl Work for Ask {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let (question, positional) = match self.words.as_slice() {
-            [question] => (question, None),
-            [image, question] => (question, Some(PathBuf::from(image))),
-            _ => bail!("give a question, or a picture and a question"),
-        };
-        let paths: Vec<PathBuf> = self.images.into_iter().chain(positional).collect();
-        // A picture that is not there is said before gigabytes are read.
-        for path in &paths {
-            if let Err(error) = std::fs::metadata(path) {
-                bail!("{}: {error}", path.display());
-            }
-        }
+        let (question, paths) = self.parts()?;
         let start = Instant::now();
-        let (assistant, _) = self.model.load::<B>(device)?;
+        let (mut assistant, _) = self.model.load::<B>(device)?;
+        self.pictures.apply(&mut assistant);
         tracing::info!("loaded in {:.1} s", start.elapsed().as_secs_f64());
         let images = paths
             .iter()
@@ -102,7 +134,7 @@ impl Work for Ask {
             .collect::<Result<Vec<_>, _>>()?;
         let mut conversation = assistant.conversation();
         conversation.push_images(images.len());
-        conversation.push_user(question.clone());
+        conversation.push_user(question);
         let request = Request {
             conversation: &conversation,
             ending: Ending::Answer,

@@ -163,7 +163,8 @@ impl Work for ClipScoreCommand {
                 }
             }
             counts.scored += samples.len();
-            for scored in score(&scorer, &samples, self.batch_size.get())? {
+            let scored = score(&scorer, &samples, self.batch_size.get());
+            for scored in scored.with_context(|| between(&samples))? {
                 questions.add(&scored.questions);
                 answers.add(&scored.answers);
                 counts.cut_texts += scored.cut;
@@ -173,6 +174,14 @@ impl Work for ClipScoreCommand {
         bar.finish_and_clear();
         self.report(&counts, &failures, &questions, &answers)
     }
+}
+
+/// Where in the data set an error is, which concerns a batch.
+fn between(samples: &[(LlavaSample, Vec<PixelValues>)]) -> String {
+    let id = |sample: Option<&(LlavaSample, Vec<PixelValues>)>| {
+        sample.map_or_else(String::new, |(sample, _)| sample.id.clone())
+    };
+    format!("samples {} to {}", id(samples.first()), id(samples.last()))
 }
 
 /// Cosines of one sample.

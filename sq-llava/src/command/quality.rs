@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::activation::log_softmax;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
@@ -47,8 +47,7 @@ pub fn compare<B: Backend>(
     let Some(wanted) = model.quantize else {
         bail!("--quality compares --quantize q8, q4 or stored with dense weights: give it");
     };
-    let content = std::fs::read_to_string(text)
-        .with_context(|| format!("{} cannot be read", text.display()))?;
+    let content = sq_llava_data::files::read_to_string(text)?;
     let (dense, tokens) = read::<B>(&model.load_as::<B>(None, device)?.0, &content, device)?;
     let (found, _) = read::<B>(
         &model.load_as::<B>(Some(wanted), device)?.0,

@@ -9,6 +9,7 @@ use serde_json::json;
 use sq_llava_model::generation::sampling::Sampling;
 use sq_llava_model::{QuestionOptions, SelfQuestioner};
 
+use crate::command::ask::PictureArguments;
 use crate::device::Work;
 use crate::model::ModelArguments;
 
@@ -17,6 +18,8 @@ use crate::model::ModelArguments;
 pub struct QuestionCommand {
     #[command(flatten)]
     model: ModelArguments,
+    #[command(flatten)]
+    pictures: PictureArguments,
     /// Questions to draw.
     #[arg(long, short, default_value_t = 5)]
     n: usize,
@@ -72,7 +75,12 @@ impl QuestionCommand {
 
 impl Work for QuestionCommand {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let (assistant, _) = self.model.load::<B>(device)?;
+        // A picture that is not there is said before gigabytes are read.
+        for path in &self.images {
+            sq_llava_data::files::open(path)?;
+        }
+        let (mut assistant, _) = self.model.load::<B>(device)?;
+        self.pictures.apply(&mut assistant);
         let questioner = SelfQuestioner::new(&assistant)?;
         let demo = QuestionOptions::demo(assistant.template, self.n, self.seed);
         let options = QuestionOptions {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::thread;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 
 use super::{Bench, Row};
@@ -15,7 +15,7 @@ impl Bench {
     /// Pictures/s of one thread and of as many as there are processors: decoded, padded to a
     /// square, resized and normalised, as LLaVA-1.5 does.
     pub(super) fn pictures(&self, path: &Path) -> Result<()> {
-        let bytes = std::fs::read(path).with_context(|| format!("reading {}", path.display()))?;
+        let bytes = sq_llava_data::files::read(path)?;
         let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
         let name = path.display().to_string();
         let prepare = || -> Result<()> {
