@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sq_llava_data::mix::fnv1a;
+use sq_llava_data::regular_file;
 
 use crate::error::TrainError;
 
@@ -70,7 +71,7 @@ impl BadImageLog {
     /// If the file is there and cannot be read.
     pub fn open(run: &Path, stage: u8, policy: BadImagePolicy) -> Result<Self, TrainError> {
         let path = run.join(BAD_IMAGES_FILE);
-        let text = match std::fs::read_to_string(&path) {
+        let text = match regular_file::read_to_string(&path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
             Err(error) => return Err(TrainError::io(path, error)),

@@ -22,8 +22,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
-use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::ImageProcessorConfig;
+use sq_llava_data::{TextTokenizer, regular_file};
 use sq_llava_model::SqLlava;
 use sq_llava_model::weights::{RunOrigin, save_adapters};
 
@@ -138,7 +138,7 @@ impl RunDirectory {
         }
         let recipe = Recipe::read(&recipe, &[])?;
         let file = path.join(PATHS);
-        let text = std::fs::read_to_string(&file).map_err(|e| TrainError::io(&file, e))?;
+        let text = regular_file::read_to_string(&file).map_err(|e| TrainError::io(&file, e))?;
         let mut paths: TrainPaths =
             serde_json::from_str(&text).map_err(|e| TrainError::RunDirectory {
                 path: file,
