@@ -8,6 +8,7 @@ mod device;
 mod draw;
 mod histogram;
 mod model;
+mod output;
 mod quickstart;
 mod results;
 mod towers;
@@ -85,7 +86,7 @@ fn main() -> ExitCode {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(|| output::Lenient(std::io::stderr()))
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(false)
         .without_time()
@@ -173,8 +174,7 @@ fn complain(message: &str) {
     say(&format!("error: {message}"));
 }
 
-#[allow(clippy::print_stderr)] // The command's own error channel.
 fn say(message: &str) {
     let words: Vec<&str> = message.split_whitespace().collect();
-    eprintln!("{}", words.join(" "));
+    output::complain(words.join(" "));
 }

@@ -9,6 +9,7 @@ use serde_json::json;
 use sq_llava_train::{Recipe, Ui};
 
 use crate::device::{DeviceChoice, Work};
+use crate::output::tell;
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
 use crate::world::read_held_out;
 
@@ -111,7 +112,7 @@ impl Work for Ablate {
             self.max_new_tokens,
             device,
             ui,
-            &mut |line| println!("{line}"),
+            &mut |line| tell(line),
         )?;
         let table = ablation::markdown(&rows);
         let note = format!(
@@ -127,8 +128,8 @@ impl Work for Ablate {
             let path = self.out.join(name);
             std::fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
         }
-        println!("\n{note}\n{table}");
-        println!("{}", self.out.join("ablation.json").display());
+        tell(format_args!("\n{note}\n{table}"));
+        tell(self.out.join("ablation.json").display());
         Ok(())
     }
 }

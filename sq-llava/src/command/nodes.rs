@@ -8,6 +8,7 @@ use clap::Args;
 use sq_llava_train::{NodeConfig, Orchestrator};
 
 use super::train::stop_on_signals;
+use crate::output::tell;
 
 /// Bring the machines of a training together.
 ///
@@ -29,7 +30,7 @@ impl OrchestratorCommand {
     pub fn run(self) -> Result<()> {
         let orchestrator = Orchestrator::bind(&self.listen)?;
         let stop = stop_on_signals()?;
-        println!("listening on {}", orchestrator.address()?);
+        tell(format_args!("listening on {}", orchestrator.address()?));
         Ok(orchestrator.run(&stop)?)
     }
 }

@@ -10,6 +10,7 @@ use clap::Args;
 use sq_llava_train::Ui;
 
 use crate::device::{DeviceChoice, Work};
+use crate::output::tell;
 use crate::quickstart::{Plan, table};
 use crate::towers::{Lessons, remake};
 
@@ -114,7 +115,7 @@ impl Work for Quickstart {
                 lessons.vision_steps = *vision;
                 lessons.language_steps = *language;
             }
-            return remake::<Autodiff<B>>(dir, lessons, device, &mut |line| println!("{line}"));
+            return remake::<Autodiff<B>>(dir, lessons, device, &mut |line| tell(line));
         }
         let start = Instant::now();
         let out = self.out()?;
@@ -135,30 +136,33 @@ impl Work for Quickstart {
         let quiet = self.quiet;
         let results = plan.run::<B>(device, &mut |line| {
             if !quiet {
-                println!("{line}");
+                tell(line);
             }
         })?;
-        println!();
+        tell("");
         for line in table(&results) {
-            println!("{line}");
+            tell(line);
         }
         let parts: Vec<String> = results
             .seconds
             .iter()
             .map(|(part, seconds)| format!("{part} {seconds:.0} s"))
             .collect();
-        println!(
+        tell(format_args!(
             "{:.0} s in all on {} CPU threads: {}",
             start.elapsed().as_secs_f64(),
             std::thread::available_parallelism().map_or(1, usize::from),
             parts.join(", ")
-        );
-        println!("report: {}", out.join("report.html").display());
-        println!(
+        ));
+        tell(format_args!(
+            "report: {}",
+            out.join("report.html").display()
+        ));
+        tell(format_args!(
             "ask it yourself: sq-llava ask --model {} {} \"How many shapes are there?\"",
             out.join("run").display(),
             out.join("world/images/held-out-00000.png").display()
-        );
+        ));
         Ok(())
     }
 }

@@ -14,6 +14,7 @@ use sq_llava_train::{
 
 use super::nodes::NodeArguments;
 use crate::device::{DeviceChoice, Work};
+use crate::output::tell;
 
 /// Exit status of a run that was stopped and saved: 128 and the number of SIGINT.
 pub const STOPPED: u8 = 130;
@@ -170,7 +171,7 @@ impl Work for Train {
                     best.loss, best.step
                 );
             }
-            println!("{line}");
+            tell(line);
         }
         if outcome.interrupted {
             let run = outcome.run.display();
@@ -184,7 +185,7 @@ impl Work for Train {
             };
             return Err(Stopped(format!("stopped, {place}; {how}")).into());
         }
-        println!("{}", outcome.run.display());
+        tell(outcome.run.display());
         Ok(())
     }
 }
