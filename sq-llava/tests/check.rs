@@ -157,3 +157,50 @@ fn what_is_not_there_is_named() {
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
     }
 }
+
+/// Pictures at which their decoders panic are findings, and the report is written all the same.
+#[test]
+fn fault_29_a_decoder_s_panic_is_a_finding() {
+    let (folder, names) = pictures();
+    let dir = tempfile::tempdir().expect("a folder");
+    let damaged = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/damaged");
+    let mut samples = Vec::new();
+    for (from, name) in [
+        (&damaged, "palette.png"),
+        (&damaged, "colours.jpg"),
+        (&folder, names[0].as_str()),
+    ] {
+        std::fs::copy(from.join(name), dir.path().join(name)).expect("copied");
+        samples.push(sample(name, name));
+    }
+    let data = dir.path().join("data.json");
+    write(&data, &samples);
+    let out = dir.path().join("report.json");
+    let output = check(&[
+        text(&data),
+        "--images",
+        text(dir.path()),
+        "--out",
+        text(&out),
+    ]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(
+        !error.contains("panicked") && !error.contains("gave up"),
+        "{error}"
+    );
+    let report = golden::json(&out);
+    let bad = report["findings"].to_string();
+    assert!(bad.contains("palette.png"), "{report}");
+    assert_eq!(report["samples"], 3);
+}
+
+#[test]
+fn fault_29_numbers_that_no_machine_serves_are_named() {
+    for option in ["--threads", "--tokens-per-image", "--max-length"] {
+        let output = check(&["data.json", option, "18446744073709551615"]);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains(option), "{error}");
+    }
+}

@@ -9,6 +9,7 @@ use super::CheckOptions;
 use super::findings::{Finding, FindingKind, Findings};
 use super::report::ImageSummary;
 use super::samples::{ImageUse, finding};
+use crate::foreign::guarded;
 use crate::image::ImageProcessor;
 use crate::{DataError, Manifest, parallel};
 
@@ -69,7 +70,14 @@ impl Look<'_> {
             seen.findings.add(kind, (image.sample, image.place), whole);
         };
         let summary = &mut seen.summary;
-        match self.processor.inspect(&self.folder.join(name)) {
+        let path = self.folder.join(name);
+        let inspected = guarded(|| self.processor.inspect(&path));
+        // One file must not end the check of all others.
+        let inspected = inspected.unwrap_or_else(|reason| {
+            let name = path.display().to_string();
+            Err(DataError::Image { name, reason })
+        });
+        match inspected {
             Ok(facts) => {
                 let format = format!("{:?}", facts.format).to_lowercase();
                 summary.decoded += 1;

@@ -9,6 +9,8 @@ use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{LabelOptions, Template, TextTokenizer, machine_threads};
 
+use crate::output::tell;
+
 /// Look a data set over before training on it.
 #[derive(Debug, Args)]
 pub struct Check {
@@ -56,6 +58,15 @@ impl Check {
     /// # Errors
     /// If the data cannot be opened or the report not written, or an error is found in the data.
     pub fn run(self) -> Result<()> {
+        for (option, value, most) in [
+            ("--max-length", self.max_length, 1 << 20),
+            ("--tokens-per-image", self.tokens_per_image, 1 << 20),
+            ("--threads", self.threads.unwrap_or(1), 1024),
+        ] {
+            if value > most {
+                bail!("{option} is {value}; at most {most} can be used");
+            }
+        }
         if let Some(folder) = self.images.as_ref().filter(|folder| !folder.is_dir()) {
             bail!("{}: there is no such folder", folder.display());
         }
@@ -93,8 +104,8 @@ impl Check {
                 .with_context(|| format!("{} cannot be written", path.display()))?;
         }
         match self.json {
-            true => println!("{}", json()?),
-            false => print!("{report}"),
+            true => tell(json()?),
+            false => tell(report.to_string().trim_end()),
         }
         if report.errors > 0 && !self.warn_only {
             bail!(
