@@ -54,6 +54,10 @@ pub enum FinishReason {
     Callback,
 }
 
+/// Keys and values that the continuations of one prefix hold at a time, in bytes: 4 GiB. Those that
+/// do not fit wait until others are done.
+pub const CACHE_BYTES: usize = 4 << 30;
+
 /// A generated answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Generation {
@@ -137,7 +141,7 @@ impl<B: Backend> SqLlava<B> {
             .prefill(Tensor::cat(padded, 0), &mut cache)
             .map_err(|error| error.within(samples))?;
         let seen = samples.iter().map(|s| text_ids(s.ids)).collect();
-        self.decode(logits, cache, seen, config, on_token)
+        self.decode(logits, cache, (0, seen), config, on_token)
     }
 
     /// Runs a prompt and keeps its keys and values, to continue it several times.
@@ -188,7 +192,8 @@ impl<B: Backend> SqLlava<B> {
         Ok(())
     }
 
-    /// Continues one prefix `n` times as one batch; the draws of each are its own.
+    /// Continues one prefix `n` times, as many at once as fit into [`CACHE_BYTES`]; the draws of
+    /// each are its own.
     ///
     /// # Errors
     /// If an argument is impossible, or the model computes NaN or infinity.
@@ -199,13 +204,46 @@ impl<B: Backend> SqLlava<B> {
         config: &GenerateConfig,
         on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, ModelError> {
+        self.continue_prefix_within(CACHE_BYTES, prefix, n, config, on_token)
+    }
+
+    /// [`Self::continue_prefix`] with another limit on the bytes of keys and values; one continuation
+    /// runs in any case. The answers do not depend on it, but for the rounding of quantised weights
+    /// ([`QuantFormat`](crate::kernels::blocks::QuantFormat)).
+    ///
+    /// # Errors
+    /// As [`Self::continue_prefix`].
+    pub fn continue_prefix_within(
+        &self,
+        bytes: usize,
+        prefix: &Prefix<B>,
+        n: usize,
+        config: &GenerateConfig,
+        on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
+    ) -> Result<Vec<Generation>, ModelError> {
         config.sampling.validate()?;
-        if n == 0 {
-            return Ok(vec![]);
+        let limit = self.config.llama.max_position_embeddings;
+        let tokens = prefix.len().saturating_add(config.max_new_tokens);
+        let each = prefix.cache.sample_bytes(tokens.min(limit)).max(1);
+        let at_once = (bytes / each).max(1);
+        let mut all = Vec::new();
+        for first in (0..n).step_by(at_once) {
+            let rows = at_once.min(n - first);
+            let logits = vec![prefix.logits.clone(); rows];
+            let seen = vec![prefix.ids.clone(); rows];
+            let cache = prefix.cache.repeat(rows);
+            all.extend(self.decode(logits, cache, (first, seen), config, on_token)?);
         }
-        let logits = vec![prefix.logits.clone(); n];
-        let seen = vec![prefix.ids.clone(); n];
-        self.decode(logits, prefix.cache.repeat(n), seen, config, on_token)
+        Ok(all)
+    }
+
+    /// Samples of `tokens` tokens whose keys and values fit into [`CACHE_BYTES`], at least one.
+    pub(crate) fn most_at_once(&self, tokens: usize) -> usize {
+        let llama = &self.config.llama;
+        let width = llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim();
+        let tokens = tokens.min(llama.max_position_embeddings);
+        let each = 2 * width * tokens * size_of::<f32>();
+        (CACHE_BYTES / each.max(1)).max(1)
     }
 
     /// Runs tokens behind what the cache holds and returns the logits of the last position only.
@@ -263,11 +301,13 @@ impl<B: Backend> SqLlava<B> {
         self.not_finite(row, origin)
     }
 
+    /// Generates behind what the cache holds. `first` is the number of the first sample: `on_token`
+    /// and the draws know it by that.
     fn decode(
         &self,
         mut logits: Vec<Vec<f32>>,
         mut cache: KvCache<B>,
-        seen: Vec<Vec<i64>>,
+        (first, seen): (usize, Vec<Vec<i64>>),
         config: &GenerateConfig,
         on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, ModelError> {
@@ -283,7 +323,7 @@ impl<B: Backend> SqLlava<B> {
             .enumerate()
             .map(|(row, seen)| Sequence {
                 row,
-                sampler: Sampler::new(config.sampling.clone(), row as u64),
+                sampler: Sampler::new(config.sampling.clone(), (first + row) as u64),
                 seen,
                 last: 0,
             })
@@ -312,7 +352,7 @@ impl<B: Backend> SqLlava<B> {
                 generation.ids.push(id);
                 sequence.seen.push(id);
                 sequence.last = id;
-                if on_token(sequence.row, id).is_break() {
+                if on_token(first + sequence.row, id).is_break() {
                     generation.finish = FinishReason::Callback;
                 } else if generation.ids.len() >= config.max_new_tokens {
                     generation.finish = FinishReason::Length;
@@ -450,6 +490,40 @@ mod tests {
             .unwrap();
         assert_eq!(continued[0], whole[0]);
         assert_eq!(continued[1], whole[0]);
+    }
+
+    #[test]
+    fn fault_26_continuations_within_little_memory_are_the_same() {
+        let model = model();
+        let prefix = model.prefix(&sample(&[1, 5, 9, 40, 7])).unwrap();
+        let config = GenerateConfig {
+            sampling: Sampling::asking(3),
+            ..GenerateConfig::greedy(6)
+        };
+        let run = |bytes| {
+            let mut tokens = vec![vec![]; 7];
+            let mut most = 0;
+            let all = model.continue_prefix_within(bytes, &prefix, 7, &config, &mut |row, id| {
+                tokens[row].push(id);
+                // Rows that are under way: one that has begun and is not full.
+                let running = tokens.iter().filter(|t| (1..6).contains(&t.len()));
+                most = most.max(running.count());
+                ControlFlow::Continue(())
+            });
+            (all.unwrap(), tokens, most)
+        };
+        // 3 layers, 2 heads of 16, 256 tokens, f32, keys and values.
+        let each = 3 * 2 * 16 * 256 * 4 * 2;
+        assert_eq!(prefix.cache.sample_bytes(11), each);
+        // The context's 512 tokens at most.
+        assert_eq!(model.most_at_once(usize::MAX), CACHE_BYTES / (2 * each));
+        let whole = run(usize::MAX);
+        assert!(whole.0.iter().any(|one| *one != whole.0[0]), "they differ");
+        for (bytes, at_once) in [(0, 1), (each, 1), (3 * each + 1, 3)] {
+            let (generations, tokens, most) = run(bytes);
+            assert_eq!((&generations, &tokens), (&whole.0, &whole.1), "{bytes}");
+            assert!(most <= at_once, "{most} at once in {bytes} bytes");
+        }
     }
 
     #[test]

@@ -8,6 +8,12 @@ use crate::error::ModelError;
 use crate::generation::assistant::{AnswerOptions, Assistant, Request};
 use crate::generation::sampling::Sampling;
 
+/// Most questions of one call.
+const MOST_QUESTIONS: usize = 100_000;
+
+/// Tokens of a template around a question, and more.
+const TEMPLATE_TOKENS: usize = 256;
+
 /// How to ask.
 #[derive(Debug, Clone)]
 pub struct QuestionOptions {
@@ -90,12 +96,18 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     /// spaces only are one.
     ///
     /// # Errors
-    /// As [`Assistant::answer`].
+    /// As [`Assistant::answer`], or if more than 100,000 questions are wanted.
     pub fn ask(
         &self,
         image: &PixelValues,
         options: &QuestionOptions,
     ) -> Result<Questions, ModelError> {
+        if options.n > MOST_QUESTIONS {
+            return Err(ModelError::Argument(format!(
+                "{} questions are wanted; at most {MOST_QUESTIONS} are drawn in one go",
+                options.n
+            )));
+        }
         let images = std::slice::from_ref(image);
         let mut conversation = self.assistant.conversation();
         conversation.push_images(1);
@@ -131,7 +143,14 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             .answer_n(&request, options.n, &drawing, &mut |_, _| {})?;
         let mut questions = distinct(drawn.iter().map(|answer| answer.text.as_str()));
         if options.answer {
-            self.answer(&mut questions, images, &greedy)?;
+            // A token has at least one byte.
+            let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
+            let model = &self.assistant.model;
+            let shown = model.config.tokens_per_image() + TEMPLATE_TOKENS;
+            let tokens = (shown + longest).saturating_add(greedy.max_new_tokens);
+            for part in questions.chunks_mut(model.most_at_once(tokens)) {
+                self.answer(part, images, &greedy)?;
+            }
         }
         Ok(Questions {
             description,
@@ -139,7 +158,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         })
     }
 
-    /// Answers each question alone, all as one batch.
+    /// Answers each question alone, these as one batch.
     fn answer(
         &self,
         questions: &mut [Question],

@@ -79,6 +79,18 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
+    /// Bytes of one sample's keys and values once it holds `tokens`; 0 while nothing is held.
+    pub(crate) fn sample_bytes(&self, tokens: usize) -> usize {
+        let capacity = tokens.div_ceil(BLOCK) * BLOCK;
+        let of = |layer: &LayerCache<B>| {
+            layer.buffers.as_ref().map_or(0, |(keys, _)| {
+                let [_, heads, _, dim] = keys.dims();
+                2 * heads * dim * capacity * keys.dtype().size()
+            })
+        };
+        self.layers.iter().map(of).sum()
+    }
+
     /// Keeps the samples at `indices`, in that order.
     pub fn select(&mut self, indices: &[usize], device: &B::Device) {
         let index: Vec<i64> = indices.iter().map(|&i| i as i64).collect();
