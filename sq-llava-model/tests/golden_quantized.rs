@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{FloatDType, Int, Tensor, backend::Backend};
+use burn::tensor::{FloatDType, Int, Tensor, TensorData, backend::Backend};
 use golden::{Tensors, assert_close, relative_error};
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
@@ -310,4 +310,48 @@ fn a_text_is_continued_alike_from_blocks() {
         found.unwrap().remove(0).ids
     };
     assert_eq!(continued(&blocks), continued(&whole));
+}
+
+/// What the type says of batches.
+#[test]
+fn fault_24_up_to_eight_rows_a_product_is_what_each_row_gives_alone() {
+    let (n, k) = (70, 200);
+    let number = |i: usize| ((i * 7919 + 13) % 1009) as f32 / 504.5 - 1.0;
+    let weights: Vec<f32> = (0..n * k).map(number).collect();
+    let inputs: Vec<f32> = (0..9 * k).map(|i| number(i + 31) * 3.0).collect();
+    for format in [QuantFormat::Q8, QuantFormat::Q4] {
+        let matrix = BlockMatrix::quantize(format, [n, k], |row, out| {
+            out.copy_from_slice(&weights[row * k..(row + 1) * k]);
+        });
+        let product = |rows: std::ops::Range<usize>| -> Vec<f32> {
+            let input = &inputs[rows.start * k..rows.end * k];
+            let input = TensorData::new(input.to_vec(), [rows.len(), k]);
+            let input = Tensor::<B, 2>::from_data(input, &Default::default());
+            matrix.product(input).into_data().to_vec().unwrap()
+        };
+        let alone: Vec<f32> = (0..9).flat_map(|row| product(row..row + 1)).collect();
+        for rows in 2..=8 {
+            let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&product(0..rows)), bits(&alone[..rows * n]), "{rows}");
+        }
+        let nine = product(0..9);
+        assert_ne!(nine, alone, "the type says that they differ");
+        let dense: Vec<f32> = matrix.dequantize().to_vec().unwrap();
+        for (at, (many, one)) in nine.iter().zip(&alone).enumerate() {
+            let (input, row) = (&inputs[at / n * k..][..k], &dense[at % n * k..][..k]);
+            let blocks = input.chunks(32).zip(row.chunks(32));
+            let bound: f32 = blocks
+                .map(|(x, w)| {
+                    let largest = x.iter().fold(0.0f32, |m, v| m.max(v.abs()));
+                    largest * w.iter().map(|v| v.abs()).sum::<f32>()
+                })
+                .sum();
+            // And the order of 200 sums in f32.
+            let far = bound * (2f32.powi(-16) + 16.0 * f32::EPSILON);
+            assert!(
+                (many - one).abs() <= far,
+                "{format:?} {at}: {many} and {one}, {far}"
+            );
+        }
+    }
 }
