@@ -136,6 +136,51 @@ impl<B: Backend> TrainModel<B> {
         Ok((keys, tensor))
     }
 
+    /// Features of a frozen tower, those known from before and new ones, which `see` makes of pixels.
+    /// `[pictures, tokens, d]`
+    fn frozen_features(
+        &self,
+        batch: &MicroBatch,
+        see: impl FnOnce(&[&[f32]]) -> Result<Vec<f32>, ModelError>,
+    ) -> Result<Pictures<B, 3>, TrainError> {
+        let cache = &self.context.features;
+        let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
+        let mut keys: Vec<Arc<str>> = Vec::new();
+        let mut fresh: Vec<(Arc<str>, &[f32])> = Vec::new();
+        for (sample, picture) in pictures(batch) {
+            if keys.contains(&picture.key) {
+                continue;
+            }
+            keys.push(picture.key.clone());
+            match (cache.get(&picture.key), &picture.pixels) {
+                (Some(features), _) => {
+                    found.insert(picture.key.clone(), features);
+                }
+                (None, Some(pixels)) => fresh.push((picture.key.clone(), pixels)),
+                (None, None) => return Err(missing(sample, &picture.key)),
+            }
+        }
+        let Some(first) = keys.first() else {
+            return Ok((keys, None));
+        };
+        if !fresh.is_empty() {
+            let pixels: Vec<&[f32]> = fresh.iter().map(|(_, pixels)| *pixels).collect();
+            let values = see(&pixels)?;
+            let each = values.len() / fresh.len();
+            for ((key, _), values) in fresh.iter().zip(values.chunks_exact(each)) {
+                let values: Arc<[f32]> = values.into();
+                cache.insert(key, &values);
+                found.insert(key.clone(), values);
+            }
+        }
+        let tokens = self.model.config.tokens_per_image().max(1);
+        let width = found.get(first).map_or(0, |f| f.len()) / tokens;
+        let all: Vec<f32> = keys.iter().flat_map(|k| found[k].iter().copied()).collect();
+        let data = TensorData::new(all, [keys.len(), tokens, width]);
+        let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
+        Ok((keys, Some(features)))
+    }
+
     /// The LLM's image tokens of features, by picture.
     fn project(
         &self,
@@ -248,10 +293,14 @@ impl<B: AutodiffBackend> TrainModel<B> {
         Ok(Blocks::new(layers, false, self.context.checkpointing))
     }
 
-    /// Features of the batch's pictures. A frozen tower runs without a graph, once per picture.
+    /// Features of the batch's pictures.
     fn see(&self, batch: &MicroBatch) -> Result<Seen<B>, TrainError> {
         if !self.context.trains.vision {
-            let (keys, features) = self.frozen_features(batch)?;
+            // The tower runs without a graph, once per picture.
+            let (keys, features) = self.frozen_features(batch, |pixels| {
+                self.inner_features(self.model.pixels(pixels)?.inner())
+                    .map(host)
+            })?;
             return Ok(Seen {
                 keys,
                 features,
@@ -278,46 +327,6 @@ impl<B: AutodiffBackend> TrainModel<B> {
             seen.tower = Some((pass, states));
         }
         Ok(seen)
-    }
-
-    /// Features of a frozen tower, those known from before and the new ones. `[images, tokens, d]`
-    fn frozen_features(&self, batch: &MicroBatch) -> Result<Pictures<B, 3>, TrainError> {
-        let cache = &self.context.features;
-        let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
-        let mut keys: Vec<Arc<str>> = Vec::new();
-        let mut fresh: Vec<(Arc<str>, &[f32])> = Vec::new();
-        for (sample, picture) in pictures(batch) {
-            if keys.contains(&picture.key) {
-                continue;
-            }
-            keys.push(picture.key.clone());
-            match (cache.get(&picture.key), &picture.pixels) {
-                (Some(features), _) => {
-                    found.insert(picture.key.clone(), features);
-                }
-                (None, Some(pixels)) => fresh.push((picture.key.clone(), pixels)),
-                (None, None) => return Err(missing(sample, &picture.key)),
-            }
-        }
-        let Some(first) = keys.first() else {
-            return Ok((keys, None));
-        };
-        if !fresh.is_empty() {
-            let pixels: Vec<&[f32]> = fresh.iter().map(|(_, pixels)| *pixels).collect();
-            let features = self.inner_features(self.model.pixels(&pixels)?.inner())?;
-            let each = features.dims()[1] * features.dims()[2];
-            for ((key, _), values) in fresh.iter().zip(host(features).chunks_exact(each)) {
-                let values: Arc<[f32]> = values.into();
-                cache.insert(key, &values);
-                found.insert(key.clone(), values);
-            }
-        }
-        let tokens = self.model.config.tokens_per_image().max(1);
-        let width = found.get(first).map_or(0, |f| f.len()) / tokens;
-        let all: Vec<f32> = keys.iter().flat_map(|k| found[k].iter().copied()).collect();
-        let data = TensorData::new(all, [keys.len(), tokens, width]);
-        let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
-        Ok((keys, Some(features)))
     }
 
     /// The frozen tower on the backend without a graph.
@@ -352,10 +361,13 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
 
     fn step(&self, batch: MicroBatch) -> StepReport {
         let run = || -> Result<StepReport, TrainError> {
-            let (keys, pixels) = self.pixels(&batch)?;
-            let features = match pixels {
-                Some(pixels) => Some(self.model.vision_features(pixels)?),
-                None => None,
+            let see = |pixels| self.model.vision_features(pixels);
+            let (keys, features) = if self.context.trains.vision {
+                let (keys, pixels) = self.pixels(&batch)?;
+                (keys, pixels.map(see).transpose()?)
+            } else {
+                // The loader leaves out the pixels of pictures whose features are known.
+                self.frozen_features(&batch, |pixels| see(self.model.pixels(pixels)?).map(host))?
             };
             let sequences = self.sequences(&batch, &self.project(keys, features))?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);

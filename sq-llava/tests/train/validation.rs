@@ -119,3 +119,52 @@ fn a_stage_that_gets_worse_ends_early() {
     world.resumed("run", &["--resume"]);
     assert_eq!(world.lines("run"), steps);
 }
+
+/// LLaVA's data repeat pictures: one stands in both splits, and the frozen tower saw it already.
+#[test]
+fn fault_11_a_picture_of_both_splits_is_validated_with_a_frozen_tower() {
+    let world = World::new();
+    let sample = |id: &str, question: &str| {
+        serde_json::json!({"id": id, "image": "china_rgb_640x427.png", "conversations": [
+            {"from": "human", "value": format!("<image>\n{question}")},
+            {"from": "gpt", "value": "A pagoda."},
+        ]})
+    };
+    let write = |name: &str, samples: &[Value]| {
+        let text = Value::Array(samples.to_vec()).to_string();
+        std::fs::write(world.path(name), text).expect("written");
+    };
+    write(
+        "data.json",
+        &[sample("a", "What is it?"), sample("b", "And what now?")],
+    );
+    write("valid.json", &[sample("v", "What is it?")]);
+    let file = |stage| {
+        format!(
+            "stage{stage}.validation='{}'",
+            world.path("valid.json").display()
+        )
+    };
+    let (first, second) = (file(1), file(2));
+    let sets = [
+        "validation.fraction=0",
+        "validation.every=1",
+        &first,
+        &second,
+    ];
+    let frozen = [&sets[..], &["lora.vision.r=0", "stage2.lr_vision=0"]].concat();
+    let set = |sets: &[&str]| -> Vec<String> {
+        let each = sets.iter().flat_map(|set| ["--set", set]);
+        each.map(str::to_owned).collect()
+    };
+    let run = |name: &str, more: &str| {
+        let sets = set(&[&frozen[..], &[more]].concat());
+        let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+        world.train(name, &sets);
+        world.losses(name)
+    };
+    // Known features change no number.
+    let kept = run("kept", "feature_cache_mib=64");
+    assert_eq!(kept.len(), 24);
+    assert_eq!(kept, run("unkept", "feature_cache_mib=0"));
+}
