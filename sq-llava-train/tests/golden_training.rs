@@ -1,5 +1,8 @@
 //! Part d of the reference data (PEFT's own training step) and the text loss of part a.
 
+#[path = "golden_training/half.rs"]
+mod half;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -7,7 +10,7 @@ use std::sync::Arc;
 use burn::backend::Autodiff;
 use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::{GradientsParams, Optimizer};
-use burn::tensor::backend::Backend;
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
 use burn::train::{InferenceStep, TrainStep};
 use burn_flex::Flex;
@@ -148,7 +151,7 @@ struct Adapters<'a> {
     found: BTreeMap<String, Vec<f32>>,
 }
 
-impl ModuleVisitor<Ad> for Adapters<'_> {
+impl<B: AutodiffBackend> ModuleVisitor<B> for Adapters<'_> {
     fn enter_module(&mut self, name: &str, _container: &str) {
         self.path.push(name.into());
     }
@@ -157,7 +160,7 @@ impl ModuleVisitor<Ad> for Adapters<'_> {
         self.path.pop();
     }
 
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Ad, D>>) {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
         let path = self.path.join(".");
         let Some((linear, factor)) = path.split_once(".lora.") else {
             return;
@@ -178,7 +181,7 @@ impl ModuleVisitor<Ad> for Adapters<'_> {
                 self.found.insert(key, values(param.val()));
             }
             Some(grads) => {
-                if let Some(grad) = grads.get::<Flex, D>(param.id) {
+                if let Some(grad) = grads.get::<B::InnerBackend, D>(param.id) {
                     self.found.insert(key, values(grad));
                 }
             }
@@ -186,7 +189,7 @@ impl ModuleVisitor<Ad> for Adapters<'_> {
     }
 }
 
-fn adapters<M: Module<Ad>>(
+fn adapters<B: AutodiffBackend, M: Module<B>>(
     module: &M,
     prefix: &str,
     grads: Option<&GradientsParams>,
@@ -346,14 +349,14 @@ fn llm_gradients_and_adamw(checkpointing: GradientCheckpointing) {
                 "step {step}: {loss} for {expected}"
             );
             if step == 0 {
-                let found = adapters(&model, "base_model.model.", Some(&output.grads));
+                let found = adapters::<Ad, _>(&model, "base_model.model.", Some(&output.grads));
                 compare(&case, "grad.", &found, 1e-3);
             }
             model = optimizer.step(1.0, model, output.grads);
             if step == 0 {
                 let norm = case.json["grad_norm"].as_f64().expect("grad_norm");
                 assert!((optimizer.norms().total - norm).abs() < 1e-3 * norm);
-                let found = adapters(&model, "base_model.model.", None);
+                let found = adapters::<Ad, _>(&model, "base_model.model.", None);
                 compare(&case, "after1.", &found, 1e-3);
             }
         }
@@ -404,7 +407,7 @@ fn golden_d_vision_features_loss_and_gradients() {
         let expected = case.json["loss_value"].as_f64().expect("loss_value");
         assert!((value - expected).abs() < 1e-5, "{value} for {expected}");
         let grads = GradientsParams::from_grads(loss.backward(), &model);
-        let found = adapters(&model, "base_model.model.", Some(&grads));
+        let found = adapters::<Ad, _>(&model, "base_model.model.", Some(&grads));
         compare(&case, "grad.", &found, 1e-3);
     }
 }
