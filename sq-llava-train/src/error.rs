@@ -28,6 +28,37 @@ pub enum TrainError {
         /// What is wrong and what to do.
         reason: String,
     },
+    /// So many pictures are bad that a step had nothing else.
+    #[error(
+        "{what} {step}: nothing is left of it, and bad pictures cost {lost} of the {seen} samples so \
+         far, the last one {last}; look whether the folder of the pictures is all there, or raise \
+         max_bad_images above {most}"
+    )]
+    BadImages {
+        /// What is counted: `step`, or a batch of the validation.
+        what: &'static str,
+        /// Its number, from 1.
+        step: usize,
+        /// Samples that were left out or shown blank.
+        lost: usize,
+        /// Samples so far.
+        seen: usize,
+        /// A sample, its picture and what is wrong with it.
+        last: String,
+        /// The part that may be lost.
+        most: f64,
+    },
+    /// A whole stage learnt nothing.
+    #[error(
+        "stage {stage}: not one token was learnt: all samples were left out because of their \
+         pictures; {list} names them"
+    )]
+    NothingLearnt {
+        /// 1 or 2.
+        stage: u8,
+        /// Name of the list.
+        list: &'static str,
+    },
     /// The loss or a gradient is no longer a number.
     #[error(
         "step {step}: {what} is not finite; nothing was changed by this step. Lower the learning \

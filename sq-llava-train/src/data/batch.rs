@@ -45,6 +45,10 @@ pub struct MicroBatch {
     pub micros: usize,
     /// Learnable tokens of the whole optimizer step: the loss's denominator.
     pub step_tokens: usize,
+    /// Samples of the whole optimizer step, those left out included.
+    pub step_samples: usize,
+    /// Those of them that were left out because of a picture.
+    pub step_skipped: usize,
     /// Batches from this one to the next of the same device: 1 where there is one device.
     pub stride: usize,
     /// Samples that were cut to the longest length allowed.
@@ -135,6 +139,8 @@ impl MicroBatch {
     pub fn whole_step(samples: Vec<TrainSample>) -> Self {
         Self {
             step_tokens: samples.iter().map(TrainSample::learnable).sum(),
+            step_samples: samples.len(),
+            step_skipped: 0,
             samples,
             step: 0,
             epoch: 0,

@@ -1,12 +1,13 @@
 //! From a LLaVA manifest and an image folder to encoded samples.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::{ImageProcessor, RgbImage};
 use sq_llava_data::{
-    AskingPolicy, DrawContext, LabelOptions, LengthIndex, Manifest, Sampler, TextTokenizer,
-    encode_sample, machine_threads, shuffle_turns,
+    AskingPolicy, DataError, DrawContext, LabelOptions, LengthIndex, Manifest, Sampler,
+    TextTokenizer, encode_sample, machine_threads, shuffle_turns,
 };
 
 use crate::data::bad_images::{BadImage, BadImagePolicy};
@@ -16,7 +17,7 @@ use crate::error::TrainError;
 use crate::recipe::StageRecipe;
 
 /// The key of a blank picture: no path is like it.
-const BLANK: &str = "";
+pub(crate) const BLANK: &str = "";
 
 /// The data of one stage.
 #[derive(Debug)]
@@ -177,13 +178,13 @@ impl StageData {
                 continue;
             }
             let path = self.images.join(&*picture.key);
-            opened.push(match self.processor.open(&path) {
-                Ok(image) => Some(self.processor.resize_to_input(&image)),
-                Err(error) => {
+            opened.push(match self.open_picture(&path) {
+                Ok(image) => Some(image),
+                Err(reason) => {
                     bad.push(BadImage {
                         sample: sample.id.clone(),
                         image: picture.key.clone(),
-                        reason: error.to_string(),
+                        reason,
                     });
                     (self.bad_images == BadImagePolicy::Blank).then(|| {
                         picture.key = BLANK.into();
@@ -193,6 +194,19 @@ impl StageData {
             });
         }
         opened
+    }
+
+    /// A picture as the tower's input in eight bits, or why there is none. A decoder that panics is
+    /// one more reason.
+    fn open_picture(&self, path: &Path) -> Result<RgbImage, String> {
+        let open = || {
+            let image = self.processor.open(path)?;
+            Ok(self.processor.resize_to_input(&image))
+        };
+        match guarded(open) {
+            Ok(opened) => opened.map_err(|error: DataError| error.to_string()),
+            Err(panic) => Err(format!("{}: {panic}", path.display())),
+        }
     }
 
     /// Puts the pixels of opened pictures into their sample.

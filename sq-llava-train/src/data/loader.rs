@@ -11,9 +11,11 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
+use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::RgbImage;
 
 use crate::data::bad_images::{BadImage, BadImageLog, BadImagePolicy};
+use crate::data::bad_share::BadShare;
 use crate::data::batch::{MicroBatch, TrainSample};
 use crate::data::dataset::{Moment, StageData};
 use crate::error::TrainError;
@@ -24,14 +26,14 @@ use crate::recipe::StageRecipe;
 const AHEAD: usize = 2;
 
 /// The optimizer steps of a stage.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Plan {
     /// Samples that go through the model at once.
     pub batch_size: usize,
     /// Samples of one optimizer step.
     pub samples_per_step: usize,
-    /// Passes over the data.
-    pub epochs: usize,
+    /// Passes over the data; a fraction is rounded up to whole steps.
+    pub epochs: f64,
     /// Samples of one pass.
     pub samples: usize,
 }
@@ -54,7 +56,21 @@ impl Plan {
 
     /// Optimizer steps in all.
     pub fn steps(&self) -> usize {
-        self.steps_per_epoch() * self.epochs
+        let steps = self.steps_per_epoch() as f64 * self.epochs;
+        // 1.1 · 10 is a little more than 11 in binary.
+        (steps * (1.0 - 1e-12)).ceil() as usize
+    }
+
+    /// Passes that are begun.
+    pub fn passes(&self) -> usize {
+        self.steps().div_ceil(self.steps_per_epoch().max(1))
+    }
+
+    /// Samples in all steps.
+    pub fn all_samples(&self) -> usize {
+        let (steps, each) = (self.steps(), self.steps_per_epoch().max(1));
+        let begun = (steps % each * self.samples_per_step).min(self.samples);
+        steps / each * self.samples + begun
     }
 
     /// Epoch of a step, from 0.
@@ -81,6 +97,7 @@ pub struct BatchLoader {
     shard: Shard,
     workers: usize,
     bad_images: BadImageLog,
+    share: BadShare,
     failure: Failure,
 }
 
@@ -102,6 +119,7 @@ impl BatchLoader {
     ) -> Self {
         Self {
             places: 0..data.len(),
+            share: BadShare::new(data.bad_images),
             data: Some(data),
             plan,
             first_step,
@@ -119,7 +137,7 @@ impl BatchLoader {
             plan: Plan {
                 batch_size: 1,
                 samples_per_step: 1,
-                epochs: 0,
+                epochs: 0.0,
                 samples: 0,
             },
             first_step: 0,
@@ -127,8 +145,17 @@ impl BatchLoader {
             shard: Shard { index: 0, count: 1 },
             workers: 1,
             bad_images: BadImageLog::default(),
+            share: BadShare::new(BadImagePolicy::Error),
             failure: Failure::default(),
         }
+    }
+
+    /// Ends with an error once more than this part of the samples is lost to bad pictures, at a
+    /// step that has nothing else. `what` names the steps.
+    #[must_use]
+    pub fn with_most_bad(mut self, most: f64, what: &'static str) -> Self {
+        self.share = self.share.with_most(most, what);
+        self
     }
 
     /// Lists pictures that cannot be used there, as the batches that met them are taken.
@@ -168,7 +195,15 @@ impl BatchLoader {
                     };
                     let own = (self.first_step + number..steps).step_by(self.workers);
                     // Ends when its steps are done or nobody listens any more.
-                    std::thread::spawn(move || worker.run(own));
+                    let started = std::thread::Builder::new()
+                        .name(format!("loader {number}"))
+                        .spawn(move || worker.run_guarded(own));
+                    if let Err(error) = started {
+                        self.failure.set(TrainError::Internal(format!(
+                            "no thread for worker {number} of {}: {error}; lower workers",
+                            self.workers
+                        )));
+                    }
                     receiver
                 })
                 .collect(),
@@ -176,9 +211,10 @@ impl BatchLoader {
         Batches {
             channels,
             bad_images: self.bad_images.clone(),
+            share: self.share.clone(),
             failure: self.failure.clone(),
             done: self.first_step * self.plan.samples_per_step,
-            total: self.plan.samples * self.plan.epochs,
+            total: self.plan.all_samples(),
         }
     }
 }
@@ -200,6 +236,14 @@ struct Prepared {
 }
 
 impl Worker {
+    /// Prepares its steps; whatever panics on the way becomes an error for who takes the batches.
+    fn run_guarded(&self, steps: impl Iterator<Item = usize>) {
+        if let Err(panic) = guarded(|| self.run(steps)) {
+            let error = TrainError::Internal(format!("a thread that loads the data: {panic}"));
+            let _ = self.sender.send(Err(error));
+        }
+    }
+
     fn run(&self, steps: impl Iterator<Item = usize>) {
         // The order of the epoch at hand.
         let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
@@ -225,16 +269,8 @@ impl Worker {
             epoch: self.plan.epoch(step),
             progress: step as f64 / self.plan.steps().max(1) as f64,
         };
-        let encode = |&index: &usize| {
-            let (sample, cut_tokens) = self.data.encode(at, index)?;
-            Ok(Prepared {
-                sample,
-                cut_tokens,
-                pictures: None,
-            })
-        };
-        let encoded: Result<Vec<Prepared>, TrainError> = chosen.iter().map(encode).collect();
-        let mut samples = encoded?;
+        let encoded = chosen.iter().map(|&index| self.encode(at, index));
+        let mut samples = encoded.collect::<Result<Vec<Prepared>, TrainError>>()?;
         let placeholder = samples.first().map(|first| first.sample.placeholder());
         let mut bad = Vec::new();
         if self.data.bad_images == BadImagePolicy::Skip {
@@ -264,6 +300,8 @@ impl Worker {
                 micros,
                 stride: count,
                 step_tokens,
+                step_samples: chosen.len(),
+                step_skipped: skipped,
                 truncated: part.iter().filter(|p| p.cut_tokens > 0).count(),
                 cut_tokens: part.iter().map(|p| p.cut_tokens).sum(),
                 skipped: 0,
@@ -287,6 +325,23 @@ impl Worker {
             }
         }
         Ok(())
+    }
+
+    /// A sample's ids. A panic of the tokenizer is an error that names the sample.
+    fn encode(&self, at: Moment, index: usize) -> Result<Prepared, TrainError> {
+        let encoded = guarded(|| self.data.encode(at, index)).unwrap_or_else(|panic| {
+            let id = self.data.manifest.get(index).map(|sample| sample.id);
+            Err(TrainError::Sample {
+                sample: id.unwrap_or_else(|_| format!("#{index}")),
+                reason: panic,
+            })
+        });
+        let (sample, cut_tokens) = encoded?;
+        Ok(Prepared {
+            sample,
+            cut_tokens,
+            pictures: None,
+        })
     }
 
     /// The sample with its pictures.
@@ -322,6 +377,7 @@ struct Batches {
     /// The channel whose turn it is stands in front.
     channels: VecDeque<Receiver<Result<MicroBatch, TrainError>>>,
     bad_images: BadImageLog,
+    share: BadShare,
     failure: Failure,
     done: usize,
     total: usize,
@@ -340,7 +396,7 @@ impl Iterator for Batches {
                 let listed = self
                     .bad_images
                     .add(batch.epoch, batch.step, &batch.bad_images);
-                if let Err(error) = listed {
+                if let Err(error) = listed.and_then(|()| self.share.add(&batch)) {
                     self.failure.set(error);
                     self.channels.clear();
                     return None;

@@ -1,6 +1,7 @@
 //! From samples to batches: read, decoded, encoded, in order.
 
 pub mod bad_images;
+pub(crate) mod bad_share;
 pub mod batch;
 pub mod dataset;
 pub mod features;

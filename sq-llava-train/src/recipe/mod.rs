@@ -25,7 +25,9 @@ pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};
 
+use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
+use sq_llava_data::regular_file;
 use sq_llava_model::language::quantize::Quantize;
 
 use self::layers::{apply, merge};
@@ -49,10 +51,21 @@ pub enum Flavour {
 pub enum BaseDtype {
     /// 32 bits.
     F32,
-    /// 16 bits.
+    /// 16 bits; on the CPU alone, whose gradients are f32 nonetheless.
     F16,
     /// 16 bits with the range of f32; slow on CPUs.
     Bf16,
+}
+
+impl BaseDtype {
+    /// The format as Burn calls it.
+    pub fn float(self) -> FloatDType {
+        match self {
+            Self::F32 => FloatDType::F32,
+            Self::F16 => FloatDType::F16,
+            Self::Bf16 => FloatDType::BF16,
+        }
+    }
 }
 
 /// A whole training run.
@@ -88,6 +101,10 @@ pub struct Recipe {
     /// What is done with a picture that is missing or damaged: `error` stops the training, `skip`
     /// leaves its sample out, `blank` shows the padding's colour. Both list it in `skipped.jsonl`.
     pub bad_images: BadImagePolicy,
+    /// The part of the samples so far that may be lost to such pictures before a step that is left
+    /// with nothing to learn (`skip`), or with no picture but blank ones (`blank`), stops the
+    /// training. Ten are always let pass.
+    pub max_bad_images: f64,
     /// Devices that share the batches of each optimizer step, by their numbers among those of the
     /// kind that the run is on; none for the one that it is on.
     pub devices: Vec<usize>,
@@ -116,7 +133,7 @@ impl Recipe {
     /// If the file cannot be read, is not TOML, has a key that does not exist or a value that
     /// cannot be used.
     pub fn read(path: &Path, changes: &[String]) -> Result<Self, TrainError> {
-        let text = std::fs::read_to_string(path).map_err(|e| TrainError::io(path, e))?;
+        let text = regular_file::read_to_string(path).map_err(|e| TrainError::io(path, e))?;
         Self::parse(&text, changes).map_err(|error| match error {
             TrainError::Recipe(reason) => {
                 TrainError::Recipe(format!("{}: {reason}", path.display()))
@@ -161,6 +178,12 @@ impl Recipe {
     /// If a path in it is not Unicode.
     pub fn to_toml(&self) -> Result<String, TrainError> {
         toml::to_string(self).map_err(|e| TrainError::Recipe(format!("cannot be written: {e}")))
+    }
+
+    /// How a picture becomes square in a stage: `pad`, `crop` or `resize`.
+    pub fn image_aspect_ratio(&self, stage: u8) -> &str {
+        let own = self.stage(stage).image_aspect_ratio.as_ref();
+        own.unwrap_or(&self.model.image_aspect_ratio)
     }
 
     /// The settings of stage 1 or 2.

@@ -17,9 +17,11 @@ pub struct ModelRecipe {
     pub num_iterations: usize,
     /// Draw new initial centres in each training forward instead of keeping one draw.
     pub redraw_centers: bool,
-    /// Hidden layer of the vision tower whose tokens are used; −2 is the last but one.
+    /// Hidden layer of the vision tower whose tokens are used; −2 is the last but one. A projector
+    /// that is loaded must have learnt on the same one.
     pub select_layer: i64,
-    /// `pad`, `crop` or `resize`: how a picture becomes square.
+    /// `pad`, `crop` or `resize`: how a picture becomes square. It counts for a checkpoint that is
+    /// loaded too, whatever its own says; a stage may name another.
     pub image_aspect_ratio: String,
 }
 

@@ -9,8 +9,9 @@ use sq_llava_data::{AskingPolicy, DeltaSchedule};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct AskingRecipe {
-    /// Probability δ that an eligible human turn is asked by the model. 0, without a schedule or
-    /// sources, switches asking off.
+    /// Probability δ that an eligible human turn is asked by the model. 0 switches asking off,
+    /// whatever `delta_end` and `sources` say: a schedule that rises from nothing starts at a small
+    /// number such as 1e-6.
     pub delta: f64,
     /// How δ changes over a stage: `constant`, `linear` or `cosine`, by optimizer step / all steps.
     pub schedule: DeltaSchedule,
@@ -24,19 +25,25 @@ pub struct AskingRecipe {
 }
 
 impl AskingRecipe {
+    /// Whether a δ of 0 stands against others that would ask.
+    pub(crate) fn is_overruled(&self) -> bool {
+        let later = self.schedule != DeltaSchedule::Constant && self.delta_end > 0.0;
+        self.delta == 0.0 && (later || self.sources.values().any(|&delta| delta > 0.0))
+    }
+
     /// How questions are drawn; `None` where none ever is.
     pub fn policy(&self, seed: u64) -> Option<AskingPolicy> {
-        let policy = AskingPolicy {
+        if self.delta == 0.0 {
+            return None;
+        }
+        Some(AskingPolicy {
             delta: self.delta,
             schedule: self.schedule,
             delta_end: self.delta_end,
             sources: self.sources.clone(),
             first_turn: self.first_turn,
             seed,
-        };
-        let ever = |progress| policy.delta_at(progress) > 0.0;
-        let asks = ever(0.0) || ever(1.0) || self.sources.values().any(|&delta| delta > 0.0);
-        asks.then_some(policy)
+        })
     }
 }
 

@@ -19,7 +19,8 @@ impl Recipe {
             images: None,
             validation: None,
             template,
-            epochs: 1,
+            image_aspect_ratio: None,
+            epochs: 1.0,
             batch_size,
             accumulation,
             grouping: Grouping::Random,
@@ -54,6 +55,7 @@ impl Recipe {
             keep_checkpoints: 2,
             workers: 2,
             bad_images: BadImagePolicy::Error,
+            max_bad_images: 0.1,
             devices: Vec::new(),
             feature_cache_mib: 512,
             model: ModelRecipe {
@@ -65,7 +67,11 @@ impl Recipe {
                 select_layer: -2,
                 image_aspect_ratio: "pad".into(),
             },
-            stage1: stage(Template::Plain, 16, 16),
+            stage1: StageRecipe {
+                // The released script of stage 1 leaves pictures to CLIP's processor, which crops.
+                image_aspect_ratio: (!paper).then(|| "crop".into()),
+                ..stage(Template::Plain, 16, 16)
+            },
             stage2: StageRecipe {
                 grouping: Grouping::ModalityLength,
                 lr_llm: 2e-4,
@@ -75,11 +81,9 @@ impl Recipe {
             },
             lora: LoraRecipe {
                 llm: adapter(LoraConfig::llm(128, 256.0, 0.05)),
-                vision: adapter(if paper {
-                    LoraConfig::vision(32, 64.0, 0.2)
-                } else {
-                    LoraConfig::vision(64, 128.0, 0.2)
-                }),
+                // As in the paper and in the published 7B; the released scripts say 64 and 128.
+                // A checkpoint's own adapter_config.json says what it has.
+                vision: adapter(LoraConfig::vision(32, 64.0, 0.2)),
             },
             asking: AskingRecipe {
                 delta: 0.5,

@@ -20,8 +20,12 @@ pub struct StageRecipe {
     pub validation: Option<PathBuf>,
     /// Conversation template: `plain`, `v1`, `v1_sq` or `sq`.
     pub template: Template,
-    /// Passes over the data.
-    pub epochs: usize,
+    /// How a picture becomes square in this stage, in place of `model.image_aspect_ratio`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_aspect_ratio: Option<String>,
+    /// Passes over the data. A fraction ends a pass early: 1.2 is one pass and the first fifth of
+    /// another, rounded up to whole optimizer steps.
+    pub epochs: f64,
     /// Samples that go through the model at once.
     pub batch_size: usize,
     /// Such batches in one optimizer step.
@@ -58,7 +62,7 @@ pub struct StageRecipe {
 }
 
 impl StageRecipe {
-    /// Samples of one optimizer step.
+    /// Samples of one optimizer step; the recipe's checks keep the product small enough.
     pub fn samples_per_step(&self) -> usize {
         self.batch_size * self.accumulation
     }

@@ -15,7 +15,9 @@ fn an_empty_recipe_is_the_published_one() {
     assert_eq!(recipe.stage2.samples_per_step(), 128);
     let released = parse("flavour = \"released\"", &[]).unwrap();
     assert_eq!(released.model.mm_projector_type, "cluster");
-    assert_eq!(released.lora.vision.r, 64);
+    // Those of the published 7B's Vit-lora.
+    assert_eq!(released.lora.vision.r, 32);
+    assert_eq!(released.lora.vision.alpha, 64.0);
     assert!(!released.asking.first_turn);
 }
 
@@ -32,7 +34,7 @@ fn files_and_changes_set_single_fields() {
     );
     let recipe = recipe.unwrap();
     assert_eq!(recipe.stage2.lr_llm, 1e-3);
-    assert_eq!(recipe.stage2.epochs, 5);
+    assert_eq!(recipe.stage2.epochs, 5.0);
     assert_eq!((recipe.lora.llm.r, recipe.lora.llm.alpha), (8, 16.0));
     assert_eq!(recipe.stage1.data.as_deref(), Some(Path::new("a/b.json")));
     // What was not named keeps its published value.
@@ -81,4 +83,109 @@ fn impossible_values_name_their_key() {
         let error = parse("seed = 3", &[change]).unwrap_err().to_string();
         assert!(error.contains(key), "{change}: {error}");
     }
+}
+
+#[test]
+fn fault_10_each_stage_has_its_own_square() {
+    let recipe = parse("", &["stage1.image_aspect_ratio=crop"]).unwrap();
+    let of = |recipe: &Recipe| [1, 2].map(|stage| recipe.image_aspect_ratio(stage).to_owned());
+    assert_eq!(of(&recipe), ["crop", "pad"]);
+    let again = Recipe::parse(&recipe.to_toml().unwrap(), &[]).unwrap();
+    assert_eq!(again, recipe);
+    // The released script of stage 1 crops.
+    let released = Recipe::published(Flavour::Released);
+    assert_eq!(of(&released), ["crop", "pad"]);
+    assert_eq!(of(&Recipe::published(Flavour::Paper)), ["pad", "pad"]);
+    let error = parse("", &["stage2.image_aspect_ratio=round"]).unwrap_err();
+    assert!(error.to_string().contains("stage2.image_aspect_ratio"));
+}
+
+#[test]
+fn fault_16_a_delta_of_nothing_never_asks() {
+    for more in [
+        "asking.sources={coco=0.5}",
+        "asking.delta_end=1",
+        "asking.first_turn=true",
+    ] {
+        let changes = ["asking.delta=0", "asking.schedule=linear", more];
+        let recipe = parse("", &changes).unwrap();
+        assert_eq!(recipe.asking.policy(0), None, "{more}");
+    }
+    let rising = ["asking.delta=1e-6", "asking.schedule=linear"];
+    let policy = parse("", &rising).unwrap().asking.policy(0).unwrap();
+    assert!(policy.delta_at(1.0) > 0.49);
+}
+
+#[test]
+fn fault_16_the_released_recipes_do_what_the_released_scripts_do() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs");
+    let read = |name: &str| Recipe::read(&folder.join(name), &[]).unwrap();
+    for (size, rank) in [("7b", 32), ("13b", 64)] {
+        let first = read(&format!("pretrain-{size}-released.toml"));
+        assert_eq!(
+            (first.flavour, &first.stages[..]),
+            (Flavour::Released, &[1][..])
+        );
+        assert_eq!(first.image_aspect_ratio(1), "crop");
+        assert_eq!(first.stage1.epochs, 1.0);
+        assert_eq!(first.stage1.samples_per_step(), 256);
+        let second = read(&format!("finetune-{size}-released.toml"));
+        assert_eq!(second.model.mm_projector_type, "cluster");
+        assert_eq!(second.image_aspect_ratio(2), "pad");
+        assert_eq!(second.stage2.epochs, 1.2);
+        assert_eq!(second.stage2.samples_per_step(), 128);
+        assert_eq!(second.lora.vision.r, rank);
+        assert_eq!(second.lora.vision.alpha, 2.0 * rank as f64);
+        assert!(second.asking.delta == 0.5 && !second.asking.first_turn);
+        // The paper's stand beside them.
+        let paper = read(&format!("finetune-{size}.toml"));
+        assert_eq!((paper.flavour, paper.stage2.epochs), (Flavour::Paper, 1.0));
+    }
+}
+
+/// Numbers that would overflow, or end the process where they are allocated.
+#[test]
+fn fault_29_numbers_that_no_machine_serves_name_their_key() {
+    for change in [
+        "workers=1000000000",
+        "workers=-1",
+        "seed=-5",
+        "seed=1.5",
+        "feature_cache_mib=9000000000000000000",
+        "model.num_centers=1000000000",
+        "model.num_iterations=1000000000",
+        "lora.llm.r=100000000",
+        "lora.vision.r=100000000",
+        "lora.llm.r=-8",
+        "lora.llm.alpha=1e300",
+        "loss.question_weight=1e300",
+        "loss.answer_weight=nan",
+        "loss.chunk_tokens=9000000000000000000",
+        "stage1.batch_size=9000000000000000000",
+        "stage2.accumulation=9000000000000000000",
+        "stage2.max_length=9000000000000000000",
+        "stage2.max_length=0",
+        "stage2.epochs=1e18",
+        "stage2.epochs=inf",
+        "stage2.epochs=nan",
+        "stage2.epochs=-1",
+        "stage1.epochs=0",
+        "stage2.batch_size=99999999999999999999999",
+        "max_bad_images=2",
+        "max_bad_images=nan",
+        "keep_checkpoints=-1",
+        "log_every=0",
+        "devices=[70000]",
+    ] {
+        let key = change.split('=').next().unwrap();
+        let error = parse("", &[change]).unwrap_err().to_string();
+        assert!(error.contains(key), "{change}: {error}");
+    }
+    // Each alone is fine.
+    let step = ["stage2.batch_size=4096", "stage2.accumulation=1000"];
+    let error = parse("", &step).unwrap_err().to_string();
+    assert!(error.contains("stage2.accumulation"), "{error}");
+    let mut recipe = Recipe::published(Flavour::Paper);
+    recipe.seed = u64::MAX;
+    assert!(recipe.validate().unwrap_err().to_string().contains("seed"));
 }

@@ -7,6 +7,37 @@ use sq_llava_model::ops::lora::LoraConfig;
 use super::{AdapterRecipe, Recipe, StageRecipe};
 use crate::error::TrainError;
 
+/// What a count may be at most. A larger one is a slip, and would end in an overflow or in an
+/// allocation that ends the process, far from the field that asked for it.
+mod most {
+    /// Threads.
+    pub const WORKERS: usize = 1024;
+    /// Devices.
+    pub const DEVICES: usize = 64;
+    /// MiB: 16 TiB.
+    pub const CACHE_MIB: usize = 1 << 24;
+    /// Centres of the prototypes.
+    pub const CENTERS: usize = 1 << 16;
+    /// EM steps.
+    pub const ITERATIONS: usize = 1000;
+    /// Rank of an adapter: above the width of any LLM it adds nothing.
+    pub const RANK: usize = 1 << 14;
+    /// Samples that go through the model at once.
+    pub const BATCH: usize = 4096;
+    /// Samples of an optimizer step, all of which are encoded before its first batch.
+    pub const STEP: usize = 1 << 20;
+    /// Tokens of a sample.
+    pub const LENGTH: usize = 1 << 17;
+    /// Tokens whose logits are in memory at once.
+    pub const CHUNK: usize = 1 << 20;
+    /// Passes over the data.
+    pub const EPOCHS: f64 = 1e6;
+    /// Factors of the loss and of adapters.
+    pub const FACTOR: f64 = 1e6;
+    /// TOML's largest integer: the recipe is saved with the run.
+    pub const SEED: u64 = i64::MAX as u64;
+}
+
 impl Recipe {
     /// Checks every field.
     ///
@@ -32,17 +63,48 @@ impl Recipe {
                     .into(),
             );
         }
-        if !matches!(&*self.model.image_aspect_ratio, "pad" | "crop" | "resize") {
+        aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)?;
+        if self.seed > most::SEED {
             return fail(format!(
-                "model.image_aspect_ratio is \"{}\"; known are pad, crop and resize",
-                self.model.image_aspect_ratio
+                "seed is {}; it must be at most {}",
+                self.seed,
+                most::SEED
             ));
         }
-        positive("model.num_centers", self.model.num_centers)?;
-        positive("log_every", self.log_every)?;
-        positive("keep_checkpoints", self.keep_checkpoints)?;
-        positive("workers", self.workers)?;
-        positive("loss.chunk_tokens", self.loss.chunk_tokens)?;
+        for (key, value, least, most) in [
+            (
+                "model.num_centers",
+                self.model.num_centers,
+                1,
+                most::CENTERS,
+            ),
+            (
+                "model.num_iterations",
+                self.model.num_iterations,
+                0,
+                most::ITERATIONS,
+            ),
+            ("log_every", self.log_every, 1, usize::MAX),
+            ("keep_checkpoints", self.keep_checkpoints, 1, usize::MAX),
+            ("workers", self.workers, 1, most::WORKERS),
+            (
+                "feature_cache_mib",
+                self.feature_cache_mib,
+                0,
+                most::CACHE_MIB,
+            ),
+            ("loss.chunk_tokens", self.loss.chunk_tokens, 1, most::CHUNK),
+        ] {
+            count(key, value, least, most)?;
+        }
+        within("max_bad_images", self.max_bad_images, 0.0, 1.0)?;
+        if self.devices.len() > most::DEVICES {
+            return fail(format!(
+                "devices has {} numbers; at most {} devices share a step",
+                self.devices.len(),
+                most::DEVICES
+            ));
+        }
         for (place, device) in self.devices.iter().enumerate() {
             if *device > usize::from(u16::MAX) || self.devices[..place].contains(device) {
                 return fail(format!(
@@ -59,9 +121,14 @@ impl Recipe {
             "loss.question_weight",
             self.loss.question_weight,
             0.0,
-            f64::MAX,
+            most::FACTOR,
         )?;
-        within("loss.answer_weight", self.loss.answer_weight, 0.0, f64::MAX)?;
+        within(
+            "loss.answer_weight",
+            self.loss.answer_weight,
+            0.0,
+            most::FACTOR,
+        )?;
         within("validation.fraction", self.validation.fraction, 0.0, 0.99)?;
         let held = self.validation.fraction > 0.0
             || self
@@ -87,10 +154,30 @@ impl Recipe {
 impl StageRecipe {
     fn validate(&self, stage: u8) -> Result<(), TrainError> {
         let key = |name: &str| format!("stage{stage}.{name}");
-        positive(&key("epochs"), self.epochs)?;
-        positive(&key("batch_size"), self.batch_size)?;
-        positive(&key("accumulation"), self.accumulation)?;
-        positive(&key("max_length"), self.max_length)?;
+        if self.epochs <= 0.0 {
+            return Err(TrainError::Recipe(format!(
+                "{} is {}; it must be more than 0",
+                key("epochs"),
+                self.epochs
+            )));
+        }
+        within(&key("epochs"), self.epochs, 0.0, most::EPOCHS)?;
+        count(&key("batch_size"), self.batch_size, 1, most::BATCH)?;
+        count(&key("accumulation"), self.accumulation, 1, most::STEP)?;
+        if self.batch_size * self.accumulation > most::STEP {
+            return Err(TrainError::Recipe(format!(
+                "{} is {} and {} is {}; an optimizer step has at most {} samples",
+                key("batch_size"),
+                self.batch_size,
+                key("accumulation"),
+                self.accumulation,
+                most::STEP
+            )));
+        }
+        count(&key("max_length"), self.max_length, 1, most::LENGTH)?;
+        if let Some(own) = &self.image_aspect_ratio {
+            aspect(&key("image_aspect_ratio"), own)?;
+        }
         for (name, rate) in [
             ("lr_llm", self.lr_llm),
             ("lr_projector", self.lr_projector),
@@ -134,7 +221,8 @@ impl AdapterRecipe {
     fn validate(&self, tower: &str) -> Result<(), TrainError> {
         let key = |name: &str| format!("lora.{tower}.{name}");
         within(&key("dropout"), self.dropout, 0.0, 0.99)?;
-        within(&key("alpha"), self.alpha, 0.0, f64::MAX)?;
+        within(&key("alpha"), self.alpha, 0.0, most::FACTOR)?;
+        count(&key("r"), self.r, 0, most::RANK)?;
         let known = match tower {
             "llm" => LoraConfig::llm(1, 1.0, 0.0),
             _ => LoraConfig::vision(1, 1.0, 0.0),
@@ -157,12 +245,25 @@ impl AdapterRecipe {
     }
 }
 
-fn positive(key: &str, value: usize) -> Result<(), TrainError> {
+fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
+    if (least..=most).contains(&value) {
+        return Ok(());
+    }
+    let bounds = match most {
+        usize::MAX => format!("at least {least}"),
+        _ => format!("from {least} to {most}"),
+    };
+    Err(TrainError::Recipe(format!(
+        "{key} is {value}; it must be {bounds}"
+    )))
+}
+
+fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     match value {
-        0 => Err(TrainError::Recipe(format!(
-            "{key} is 0; it must be at least 1"
+        "pad" | "crop" | "resize" => Ok(()),
+        _ => Err(TrainError::Recipe(format!(
+            "{key} is \"{value}\"; known are pad, crop and resize"
         ))),
-        _ => Ok(()),
     }
 }
 

@@ -9,6 +9,11 @@ pub fn proc_bytes(file: &str, key: &str) -> Option<u64> {
     Some(kib << 10)
 }
 
+/// Memory of the machine, in bytes.
+pub(crate) fn machine_bytes() -> Option<u64> {
+    proc_bytes("/proc/meminfo", "MemTotal:")
+}
+
 /// Memory that the process holds now, in bytes.
 pub fn resident_bytes() -> Option<u64> {
     proc_bytes("/proc/self/status", "VmRSS:")

@@ -2,17 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::FloatDType;
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::TextTokenizer;
-use sq_llava_data::image::{ImageAspect, ImageProcessor};
+use sq_llava_data::image::ImageProcessor;
 use sq_llava_model::config::{ProjectorConfig, read_json};
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
 use sq_llava_model::{ModelError, SqLlava};
 
 use crate::error::TrainError;
-use crate::recipe::{BaseDtype, Recipe};
+use crate::recipe::Recipe;
 
 /// Where a run reads and writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -96,11 +95,7 @@ impl<B: AutodiffBackend> Base<B> {
             )));
         };
         let mut options = LoadOptions {
-            dtype: match recipe.dtype {
-                BaseDtype::F32 => FloatDType::F32,
-                BaseDtype::F16 => FloatDType::F16,
-                BaseDtype::Bf16 => FloatDType::BF16,
-            },
+            dtype: recipe.dtype.float(),
             vision: paths.vision.clone(),
             quantize: recipe.quantize,
             trainable_f32: true,
@@ -128,12 +123,11 @@ impl<B: AutodiffBackend> Base<B> {
         let loaded = load_model::<B>(directory, &options, device)?;
         let mut model = loaded.model;
         check_parts(&model, recipe, &projector, &origin)?;
-        if origin == Origin::Fresh {
+        let first = recipe.image_aspect_ratio(recipe.stages.first().copied().unwrap_or(2));
+        if let Origin::Fresh | Origin::Projector(_) = origin {
+            // Neither says how its pictures were seen.
             model.config.select_layer = recipe.model.select_layer;
-            model
-                .config
-                .image_aspect_ratio
-                .clone_from(&recipe.model.image_aspect_ratio);
+            model.config.image_aspect_ratio = first.to_owned();
             if model.config.feature_layer().is_none() {
                 return Err(TrainError::Recipe(format!(
                     "model.select_layer is {}, which the vision tower does not have",
@@ -150,7 +144,6 @@ impl<B: AutodiffBackend> Base<B> {
 
         let tokenizer = loaded.files.tokenizer.as_deref().unwrap_or(&paths.llm);
         let tokenizer = TextTokenizer::from_dir(tokenizer)?;
-        let aspect = ImageAspect::from_model(Some(&model.config.image_aspect_ratio))?;
         let Some(folder) = &loaded.files.preprocessor else {
             return Err(TrainError::Model(ModelError::config(
                 paths
@@ -162,16 +155,18 @@ impl<B: AutodiffBackend> Base<B> {
             )));
         };
         let file = folder.join("preprocessor_config.json");
-        let processor = ImageProcessor::from_file(&file, aspect)?;
+        let processor = ImageProcessor::from_file(&file, first.parse()?)?;
         let side = vision.image_size as u32;
-        if processor.input_size() != (side, side) {
-            return Err(TrainError::Model(ModelError::config(
-                file,
-                format!(
-                    "it makes pictures of {:?}, but the vision tower takes {side}×{side}",
-                    processor.input_size()
-                ),
-            )));
+        for &stage in &recipe.stages {
+            let size = processor_of(&processor, recipe, stage)?.input_size();
+            if size != (side, side) {
+                return Err(TrainError::Model(ModelError::config(
+                    file,
+                    format!(
+                        "it makes pictures of {size:?}, but the vision tower takes {side}×{side}"
+                    ),
+                )));
+            }
         }
         Ok(Self {
             model,
@@ -179,6 +174,20 @@ impl<B: AutodiffBackend> Base<B> {
             processor,
         })
     }
+}
+
+/// The image processor of a stage: the same but for how pictures become square.
+///
+/// # Errors
+/// If pictures would differ in size.
+pub(crate) fn processor_of(
+    processor: &ImageProcessor,
+    recipe: &Recipe,
+    stage: u8,
+) -> Result<ImageProcessor, TrainError> {
+    let aspect = recipe.image_aspect_ratio(stage).parse()?;
+    let config = processor.config().clone().with_aspect(aspect);
+    Ok(ImageProcessor::new(config)?)
 }
 
 /// Stage 1 starts from a random projector unless told otherwise; stage 2 alone from the run or
@@ -216,7 +225,7 @@ fn has_projector(llm: &Path) -> Result<bool, TrainError> {
     Ok(named("mm_projector_type") || named("text_config"))
 }
 
-/// A projector that is loaded must be of the kind that the recipe asks for.
+/// A projector that is loaded must be of the kind, and see the features, that the recipe asks for.
 fn check_parts<B: AutodiffBackend>(
     model: &SqLlava<B>,
     recipe: &Recipe,
@@ -243,5 +252,31 @@ fn check_parts<B: AutodiffBackend>(
             if recipe.model.prototype { "no " } else { "a " }
         )));
     }
-    Ok(())
+    let asked = &recipe.model;
+    let mut pairs = Vec::new();
+    if matches!(origin, Origin::Base | Origin::Run(_)) {
+        let layers = (asked.select_layer.to_string(), loaded.select_layer);
+        pairs.push(("select_layer", layers.0, layers.1.to_string()));
+    }
+    let centers = match (&loaded.prototype, &loaded.projector) {
+        (Some(prototype), _) => Some((prototype.num_centers, prototype.num_iterations)),
+        (None, ProjectorConfig::Cluster(c)) => Some((c.num_latents, c.num_iterations)),
+        (None, _) => None,
+    };
+    if let Some((centers, iterations)) = centers {
+        let (own, steps) = (asked.num_centers, asked.num_iterations);
+        pairs.push(("num_centers", own.to_string(), centers.to_string()));
+        pairs.push(("num_iterations", steps.to_string(), iterations.to_string()));
+    }
+    if let Some(prototype) = &loaded.prototype {
+        let (own, its) = (asked.redraw_centers, prototype.redraw_centers);
+        pairs.push(("redraw_centers", own.to_string(), its.to_string()));
+    }
+    match pairs.into_iter().find(|(_, own, its)| own != its) {
+        None => Ok(()),
+        Some((key, own, its)) => Err(TrainError::Recipe(format!(
+            "model.{key} is {own}, but {from} has {its}: set model.{key}={its}, or start from \
+             another projector"
+        ))),
+    }
 }

@@ -4,6 +4,7 @@ pub(crate) mod base;
 pub mod devices;
 pub(crate) mod manifest;
 pub mod nodes;
+pub(crate) mod precision;
 pub(crate) mod resume;
 pub(crate) mod run_dir;
 pub mod stage;

@@ -38,6 +38,12 @@ pub(crate) use self::start::{agree, agree_on_stage};
 /// Values that are added up at a time: 64 MiB of f32 on the host.
 const BUCKET_VALUES: usize = 16 << 20;
 
+/// Nodes of a run.
+const MOST_NODES: usize = 4096;
+
+/// What is added to the time of day must be a time of day.
+const LONGEST_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+
 /// A node's place in a run over several machines.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NodeConfig {
@@ -83,6 +89,19 @@ impl NodeConfig {
         }
         if self.timeout.is_zero() {
             return fail("--node-timeout is 0: nothing can be exchanged in no time".into());
+        }
+        if self.nodes > MOST_NODES {
+            return fail(format!(
+                "--nodes is {}; at most {MOST_NODES} train together",
+                self.nodes
+            ));
+        }
+        if self.timeout > LONGEST_TIMEOUT {
+            return fail(format!(
+                "--node-timeout is {} seconds; at most {} (30 days) can be waited",
+                self.timeout.as_secs(),
+                LONGEST_TIMEOUT.as_secs()
+            ));
         }
         Ok(())
     }

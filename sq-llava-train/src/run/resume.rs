@@ -32,11 +32,12 @@ pub(crate) struct ResumePoint {
 }
 
 /// Keys of a recipe that say how, not what; and paths, which `Sources` look behind.
-pub(crate) const HOW: [&str; 12] = [
+pub(crate) const HOW: [&str; 13] = [
     "log_every",
     "save_every",
     "keep_checkpoints",
     "workers",
+    "max_bad_images",
     "feature_cache_mib",
     "init_from",
     "stage1.data",

@@ -8,11 +8,14 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{Tensor, backend::Backend};
 use sq_llava_data::TextTokenizer;
 use sq_llava_model::SqLlava;
+use sq_llava_model::kernels::blocks::is_native;
 use sq_llava_model::language::llama::NewTokens;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
+use crate::report::resident::machine_bytes;
 use crate::step::groups::{ParamGroup, ParamGroups, Trains};
+use crate::step::memory;
 
 /// A model ready for a stage.
 #[derive(Debug)]
@@ -30,7 +33,8 @@ impl<B: AutodiffBackend> StageModel<B> {
     /// template's tokens are added to the tokenizer.
     ///
     /// # Errors
-    /// If the template's tokens do not get ids in a row.
+    /// If the template's tokens do not get ids in a row, or what would train is more than the
+    /// machine's memory.
     pub fn prepare(
         mut model: SqLlava<B>,
         tokenizer: &mut TextTokenizer,
@@ -39,10 +43,21 @@ impl<B: AutodiffBackend> StageModel<B> {
     ) -> Result<Self, TrainError> {
         let settings = recipe.stage(stage);
         let device = model.device();
+        if is_native::<B>() {
+            memory::check_trainable(&model.config, recipe, stage, machine_bytes())?;
+        }
         B::seed(&device, recipe.seed ^ 0x5EED);
         add_tokens(&mut model, tokenizer, recipe, stage)?;
         if stage == 2 {
             model = add_adapters(model, recipe);
+        }
+        let aspect = recipe.image_aspect_ratio(stage);
+        let before = std::mem::replace(&mut model.config.image_aspect_ratio, aspect.to_owned());
+        if before != aspect {
+            tracing::warn!(
+                "stage {stage}: pictures become square by \"{aspect}\", as the recipe says; the model \
+                 that it starts from saw them by \"{before}\""
+            );
         }
         model.config.conversation = Some(settings.template.name().to_owned());
         let trains = Trains {

@@ -19,6 +19,7 @@ use burn::train::{
     TrainingItem, ValidLoader,
 };
 
+use crate::data::bad_images::BAD_IMAGES_FILE;
 use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::failure::Failure;
@@ -114,6 +115,8 @@ struct Loop<'a, B: AutodiffBackend> {
     components: &'a mut TrainingComponents<Components<B>>,
     valid: &'a ValidLoader<Components<B>>,
     progress: StageProgress,
+    /// Tokens learnt in this sitting.
+    learnt: usize,
 }
 
 impl<B: AutodiffBackend> StepStrategy<B> {
@@ -129,6 +132,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             components,
             valid,
             progress: self.start.clone(),
+            learnt: 0,
         };
         let mut sitting = Sitting::new(self.start.seconds);
         let mut accumulated = GradientsAccumulator::new();
@@ -169,7 +173,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             report.seconds = sitting.step();
             state.progress.seconds = sitting.total();
             self.log_step(epoch, step + 1, &report)?;
-            self.show(&mut state, &report, epoch, batches.progress());
+            self.show(&mut state, &report, epoch);
             report = StepReport::default();
 
             self.validate(&mut state, epoch)?;
@@ -191,6 +195,12 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             return Err(TrainError::Internal(format!(
                 "the data ended at step {done} of {planned}"
             )));
+        }
+        if self.start.step == 0 && state.progress.complete && state.learnt == 0 {
+            return Err(TrainError::NothingLearnt {
+                stage: self.stage,
+                list: BAD_IMAGES_FILE,
+            });
         }
         Ok(Finished {
             model: state.learner.model(),
@@ -224,6 +234,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             return Err(not_finite(step, "the gradient norm"));
         }
         report.memory = resident_bytes();
+        state.learnt += report.sums.tokens();
         let progress = &mut state.progress;
         progress.step = step + 1;
         progress.complete = progress.step == self.plan.steps();
@@ -290,6 +301,13 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             self.check()?;
         }
         self.check()?;
+        if report.sums.tokens() == 0 {
+            return Err(TrainError::Internal(format!(
+                "stage {}: the validation had no token to measure: all its samples were left out \
+                 because of their pictures; {BAD_IMAGES_FILE} names them",
+                self.stage
+            )));
+        }
         report.loss = report.sums.mean(&self.loss);
         if let Some(nodes) = &self.nodes {
             let at = format!("at the validation after step {}", state.progress.step);
@@ -316,14 +334,14 @@ impl<B: AutodiffBackend> StepStrategy<B> {
     }
 
     /// Tells dashboard and metrics about a step.
-    fn show(&self, state: &mut Loop<'_, B>, report: &StepReport, epoch: usize, all: Progress) {
+    fn show(&self, state: &mut Loop<'_, B>, report: &StepReport, epoch: usize) {
         let step = state.progress.step;
         let within = step - epoch * self.plan.steps_per_epoch();
         let items = (within * self.plan.samples_per_step).min(self.plan.samples);
         let item = TrainingItem::new(
             report.clone(),
-            Progress::new(items, all.items_total / self.plan.epochs.max(1)),
-            Progress::new(epoch + 1, self.plan.epochs),
+            Progress::new(items, self.plan.samples),
+            Progress::new(epoch + 1, self.plan.passes()),
             Some(step),
             Some(self.schedule.factor(step - 1)),
         );
@@ -340,7 +358,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         let item = TrainingItem::new(
             report,
             Progress::new(samples, samples),
-            Progress::new(epoch + 1, self.plan.epochs),
+            Progress::new(epoch + 1, self.plan.passes()),
             Some(state.progress.step),
             None,
         );

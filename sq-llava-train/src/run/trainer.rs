@@ -25,9 +25,10 @@ use crate::report::curves::draw;
 use crate::report::loss_log::{Curve, LossLog};
 use crate::report::metrics::{Quantity, StepMetric};
 use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
-use crate::run::base::{Base, TrainPaths};
+use crate::run::base::{Base, TrainPaths, processor_of};
 use crate::run::devices::devices_of;
 use crate::run::nodes::{self, NodeConfig, Nodes};
+use crate::run::precision::check_dtype;
 use crate::run::resume::{Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
 use crate::run::stage::StageModel;
@@ -106,6 +107,7 @@ pub fn train<B: AutodiffBackend>(
     let options = options.into();
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
+    check_dtype::<B>(&recipe, device)?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
     let nodes = options.nodes.as_ref().map(Nodes::join).transpose()?;
@@ -295,6 +297,7 @@ impl Trainer<'_> {
         let recipe = self.recipe;
         let stage = split.stage;
         let settings = recipe.stage(stage);
+        self.processor = Arc::new(processor_of(&self.processor, recipe, stage)?);
         let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, stage)?;
         let trainable = prepared.counts();
         let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
@@ -351,17 +354,21 @@ impl Trainer<'_> {
             BatchLoader::new(data.clone(), plan, first, recipe.workers, failure.clone())
                 .with_bad_images(bad_images.clone())
         };
-        let train_loader = loader(&data, plan, start.step).shard(share.0, share.1);
+        let train_loader = loader(&data, plan, start.step)
+            .with_most_bad(recipe.max_bad_images, "step")
+            .shard(share.0, share.1);
         let (valid_loader, validation) = match &valid {
             None => (BatchLoader::empty(), None),
             Some((data, when)) => {
                 let log = LossLog::open(self.run.path(), Curve::Validation)?;
                 let plan = Plan {
                     samples_per_step: settings.batch_size,
-                    epochs: 1,
+                    epochs: 1.0,
                     ..Plan::new(settings, data.len())
                 };
-                (loader(data, plan, 0), Some((*when, Mutex::new(log))))
+                let loader = loader(data, plan, 0)
+                    .with_most_bad(recipe.max_bad_images, "batch of the validation");
+                (loader, Some((*when, Mutex::new(log))))
             }
         };
         let device = prepared.model.device();
@@ -401,7 +408,7 @@ impl Trainer<'_> {
             Arc::new(train_loader),
             Arc::new(valid_loader),
         )
-        .num_epochs(settings.epochs)
+        .num_epochs(plan.passes())
         .with_application_logger(None)
         .with_metric_logger(SilentLogger)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
@@ -477,6 +484,12 @@ impl Trainer<'_> {
         let settings = recipe.stage(stage);
         let per_image = prepared.model.config.tokens_per_image();
         let asking = recipe.asking.policy(recipe.seed);
+        if recipe.asking.is_overruled() {
+            tracing::info!(
+                "stage {stage}: asking.delta is 0, so nothing is asked, whatever asking.sources and \
+                 asking.delta_end say"
+            );
+        }
         let asking = asking.filter(|_| settings.template.asks());
         if let Some(policy) = &asking {
             check_sources(&manifest, policy)?;

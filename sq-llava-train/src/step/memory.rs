@@ -8,9 +8,10 @@ use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig};
 use sq_llava_model::ops::lora::LoraConfig;
 
-use crate::recipe::GradientCheckpointing;
-use crate::recipe::{BaseDtype, Recipe};
-use crate::step::groups::Trains;
+use crate::error::TrainError;
+use crate::recipe::{BaseDtype, GradientCheckpointing, Recipe};
+use crate::step::counts::trainable_counts;
+use crate::step::groups::{ParamGroup, Trains};
 
 /// Bytes of an f32.
 const F32: usize = 4;
@@ -309,6 +310,39 @@ fn adapters_token(
     values
 }
 
+/// Refuses what would train where weights, gradients and moments alone are more than the machine's
+/// memory, before they are allocated. `machine` is in bytes, where the system says.
+///
+/// # Errors
+/// If they are; the message names the field of the largest part.
+pub(crate) fn check_trainable(
+    config: &SqLlavaConfig,
+    recipe: &Recipe,
+    stage: u8,
+    machine: Option<u64>,
+) -> Result<(), TrainError> {
+    let counts = trainable_counts(config, recipe, stage);
+    let values: usize = counts.iter().sum();
+    let bytes = 4 * F32 * values;
+    if machine.is_none_or(|machine| bytes as u64 <= machine) {
+        return Ok(());
+    }
+    let largest = ParamGroup::ALL
+        .into_iter()
+        .max_by_key(|group| counts[group.index()]);
+    let field = match largest {
+        Some(ParamGroup::Llm) => "lora.llm.r",
+        Some(ParamGroup::Vision) => "lora.vision.r",
+        _ => "model.num_centers",
+    };
+    Err(TrainError::Recipe(format!(
+        "stage {stage} would train {values} parameters; with their gradients and AdamW's moments \
+         they take {:.1} GiB, and this machine has {:.1}: lower {field}",
+        gib(bytes),
+        gib(machine.unwrap_or(0) as usize)
+    )))
+}
+
 /// Says, before the first step, what memory it will take.
 pub(crate) fn announce(memory: &StepMemory<'_>, stage: u8, checkpointing: GradientCheckpointing) {
     let (samples, tokens) = (memory.samples, memory.tokens);
@@ -407,6 +441,22 @@ mod tests {
         let estimate = nothing.estimate(Keep);
         let towers = config.parameters().language_model + config.parameters().vision_tower;
         assert_eq!(estimate.frozen, 4 * (towers + 20_979_712 + 4_198_400));
+    }
+
+    #[test]
+    fn fault_29_a_rank_that_no_machine_holds_is_named() {
+        let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let mut recipe = Recipe::published(Flavour::Paper);
+        let machine = Some(64 << 30);
+        check_trainable(&config, &recipe, 2, machine).expect("it fits");
+        recipe.lora.llm.r = 8192;
+        let error = check_trainable(&config, &recipe, 2, machine).expect_err("300 GiB");
+        assert!(error.to_string().contains("lora.llm.r"), "{error}");
+        check_trainable(&config, &recipe, 2, None).expect("nobody knows");
+        recipe.lora.llm.r = 8;
+        recipe.lora.vision.r = 16_384;
+        let error = check_trainable(&config, &recipe, 2, Some(8 << 30)).expect_err("100 GiB");
+        assert!(error.to_string().contains("lora.vision.r"), "{error}");
     }
 
     #[test]

@@ -52,6 +52,10 @@ impl Row {
         }
         if !self.prototypes {
             recipe.model.prototype = false;
+            // The released projector has prototypes of its own.
+            if recipe.model.mm_projector_type == "cluster" {
+                recipe.model.mm_projector_type = "mlp2x_gelu".into();
+            }
         }
         if !self.asking {
             recipe.asking.delta = 0.0;

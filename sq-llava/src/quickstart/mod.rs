@@ -123,7 +123,7 @@ impl Plan {
                 (&mut recipe.stage2, &mut size.conversations),
             ];
             for (stage, scenes) in parts {
-                stage.epochs = 1;
+                stage.epochs = 1.0;
                 *scenes = (*scenes).min(steps * stage.samples_per_step());
             }
         }

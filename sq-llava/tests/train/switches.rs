@@ -85,6 +85,89 @@ fn no_self_questioning() {
     assert!(!run.asked());
 }
 
+/// An ablation's row without self-questioning never asks, whatever else the recipe says of asking.
+#[test]
+fn fault_16_a_delta_of_nothing_overrules_sources_and_schedule() {
+    let run = run(&[
+        "asking.delta=0",
+        "asking.schedule=linear",
+        "asking.delta_end=1",
+        "asking.sources={\"data.json\"=1.0}",
+    ]);
+    assert!(!run.asked());
+    assert!(run.said.contains("nothing is asked"), "{}", run.said);
+}
+
+#[test]
+fn fault_16_epochs_can_be_a_fraction() {
+    let run = run(&["stage1.epochs=0.5", "stage2.epochs=1.5"]);
+    let log = run.world.log("run", "log.jsonl");
+    let places: Vec<[u64; 3]> = log
+        .iter()
+        .map(|line| ["stage", "step", "epoch"].map(|key| line[key].as_u64().expect("a number")))
+        .collect();
+    // Three samples, two a step: two steps an epoch.
+    assert_eq!(places, [[1, 1, 1], [2, 1, 1], [2, 2, 1], [2, 3, 2]]);
+}
+
+/// The released stage 1 crops and stage 2 pads.
+#[test]
+fn fault_10_each_stage_sees_pictures_its_own_way() {
+    let run = run(&["stage1.image_aspect_ratio=crop"]);
+    for (folder, aspect) in [("run/stage1", "crop"), ("run", "pad")] {
+        for file in ["config.json", "preprocessor_config.json"] {
+            let json = golden::json(&run.world.path(folder).join(file));
+            assert_eq!(json["image_aspect_ratio"], aspect, "{folder}/{file}");
+        }
+    }
+    assert!(
+        run.said.contains("\"pad\", as the recipe says") && run.said.contains("\"crop\""),
+        "{}",
+        run.said
+    );
+    // The picture itself is another: a wide one without its ends.
+    let padded = self::run(&[]);
+    let first = |run: &Run| run.world.log("run", "log.jsonl")[0]["loss"].as_f64();
+    assert_ne!(first(&run), first(&padded));
+}
+
+/// A recipe for stage 2 alone that does not fit the projector it starts from.
+#[test]
+fn fault_10_a_recipe_that_does_not_fit_the_projector_is_refused() {
+    let run = run(&[
+        "stages=[1]",
+        "model.select_layer=-3",
+        "stage1.image_aspect_ratio=crop",
+    ]);
+    let before = run.world.path("run").display().to_string();
+    let start = [
+        "--projector",
+        &before,
+        "--set",
+        "stages=[2]",
+        "--set",
+        "stage2.epochs=1",
+    ];
+    let layer = ["--set", "model.select_layer=-3"];
+    let error = run.world.complaint("other", &start);
+    for part in ["model.select_layer", "-2", "-3", &before] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    let more = [&start[..], &layer, &["--set", "model.num_centers=5"]].concat();
+    let error = run.world.complaint("other", &more);
+    for part in ["model.num_centers is 5", "has 4", &before] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+    // Of how pictures become square the recipe has the last word, and says so.
+    let output = run.world.command("other", &[&start[..], &layer].concat());
+    let output = { output }.output().expect("starts");
+    assert!(output.status.success(), "{}", said(&output));
+    assert!(said(&output).contains("\"crop\""), "{}", said(&output));
+    let json = golden::json(&run.world.path("other/config.json"));
+    assert_eq!(json["image_aspect_ratio"], "pad");
+    assert_eq!(json["mm_vision_select_layer"], -3);
+}
+
 #[test]
 fn no_prototypes() {
     let run = run(&["model.prototype=false"]);

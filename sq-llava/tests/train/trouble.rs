@@ -1,7 +1,7 @@
 //! What goes wrong ends in one line, and nothing that was saved is lost.
 
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 use crate::world::{World, complaint, said};
 
@@ -191,4 +191,117 @@ fn a_full_disk_leaves_the_checkpoints() {
     assert!(moved.expect("cp").success());
     world.resumed("moved", &["--resume"]);
     world.assert_same("whole", "moved");
+}
+
+/// `count` samples of pictures, none of which is there.
+fn without_pictures(world: &World, count: usize) {
+    let sample = |i: usize| {
+        serde_json::json!({"id": format!("s{i}"), "image": format!("{i}.png"), "conversations": [
+            {"from": "human", "value": "<image>\nWhat is it?"},
+            {"from": "gpt", "value": "A cat."},
+        ]})
+    };
+    let samples: Vec<_> = (0..count).map(sample).collect();
+    let text = serde_json::Value::Array(samples).to_string();
+    std::fs::write(world.path("data.json"), text).expect("written");
+    std::fs::create_dir_all(world.path("empty")).expect("made");
+}
+
+/// The folder of the pictures is there and empty, as of a share that is not mounted.
+#[test]
+fn fault_29_pictures_that_are_all_gone_are_an_error() {
+    let world = World::new();
+    let empty = world.path("empty").display().to_string();
+    let images = [1, 2].map(|stage| format!("stage{stage}.images='{empty}'"));
+    let sets = ["--set", &images[0], "--set", &images[1], "--set"];
+    let more = [
+        "--set",
+        "validation.every=0",
+        "--set",
+        "validation.fraction=0",
+    ];
+    without_pictures(&world, 24);
+    for policy in ["bad_images=skip", "bad_images=blank"] {
+        let out = policy.replace('=', "-");
+        let error = world.complaint(&out, &[&sets[..], &[policy], &more].concat());
+        for part in ["bad pictures", ".png", "max_bad_images"] {
+            assert!(error.contains(part), "{policy} {part}: {error}");
+        }
+        assert!(!world.path(&out).join("config.json").exists(), "{policy}");
+    }
+    // So few that the share says nothing, and yet nothing was learnt.
+    without_pictures(&world, 4);
+    let once = [
+        "bad_images=skip",
+        "--set",
+        "stage1.epochs=1",
+        "--set",
+        "stage2.epochs=1",
+    ];
+    let error = world.complaint("few", &[&sets[..], &once, &more].concat());
+    assert!(
+        error.contains("stage 1: not one token was learnt"),
+        "{error}"
+    );
+    let every = ["--set", "validation.every=1"];
+    let error = world.complaint("valid", &[&sets[..], &once, &every].concat());
+    assert!(error.contains("the validation had no token"), "{error}");
+}
+
+/// `2>&1 | head`: the reader of both streams goes away.
+#[test]
+fn fault_29_closed_streams_do_not_end_a_training() {
+    let world = World::new();
+    world.train("whole", &[]);
+    for (name, closes_output) in [("error", false), ("both", true)] {
+        let (reader, error) = std::io::pipe().expect("a pipe");
+        let mut command = world.command(name, &["--set", "log_every=1"]);
+        if closes_output {
+            command.stdout(error.try_clone().expect("a pipe"));
+        } else {
+            command.stdout(Stdio::null());
+        }
+        let mut child = command.stderr(error).spawn().expect("starts");
+        drop((command, reader));
+        let status = child.wait().expect("ends");
+        assert_eq!(status.code(), Some(0), "{name}");
+        world.assert_same("whole", name);
+    }
+    // Asked to stop, it says so in its status nonetheless.
+    let (reader, error) = std::io::pipe().expect("a pipe");
+    let mut command = world.command("stopped", &["--set", "stage2.epochs=4000"]);
+    command
+        .stdout(error.try_clone().expect("a pipe"))
+        .stderr(error);
+    let mut child = command.spawn().expect("starts");
+    drop((command, reader));
+    world.wait_for("stopped", 14, &mut child);
+    let id = child.id().to_string();
+    let status = Command::new("kill").args(["-s", "INT", &id]).status();
+    assert!(status.expect("kill").success());
+    assert_eq!(child.wait().expect("ends").code(), Some(130));
+}
+
+/// Waits for a writer that never comes, unless it looks first what it opens.
+#[cfg(unix)]
+#[test]
+fn fault_29_a_pipe_in_place_of_a_file_is_refused() {
+    let world = World::new();
+    let pipe = world.path("pipe");
+    let made = Command::new("mkfifo").arg(&pipe).status();
+    assert!(made.expect("mkfifo").success());
+    let text = pipe.display().to_string();
+    let data = format!("stage1.data='{text}'");
+    let valid = format!("stage2.validation='{text}'");
+    for set in [&data, &valid] {
+        let error = world.complaint("run", &["--set", set]);
+        assert!(error.contains("pipe: a pipe"), "{error}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sq-llava"));
+    command.args(["train", "--recipe", &text, "--llm", "x", "--out", "y"]);
+    let error = complaint(&command.output().expect("starts"));
+    assert!(error.contains("pipe: a pipe"), "{error}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sq-llava"));
+    let error = complaint(&command.args(["check", &text]).output().expect("starts"));
+    assert!(error.contains("pipe: a pipe"), "{error}");
 }

@@ -97,7 +97,7 @@ fn plan(data: &StageData, epochs: usize) -> Plan {
     Plan {
         batch_size: 2,
         samples_per_step: 4,
-        epochs,
+        epochs: epochs as f64,
         samples: data.len(),
     }
 }
@@ -391,4 +391,137 @@ fn delta_grows_with_the_steps() {
     assert_eq!(asked(&found[0]), 0);
     let (early, late) = (sum(&found[..half]), sum(&found[half..]));
     assert!(late > 2 * early && early > 0, "{early} and {late}");
+}
+
+#[test]
+fn fault_16_a_fraction_of_an_epoch_ends_at_a_whole_step() {
+    let world = World::new(6, 1);
+    let data = Arc::new(world.data());
+    let whole = all(&data, 2);
+    // Two steps an epoch: of 1.2 epochs the third is begun, and no fourth.
+    for (epochs, steps, samples) in [(1.2, 3, 11), (1.5, 3, 11), (1.51, 4, 14), (0.01, 1, 4)] {
+        let plan = Plan {
+            epochs,
+            ..plan(&data, 1)
+        };
+        assert_eq!(
+            (plan.steps(), plan.all_samples()),
+            (steps, samples),
+            "{epochs}"
+        );
+        let failure = Failure::default();
+        let found = batches(&BatchLoader::new(data.clone(), plan, 0, 2, failure.clone()));
+        assert!(failure.take().is_none());
+        let expected: Vec<_> = seen(&whole).into_iter().filter(|s| s.0 < steps).collect();
+        assert_eq!(seen(&found), expected, "{epochs}");
+    }
+    // 1.1 · 10 is 11.000000000000002.
+    let ten = Plan {
+        batch_size: 1,
+        samples_per_step: 1,
+        epochs: 1.1,
+        samples: 10,
+    };
+    assert_eq!((ten.steps(), ten.passes(), ten.all_samples()), (11, 2, 11));
+}
+
+/// A picture at which its decoder panics.
+#[test]
+fn fault_15_a_decoder_s_panic_follows_the_policy() {
+    let world = World::new(6, 1);
+    let damaged = concat!(
+        env!("CARGO_MANIFEST_DIR"),
+        "/../examples/tests/damaged/palette.png"
+    );
+    std::fs::copy(damaged, world.folder.path().join("2.png")).expect("copied");
+    let found = all(&world.with(BadImagePolicy::Skip), 1);
+    let bad: Vec<&BadImage> = found.iter().flat_map(|b| &b.bad_images).collect();
+    let [bad] = &bad[..] else {
+        panic!("{bad:?}");
+    };
+    assert_eq!((&*bad.sample, &*bad.image), ("s2", "2.png"));
+    assert!(bad.reason.contains("2.png"), "{}", bad.reason);
+    assert_eq!(sorted_ids(&found).len(), 6);
+
+    let found = all(&world.with(BadImagePolicy::Blank), 1);
+    assert_eq!(sorted_ids(&found), ids(7));
+
+    let failure = Failure::default();
+    let data = world.with(BadImagePolicy::Error);
+    let loader = BatchLoader::new(data.clone(), plan(&data, 1), 0, 2, failure.clone());
+    batches(&loader);
+    let error = failure.take().expect("an error").to_string();
+    assert!(
+        error.contains("sample s2") && error.contains("2.png"),
+        "{error}"
+    );
+}
+
+/// What panics outside the pictures is an error too, not an end without a word.
+#[cfg(debug_assertions)] // Overflows wrap elsewhere.
+#[test]
+fn fault_15_a_panic_of_the_encoding_names_the_sample() {
+    let world = World::new(3, 0);
+    let mut data = world.data();
+    // An image takes more places than there are: the sum overflows.
+    data.labels.tokens_per_image = usize::MAX;
+    data.labels.max_length = Some(16);
+    let data = Arc::new(data);
+    let failure = Failure::default();
+    let loader = BatchLoader::new(data.clone(), plan(&data, 1), 0, 1, failure.clone());
+    assert!(batches(&loader).is_empty());
+    let error = failure.take().expect("an error").to_string();
+    assert!(error.contains("sample s"), "{error}");
+}
+
+/// Batches until the share of bad pictures ends them, and what is said then.
+fn with_most_bad(data: &Arc<StageData>, most: f64, shard: usize) -> (usize, Option<String>) {
+    let failure = Failure::default();
+    let loader = BatchLoader::new(data.clone(), plan(data, 1), 0, 2, failure.clone());
+    let found = batches(&loader.with_most_bad(most, "step").shard(shard, 2));
+    (found.len(), failure.take().map(|error| error.to_string()))
+}
+
+#[test]
+fn fault_29_a_step_with_nothing_left_is_an_error_after_a_share() {
+    let world = World::new(20, 0);
+    (0..20).for_each(|picture| world.spoil(picture));
+    for policy in [BadImagePolicy::Skip, BadImagePolicy::Blank] {
+        let data = world.with(policy);
+        let (steps, error) = with_most_bad(&data, 0.1, 0);
+        let error = error.expect("an error");
+        for part in ["step", "max_bad_images", ".png"] {
+            assert!(error.contains(part), "{policy:?} {part}: {error}");
+        }
+        assert!(steps < 5, "{policy:?}: {steps} of 5 steps");
+        // Fewer than ten are let pass: the third step of four makes twelve.
+        if policy == BadImagePolicy::Skip {
+            assert!(
+                error.contains("step 3:") && error.contains("12 of the 12"),
+                "{error}"
+            );
+            // Another device, or machine, ends at the same step.
+            assert_eq!(with_most_bad(&data, 0.1, 1).0, steps);
+        }
+        let (steps, error) = with_most_bad(&data, 1.0, 0);
+        assert_eq!((steps, error), (5, None), "{policy:?}: all may be lost");
+    }
+}
+
+#[test]
+fn fault_29_steps_with_something_left_go_on() {
+    let world = World::new(20, 0);
+    // Half of the samples are lost, and of each step two are left.
+    let order = world.data().sampler.order(0);
+    order
+        .iter()
+        .step_by(2)
+        .for_each(|&picture| world.spoil(picture));
+    for policy in [BadImagePolicy::Skip, BadImagePolicy::Blank] {
+        assert_eq!(
+            with_most_bad(&world.with(policy), 0.1, 0),
+            (5, None),
+            "{policy:?}"
+        );
+    }
 }

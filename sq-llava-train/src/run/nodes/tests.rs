@@ -328,6 +328,21 @@ fn impossible_places_are_refused() {
             },
             "--node-timeout",
         ),
+        // fault 29: the end of the wait was no time that the system knows.
+        (
+            NodeConfig {
+                timeout: Duration::from_secs(u64::MAX),
+                ..fine.clone()
+            },
+            "--node-timeout",
+        ),
+        (
+            NodeConfig {
+                nodes: usize::MAX,
+                ..fine.clone()
+            },
+            "--nodes",
+        ),
     ];
     for (config, part) in cases {
         let error = config.validate().expect_err("not fine").to_string();
