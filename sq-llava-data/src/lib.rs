@@ -13,7 +13,6 @@ pub mod lengths;
 pub mod manifest;
 pub mod mix;
 mod parallel;
-pub mod regular_file;
 pub mod sampler;
 mod shuffle;
 pub mod text;

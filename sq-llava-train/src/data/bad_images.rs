@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 use sq_llava_data::mix::fnv1a;
-use sq_llava_data::regular_file;
+use sq_llava_data::{DataError, files};
 
 use crate::error::TrainError;
 
@@ -71,10 +71,12 @@ impl BadImageLog {
     /// If the file is there and cannot be read.
     pub fn open(run: &Path, stage: u8, policy: BadImagePolicy) -> Result<Self, TrainError> {
         let path = run.join(BAD_IMAGES_FILE);
-        let text = match regular_file::read_to_string(&path) {
+        let text = match files::read_to_string(&path) {
             Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(error) => return Err(TrainError::io(path, error)),
+            Err(DataError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+                String::new()
+            }
+            Err(error) => return Err(error.into()),
         };
         // A killed run may have left half a line: that entry is written again.
         let lines = text

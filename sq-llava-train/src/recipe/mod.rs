@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sq_llava_data::regular_file;
+use sq_llava_data::files;
 use sq_llava_model::language::quantize::Quantize;
 
 use self::layers::{apply, merge};
@@ -133,7 +133,7 @@ impl Recipe {
     /// If the file cannot be read, is not TOML, has a key that does not exist or a value that
     /// cannot be used.
     pub fn read(path: &Path, changes: &[String]) -> Result<Self, TrainError> {
-        let text = regular_file::read_to_string(path).map_err(|e| TrainError::io(path, e))?;
+        let text = files::read_to_string(path)?;
         Self::parse(&text, changes).map_err(|error| match error {
             TrainError::Recipe(reason) => {
                 TrainError::Recipe(format!("{}: {reason}", path.display()))

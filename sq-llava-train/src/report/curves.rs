@@ -6,7 +6,6 @@ use std::path::Path;
 
 use plotters::prelude::*;
 use serde_json::Value;
-use sq_llava_data::regular_file;
 
 use crate::error::TrainError;
 use crate::report::loss_log::Curve;
@@ -146,7 +145,7 @@ fn read(run: &Path, curve: Curve) -> Result<Stages, TrainError> {
         return Ok(stages);
     }
     let io = |e| TrainError::io(&path, e);
-    for line in BufReader::new(regular_file::open(&path).map_err(io)?).lines() {
+    for line in BufReader::new(std::fs::File::open(&path).map_err(io)?).lines() {
         let line: Value = serde_json::from_str(&line.map_err(io)?).unwrap_or(Value::Null);
         let (Some(stage), Some(step)) = (line["stage"].as_u64(), line["step"].as_f64()) else {
             continue;

@@ -5,7 +5,6 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
-use sq_llava_data::regular_file;
 
 use crate::error::TrainError;
 use crate::report::metrics::Quantity;
@@ -141,7 +140,7 @@ impl LossLog {
 /// Keeps the lines up to a step, in a new file that then takes the old one's place.
 fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Result<()> {
     let temporary = path.with_extension("rewound");
-    let mut reader = BufReader::new(regular_file::open(path)?);
+    let mut reader = BufReader::new(File::open(path)?);
     let mut writer = BufWriter::new(File::create(&temporary)?);
     let mut line = String::new();
     let mut first = true;

@@ -7,7 +7,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use sq_llava_data::regular_file;
+use sq_llava_data::{DataError, files};
 
 use crate::error::TrainError;
 
@@ -36,7 +36,12 @@ struct Manifest {
 
 /// Size and checksum of a file's bytes.
 pub(crate) fn sum(path: &Path) -> std::io::Result<FileSum> {
-    let mut file = BufReader::with_capacity(BUFFER_BYTES, regular_file::open(path)?);
+    let file = files::open(path).map_err(|error| match error {
+        // The caller names the file in its own way.
+        DataError::Io { source, .. } => source,
+        other => std::io::Error::other(other),
+    })?;
+    let mut file = BufReader::with_capacity(BUFFER_BYTES, file);
     let mut hasher = crc32fast::Hasher::new();
     let mut buffer = vec![0; BUFFER_BYTES];
     let mut bytes = 0;
@@ -85,7 +90,7 @@ pub(crate) fn seal(directory: &Path) -> Result<(), TrainError> {
 /// Whether every file of the list is there as it was written. `Err` says what is not.
 pub(crate) fn verify(directory: &Path) -> Result<(), String> {
     let path = directory.join(MANIFEST);
-    let text = regular_file::read_to_string(&path)
+    let text = files::read_to_string(&path)
         .map_err(|e| format!("{MANIFEST} cannot be read ({e}): it was never finished"))?;
     let manifest: Manifest =
         serde_json::from_str(&text).map_err(|e| format!("{MANIFEST} is damaged: {e}"))?;

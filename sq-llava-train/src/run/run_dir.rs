@@ -23,7 +23,7 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use sq_llava_data::image::ImageProcessorConfig;
-use sq_llava_data::{TextTokenizer, regular_file};
+use sq_llava_data::{TextTokenizer, files};
 use sq_llava_model::SqLlava;
 use sq_llava_model::weights::{RunOrigin, save_adapters};
 
@@ -138,7 +138,7 @@ impl RunDirectory {
         }
         let recipe = Recipe::read(&recipe, &[])?;
         let file = path.join(PATHS);
-        let text = regular_file::read_to_string(&file).map_err(|e| TrainError::io(&file, e))?;
+        let text = files::read_to_string(&file)?;
         let mut paths: TrainPaths =
             serde_json::from_str(&text).map_err(|e| TrainError::RunDirectory {
                 path: file,

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
-use sq_llava_data::regular_file;
+use sq_llava_data::files;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
@@ -175,7 +175,7 @@ impl RunState {
     /// If the file cannot be read or is another version's.
     pub fn read(directory: &Path) -> Result<Self, TrainError> {
         let path = directory.join(STATE);
-        let text = regular_file::read_to_string(&path).map_err(|e| TrainError::io(&path, e))?;
+        let text = files::read_to_string(&path)?;
         let fail = |reason: String| TrainError::RunDirectory {
             path: path.clone(),
             reason,

@@ -140,8 +140,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         let mut stopped = None;
         let mut pool = (self.devices.len() > 1)
             .then(|| DevicePool::new(&self.devices, &state.learner.model(), &self.groups));
-        let mut batches = train.iter();
-        while let Some(batch) = batches.next() {
+        for batch in train.iter() {
             let (is_last, step, epoch) = (batch.is_last(), batch.step, batch.epoch);
             let step_tokens = batch.step_tokens;
             let outputs = match &mut pool {

@@ -12,7 +12,7 @@ use burn::optim::{AdamW, AdamWState, AdaptiveMomentumState};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, View};
-use sq_llava_data::regular_file;
+use sq_llava_data::files;
 
 use crate::error::TrainError;
 use crate::step::groups::ParamGroups;
@@ -189,7 +189,7 @@ impl MomentsFile {
             path: path.clone(),
             reason: format!("damaged: {reason}"),
         };
-        let mut file = regular_file::open(&path).map_err(io)?;
+        let mut file = files::open(&path)?;
         let length = file.metadata().map_err(io)?.len();
         let mut size = [0; 8];
         file.read_exact(&mut size).map_err(io)?;

@@ -310,6 +310,21 @@ mod tests {
     }
 
     #[test]
+    fn fault_16_rows_of_the_released_variant_lose_their_parts_too() {
+        let asks_later = ["asking.schedule=linear", "asking.delta_end=1"];
+        let changes = asks_later.map(ToString::to_string);
+        let recipe = Recipe::parse("flavour = 'released'", &changes).unwrap();
+        for row in ROWS {
+            let own = row.apply(&recipe, 5);
+            own.validate().unwrap();
+            let projector = &own.model.mm_projector_type;
+            assert_eq!(projector == "cluster", row.prototypes, "{}", row.name);
+            let policy = own.asking.policy(0);
+            assert_eq!(policy.is_some(), row.asking, "{}", row.name);
+        }
+    }
+
+    #[test]
     fn the_table_has_means_and_spreads() {
         let run = |seed, right| {
             let score = Score { right, all: 10 };

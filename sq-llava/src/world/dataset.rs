@@ -15,7 +15,7 @@ use rand::RngExt;
 use rand::seq::SliceRandom;
 use serde::Deserialize;
 use serde_json::{Value, json};
-use sq_llava_data::regular_file;
+use sq_llava_data::files;
 
 use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, render, rng};
 
@@ -209,7 +209,7 @@ struct Message {
 /// If the file cannot be read, or a sample has no picture or no answer.
 pub fn read_held_out(path: &Path) -> Result<Vec<HeldOut>> {
     let shown = path.display();
-    let text = regular_file::read_to_string(path).with_context(|| format!("{shown}"))?;
+    let text = files::read_to_string(path)?;
     let records: Vec<Record> =
         serde_json::from_str(&text).with_context(|| format!("{shown} is not LLaVA JSON"))?;
     let mut found = Vec::new();
