@@ -9,9 +9,14 @@ use sq_llava_eval::clip_score::model::ClipModel;
 type Device = FlexDevice;
 
 fn load(case: &Case) -> ClipModel<Flex> {
-    let (model, report) =
-        ClipModel::<Flex>::load(&case.folder, FloatDType::F32, None, &Device::default())
-            .unwrap_or_else(|e| panic!("{}: {e}", case.name));
+    let (model, report) = ClipModel::<Flex>::load(
+        &case.folder,
+        FloatDType::F32,
+        false,
+        None,
+        &Device::default(),
+    )
+    .unwrap_or_else(|e| panic!("{}: {e}", case.name));
     assert!(report.is_clean(), "{}: {report}", case.name);
     model
 }
@@ -111,7 +116,7 @@ fn golden_h_a_missing_weight_is_an_error() {
             std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
         };
         let load = || {
-            ClipModel::<Flex>::load(dir.path(), FloatDType::F32, None, &Device::default())
+            ClipModel::<Flex>::load(dir.path(), FloatDType::F32, false, None, &Device::default())
                 .map(|_| ())
                 .expect_err("it must fail")
                 .to_string()

@@ -43,6 +43,9 @@ pub struct ModelArguments {
     /// a GGUF file as they are).
     #[arg(long, value_name = "FORMAT")]
     pub quantize: Option<Quantize>,
+    /// Go on although the checkpoint holds weights or settings that this program has no place for.
+    #[arg(long)]
+    pub allow_unused: bool,
     /// Conversation template: plain, v1, v1_sq, sq or llama_2.
     #[arg(long, value_name = "TEMPLATE")]
     pub conv: Option<Template>,
@@ -170,6 +173,7 @@ impl ModelArguments {
                 base: self.base.clone(),
                 vision: self.vision.clone(),
                 quantize,
+                allow_unused: self.allow_unused,
                 progress: Some(progress(&bar)),
                 ..LoadOptions::default()
             },

@@ -53,13 +53,14 @@ impl<B: Backend> ClipScorer<B> {
     pub fn load(
         dir: &Path,
         dtype: FloatDType,
+        allow_unused: bool,
         progress: Option<&Progress>,
         device: &B::Device,
     ) -> Result<Self, EvalError> {
         let tokenizer = ClipTokenizer::from_dir(dir)?;
         let processor = ImageProcessorConfig::read(&dir.join("preprocessor_config.json"))?;
         let processor = ImageProcessor::new(processor)?;
-        let (model, _) = ClipModel::<B>::load(dir, dtype, progress, device)?;
+        let (model, _) = ClipModel::<B>::load(dir, dtype, allow_unused, progress, device)?;
         let config = model.config();
         if tokenizer.len() > config.text.vocab_size {
             return Err(ModelError::config(

@@ -34,16 +34,24 @@ impl<B: Backend> ClipModel<B> {
     /// Loads a `CLIPModel`: its config.json and its weights, from safetensors or PyTorch files.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration is not CLIP's, or weights are missing or
-    /// have another shape; the message names the keys.
+    /// If a file is missing or damaged, the configuration is not CLIP's, weights are missing or have
+    /// another shape, or (unless `allow_unused`) the files hold weights that are not CLIP's; the
+    /// message names the keys.
     pub fn load(
         dir: &Path,
         dtype: FloatDType,
+        allow_unused: bool,
         progress: Option<&Progress>,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let config = ClipConfig::from_hf(&dir.join("config.json"))?;
-        load_module(Self::init(&config, device), dir, dtype, progress)
+        load_module(
+            Self::init(&config, device),
+            dir,
+            dtype,
+            allow_unused,
+            progress,
+        )
     }
 
     /// A model with lazily drawn weights.

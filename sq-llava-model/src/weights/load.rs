@@ -48,6 +48,10 @@ pub struct LoadOptions {
     /// Bring the language model's matrices into blocks of int8 or int4 while loading; on backends
     /// other than the CPU's the linears, and not for training.
     pub quantize: Option<Quantize>,
+    /// Go on although the files hold weights or architecture keys that the model has no place for
+    /// and that are not known to be harmless. What the model then computes may not be what it
+    /// was trained to.
+    pub allow_unused: bool,
     /// Told about the bytes read.
     pub progress: Option<Progress>,
 }
@@ -72,6 +76,7 @@ impl Default for LoadOptions {
             freeze_base: false,
             fresh: None,
             quantize: None,
+            allow_unused: false,
             progress: None,
         }
     }
@@ -88,6 +93,7 @@ impl fmt::Debug for LoadOptions {
             .field("freeze_base", &self.freeze_base)
             .field("fresh", &self.fresh)
             .field("quantize", &self.quantize)
+            .field("allow_unused", &self.allow_unused)
             .field("progress", &self.progress.is_some())
             .finish()
     }
@@ -194,20 +200,7 @@ pub fn load_model<B: Backend>(
         progress: options.progress.as_deref().map(|f| f as &dyn Fn(u64, u64)),
     };
     let (model, report) = fill(model, plan.weights, &fill_options)?;
-    if let Some(failure) = report.failure() {
-        return Err(ModelError::Incomplete(format!(
-            "{}: {failure}",
-            dir.display()
-        )));
-    }
-    if !report.unexpected.is_empty() {
-        tracing::warn!(
-            "{}: {} keys of the files are not part of the model: {}",
-            dir.display(),
-            report.unexpected.len(),
-            super::report::list(&report.unexpected)
-        );
-    }
+    report.check(dir, options.allow_unused)?;
     Ok(Loaded {
         model,
         report,

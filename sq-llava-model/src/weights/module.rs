@@ -7,7 +7,7 @@ use burn::tensor::{FloatDType, backend::Backend};
 
 use super::fill::{FillOptions, WeightMap, fill};
 use super::load::Progress;
-use super::report::{LoadReport, list};
+use super::report::LoadReport;
 use super::source::{model_files, read_files};
 use super::write::file_dtype;
 use crate::error::ModelError;
@@ -17,12 +17,13 @@ use crate::error::ModelError;
 /// hold, is left out.
 ///
 /// # Errors
-/// If a file is missing or damaged, or weights are missing or have another shape; the message names
-/// the keys.
+/// If a file is missing or damaged, weights are missing or have another shape, or (unless
+/// `allow_unused`) the files hold weights that have no place; the message names the keys.
 pub fn load_module<B: Backend, M: Module<B>>(
     module: M,
     dir: &Path,
     dtype: FloatDType,
+    allow_unused: bool,
     progress: Option<&Progress>,
 ) -> Result<(M, LoadReport), ModelError> {
     let dtype = file_dtype(dtype)?;
@@ -51,19 +52,6 @@ pub fn load_module<B: Backend, M: Module<B>>(
         progress: progress.map(|p| &**p as &dyn Fn(u64, u64)),
     };
     let (module, report) = fill(module, weights, &options)?;
-    if let Some(failure) = report.failure() {
-        return Err(ModelError::Incomplete(format!(
-            "{}: {failure}",
-            dir.display()
-        )));
-    }
-    if !report.unexpected.is_empty() {
-        tracing::warn!(
-            "{}: {} keys of the files are not part of the model: {}",
-            dir.display(),
-            report.unexpected.len(),
-            list(&report.unexpected)
-        );
-    }
+    report.check(dir, allow_unused)?;
     Ok((module, report))
 }

@@ -2,8 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::Path;
 
 use serde::Serialize;
+
+use crate::error::ModelError;
 
 /// Keys named in an error message; the report has all of them.
 const NAMED: usize = 8;
@@ -43,6 +46,33 @@ impl LoadReport {
     /// Whether every weight of the model was filled and every key of the files used.
     pub fn is_clean(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mismatched.is_empty()
+    }
+
+    /// Refuses a load that gives another model than the files describe. Weights without a place
+    /// are let pass by a user who knows of them.
+    ///
+    /// # Errors
+    /// If weights are missing, have another shape, or find no place.
+    pub(super) fn check(&self, dir: &Path, allow_unused: bool) -> Result<(), ModelError> {
+        let fail = |what: String| ModelError::Incomplete(format!("{}: {what}", dir.display()));
+        if let Some(failure) = self.failure() {
+            return Err(fail(failure));
+        }
+        if self.unexpected.is_empty() {
+            return Ok(());
+        }
+        let unused = format!(
+            "{} keys of the files are not part of the model: {}",
+            self.unexpected.len(),
+            list(&self.unexpected)
+        );
+        if !allow_unused {
+            return Err(fail(format!(
+                "{unused}; without them it would compute something else than it was trained to (--allow-unused goes on all the same)"
+            )));
+        }
+        tracing::warn!("{}: {unused}", dir.display());
+        Ok(())
     }
 
     /// The failure that this report amounts to, if it is one: weights that are missing although

@@ -29,6 +29,9 @@ pub struct TrainPaths {
     pub projector: Option<PathBuf>,
     /// The run directory to be made.
     pub out: PathBuf,
+    /// Go on although the checkpoints hold weights or settings that the model has no place for.
+    #[serde(default)]
+    pub allow_unused: bool,
 }
 
 /// Everything loaded.
@@ -100,6 +103,7 @@ impl<B: AutodiffBackend> Base<B> {
             quantize: recipe.quantize,
             trainable_f32: true,
             freeze_base: true,
+            allow_unused: paths.allow_unused,
             ..LoadOptions::default()
         };
         let mut directory = &paths.llm;

@@ -45,6 +45,9 @@ pub struct ClipScoreCommand {
     /// Dtype of the weights in memory.
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     dtype: Precision,
+    /// Go on although the checkpoint holds weights or settings that this program has no place for.
+    #[arg(long)]
+    allow_unused: bool,
     /// Write clipscore.json and clipscore.svg here.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -139,7 +142,8 @@ impl Work for ClipScoreCommand {
             .on::<B>(self.device, weight_bytes(&self.clip), device)?;
         let loading = bar();
         let moved = progress(&loading);
-        let scorer = ClipScorer::<B>::load(&self.clip, dtype, Some(&moved), device)?;
+        let scorer =
+            ClipScorer::<B>::load(&self.clip, dtype, self.allow_unused, Some(&moved), device)?;
         loading.finish_and_clear();
 
         let mut questions = Collected::new();

@@ -33,6 +33,9 @@ pub struct Inspect {
     /// Vision tower, for checkpoints without one inside.
     #[arg(long, value_name = "DIR")]
     vision: Option<PathBuf>,
+    /// Go on although the checkpoint holds weights or settings that this program has no place for.
+    #[arg(long)]
+    allow_unused: bool,
     /// Machine-readable output.
     #[arg(long)]
     json: bool,
@@ -62,6 +65,7 @@ impl Work for Inspect {
             dtype: FloatDType::F16,
             base: self.base,
             vision: self.vision,
+            allow_unused: self.allow_unused,
             ..LoadOptions::default()
         };
         let loaded = load_model::<B>(dir, &options, device)?;

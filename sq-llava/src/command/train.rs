@@ -61,6 +61,9 @@ pub struct Train {
     /// The run directory to be made.
     #[arg(long, value_name = "RUN")]
     out: PathBuf,
+    /// Go on although a checkpoint holds weights or settings that this program has no place for.
+    #[arg(long)]
+    allow_unused: bool,
     /// Go on with the run in --out, from its newest checkpoint or the one named. What is not
     /// given again is as it was.
     #[arg(long, value_name = "CHECKPOINT", num_args = 0..=1, require_equals = true, default_missing_value = "")]
@@ -103,6 +106,7 @@ impl Train {
             recipe = Some(Recipe::parse(&then.to_toml()?, &self.changes)?);
         }
         paths.out = out;
+        paths.allow_unused |= self.allow_unused;
         if let Some(llm) = &self.llm {
             paths.llm.clone_from(llm);
         }
