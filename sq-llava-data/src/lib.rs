@@ -3,6 +3,7 @@
 //! Pure data: nothing here knows a model or a tensor library.
 
 pub mod asking;
+pub mod atomic;
 pub mod check;
 mod error;
 pub mod files;

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Result, anyhow};
 use plotters::prelude::*;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::summary::ScoreSummary;
 
 const SIZE: (u32, u32) = (720, 420);
@@ -24,7 +25,7 @@ pub struct Curve<'a> {
 pub fn write_histogram(path: &Path, title: &str, curves: &[Curve<'_>]) -> Result<()> {
     let failed = |reason: String| anyhow!("{}: {reason}", path.display());
     let text = svg(title, curves).map_err(|e| failed(e.to_string()))?;
-    std::fs::write(path, text).map_err(|e| failed(e.to_string()))
+    write_atomic(path, text).map_err(|e| failed(e.to_string()))
 }
 
 /// `(left edge, share)` of a bin.

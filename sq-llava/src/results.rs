@@ -8,6 +8,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::EvalError;
 use sq_llava_eval::benchmark::{
     Answers, Benchmark, Files, QuestionOptions, Questions, matched, submission,
@@ -250,7 +251,7 @@ fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Result<()
         ("results.md", Report::markdown(reports, model)),
     ] {
         let path = folder.join(name);
-        std::fs::write(&path, text).with_context(|| path.display().to_string())?;
+        write_atomic(&path, text).with_context(|| path.display().to_string())?;
     }
     if json {
         println!("{results}");

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::DataError;
+use crate::atomic::write_atomic;
 
 /// Twice Pillow's `MAX_IMAGE_PIXELS`: above it Pillow raises `DecompressionBombError`.
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
@@ -179,7 +180,7 @@ impl ImageProcessorConfig {
     /// If the file cannot be written.
     pub fn write(&self, path: &Path) -> Result<(), DataError> {
         let json = Value::Object(self.clone().into());
-        std::fs::write(path, format!("{json:#}\n")).map_err(|source| DataError::Io {
+        write_atomic(path, format!("{json:#}\n")).map_err(|source| DataError::Io {
             path: path.to_path_buf(),
             source,
         })

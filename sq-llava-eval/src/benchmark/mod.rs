@@ -45,6 +45,7 @@ pub use question::{
 pub use shard::{merge, shard, shard_name};
 
 use crate::EvalError;
+use sq_llava_data::atomic::write_atomic;
 
 /// A benchmark.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -267,10 +268,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<(), EvalError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(io)?;
     }
-    let mut temporary = path.as_os_str().to_owned();
-    temporary.push(".tmp");
-    std::fs::write(&temporary, bytes).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)
+    write_atomic(path, bytes).map_err(io)
 }
 
 #[cfg(test)]

@@ -34,3 +34,4 @@ pub use report::{LoadReport, Mismatch};
 pub use save::{SaveOptions, save_pretrained};
 pub use save_run::{RunOrigin, save_adapters};
 pub use save_vision::save_vision_tower;
+pub use write::save_tensors;

@@ -110,13 +110,15 @@ pub fn save_pretrained<B: Backend>(
             weight_map.insert(entry.name.clone(), json!(name));
         }
     }
-    let mut beside = vec![write_json(dir.join("config.json"), &config)?];
+    let mut beside = Vec::new();
     if shards.len() > 1 {
         weight_map.sort_keys();
         let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
         let path = dir.join("model.safetensors.index.json");
         beside.push(write_json(path, &index)?);
     }
+    // Last: without it the directory does not load.
+    beside.push(write_json(dir.join("config.json"), &config)?);
     let files = pending
         .into_iter()
         .map(|file| file.commit())

@@ -1,14 +1,15 @@
-//! Writing safetensors files: tensor by tensor, to a temporary name, then renamed.
+//! Writing safetensors files: tensor by tensor, whole or not at all.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
-use std::fs::File;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
-use safetensors::{Dtype, SafeTensorError, View};
-use serde_json::Value;
+use safetensors::{Dtype, View};
+use serde_json::{Map, Value, json};
+use sq_llava_data::atomic::AtomicFile;
 
 use super::layout::canonical;
 use crate::error::ModelError;
@@ -110,31 +111,24 @@ pub(super) fn file_dtype(dtype: FloatDType) -> Result<DType, ModelError> {
     }
 }
 
-/// A file under a temporary name; [`Pending::commit`] gives it its own.
+/// A written file that has no name yet; [`Pending::commit`] gives it its own.
 #[must_use]
 pub(super) struct Pending {
-    temporary: PathBuf,
+    file: AtomicFile,
     path: PathBuf,
 }
 
 impl Pending {
-    fn at(path: PathBuf) -> Self {
-        let mut name = path.file_name().unwrap_or_default().to_os_string();
-        name.push(".tmp");
-        Self {
-            temporary: path.with_file_name(name),
-            path,
-        }
-    }
-
     /// Puts the finished file into its place.
     pub fn commit(self) -> Result<PathBuf, ModelError> {
-        std::fs::rename(&self.temporary, &self.path).map_err(|e| ModelError::io(&self.path, e))?;
-        Ok(self.path)
+        match self.file.commit() {
+            Ok(()) => Ok(self.path),
+            Err(e) => Err(ModelError::io(self.path, e)),
+        }
     }
 }
 
-/// Writes a safetensors file under a temporary name.
+/// Writes a safetensors file without its name.
 ///
 /// # Errors
 /// If it cannot be written.
@@ -143,31 +137,84 @@ pub(super) fn write_safetensors(
     entries: &[Entry],
     metadata: &[(&str, String)],
 ) -> Result<Pending, ModelError> {
-    let pending = Pending::at(path);
-    let mut strings = HashMap::from([("format".to_string(), "pt".to_string())]);
+    let mut strings = BTreeMap::from([("format".to_string(), "pt".to_string())]);
     strings.extend(metadata.iter().map(|(k, v)| ((*k).to_string(), v.clone())));
     let named = entries.iter().map(|entry| (entry.name.as_str(), entry));
-    safetensors::serialize_to_file(named, Some(strings), &pending.temporary).map_err(
-        |e| match e {
-            SafeTensorError::IoError(e) => ModelError::io(&pending.temporary, e),
-            other => ModelError::weights(&pending.temporary, other.to_string()),
-        },
-    )?;
-    File::open(&pending.temporary)
-        .and_then(|file| file.sync_all())
-        .map_err(|e| ModelError::io(&pending.temporary, e))?;
-    Ok(pending)
+    write_tensors(path, named, &strings)
 }
 
-/// Writes a JSON file, indented as Hugging Face does, under a temporary name.
+/// Saves tensors as a safetensors file, whole or not at all. Equal tensors and metadata give equal
+/// bytes; values are fetched one tensor at a time.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save_tensors<'a, V: View>(
+    path: &Path,
+    tensors: impl IntoIterator<Item = (&'a str, V)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<(), ModelError> {
+    write_tensors(path.to_path_buf(), tensors, metadata)?.commit()?;
+    Ok(())
+}
+
+/// The crate's own writer keeps metadata in a hash map, so that its bytes change from run to run.
+fn write_tensors<'a, V: View>(
+    path: PathBuf,
+    tensors: impl IntoIterator<Item = (&'a str, V)>,
+    metadata: &BTreeMap<String, String>,
+) -> Result<Pending, ModelError> {
+    let mut tensors: Vec<(&str, V)> = tensors.into_iter().collect();
+    // Its order too: wide types first, so that all are aligned, then by name.
+    tensors.sort_by(|(a, x), (b, y)| y.dtype().cmp(&x.dtype()).then(a.cmp(b)));
+    let mut header = Map::new();
+    if !metadata.is_empty() {
+        header.insert("__metadata__".into(), json!(metadata));
+    }
+    let mut end = 0;
+    for (name, tensor) in &tensors {
+        let start = end;
+        end += tensor.data_len();
+        header.insert(
+            (*name).to_string(),
+            json!({
+                "dtype": tensor.dtype(),
+                "shape": tensor.shape(),
+                "data_offsets": [start, end],
+            }),
+        );
+    }
+    let mut header = Value::Object(header).to_string().into_bytes();
+    header.resize(header.len().next_multiple_of(8), b' ');
+
+    let write = || -> std::io::Result<AtomicFile> {
+        let mut out = BufWriter::new(AtomicFile::create(&path)?);
+        out.write_all(&(header.len() as u64).to_le_bytes())?;
+        out.write_all(&header)?;
+        for (_, tensor) in &tensors {
+            out.write_all(&tensor.data())?;
+        }
+        out.into_inner().map_err(IntoInnerError::into_error)
+    };
+    match write() {
+        Ok(file) => Ok(Pending { file, path }),
+        Err(e) => Err(ModelError::io(path, e)),
+    }
+}
+
+/// Writes a JSON file, indented as Hugging Face does, without its name.
 ///
 /// # Errors
 /// If it cannot be written.
 pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<Pending, ModelError> {
-    let pending = Pending::at(path);
-    let text = format!("{value:#}\n");
-    std::fs::write(&pending.temporary, text).map_err(|e| ModelError::io(&pending.temporary, e))?;
-    Ok(pending)
+    let write = || -> std::io::Result<AtomicFile> {
+        let mut file = AtomicFile::create(&path)?;
+        file.write_all(format!("{value:#}\n").as_bytes())?;
+        Ok(file)
+    };
+    match write() {
+        Ok(file) => Ok(Pending { file, path }),
+        Err(e) => Err(ModelError::io(path, e)),
+    }
 }
 
 /// A directory that exists afterwards.

@@ -6,6 +6,7 @@ use std::path::Path;
 
 use plotters::prelude::*;
 use serde_json::Value;
+use sq_llava_data::atomic::write_atomic;
 
 use crate::error::TrainError;
 use crate::report::loss_log::Curve;
@@ -65,10 +66,7 @@ pub(crate) fn draw(run: &Path) -> Result<(), TrainError> {
     let path = run.join(PICTURE);
     render(&training, &validation, &mut svg)
         .map_err(|e| TrainError::Internal(format!("{}: {e}", path.display())))?;
-    let temporary = run.join(".loss.svg");
-    std::fs::write(&temporary, svg)
-        .and_then(|()| std::fs::rename(&temporary, &path))
-        .map_err(|e| TrainError::io(path, e))
+    write_atomic(&path, svg).map_err(|e| TrainError::io(path, e))
 }
 
 fn render(

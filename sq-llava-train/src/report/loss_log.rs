@@ -5,6 +5,7 @@ use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value, json};
+use sq_llava_data::atomic::AtomicFile;
 
 use crate::error::TrainError;
 use crate::report::metrics::Quantity;
@@ -139,9 +140,8 @@ impl LossLog {
 
 /// Keeps the lines up to a step, in a new file that then takes the old one's place.
 fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Result<()> {
-    let temporary = path.with_extension("rewound");
     let mut reader = BufReader::new(File::open(path)?);
-    let mut writer = BufWriter::new(File::create(&temporary)?);
+    let mut writer = BufWriter::new(AtomicFile::create(path)?);
     let mut line = String::new();
     let mut first = true;
     while reader.read_line(&mut line)? > 0 {
@@ -159,9 +159,7 @@ fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Resu
         writer.write_all(line.as_bytes())?;
         line.clear();
     }
-    writer.flush()?;
-    writer.get_ref().sync_data()?;
-    std::fs::rename(&temporary, path)
+    writer.into_inner().map_err(|e| e.into_error())?.commit()
 }
 
 fn place_csv(line: &str) -> Option<(u8, usize)> {

@@ -7,6 +7,7 @@ use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
+use sq_llava_data::atomic::{self, write_atomic};
 use sq_llava_data::{DataError, files};
 
 use crate::error::TrainError;
@@ -81,9 +82,7 @@ pub(crate) fn seal(directory: &Path) -> Result<(), TrainError> {
     let text = serde_json::to_string_pretty(&Manifest { files })
         .map_err(|e| TrainError::Internal(format!("the manifest is not JSON: {e}")))?;
     let path = directory.join(MANIFEST);
-    std::fs::write(&path, text + "\n")
-        .and_then(|()| sync(&path))
-        .map_err(|e| TrainError::io(&path, e))?;
+    write_atomic(&path, text + "\n").map_err(|e| TrainError::io(&path, e))?;
     sync_directories(directory)
 }
 
@@ -114,13 +113,7 @@ pub(crate) fn verify(directory: &Path) -> Result<(), String> {
 
 /// Makes renames inside a directory last through a loss of power.
 pub(crate) fn sync_directory(directory: &Path) -> Result<(), TrainError> {
-    // Windows opens no directories; its file systems order renames themselves.
-    if cfg!(unix) {
-        File::open(directory)
-            .and_then(|file| file.sync_all())
-            .map_err(|e| TrainError::io(directory, e))?;
-    }
-    Ok(())
+    atomic::sync_directory(directory).map_err(|e| TrainError::io(directory, e))
 }
 
 fn sync_directories(directory: &Path) -> Result<(), TrainError> {

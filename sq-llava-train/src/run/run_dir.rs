@@ -22,6 +22,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
+use sq_llava_data::atomic::{is_temporary, write_atomic};
 use sq_llava_data::image::ImageProcessorConfig;
 use sq_llava_data::{TextTokenizer, files};
 use sq_llava_model::SqLlava;
@@ -72,7 +73,8 @@ impl RunDirectory {
         std::fs::create_dir_all(path).map_err(|e| TrainError::io(path, e))?;
         // A run that never took a step leaves these.
         let unused = [RECIPE, PATHS, LOCK].map(|name| path.join(name));
-        if entries(path)?.iter().any(|found| !unused.contains(found)) {
+        let used = |found: &PathBuf| !unused.contains(found) && !is_temporary(found);
+        if entries(path)?.iter().any(used) {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),
                 reason:
@@ -84,7 +86,7 @@ impl RunDirectory {
         let text = serde_json::to_string_pretty(paths)
             .map_err(|e| TrainError::Internal(format!("the paths are not JSON: {e}")))?;
         let file = path.join(PATHS);
-        std::fs::write(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
+        write_atomic(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
         run.write_recipe(path)?;
         Ok(run)
     }
@@ -273,12 +275,8 @@ impl RunDirectory {
     }
 
     fn write_recipe(&self, directory: &Path) -> Result<(), TrainError> {
-        // Under another name first: a full disk must not empty the one that is there.
-        let temporary = directory.join(".recipe");
         let path = directory.join(RECIPE);
-        std::fs::write(&temporary, &self.recipe)
-            .and_then(|()| std::fs::rename(&temporary, &path))
-            .map_err(|e| TrainError::io(path, e))
+        write_atomic(&path, &self.recipe).map_err(|e| TrainError::io(path, e))
     }
 }
 

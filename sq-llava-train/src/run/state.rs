@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::files;
 
 use crate::error::TrainError;
@@ -166,7 +167,7 @@ impl RunState {
         let text = serde_json::to_string_pretty(self)
             .map_err(|e| TrainError::Internal(format!("the state is not JSON: {e}")))?;
         let path = directory.join(STATE);
-        std::fs::write(&path, text + "\n").map_err(|e| TrainError::io(path, e))
+        write_atomic(&path, text + "\n").map_err(|e| TrainError::io(path, e))
     }
 
     /// Reads it from a checkpoint.

@@ -1,7 +1,7 @@
 //! AdamW's moments in a file, by the paths of their parameters: ids are another process's.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
@@ -13,6 +13,7 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor, TensorData};
 use safetensors::tensor::{Dtype, Metadata, View};
 use sq_llava_data::files;
+use sq_llava_model::weights::save_tensors;
 
 use crate::error::TrainError;
 use crate::step::groups::ParamGroups;
@@ -65,15 +66,13 @@ pub(crate) fn write<B: AutodiffBackend, M: Module<B>>(
         groups,
         moments,
         tensors: Vec::new(),
-        times: HashMap::new(),
+        times: BTreeMap::new(),
     };
     model.visit(&mut collect);
     let path = directory.join(MOMENTS);
-    let named = collect.tensors.iter().map(|(name, tensor)| (name, tensor));
-    safetensors::serialize_to_file(named, Some(collect.times), &path).map_err(|error| match error {
-        safetensors::SafeTensorError::IoError(e) => TrainError::io(&path, e),
-        other => TrainError::Internal(format!("{}: {other}", path.display())),
-    })
+    let tensors = collect.tensors.iter();
+    let named = tensors.map(|(name, tensor)| (name.as_str(), tensor));
+    Ok(save_tensors(&path, named, &collect.times)?)
 }
 
 struct Collect<'a, B: AutodiffBackend> {
@@ -81,7 +80,7 @@ struct Collect<'a, B: AutodiffBackend> {
     moments: &'a HashMap<ParamId, Moments<B>>,
     tensors: Vec<(String, Stored)>,
     /// Steps of each parameter: one that saw no gradient in a step is behind the others.
-    times: HashMap<String, String>,
+    times: BTreeMap<String, String>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for Collect<'_, B> {

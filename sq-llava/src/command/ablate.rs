@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::json;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_train::{Recipe, Ui};
 
 use crate::device::{DeviceChoice, Work};
@@ -126,7 +127,7 @@ impl Work for Ablate {
             ("ablation.json", format!("{json:#}\n")),
         ] {
             let path = self.out.join(name);
-            std::fs::write(&path, text).with_context(|| format!("{}", path.display()))?;
+            write_atomic(&path, text).with_context(|| format!("{}", path.display()))?;
         }
         tell(format_args!("\n{note}\n{table}"));
         tell(self.out.join("ablation.json").display());

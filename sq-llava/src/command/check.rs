@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{LabelOptions, Template, TextTokenizer, machine_threads};
@@ -100,7 +101,7 @@ impl Check {
         bars.finish();
         let json = || serde_json::to_string_pretty(&report);
         if let Some(path) = &self.out {
-            std::fs::write(path, json()? + "\n")
+            write_atomic(path, json()? + "\n")
                 .with_context(|| format!("{} cannot be written", path.display()))?;
         }
         match self.json {

@@ -9,6 +9,7 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::image::PixelValues;
 use sq_llava_data::{Author, IMAGE_TOKEN, LlavaSample, Manifest};
 use sq_llava_eval::clip_score::{ClipScorer, clip_score, cosine};
@@ -306,7 +307,7 @@ impl ClipScoreCommand {
         if let Some(dir) = &self.out {
             std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
             let path = dir.join("clipscore.json");
-            std::fs::write(&path, format!("{report:#}\n"))
+            write_atomic(&path, format!("{report:#}\n"))
                 .with_context(|| path.display().to_string())?;
             draw(&dir.join("clipscore.svg"), &sides)?;
         }

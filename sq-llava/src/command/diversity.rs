@@ -9,6 +9,7 @@ use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::Ending;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::image::PixelValues;
 use sq_llava_eval::diversity::{Diversity, words};
 use sq_llava_eval::questions::{AskedQuestion, QuestionFile};
@@ -370,7 +371,7 @@ fn said(answer: &str) -> Option<bool> {
 fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     let path = dir.join(name);
-    std::fs::write(&path, text).with_context(|| path.display().to_string())
+    write_atomic(&path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
@@ -81,13 +81,15 @@ impl Work for Export {
         if let Some(wanted) = later {
             model.language_model.quantize(wanted)?;
         }
-        let files = save_pretrained(&model, &self.out, &options)?;
+        // The weights last: a directory that holds them is whole.
+        std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
         assistant.tokenizer.save(&self.out)?;
         if let Some(processor) = &assistant.processor {
             processor
                 .config()
                 .write(&self.out.join("preprocessor_config.json"))?;
         }
+        let files = save_pretrained(&model, &self.out, &options)?;
         for file in files {
             println!("{}", file.display());
         }

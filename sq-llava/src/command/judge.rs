@@ -8,6 +8,7 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::judge::requests::{JudgeRequest, Judged, Verdict, read_requests, sums};
 
 use crate::draw::count_bar;
@@ -101,7 +102,7 @@ impl JudgeCommand {
     ) -> Result<()> {
         let write = |name: &str, text: String| {
             let path = self.out.join(name);
-            std::fs::write(&path, text).with_context(|| path.display().to_string())
+            write_atomic(&path, text).with_context(|| path.display().to_string())
         };
         let mut lines = String::new();
         for one in judged {

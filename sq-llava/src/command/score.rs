@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::benchmark::{
     Answers, Benchmark, Files, Questions, llava_bench, matched, merge, mm_vet,
 };
@@ -137,5 +138,5 @@ fn requests(
     };
     let path = folder.join("judge_requests.jsonl");
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    std::fs::write(&path, lines.join("\n") + "\n").with_context(|| path.display().to_string())
+    write_atomic(&path, lines.join("\n") + "\n").with_context(|| path.display().to_string())
 }

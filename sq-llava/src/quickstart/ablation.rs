@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
+use sq_llava_data::atomic::{sync_directory, write_atomic};
 use sq_llava_train::{Recipe, Ui};
 
 use super::{Scores, Task, answers};
@@ -189,7 +190,7 @@ fn same_task(task: &Task, out: &Path) -> Result<()> {
             );
             Ok(())
         }
-        Err(_) => std::fs::write(&path, text).with_context(|| format!("{}", path.display())),
+        Err(_) => write_atomic(&path, text).with_context(|| format!("{}", path.display())),
     }
 }
 
@@ -218,9 +219,11 @@ fn one<B: Backend>(
         scores: Scores::of(&task.questions, &said),
     };
     let path = unfinished.join(SCORES);
-    std::fs::write(&path, format!("{:#}\n", serde_json::to_value(&scores)?))
+    write_atomic(&path, format!("{:#}\n", serde_json::to_value(&scores)?))
         .with_context(|| format!("{}", path.display()))?;
-    std::fs::rename(&unfinished, folder).with_context(|| format!("{}", folder.display()))?;
+    std::fs::rename(&unfinished, folder)
+        .and_then(|()| sync_directory(folder.parent().unwrap_or(folder)))
+        .with_context(|| format!("{}", folder.display()))?;
     Ok(scores)
 }
 

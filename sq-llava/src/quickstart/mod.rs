@@ -14,6 +14,7 @@ use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
 use sq_llava_data::Template;
+use sq_llava_data::atomic::write_atomic;
 use sq_llava_model::weights::LoadOptions;
 use sq_llava_model::{Assistant, AssistantOptions};
 use sq_llava_train::{Recipe, StageOutcome, TrainPaths, Ui, train};
@@ -213,10 +214,10 @@ impl Plan {
         };
         let path = self.out.join("report.html");
         let html = report::html(&results, &sheet)?;
-        std::fs::write(&path, html).with_context(|| format!("{}", path.display()))?;
+        write_atomic(&path, html).with_context(|| format!("{}", path.display()))?;
         let path = self.out.join("results.json");
         let json = format!("{:#}\n", serde_json::to_value(&results)?);
-        std::fs::write(&path, json).with_context(|| format!("{}", path.display()))?;
+        write_atomic(&path, json).with_context(|| format!("{}", path.display()))?;
         Ok(results)
     }
 }

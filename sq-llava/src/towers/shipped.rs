@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use sq_llava_data::atomic::write_atomic;
 
 /// A file of `assets/world-towers`.
 macro_rules! file {
@@ -35,7 +36,7 @@ pub fn unpack(dir: &Path) -> Result<()> {
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
         }
-        std::fs::write(&path, bytes).with_context(|| format!("{}", path.display()))?;
+        write_atomic(&path, bytes).with_context(|| format!("{}", path.display()))?;
     }
     Ok(())
 }

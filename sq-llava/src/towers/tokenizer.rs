@@ -7,6 +7,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use sq_llava_data::Template;
+use sq_llava_data::atomic::write_atomic;
 
 use crate::world::{Scene, rng};
 
@@ -23,7 +24,7 @@ const SCENES: u64 = 2000;
 pub fn write(dir: &Path) -> Result<()> {
     let put = |name: &str, value: &Value| {
         let path = dir.join(name);
-        std::fs::write(&path, format!("{value:#}\n")).with_context(|| format!("{}", path.display()))
+        write_atomic(&path, format!("{value:#}\n")).with_context(|| format!("{}", path.display()))
     };
     put("tokenizer.json", &tokenizer())?;
     put(

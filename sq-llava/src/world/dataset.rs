@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use sq_llava_data::files;
 
 use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, render, rng};
+use sq_llava_data::atomic::write_atomic;
 
 /// How much of the world is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -186,7 +187,7 @@ fn paint(scene: &Scene, path: &Path) -> Result<()> {
 
 fn write_json(path: &Path, samples: Vec<Value>) -> Result<()> {
     let text = format!("{:#}\n", Value::Array(samples));
-    std::fs::write(path, text).with_context(|| format!("{} cannot be written", path.display()))
+    write_atomic(path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 #[derive(Deserialize)]

@@ -1,13 +1,13 @@
 //! Writing a tokenizer's files.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use super::TextTokenizer;
 use crate::DataError;
+use crate::atomic::write_atomic;
 
 impl TextTokenizer {
     /// Writes files from which [`Self::from_dir`] gives equal ids: `tokenizer.json`, or for a
@@ -101,7 +101,7 @@ impl TextTokenizer {
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
-    fs::write(path, bytes).map_err(|source| DataError::Io {
+    write_atomic(path, bytes).map_err(|source| DataError::Io {
         path: path.to_path_buf(),
         source,
     })
@@ -109,6 +109,8 @@ fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
     use crate::SQ_TOKENS;
 
