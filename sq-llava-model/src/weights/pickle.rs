@@ -7,8 +7,14 @@ use std::rc::Rc;
 
 use super::tensor::StoredType;
 
-/// Values that a stream may hold at once; real files have a few thousand.
-const MAX_VALUES: usize = 10_000_000;
+/// Values that a stream may make, copies included; those of the largest models make 100,000.
+const MAX_VALUES: usize = 1_000_000;
+
+/// Dimensions of a tensor, as in PyTorch.
+const MAX_DIMENSIONS: usize = 64;
+
+/// Bytes of the name of a class or function.
+const MAX_NAME: usize = 1024;
 
 /// Tuples inside tuples; a tensor's description has three levels.
 const MAX_TUPLE_DEPTH: usize = 32;
@@ -58,6 +64,8 @@ pub(super) struct Pickle<'a> {
     /// Every list and dictionary, so that those deep in each other are not freed recursively and
     /// those that hold themselves are freed at all.
     containers: Vec<Value>,
+    /// Values made so far.
+    made: usize,
 }
 
 type Read<T> = Result<T, String>;
@@ -71,6 +79,7 @@ impl<'a> Pickle<'a> {
             memo: BTreeMap::new(),
             storage_types: BTreeMap::new(),
             containers: Vec::new(),
+            made: 0,
         }
     }
 
@@ -91,11 +100,18 @@ impl<'a> Pickle<'a> {
             if op == b'.' {
                 return self.pop();
             }
+            self.charge(1)?;
             self.step(op)?;
-            if self.stack.len() + self.memo.len() + self.containers.len() > MAX_VALUES {
-                return Err("too many values".into());
-            }
         }
+    }
+
+    /// Counts values before they are made: an instruction makes one, or copies a whole list.
+    fn charge(&mut self, values: usize) -> Read<()> {
+        self.made = self.made.saturating_add(values);
+        if self.made > MAX_VALUES {
+            return Err("too many values".into());
+        }
+        Ok(())
     }
 
     fn step(&mut self, op: u8) -> Read<()> {
@@ -207,6 +223,9 @@ impl<'a> Pickle<'a> {
                 let (Value::Text(name), Value::Text(module)) = (self.pop()?, self.pop()?) else {
                     return Err("a global without a name".into());
                 };
+                if module.len() + name.len() > MAX_NAME {
+                    return Err("a global with too long a name".into());
+                }
                 self.stack
                     .push(Value::Global(format!("{module} {name}").into()));
             }
@@ -214,6 +233,9 @@ impl<'a> Pickle<'a> {
                 let (arguments, callee) = (self.pop()?, self.pop()?);
                 let value = match (op, &callee, &arguments) {
                     (b'R', Value::Global(name), Value::Tuple(arguments)) => {
+                        if let Some(Value::List(list)) = arguments.items.first() {
+                            self.charge(list.borrow().len())?;
+                        }
                         call(name, &arguments.items)?
                     }
                     _ => Value::Opaque,
@@ -258,7 +280,10 @@ impl<'a> Pickle<'a> {
             }
             other => return Err(format!("storage of unknown kind {other}")),
         };
-        self.storage_types.insert(key.to_string(), dtype);
+        // One storage is named by many tensors.
+        if self.storage_types.get(&**key) != Some(&dtype) {
+            self.storage_types.insert(key.to_string(), dtype);
+        }
         Ok(Value::Storage(key.clone(), dtype))
     }
 
@@ -432,6 +457,9 @@ fn sizes(value: &Value) -> Read<Vec<usize>> {
     let Value::Tuple(items) = value else {
         return Err("a tensor without a shape".into());
     };
+    if items.items.len() > MAX_DIMENSIONS {
+        return Err(format!("a tensor of {} dimensions", items.items.len()));
+    }
     items
         .items
         .iter()
@@ -472,8 +500,8 @@ mod tests {
     #[test]
     fn nesting_and_cycles_end_well() {
         // Lists in lists, from the outside in and from the inside out.
-        let mut outside = vec![b']'; 500_000];
-        outside.extend(vec![b'a'; 499_999]);
+        let mut outside = vec![b']'; 400_000];
+        outside.extend(vec![b'a'; 399_999]);
         outside.push(b'.');
         assert!(matches!(Pickle::new(&outside).read(), Ok(Value::List(_))));
         // A list that holds itself.
@@ -487,6 +515,35 @@ mod tests {
                 .unwrap_err()
                 .contains("too deep")
         );
+    }
+
+    #[test]
+    fn fault_25_nothing_is_multiplied() {
+        let fails = |bytes: &[u8], why: &str| {
+            let error = Pickle::new(bytes).read().err();
+            assert!(error.as_ref().is_some_and(|e| e.contains(why)), "{error:?}");
+        };
+        // A list of 100,000 pairs, out of which an OrderedDict is made again and again.
+        let mut lists = b"]q\0(".to_vec();
+        lists.extend(b"K\x01K\x02\x86".repeat(100_000));
+        lists.extend(b"e0");
+        lists.extend(b"ccollections\nOrderedDict\nh\0\x85R".repeat(10_000));
+        lists.push(b'.');
+        fails(&lists, "too many values");
+        // A shape of 100,000 sides, for many tensors.
+        let mut sides = b"(".to_vec();
+        sides.extend(b"K\x01".repeat(100_000));
+        sides.extend(b"tq\0(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x04tQq\x01");
+        sides.extend(b"ctorch._utils\n_rebuild_tensor_v2\n(h\x01K\0h\0h\0tR");
+        sides.push(b'.');
+        fails(&sides, "100000 dimensions");
+        // The name of a class out of two long texts.
+        let mut name = b"X\xa0\x86\x01\0".to_vec();
+        name.extend(vec![b'a'; 100_000]);
+        name.extend(b"q\0");
+        name.extend(b"h\0h\0\x93".repeat(1000));
+        name.push(b'.');
+        fails(&name, "too long a name");
     }
 
     #[test]

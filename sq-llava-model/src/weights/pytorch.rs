@@ -4,9 +4,10 @@
 //! burn-store has a reader for them, but it fills what it cannot read with zeros and ignores
 //! strides; weights that are silently wrong are the worst outcome, so this one refuses.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Cursor;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use zip::{CompressionMethod, ZipArchive};
@@ -134,18 +135,29 @@ fn collect(
     let fail = |reason: String| ModelError::weights(&file.path, reason);
     let mut tensors = Vec::new();
     let mut open = vec![root.clone()];
+    let mut seen = BTreeSet::new();
     // One level of nesting is what training scripts save.
     for depth in 0..2 {
         for value in std::mem::take(&mut open) {
             let Value::Dict(dict) = value else { continue };
-            for (key, value) in dict.borrow().iter() {
+            // The same dictionary may be listed many times.
+            if !seen.insert(Rc::as_ptr(&dict)) {
+                continue;
+            }
+            // A key that is set again holds the last value, as in Python.
+            let dict = dict.borrow();
+            let mut records = BTreeMap::new();
+            for (key, value) in dict.iter() {
                 match (key, value) {
                     (Value::Text(name), Value::Tensor(record)) => {
-                        tensors.push(stored(file, name, record, storages)?);
+                        records.insert(&**name, record);
                     }
                     (_, Value::Dict(_)) if depth == 0 => open.push(value.clone()),
                     _ => {}
                 }
+            }
+            for (name, record) in records {
+                tensors.push(stored(file, name, record, storages)?);
             }
         }
     }
