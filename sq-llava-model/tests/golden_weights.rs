@@ -255,7 +255,7 @@ fn golden_a2_projectors_have_their_precedence() {
                 }
             }
             let message = load_error(dir.path(), &on_base(&base));
-            assert!(message.contains("mm_projector.sim_alpha"), "{message}");
+            assert!(message.contains("mm_projector.c.weight"), "{message}");
         }
         // The two files do differ, else nothing was shown.
         let [first, second] = ["non_lora_trainables", "mm_projector"]
@@ -343,9 +343,15 @@ fn golden_d_adapters_have_their_scaling() {
         assert_eq!(scaling(&loaded, "q_proj"), 3.0 * alpha / r.sqrt());
         assert_eq!(scaling(&loaded, "up_proj"), alpha / r.sqrt());
 
+        // For linears PEFT turns it off.
+        let mut other = config.clone();
+        other["fan_in_fan_out"] = true.into();
+        std::fs::write(&path, other.to_string()).unwrap();
+        let loaded = load(run.path(), &on_base(&base));
+        assert_eq!(scaling(&loaded, "up_proj"), alpha / r.sqrt());
+
         for (key, value) in [
             ("use_dora", true.into()),
-            ("fan_in_fan_out", true.into()),
             ("modules_to_save", vec!["lm_head"].into()),
             ("bias", "all".into()),
             ("peft_type", "IA3".into()),

@@ -45,13 +45,19 @@ impl<B: Backend> ClipModel<B> {
         device: &B::Device,
     ) -> Result<(Self, LoadReport), ModelError> {
         let config = ClipConfig::from_hf(&dir.join("config.json"))?;
-        load_module(
-            Self::init(&config, device),
-            dir,
-            dtype,
-            allow_unused,
-            progress,
-        )
+        let stacks = [
+            (
+                "vision_model.encoder.layers.",
+                config.vision.num_hidden_layers,
+            ),
+            ("text_model.encoder.layers.", config.text.num_hidden_layers),
+        ];
+        let mut one = config.clone();
+        one.vision.num_hidden_layers = one.vision.num_hidden_layers.min(1);
+        one.text.num_hidden_layers = one.text.num_hidden_layers.min(1);
+        let one = Self::init(&one, device);
+        let whole = || Self::init(&config, device);
+        load_module(&one, &stacks, whole, dir, dtype, allow_unused, progress)
     }
 
     /// A model with lazily drawn weights.

@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::Backend;
 use serde_json::Value;
 
+use super::adapter_config::PeftConfig;
 use super::fill::WeightMap;
-use super::layout::{Key, read_key};
+use super::layout::{Key, PEFT_WRAP, Section, read_key};
 use super::report::list;
 use super::source::{either, read_file};
 use super::tensor::StoredTensor;
@@ -17,37 +18,15 @@ use crate::ops::linear::Linear;
 use crate::ops::lora::{Lora, LoraConfig};
 use crate::sq_llava::SqLlava;
 
-/// Options of PEFT that change what an adapter computes and are not supported.
-const UNSUPPORTED: [&str; 11] = [
-    "use_dora",
-    "fan_in_fan_out",
-    "modules_to_save",
-    "layer_replication",
-    "trainable_token_indices",
-    "target_parameters",
-    "lora_bias",
-    "use_qalora",
-    "use_bdlora",
-    "arrow_config",
-    "alora_invocation_tokens",
-];
-
-/// `adapter_config.json`.
-#[derive(Debug)]
-struct PeftConfig {
-    lora: LoraConfig,
-    /// Ranks of linears that differ, by the end of their path.
-    ranks: BTreeMap<String, f64>,
-    /// Alphas likewise.
-    alphas: BTreeMap<String, f64>,
-}
-
 /// One adapter directory.
 #[derive(Debug)]
 pub(super) struct Adapter {
     config: PeftConfig,
     file: PathBuf,
     tensors: Vec<StoredTensor>,
+    /// Whether the adapters of the vision tower in this file have a rank of their own, which
+    /// `adapter_config.json` does not say.
+    vision_apart: bool,
 }
 
 /// The directory that `adapter_config.json` says the adapter was made on, if it says so.
@@ -64,11 +43,12 @@ pub(super) fn base_of(dir: &Path) -> Result<Option<String>, ModelError> {
     Ok(name.filter(|name| !name.is_empty()).map(Into::into))
 }
 
-/// Reads the adapter of a directory, if there is one.
+/// Reads the adapter of a directory, if there is one. With `allow_unused`, options of PEFT that
+/// nobody here knows are let pass.
 ///
 /// # Errors
 /// If it is incomplete, damaged, or of a kind that is not supported.
-pub(super) fn read_adapter(dir: &Path) -> Result<Option<Adapter>, ModelError> {
+pub(super) fn read_adapter(dir: &Path, allow_unused: bool) -> Result<Option<Adapter>, ModelError> {
     let config = dir.join("adapter_config.json");
     match (config.is_file(), either(dir, "adapter_model")) {
         (false, None) => Ok(None),
@@ -81,105 +61,38 @@ pub(super) fn read_adapter(dir: &Path) -> Result<Option<Adapter>, ModelError> {
             "this adapter lacks the adapter_config.json beside it",
         )),
         (true, Some(file)) => Ok(Some(Adapter {
-            config: read_config(&config)?,
+            config: PeftConfig::read(&config, allow_unused)?,
             tensors: read_file(&file)?,
             file,
+            vision_apart: false,
         })),
     }
 }
 
-fn read_config(path: &Path) -> Result<PeftConfig, ModelError> {
-    let value = read_json(path)?;
-    let fail = |reason: String| ModelError::config(path, reason);
-    match value.get("peft_type").and_then(Value::as_str) {
-        None | Some("LORA") => {}
-        Some(other) => {
-            return Err(fail(format!(
-                "\"peft_type\" {other} is not supported; LORA is"
-            )));
-        }
-    }
-    for key in UNSUPPORTED {
-        let set = match value.get(key) {
-            None | Some(Value::Null | Value::Bool(false)) => false,
-            Some(Value::Array(list)) => !list.is_empty(),
-            Some(Value::Object(map)) => !map.is_empty(),
-            Some(_) => true,
-        };
-        if set {
-            return Err(fail(format!(
-                "\"{key}\" is set, which is not supported; merge the adapter in Python and load the merged model"
-            )));
-        }
-    }
-    match value.get("bias").and_then(Value::as_str) {
-        None | Some("none") => {}
-        Some(other) => {
-            return Err(fail(format!(
-                "\"bias\": \"{other}\" is not supported; none is"
-            )));
-        }
-    }
-    let r = value
-        .get("r")
-        .and_then(Value::as_u64)
-        .and_then(|r| usize::try_from(r).ok())
-        .filter(|&r| r > 0)
-        .ok_or_else(|| fail("\"r\" is not a rank".into()))?;
-    let number = |key: &str, default: f64| match value.get(key) {
-        None | Some(Value::Null) => Ok(default),
-        Some(v) => v
-            .as_f64()
-            .ok_or_else(|| fail(format!("\"{key}\" is {v}, not a number"))),
-    };
-    let pattern = |key: &str| -> Result<BTreeMap<String, f64>, ModelError> {
-        let Some(map) = value.get(key).and_then(Value::as_object) else {
-            return Ok(BTreeMap::new());
-        };
-        map.iter()
-            .map(|(name, v)| {
-                // Regular expressions could mean anything; a plain path ends in one place.
-                let plain = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '.';
-                match v.as_f64().filter(|v| *v > 0.0) {
-                    Some(v) if name.chars().all(plain) => Ok((name.clone(), v)),
-                    _ => Err(fail(format!(
-                        "\"{key}\" has \"{name}\": {v}; plain module paths with positive numbers are supported"
-                    ))),
+impl Adapter {
+    /// The released training saves the adapters of the vision tower twice: by themselves, in
+    /// `Vit-lora/`, and again among those of the LLM. Those by themselves count, as in the released
+    /// code; where they are missing, the copies do. Gives back the keys that are left out.
+    pub fn settle_vision(&mut self, beside: bool) -> Vec<String> {
+        let is_vision = |tensor: &StoredTensor| {
+            matches!(
+                read_key(&tensor.name),
+                Key::Weight {
+                    section: Section::Vision,
+                    ..
                 }
-            })
-            .collect()
-    };
-    let use_rslora = value.get("use_rslora").and_then(Value::as_bool);
-    Ok(PeftConfig {
-        lora: LoraConfig {
-            r,
-            // PEFT's own default.
-            lora_alpha: number("lora_alpha", 8.0)?,
-            lora_dropout: number("lora_dropout", 0.0)?,
-            target_modules: Vec::new(),
-            use_rslora: use_rslora.unwrap_or(false),
-        },
-        ranks: pattern("rank_pattern")?,
-        alphas: pattern("alpha_pattern")?,
-    })
-}
-
-impl PeftConfig {
-    /// The configuration of the linear at `path`, as PEFT picks it.
-    fn of(&self, path: &str) -> LoraConfig {
-        let find = |map: &BTreeMap<String, f64>| {
-            map.iter()
-                .find(|(end, _)| path == *end || path.ends_with(&format!(".{end}")))
-                .map(|(_, v)| *v)
+            )
         };
-        let mut lora = self.lora.clone();
-        if let Some(r) = find(&self.ranks) {
-            lora.r = r as usize;
+        let tensors = std::mem::take(&mut self.tensors);
+        let (vision, other): (Vec<_>, Vec<_>) = tensors.into_iter().partition(is_vision);
+        if beside {
+            self.tensors = other;
+            return vision.into_iter().map(|tensor| tensor.name).collect();
         }
-        if let Some(alpha) = find(&self.alphas) {
-            lora.lora_alpha = alpha;
-        }
-        lora
+        // A file of vision adapters alone is described by its own configuration.
+        self.vision_apart = !other.is_empty();
+        self.tensors = other.into_iter().chain(vision).collect();
+        Vec::new()
     }
 }
 
@@ -189,10 +102,89 @@ struct Pair {
     a: Option<StoredTensor>,
     b: Option<StoredTensor>,
     config: Option<LoraConfig>,
+    /// The linear's path as PEFT names it.
+    module: String,
+}
+
+impl Adapter {
+    fn fail(&self, reason: impl Into<String>) -> ModelError {
+        ModelError::weights(&self.file, reason)
+    }
+
+    /// The factors by the canonical paths of their linears, and the keys of what is no factor.
+    ///
+    /// # Errors
+    /// If a factor stands there twice with different values.
+    fn pairs(&mut self) -> Result<(BTreeMap<String, Pair>, Vec<String>), ModelError> {
+        let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
+        let mut strangers = Vec::new();
+        for tensor in std::mem::take(&mut self.tensors) {
+            let path = match read_key(&tensor.name) {
+                Key::Weight { name, .. } => ["A", "B"].iter().find_map(|&factor| {
+                    let path = name.strip_suffix(&format!(".lora_{factor}.weight"))?;
+                    Some((path.to_string(), factor))
+                }),
+                _ => None,
+            };
+            let Some((path, factor)) = path else {
+                strangers.push(tensor.name);
+                continue;
+            };
+            let pair = pairs.entry(path).or_default();
+            let place = if factor == "A" {
+                &mut pair.a
+            } else {
+                &mut pair.b
+            };
+            match place {
+                Some(first) => tensor.must_equal(first)?,
+                None => {
+                    let (module, _) = tensor.name.rsplit_once(".lora_").unwrap_or_default();
+                    pair.module = module.strip_prefix(PEFT_WRAP).unwrap_or(module).into();
+                    *place = Some(tensor);
+                }
+            }
+        }
+        Ok((pairs, strangers))
+    }
+
+    /// Rank and strength of one linear's adapter; a note if its strength is a guess.
+    ///
+    /// # Errors
+    /// If it is incomplete, has another rank than the configuration, or is none of its targets.
+    fn configure(&self, path: &str, pair: &Pair) -> Result<(LoraConfig, bool), ModelError> {
+        let (Some(a), Some(b)) = (&pair.a, &pair.b) else {
+            return Err(self.fail(format!(
+                "the adapter of {path} has only one of its two factors"
+            )));
+        };
+        let ranks = (a.shape.first().copied(), b.shape.get(1).copied());
+        if self.vision_apart
+            && Section::of(path) == Some(Section::Vision)
+            && let (Some(r), true) = (ranks.0, ranks.0 == ranks.1)
+        {
+            return Ok(self.config.of_rank(&pair.module, r));
+        }
+        if !self.config.targets(&pair.module) {
+            return Err(self.fail(format!(
+                "the adapter of {path} is there, but adapter_config.json does not target {} (target_modules, exclude_modules, layers_to_transform); PEFT would leave it out: correct adapter_config.json",
+                pair.module
+            )));
+        }
+        let config = self.config.of(&pair.module);
+        if ranks != (Some(config.r), Some(config.r)) {
+            return Err(self.fail(format!(
+                "the adapter of {path} has shapes {:?} and {:?}; adapter_config.json says rank {}",
+                a.shape, b.shape, config.r
+            )));
+        }
+        Ok((config, false))
+    }
 }
 
 /// Gives the linears that an adapter names their factors and puts the factors' tensors into the
-/// map. Linears are found by their full path; a tensor that finds none is an error.
+/// map. Linears are found by their full path; a tensor that finds none is an error. Returns what
+/// the load report should say.
 ///
 /// # Errors
 /// If a tensor has no linear, or only one factor of two, or another rank than the configuration.
@@ -200,52 +192,40 @@ pub(super) fn attach<B: Backend>(
     model: &mut SqLlava<B>,
     adapters: Vec<Adapter>,
     weights: &mut WeightMap,
-) -> Result<(), ModelError> {
-    for adapter in adapters {
-        let fail = |reason: String| ModelError::weights(&adapter.file, reason);
-        let mut pairs: BTreeMap<String, Pair> = BTreeMap::new();
-        let mut strangers = Vec::new();
-        for tensor in adapter.tensors {
-            let name = match read_key(&tensor.name) {
-                Key::Weight { name, .. } => name,
-                _ => {
-                    strangers.push(tensor.name);
-                    continue;
-                }
-            };
-            if let Some(path) = name.strip_suffix(".lora_A.weight") {
-                pairs.entry(path.to_string()).or_default().a = Some(tensor);
-            } else if let Some(path) = name.strip_suffix(".lora_B.weight") {
-                pairs.entry(path.to_string()).or_default().b = Some(tensor);
-            } else {
-                strangers.push(tensor.name);
-            }
-        }
+) -> Result<Vec<String>, ModelError> {
+    let mut notes = Vec::new();
+    for mut adapter in adapters {
+        let (mut pairs, mut strangers) = adapter.pairs()?;
+        let mut guessed = None;
         for (path, pair) in &mut pairs {
-            let config = adapter.config.of(path);
-            let (Some(a), Some(b)) = (&pair.a, &pair.b) else {
-                return Err(fail(format!(
-                    "the adapter of {path} has only one of its two factors"
-                )));
-            };
-            let ranks = (a.shape.first().copied(), b.shape.get(1).copied());
-            if ranks != (Some(config.r), Some(config.r)) {
-                return Err(fail(format!(
-                    "the adapter of {path} has shapes {:?} and {:?}; adapter_config.json says rank {}",
-                    a.shape, b.shape, config.r
-                )));
+            let (config, guess) = adapter.configure(path, pair)?;
+            if guess {
+                guessed = Some((config.r, config.lora_alpha));
             }
             pair.config = Some(config);
         }
+        if let Some((r, alpha)) = guessed {
+            notes.push(format!(
+                "{}: the adapters of the vision tower have rank {r}; no file says their alpha, {alpha} is taken",
+                adapter.file.display()
+            ));
+        }
+        let mut placed = Vec::new();
         for_each_linear(model, |path, linear, index| {
             if let Some(pair) = pairs.remove(path)
-                && let (Some(a), Some(b), Some(config)) = (pair.a, pair.b, pair.config)
+                && let Some(config) = &pair.config
             {
-                *linear = linear.clone().with_lora(&config, index);
-                weights.insert(format!("{path}.lora_A.weight"), a);
-                weights.insert(format!("{path}.lora_B.weight"), b);
+                *linear = linear.clone().with_lora(config, index);
+                placed.push((path.to_string(), pair));
             }
         });
+        for (path, pair) in placed {
+            for (factor, tensor) in [("A", pair.a), ("B", pair.b)] {
+                if let Some(tensor) = tensor {
+                    weights.insert(format!("{path}.lora_{factor}.weight"), tensor)?;
+                }
+            }
+        }
         strangers.extend(
             pairs
                 .into_values()
@@ -254,14 +234,14 @@ pub(super) fn attach<B: Backend>(
                 .map(|tensor| tensor.name),
         );
         if !strangers.is_empty() {
-            return Err(fail(format!(
+            return Err(adapter.fail(format!(
                 "{} tensors of the adapter find no linear in this model: {}",
                 strangers.len(),
                 list(&strangers)
             )));
         }
     }
-    Ok(())
+    Ok(notes)
 }
 
 /// Every linear of both towers that can be adapted, with its canonical path and the number that

@@ -48,7 +48,14 @@ impl WeightMap {
     }
 
     /// Adds the tensors of files; with `only`, those of one section, and the others are ignored.
-    pub fn add(&mut self, tensors: Vec<StoredTensor>, only: Option<Section>) {
+    ///
+    /// # Errors
+    /// If a weight stands there twice, under two keys, with different values.
+    pub fn add(
+        &mut self,
+        tensors: Vec<StoredTensor>,
+        only: Option<Section>,
+    ) -> Result<(), ModelError> {
         for tensor in tensors {
             match read_key(&tensor.name) {
                 Key::Weight { section, .. } if only.is_some_and(|only| only != section) => {
@@ -60,38 +67,60 @@ impl WeightMap {
                     prefix,
                 } => {
                     self.prefixes.insert(section, prefix);
-                    self.insert(name, tensor);
+                    self.insert(name, tensor)?;
                 }
                 Key::Ignored => self.ignored.push(tensor.name),
-                Key::Unknown if only.is_some() => self.ignored.push(tensor.name),
-                Key::Unknown => self.unknown.push(tensor.name),
+                // A whole model lends a part of itself.
+                Key::Unknown(Some(part)) if only.is_some_and(|only| only != part) => {
+                    self.ignored.push(tensor.name);
+                }
+                Key::Unknown(_) => self.unknown.push(tensor.name),
             }
         }
+        Ok(())
     }
 
-    /// Adds tensors that replace whole parts: where they hold a projector or a prototype
+    /// Adds tensors that override those that are there. Where they hold a projector or a prototype
     /// extractor, none of the earlier one's weights stay, since it may be of another kind.
-    pub fn replace_parts(&mut self, tensors: Vec<StoredTensor>) {
-        let parts: BTreeSet<Section> = tensors
-            .iter()
-            .filter_map(|tensor| match read_key(&tensor.name) {
-                Key::Weight { section, .. } => Some(section),
-                _ => None,
-            })
-            .collect();
+    ///
+    /// # Errors
+    /// As [`Self::add`].
+    pub fn replace_parts(&mut self, tensors: Vec<StoredTensor>) -> Result<(), ModelError> {
+        let mut parts = BTreeSet::new();
+        for tensor in &tensors {
+            if let Key::Weight { section, name, .. } = read_key(&tensor.name) {
+                parts.insert(section);
+                if let Some(old) = self.weights.remove(&name) {
+                    self.ignored.push(overridden(&old));
+                }
+            }
+        }
         for part in [Section::Projector, Section::Prototype] {
             if parts.contains(&part) {
                 self.drop_section(part);
             }
         }
-        self.add(tensors, None);
+        self.add(tensors, None)
     }
 
-    /// One tensor by its canonical name; an earlier one of that name is overridden.
-    pub fn insert(&mut self, name: String, tensor: StoredTensor) {
-        if let Some(old) = self.weights.insert(name, tensor) {
-            self.ignored.push(overridden(&old));
+    /// One tensor by its canonical name.
+    ///
+    /// # Errors
+    /// If there is one of that name already, with other values.
+    pub fn insert(&mut self, name: String, tensor: StoredTensor) -> Result<(), ModelError> {
+        match self.weights.get(&name) {
+            Some(first) => {
+                tensor.must_equal(first)?;
+                self.ignored.push(tensor.name);
+            }
+            None => drop(self.weights.insert(name, tensor)),
         }
+        Ok(())
+    }
+
+    /// Counts keys as ignored.
+    pub fn skip(&mut self, keys: Vec<String>) {
+        self.ignored.extend(keys);
     }
 
     /// Forgets the weights of a section.
@@ -130,6 +159,16 @@ impl WeightMap {
         self.weights.get(name)
     }
 
+    /// Every canonical name.
+    pub fn all(&self) -> impl Iterator<Item = &str> {
+        self.weights.keys().map(String::as_str)
+    }
+
+    /// Keys that are nothing a model of ours has.
+    pub fn unknown(&self) -> impl Iterator<Item = &String> {
+        self.unknown.iter()
+    }
+
     pub fn has(&self, section: Section) -> bool {
         self.weights
             .keys()
@@ -145,7 +184,7 @@ impl WeightMap {
     }
 
     /// A canonical name as the files spell it.
-    fn file_key(&self, name: &str) -> String {
+    pub fn file_key(&self, name: &str) -> String {
         if let (true, Some(key)) = (self.gguf, gguf::file_name(name)) {
             return key;
         }

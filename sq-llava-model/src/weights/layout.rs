@@ -40,8 +40,8 @@ pub(super) enum Key {
     },
     /// Known and not needed.
     Ignored,
-    /// Nothing that a model of ours has.
-    Unknown,
+    /// Nothing that a model of ours has; the part that its prefix names, if it names one.
+    Unknown(Option<Section>),
 }
 
 /// Prefixes in files; the first that fits counts, so longer ones stand before those that they
@@ -120,25 +120,37 @@ impl Section {
     }
 }
 
+/// What PEFT puts before the keys of a model that it wraps.
+pub(super) const PEFT_WRAP: &str = "base_model.model.";
+
 /// Reads a key of a checkpoint file.
 pub(super) fn read_key(raw: &str) -> Key {
-    // PEFT and the trainable weights beside it wrap the model.
-    let (wrap, key) = match raw.strip_prefix("base_model.model.") {
-        Some(rest) => ("base_model.model.", rest),
-        None => ("", raw),
-    };
+    // PEFT wraps the model, and where a tower was wrapped first, also inside.
+    let mut key = raw;
+    while let Some(rest) = key.strip_prefix(PEFT_WRAP) {
+        key = rest;
+    }
+    let unwrapped = key.replace(&format!(".{PEFT_WRAP}"), ".");
+    let key = unwrapped.as_str();
     if is_ignorable(key) {
         return Key::Ignored;
     }
     let found = PREFIXES
         .iter()
-        .find_map(|(prefix, section)| Some((*prefix, *section, key.strip_prefix(prefix)?)));
-    let (prefix, section, rest) = match found {
+        .find_map(|(prefix, section)| Some((*section, key.strip_prefix(prefix)?)));
+    let (section, mut rest) = match found {
         Some(found) => found,
         // A vision model without any prefix, as its adapters and transformers 5 name it.
-        None if is_vision(key) => ("", Section::Vision, key),
-        None => return Key::Unknown,
+        None if is_vision(key) => (Section::Vision, key),
+        None => return Key::Unknown(None),
     };
+    if section == Section::Vision {
+        // A wrapped tower is the tower of the tower.
+        let inner = ["vision_tower.", "vision_model."];
+        while let Some(inside) = inner.iter().find_map(|part| rest.strip_prefix(part)) {
+            rest = inside;
+        }
+    }
     let known = match section {
         Section::Llm => ["embed_tokens.", "layers.", "norm."]
             .iter()
@@ -147,8 +159,9 @@ pub(super) fn read_key(raw: &str) -> Key {
         Section::LmHead | Section::Projector | Section::Prototype => true,
     };
     if !known {
-        return Key::Unknown;
+        return Key::Unknown(Some(section));
     }
+    let prefix = raw.strip_suffix(rest).unwrap_or_default().to_string();
     let rest = match section {
         Section::Projector => rest.replace("linear_1.", "0.").replace("linear_2.", "2."),
         _ => rest.to_string(),
@@ -156,7 +169,7 @@ pub(super) fn read_key(raw: &str) -> Key {
     Key::Weight {
         name: format!("{}{rest}", section.canonical()).replace(".default.weight", ".weight"),
         section,
-        prefix: format!("{wrap}{prefix}"),
+        prefix,
     }
 }
 
@@ -173,7 +186,9 @@ fn is_vision(rest: &str) -> bool {
 
 /// Buffers that are computed, and the text half of a whole CLIP.
 fn is_ignorable(key: &str) -> bool {
-    key.ends_with("rotary_emb.inv_freq")
+    ["inv_freq", "cos_cached", "sin_cached"]
+        .iter()
+        .any(|buffer| key.ends_with(&format!("rotary_emb.{buffer}")))
         || key.ends_with("embeddings.position_ids")
         || key == "logit_scale"
         || ["text_model.", "text_projection.", "visual_projection."]
@@ -267,6 +282,10 @@ mod tests {
             "base_model.model.",
             "base_model.model.vision_model.",
             "base_model.model.vision_tower.vision_model.",
+            "base_model.model.model.vision_tower.vision_tower.vision_model.",
+            "base_model.model.model.vision_tower.vision_tower.base_model.model.vision_model.",
+            "base_model.model.model.vision_tower.base_model.model.vision_tower.vision_model.",
+            "base_model.model.base_model.model.vision_tower.vision_tower.vision_tower.vision_model.",
         ] {
             let raw = format!("{prefix}encoder.layers.0.mlp.fc1.bias");
             assert_eq!(name(&raw), "vision_tower.encoder.layers.0.mlp.fc1.bias");
@@ -295,12 +314,12 @@ mod tests {
         ] {
             assert_eq!(read_key(raw), Key::Ignored, "{raw}");
         }
-        for raw in [
-            "model.image_newline",
-            "transformer.h.0.weight",
-            "vision_model.head.weight",
+        for (raw, part) in [
+            ("model.image_newline", Some(Section::Llm)),
+            ("transformer.h.0.weight", None),
+            ("vision_model.head.weight", Some(Section::Vision)),
         ] {
-            assert_eq!(read_key(raw), Key::Unknown, "{raw}");
+            assert_eq!(read_key(raw), Key::Unknown(part), "{raw}");
         }
     }
 

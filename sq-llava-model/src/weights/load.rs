@@ -15,6 +15,7 @@ use super::layout::Section;
 use super::quantized::fill_quantized;
 use super::report::LoadReport;
 use super::run::{is_run, plan_run};
+use super::shapes::check_model;
 use super::source::{either, model_files, read_file, read_files};
 use super::vision::{Described, find_tower, projector_by_keys};
 use super::write::file_dtype;
@@ -174,8 +175,16 @@ pub fn load_model<B: Backend>(
     let fresh = apply_fresh(&mut plan, options)?;
     tie_head(&mut plan)?;
 
+    check_model::<B>(
+        dir,
+        &plan.config,
+        &plan.weights,
+        fresh,
+        options.allow_unused,
+        device,
+    )?;
     let mut model = plan.config.init::<B>(device)?;
-    attach(&mut model, plan.adapters, &mut plan.weights)?;
+    let notes = attach(&mut model, plan.adapters, &mut plan.weights)?;
     if let Some((rows, start)) = plan.new_tokens {
         let llama = &plan.config.llama;
         let tied = llama.tie_word_embeddings;
@@ -199,7 +208,11 @@ pub fn load_model<B: Backend>(
         fresh,
         progress: options.progress.as_deref().map(|f| f as &dyn Fn(u64, u64)),
     };
-    let (model, report) = fill(model, plan.weights, &fill_options)?;
+    let (model, mut report) = fill(model, plan.weights, &fill_options)?;
+    for note in &notes {
+        tracing::warn!("{note}");
+    }
+    report.notes = notes;
     report.check(dir, options.allow_unused)?;
     Ok(Loaded {
         model,
@@ -243,11 +256,11 @@ pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
         ));
     }
     let mut weights = WeightMap::default();
-    weights.add(read_files(&files)?, None);
+    weights.add(read_files(&files)?, None)?;
     if !weights.has(Section::Projector)
         && let Some(file) = either(dir, "mm_projector")
     {
-        weights.add(read_file(&file)?, Some(Section::Projector));
+        weights.add(read_file(&file)?, Some(Section::Projector))?;
     }
     Ok(Checkpoint {
         config,
@@ -274,7 +287,7 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
         tokenizer,
     } = read_checkpoint(dir)?;
     if let Some(path) = &options.projector {
-        weights.replace_parts(read_projector(path)?);
+        weights.replace_parts(read_projector(path)?)?;
     }
     let mut tower = None;
     if is_multimodal(&config, &json, &weights) || options.vision.is_some() {

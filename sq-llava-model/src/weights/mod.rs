@@ -7,6 +7,7 @@
 //! [`save_adapters`] what a training run changed.
 
 mod adapter;
+mod adapter_config;
 mod fill;
 mod gguf;
 mod layout;
@@ -21,6 +22,7 @@ mod run;
 mod save;
 mod save_run;
 mod save_vision;
+mod shapes;
 mod source;
 mod tensor;
 mod vision;

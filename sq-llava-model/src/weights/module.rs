@@ -8,6 +8,7 @@ use burn::tensor::{FloatDType, backend::Backend};
 use super::fill::{FillOptions, WeightMap, fill};
 use super::load::Progress;
 use super::report::LoadReport;
+use super::shapes::check_module;
 use super::source::{model_files, read_files};
 use super::write::file_dtype;
 use crate::error::ModelError;
@@ -16,11 +17,17 @@ use crate::error::ModelError;
 /// A scalar of the files is a tensor of one element here; `position_ids`, a buffer that older files
 /// hold, is left out.
 ///
+/// `whole` makes the module, and is called only once the files were found to fit it: `one`, the same
+/// module with at most one layer in each of its `stacks` (how the keys of their layers begin, and the
+/// number of layers), tells the shapes, so that a number in a file makes nothing that it does not fill.
+///
 /// # Errors
 /// If a file is missing or damaged, weights are missing or have another shape, or (unless
 /// `allow_unused`) the files hold weights that have no place; the message names the keys.
 pub fn load_module<B: Backend, M: Module<B>>(
-    module: M,
+    one: &M,
+    stacks: &[(&'static str, usize)],
+    whole: impl FnOnce() -> M,
     dir: &Path,
     dtype: FloatDType,
     allow_unused: bool,
@@ -42,8 +49,9 @@ pub fn load_module<B: Backend, M: Module<B>>(
         if tensor.shape.is_empty() {
             tensor.shape = vec![1];
         }
-        weights.insert(tensor.name.clone(), tensor);
+        weights.insert(tensor.name.clone(), tensor)?;
     }
+    check_module::<B, M>(dir, one, stacks, &weights, allow_unused)?;
     let options = FillOptions {
         dtype,
         trainable_dtype: dtype,
@@ -51,7 +59,7 @@ pub fn load_module<B: Backend, M: Module<B>>(
         fresh: &[],
         progress: progress.map(|p| &**p as &dyn Fn(u64, u64)),
     };
-    let (module, report) = fill(module, weights, &options)?;
+    let (module, report) = fill(whole(), weights, &options)?;
     report.check(dir, allow_unused)?;
     Ok((module, report))
 }

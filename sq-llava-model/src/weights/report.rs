@@ -23,12 +23,14 @@ pub struct LoadReport {
     /// Weights whose shape in the file is not the model's.
     pub mismatched: Vec<Mismatch>,
     /// Keys that are known and not needed: computed buffers, the text half of a CLIP, and weights
-    /// that another file overrides.
+    /// that another file overrides or has too.
     pub ignored: Vec<String>,
     /// Weights of new parts that start from a random draw because the caller asked for new parts.
     pub fresh: Vec<String>,
     /// Number of loaded tensors by their type in the files (`F16`, `Q4_K`).
     pub formats: BTreeMap<String, usize>,
+    /// What was taken for granted because no file says it.
+    pub notes: Vec<String>,
 }
 
 /// A weight of another shape.
@@ -156,6 +158,9 @@ impl fmt::Display for LoadReport {
             let formats = self.formats.iter();
             let formats: Vec<String> = formats.map(|(name, n)| format!("{n} × {name}")).collect();
             write!(f, "\nstored as {}", formats.join(", "))?;
+        }
+        for note in &self.notes {
+            write!(f, "\nnote: {note}")?;
         }
         for (what, keys) in [("missing", &self.missing), ("unexpected", &self.unexpected)] {
             if !keys.is_empty() {

@@ -50,7 +50,7 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
     // non_lora_trainables > mm_projector > the base's own.
     for stem in ["mm_projector", "non_lora_trainables"] {
         if let Some(file) = either(dir, stem) {
-            weights.replace_parts(read_file(&file)?);
+            weights.replace_parts(read_file(&file)?)?;
         }
     }
     if let Some(path) = &options.projector {
@@ -61,11 +61,15 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
     }
     let (mut config, json) = run_config(dir, &base, &base_config, &base_json)?;
 
-    let mut adapters = Vec::new();
-    adapters.extend(read_adapter(dir)?);
-    if dir.join(VISION_ADAPTER).is_dir() {
-        adapters.extend(read_adapter(&dir.join(VISION_ADAPTER))?);
+    let vision = match dir.join(VISION_ADAPTER) {
+        place if place.is_dir() => read_adapter(&place, options.allow_unused)?,
+        _ => None,
+    };
+    let mut llm = read_adapter(dir, options.allow_unused)?;
+    if let Some(adapter) = &mut llm {
+        weights.skip(adapter.settle_vision(vision.is_some()));
     }
+    let adapters = llm.into_iter().chain(vision).collect();
     let new_tokens = read_new_tokens(dir, &mut config, &mut weights)?;
 
     let mut tower = None;
@@ -230,7 +234,7 @@ fn read_new_tokens(
         if name == "embed" {
             rows = tensor.shape.first().copied();
         }
-        weights.insert(format!("language_model.new_tokens.{name}"), tensor);
+        weights.insert(format!("language_model.new_tokens.{name}"), tensor)?;
     }
     let rows = rows.ok_or_else(|| fail("no embed_tokens.weight inside"))?;
     config.new_tokens_start = Some(start);

@@ -19,6 +19,9 @@ const BESIDE: [&str; 5] = [
     "optimizer",
 ];
 
+/// How many times the tensors of a file may use its bytes.
+const MOST_SHARING: u64 = 4;
+
 /// The files of the model's own weights in a directory, in the order in which Hugging Face looks
 /// for them; empty if there are none.
 ///
@@ -26,15 +29,24 @@ const BESIDE: [&str; 5] = [
 /// If the directory cannot be read, an index names a shard that is missing, shards are
 /// incomplete, or several files could be meant.
 pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
-    for (index, single) in [
-        ("model.safetensors.index.json", "model.safetensors"),
-        ("pytorch_model.bin.index.json", "pytorch_model.bin"),
+    // `_get_resolved_checkpoint_files` of transformers' modeling_utils.py: one file before shards.
+    for (single, index) in [
+        ("model.safetensors", "model.safetensors.index.json"),
+        ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ] {
-        if dir.join(index).is_file() {
-            return indexed_files(dir, &dir.join(index));
+        let (single, index) = (dir.join(single), dir.join(index));
+        if single.is_file() {
+            if index.is_file() {
+                tracing::warn!(
+                    "{} is read, as transformers does; {} beside it is not",
+                    single.display(),
+                    index.display()
+                );
+            }
+            return Ok(vec![single]);
         }
-        if dir.join(single).is_file() {
-            return Ok(vec![dir.join(single)]);
+        if index.is_file() {
+            return indexed_files(dir, &index);
         }
     }
     let mut names: Vec<String> = std::fs::read_dir(dir)
@@ -129,25 +141,18 @@ fn indexed_files(dir: &Path, index: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
 }
 
-/// The tensors of weight files. A key may stand in one file only.
+/// The tensors of weight files. What stands twice must be the same.
 ///
 /// # Errors
-/// If a file is damaged or a key stands twice.
+/// If a file is damaged, or a key stands twice with different values.
 pub(super) fn read_files(files: &[PathBuf]) -> Result<Vec<StoredTensor>, ModelError> {
     let mut tensors: BTreeMap<String, StoredTensor> = BTreeMap::new();
     for path in files {
         for tensor in read_file(path)? {
-            if let Some(first) = tensors.get(&tensor.name) {
-                return Err(ModelError::weights(
-                    path,
-                    format!(
-                        "tensor \"{}\" is also in {}",
-                        tensor.name,
-                        first.file.path.display()
-                    ),
-                ));
+            match tensors.get(&tensor.name) {
+                Some(first) => tensor.must_equal(first)?,
+                None => drop(tensors.insert(tensor.name.clone(), tensor)),
             }
-            tensors.insert(tensor.name.clone(), tensor);
         }
     }
     Ok(tensors.into_values().collect())
@@ -158,14 +163,42 @@ pub(super) fn read_files(files: &[PathBuf]) -> Result<Vec<StoredTensor>, ModelEr
 /// # Errors
 /// If the file is damaged or of another kind.
 pub(super) fn read_file(path: &Path) -> Result<Vec<StoredTensor>, ModelError> {
-    match path.extension().and_then(|e| e.to_str()) {
-        Some("safetensors") => read_safetensors(path),
-        Some("bin" | "pt" | "pth") => read_pytorch(path),
-        _ => Err(ModelError::weights(
+    let tensors = match path.extension().and_then(|e| e.to_str()) {
+        Some("safetensors") => read_safetensors(path)?,
+        Some("bin" | "pt" | "pth") => read_pytorch(path)?,
+        _ => {
+            return Err(ModelError::weights(
+                path,
+                "unknown kind of weight file; known are .safetensors and PyTorch's .bin, .pt, .pth",
+            ));
+        }
+    };
+    check_sharing(path, &tensors)?;
+    Ok(tensors)
+}
+
+/// Tied weights share their numbers in a file; a file that says more than that asks for memory
+/// that it does not fill.
+///
+/// # Errors
+/// If its tensors hold many times the numbers that are stored.
+pub(super) fn check_sharing(path: &Path, tensors: &[StoredTensor]) -> Result<(), ModelError> {
+    let Some(file) = tensors.first().map(|tensor| &tensor.file) else {
+        return Ok(());
+    };
+    let stored = file.bytes().len() as u64;
+    let listed = tensors.iter().fold(0u64, |sum, tensor| {
+        sum.saturating_add(tensor.stored_bytes())
+    });
+    if listed > stored.saturating_mul(MOST_SHARING) {
+        return Err(ModelError::weights(
             path,
-            "unknown kind of weight file; known are .safetensors and PyTorch's .bin, .pt, .pth",
-        )),
+            format!(
+                "its tensors take {listed} bytes, but the file has {stored}: they share what is stored; it is damaged, or made to exhaust the memory"
+            ),
+        ));
     }
+    Ok(())
 }
 
 /// The `__metadata__` strings of a safetensors file.

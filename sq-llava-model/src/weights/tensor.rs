@@ -127,7 +127,11 @@ impl StoredTensor {
         end: usize,
         strides: Option<Vec<usize>>,
     ) -> Result<Self, ModelError> {
-        let strides = strides.filter(|s| *s != row_major(&shape));
+        // Along a side of one element nothing is stepped over.
+        let strides = strides.filter(|s| {
+            let steps = s.iter().zip(row_major(&shape)).zip(&shape);
+            s.len() != shape.len() || steps.into_iter().any(|((a, b), &n)| n != 1 && *a != b)
+        });
         let tensor = Self {
             file: file.clone(),
             name,
@@ -137,15 +141,22 @@ impl StoredTensor {
             strides,
             interleaved_heads: None,
         };
+        let fail = |what: &str| {
+            let reason = format!("tensor \"{}\" {what}", tensor.name);
+            Err(ModelError::weights(&file.path, reason))
+        };
         match tensor.extent() {
-            Some(last) if last <= end && end <= file.bytes().len() => Ok(tensor),
-            _ => Err(ModelError::weights(
-                &file.path,
-                format!(
-                    "tensor \"{}\" reaches beyond the stored data; the file is truncated or damaged",
-                    tensor.name
-                ),
-            )),
+            Some(last) if last <= end && end <= file.bytes().len() => {
+                // Steps of 0, or that overlap, make a huge tensor of a few numbers.
+                let bytes = tensor.dtype.bytes(tensor.elements());
+                if bytes.is_none_or(|bytes| bytes > last - start) {
+                    return fail(
+                        "uses the same stored numbers many times (an expanded tensor); save it with .contiguous()",
+                    );
+                }
+                Ok(tensor)
+            }
+            _ => fail("reaches beyond the stored data; the file is truncated or damaged"),
         }
     }
 
@@ -282,6 +293,26 @@ impl StoredTensor {
         self.dtype == other.dtype
             && self.shape == other.shape
             && self.row_major_bytes() == other.row_major_bytes()
+    }
+
+    /// Refuses a second tensor for the same weight unless it is the same: which one is meant is
+    /// anybody's guess.
+    ///
+    /// # Errors
+    /// If they differ.
+    pub fn must_equal(&self, first: &Self) -> Result<(), ModelError> {
+        if self.same_values(first) {
+            return Ok(());
+        }
+        Err(ModelError::weights(
+            &self.file.path,
+            format!(
+                "tensor \"{}\" is the same weight as \"{}\" of {}, with other values; remove one of them",
+                self.name,
+                first.name,
+                first.file.path.display()
+            ),
+        ))
     }
 
     /// The stored bytes (of whole blocks), rows in their plain order.

@@ -73,7 +73,7 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
         ));
     }
     weights.drop_section(Section::Vision);
-    weights.add(read_files(&files)?, Some(Section::Vision));
+    weights.add(read_files(&files)?, Some(Section::Vision))?;
     if !weights.has(Section::Vision) {
         return Err(ModelError::weights(
             &files[0],
@@ -87,7 +87,7 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
     }
     let kind = read_json(&path)?;
     match kind.get("model_type").and_then(Value::as_str) {
-        Some("llava" | "llava_llama" | "sq_llava") => {
+        Some("llava" | "llava_llama" | "sq_llava" | "share4v") => {
             SqLlavaConfig::from_hf(&path)?.vision.ok_or_else(|| {
                 ModelError::config(&path, "no \"vision_config\" inside; name a CLIP directory")
             })
@@ -113,12 +113,14 @@ fn config_inside(
     if let Some(dir) = tower_candidates(places).into_iter().find(|d| d.is_dir()) {
         return read_vision_config(&dir.join("config.json"));
     }
-    // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes.
+    // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes; ShareGPT4V, on which the
+    // released SQ-LLaVA stands, names the one that it trained on from there.
     for place in places {
         let name = place.json.get("mm_vision_tower").and_then(Value::as_str);
-        let side = match name {
-            Some("openai/clip-vit-large-patch14-336") => 336,
-            Some("openai/clip-vit-large-patch14") => 224,
+        let side = match name.and_then(|name| name.rsplit('/').next()) {
+            Some("clip-vit-large-patch14-336") => 336,
+            Some("clip-vit-large-patch14") => 224,
+            Some(name) if name.starts_with("ShareGPT4V-") && name.contains("336") => 336,
             _ => continue,
         };
         return Ok(ClipVisionConfig::new()

@@ -20,14 +20,16 @@ impl SqLlavaConfig {
         let r = Reader::new(path, &value)?;
         let model_type = r.text("model_type")?.unwrap_or("llama");
         let mut config = match (model_type, r.get("text_config")) {
-            ("llava" | "llava_llama" | "sq_llava", Some(text)) => {
+            ("llava" | "llava_llama" | "sq_llava" | "share4v", Some(text)) => {
                 llava_hf(&r, &Reader::new(path, text)?)?
             }
-            ("llava" | "llava_llama" | "sq_llava" | "llama" | "vicuna", None) => original(&r)?,
+            ("llava" | "llava_llama" | "sq_llava" | "share4v" | "llama" | "vicuna", None) => {
+                original(&r)?
+            }
             ("mistral", None) if r.get("sliding_window").is_none() => original(&r)?,
             (other, _) => {
                 return Err(r.error(&format!(
-                    "unknown model type \"{other}\"; known are llava, llava_llama and llama"
+                    "unknown model type \"{other}\"; known are llava, llava_llama, share4v and llama"
                 )));
             }
         };

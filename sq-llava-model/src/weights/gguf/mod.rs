@@ -13,7 +13,7 @@ use sq_llava_data::gguf::{GgufHeader, GgufTensor, is_gguf};
 pub(super) use blocks::{BlockFormat, scale_and_min};
 pub(super) use names::file_name;
 
-use super::source::model_files;
+use super::source::{check_sharing, model_files};
 use super::tensor::{MappedFile, StoredTensor, StoredType};
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
@@ -78,8 +78,10 @@ pub(super) fn read_gguf(path: &Path) -> Result<GgufModel, ModelError> {
     let file = MappedFile::open(path)?;
     let mut tensors = Vec::new();
     let (mut unknown, mut ignored, mut factors) = (Vec::new(), Vec::new(), None);
-    for listed in &header.tensors {
-        let tensor = stored(&file, listed)?;
+    let listed = header.tensors.iter().map(|listed| stored(&file, listed));
+    let listed = listed.collect::<Result<Vec<_>, _>>()?;
+    check_sharing(path, &listed)?;
+    for (listed, tensor) in header.tensors.iter().zip(listed) {
         if listed.name == "rope_freqs.weight" {
             factors = Some(tensor.read(DType::F32)?.iter::<f32>().collect());
         }
