@@ -29,7 +29,7 @@ pub enum GgufValue {
     Bool(bool),
     /// Text.
     Text(String),
-    /// Integers of one width.
+    /// Integers of one width, or truth values as 0 and 1.
     Integers(Vec<i64>),
     /// Floats.
     Floats(Vec<f32>),
@@ -372,14 +372,15 @@ impl Cursor<'_> {
                 }
                 GgufValue::Texts(list)
             }
-            0..=5 | 10 | 11 => {
-                let mut list = Vec::new();
+            0..=5 | 7 | 10 | 11 => {
+                let mut list = Vec::with_capacity(n);
                 for _ in 0..n {
                     match self.value(key, kind, depth + 1)? {
                         GgufValue::Integer(i) => list.push(i64::try_from(i).map_err(|_| {
                             self.fail(format!("{what} holds {i}, which is above 2⁶³"))
                         })?),
-                        _ => unreachable!("these kinds are integers"),
+                        GgufValue::Bool(flag) => list.push(flag.into()),
+                        _ => unreachable!("these kinds are integers or truth values"),
                     }
                 }
                 GgufValue::Integers(list)

@@ -65,6 +65,11 @@ fn layers_and_widths_of_a_configuration() {
     assert!(message.contains("prototype.centers"), "{message}");
     with(&|c| c["vision_config"]["hidden_size"] = json!(1u64 << 40));
     refused(dir.path());
+    with(&|c| {
+        c["vision_config"]["image_size"] = json!(1u64 << 40);
+        c["vision_config"]["patch_size"] = json!(1);
+    });
+    refused(dir.path());
     with(&|_| {});
     load(dir.path(), &LoadOptions::default());
 }

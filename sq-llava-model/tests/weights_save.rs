@@ -2,16 +2,19 @@
 
 mod weights;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::backend::Autodiff;
 use burn::tensor::{FloatDType, Tensor, TensorData};
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
 use sq_llava_model::config::{ClusterConfig, ProjectorConfig};
 use sq_llava_model::language::llama::NewTokens;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{
     FreshParts, Layout, LoadOptions, RunOrigin, SaveOptions, init_random, load_model,
-    save_adapters, save_pretrained, save_vision_tower,
+    save_adapters, save_pretrained, save_tensors, save_vision_tower,
 };
 use sq_llava_model::{ModelError, SqLlava, SqLlavaConfig};
 use weights::*;
@@ -357,4 +360,95 @@ fn a_tower_alone_lies_beside_a_language_model() {
     let tower = adapted.vision_tower.as_ref().unwrap();
     let error = save_vision_tower(tower, sizes, &dir.path().join("x"), FloatDType::F32);
     assert!(error.unwrap_err().to_string().contains("adapters"));
+}
+
+/// Every file below a directory.
+fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
+    let mut found = Vec::new();
+    for path in golden::entries(dir) {
+        if path.is_dir() {
+            found.extend(contents(&path));
+        } else {
+            found.push((golden::file_name(&path), std::fs::read(&path).unwrap()));
+        }
+    }
+    found
+}
+
+#[test]
+fn fault_29_equal_models_are_saved_in_equal_bytes() {
+    let mut model = random(&preset(), 3)
+        .with_llm_lora(&LoraConfig::llm(2, 4.0, 0.0))
+        .with_vision_lora(&LoraConfig::vision(2, 4.0, 0.0));
+    let new = NewTokens::init(&model.language_model, 320, 4, 1);
+    model.language_model.new_tokens = Some(new);
+    let runs: Vec<_> = (0..8)
+        .map(|_| {
+            let dir = tempfile::tempdir().unwrap();
+            save_adapters(&model, dir.path(), &RunOrigin::default()).unwrap();
+            contents(dir.path())
+        })
+        .collect();
+    assert!(
+        runs[0]
+            .iter()
+            .any(|(name, _)| name == "new_tokens.safetensors")
+    );
+    assert!(runs.iter().all(|files| *files == runs[0]));
+}
+
+#[test]
+fn fault_29_metadata_is_written_in_order() {
+    let dir = tempfile::tempdir().unwrap();
+    let values = [1.0f32, 2.0].map(f32::to_le_bytes).concat();
+    let view = TensorView::new(Dtype::F32, vec![2], &values).unwrap();
+    let metadata: BTreeMap<String, String> = (0..64)
+        .map(|i| (format!("key {i}"), i.to_string()))
+        .collect();
+    let save = |name: &str| {
+        let path = dir.path().join(name);
+        save_tensors(&path, [("a", view.clone()), ("b", view.clone())], &metadata).unwrap();
+        std::fs::read(path).unwrap()
+    };
+    let bytes = save("one.safetensors");
+    assert_eq!(bytes, save("two.safetensors"));
+    // It is a safetensors file.
+    let parsed = SafeTensors::deserialize(&bytes).unwrap();
+    assert_eq!(parsed.names().len(), 2);
+    assert_eq!(parsed.tensor("b").unwrap().data(), values);
+    let (_, header) = SafeTensors::read_metadata(&bytes).unwrap();
+    let read = header.metadata().clone().unwrap();
+    assert_eq!(read.into_iter().collect::<BTreeMap<_, _>>(), metadata);
+    // That of the crate, byte for byte, where its order is no accident.
+    let one = [("format".to_string(), "pt".to_string())];
+    let path = dir.path().join("three.safetensors");
+    save_tensors(
+        &path,
+        [("b", view.clone()), ("a", view.clone())],
+        &one.clone().into(),
+    )
+    .unwrap();
+    let tensors = [("a", view.clone()), ("b", view.clone())];
+    let crates = safetensors::serialize(tensors, Some(one.into())).unwrap();
+    assert_eq!(std::fs::read(path).unwrap(), crates);
+}
+
+#[test]
+fn fault_27_saving_leaves_no_temporary_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let model = random(&preset(), 3);
+    save_pretrained(&model, dir.path(), &f32_in(Layout::Original, 60_000)).unwrap();
+    let names = |dir: &Path| {
+        let entries = golden::entries(dir).into_iter();
+        entries
+            .map(|path| golden::file_name(&path))
+            .collect::<Vec<_>>()
+    };
+    assert!(names(dir.path()).iter().all(|name| !name.ends_with(".tmp")));
+    // A folder where a file should come to lie: an error, and nothing is left of the others.
+    let blocked = tempfile::tempdir().unwrap();
+    std::fs::create_dir(blocked.path().join("config.json")).unwrap();
+    let failed = save_pretrained(&model, blocked.path(), &f32_in(Layout::Original, 60_000));
+    assert!(failed.unwrap_err().to_string().contains("config.json"));
+    assert_eq!(names(blocked.path()), ["config.json"]);
 }

@@ -127,8 +127,13 @@ fn memory() -> Option<u64> {
 /// would be in 16.
 pub fn weight_bytes(dir: &std::path::Path) -> u64 {
     if let Ok(header) = GgufHeader::open(dir) {
-        let elements = |shape: &[usize]| shape.iter().map(|&side| side as u64).product::<u64>();
-        return header.tensors.iter().map(|t| 2 * elements(&t.shape)).sum();
+        // A damaged header may say anything; loading tells.
+        let bytes = |shape: &[usize]| {
+            let sides = shape.iter().map(|&side| side as u64);
+            sides.fold(2, u64::saturating_mul)
+        };
+        let tensors = header.tensors.iter().map(|t| bytes(&t.shape));
+        return tensors.fold(0, u64::saturating_add);
     }
     let Ok(entries) = std::fs::read_dir(dir) else {
         return 0;

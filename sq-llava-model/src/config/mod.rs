@@ -113,7 +113,8 @@ pub struct ClipVisionConfig {
 impl ClipVisionConfig {
     /// Patches of one image.
     pub fn num_patches(&self) -> usize {
-        (self.image_size / self.patch_size).pow(2)
+        // A file's numbers may be of any size; its tensors say whether they are true.
+        (self.image_size / self.patch_size).saturating_pow(2)
     }
 }
 

@@ -164,7 +164,11 @@ impl ClipVisionConfig {
                         .patch_bias
                         .then(|| Initializer::Zeros.init([h], device)),
                 },
-                position_embedding: Embedding::init(self.num_patches() + 1, h, device),
+                position_embedding: Embedding::init(
+                    self.num_patches().saturating_add(1),
+                    h,
+                    device,
+                ),
             },
             pre_layrnorm: self.pre_layernorm.then(norm),
             encoder: layers.init(self.num_hidden_layers, device),

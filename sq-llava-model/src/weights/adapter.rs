@@ -183,8 +183,8 @@ impl Adapter {
 }
 
 /// Gives the linears that an adapter names their factors and puts the factors' tensors into the
-/// map. Linears are found by their full path; a tensor that finds none is an error. Returns what
-/// the load report should say.
+/// map. Linears are found by their full path; a tensor that finds none is an error unless
+/// `allow_unused`. Returns what the load report should say.
 ///
 /// # Errors
 /// If a tensor has no linear, or only one factor of two, or another rank than the configuration.
@@ -192,6 +192,7 @@ pub(super) fn attach<B: Backend>(
     model: &mut SqLlava<B>,
     adapters: Vec<Adapter>,
     weights: &mut WeightMap,
+    allow_unused: bool,
 ) -> Result<Vec<String>, ModelError> {
     let mut notes = Vec::new();
     for mut adapter in adapters {
@@ -233,13 +234,14 @@ pub(super) fn attach<B: Backend>(
                 .flatten()
                 .map(|tensor| tensor.name),
         );
-        if !strangers.is_empty() {
+        if !strangers.is_empty() && !allow_unused {
             return Err(adapter.fail(format!(
-                "{} tensors of the adapter find no linear in this model: {}",
+                "{} tensors of the adapter find no linear in this model: {} (--allow-unused goes on without them)",
                 strangers.len(),
                 list(&strangers)
             )));
         }
+        weights.strange(strangers);
     }
     Ok(notes)
 }

@@ -123,6 +123,11 @@ impl WeightMap {
         self.ignored.extend(keys);
     }
 
+    /// Counts keys as those of nothing that a model of ours has.
+    pub fn strange(&mut self, keys: Vec<String>) {
+        self.unknown.extend(keys);
+    }
+
     /// Forgets the weights of a section.
     pub fn drop_section(&mut self, section: Section) {
         let (dropped, kept) = std::mem::take(&mut self.weights)

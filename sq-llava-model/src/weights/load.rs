@@ -16,7 +16,7 @@ use super::quantized::fill_quantized;
 use super::report::LoadReport;
 use super::run::{is_run, plan_run};
 use super::shapes::check_model;
-use super::source::{either, model_files, read_file, read_files};
+use super::source::{either, mention_index, model_files, read_file, read_files};
 use super::vision::{Described, find_tower, projector_by_keys};
 use super::write::file_dtype;
 use crate::config::{ProjectorConfig, PrototypeConfig, SqLlavaConfig, read_json};
@@ -184,7 +184,12 @@ pub fn load_model<B: Backend>(
         device,
     )?;
     let mut model = plan.config.init::<B>(device)?;
-    let notes = attach(&mut model, plan.adapters, &mut plan.weights)?;
+    let notes = attach(
+        &mut model,
+        plan.adapters,
+        &mut plan.weights,
+        options.allow_unused,
+    )?;
     if let Some((rows, start)) = plan.new_tokens {
         let llama = &plan.config.llama;
         let tied = llama.tie_word_embeddings;
@@ -255,6 +260,7 @@ pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
             "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
         ));
     }
+    mention_index(&files);
     let mut weights = WeightMap::default();
     weights.add(read_files(&files)?, None)?;
     if !weights.has(Section::Projector)

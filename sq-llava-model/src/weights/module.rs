@@ -9,7 +9,7 @@ use super::fill::{FillOptions, WeightMap, fill};
 use super::load::Progress;
 use super::report::LoadReport;
 use super::shapes::check_module;
-use super::source::{model_files, read_files};
+use super::source::{mention_index, model_files, read_files};
 use super::write::file_dtype;
 use crate::error::ModelError;
 
@@ -41,6 +41,7 @@ pub fn load_module<B: Backend, M: Module<B>>(
             "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
         ));
     }
+    mention_index(&files);
     let mut weights = WeightMap::default();
     for mut tensor in read_files(&files)? {
         if tensor.name.ends_with("embeddings.position_ids") {

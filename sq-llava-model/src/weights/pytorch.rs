@@ -68,8 +68,9 @@ fn read_zip(file: &Arc<MappedFile>) -> Result<Vec<StoredTensor>, ModelError> {
             )));
         }
         // Entries are `archive/data.pkl`, `archive/data/0` … or the same without a folder.
+        let mut twice = false;
         if name == "data.pkl" || name.ends_with("/data.pkl") {
-            pickle = Some(start..end);
+            twice = pickle.replace(start..end).is_some();
         } else if name == "byteorder" || name.ends_with("/byteorder") {
             if file.bytes()[start..end].starts_with(b"big") {
                 return Err(fail("big-endian files are not supported".into()));
@@ -77,7 +78,10 @@ fn read_zip(file: &Arc<MappedFile>) -> Result<Vec<StoredTensor>, ModelError> {
         } else if let Some((folder, key)) = name.rsplit_once('/')
             && (folder == "data" || folder.ends_with("/data"))
         {
-            storages.insert(key.to_string(), start..end);
+            twice = storages.insert(key.to_string(), start..end).is_some();
+        }
+        if twice {
+            return Err(damaged(&format!("entry {name} is there twice")));
         }
     }
     let pickle = pickle.ok_or_else(|| damaged(&"no data.pkl inside"))?;

@@ -36,13 +36,6 @@ pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     ] {
         let (single, index) = (dir.join(single), dir.join(index));
         if single.is_file() {
-            if index.is_file() {
-                tracing::warn!(
-                    "{} is read, as transformers does; {} beside it is not",
-                    single.display(),
-                    index.display()
-                );
-            }
             return Ok(vec![single]);
         }
         if index.is_file() {
@@ -51,7 +44,8 @@ pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
     }
     let mut names: Vec<String> = std::fs::read_dir(dir)
         .map_err(|e| ModelError::io(dir, e))?
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter_map(|entry| entry.ok().filter(|entry| entry.path().is_file()))
+        .filter_map(|entry| entry.file_name().into_string().ok())
         .filter(|name| !BESIDE.iter().any(|stem| name.starts_with(stem)))
         .collect();
     names.sort();
@@ -90,6 +84,22 @@ pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         }
     }
     Ok(Vec::new())
+}
+
+/// Says when an index stands beside the one file that is read instead.
+pub(super) fn mention_index(files: &[PathBuf]) {
+    if let [single] = files {
+        let mut index = single.as_os_str().to_owned();
+        index.push(".index.json");
+        let index = PathBuf::from(index);
+        if index.is_file() {
+            tracing::warn!(
+                "{} is read, as in transformers; {} beside it is not",
+                single.display(),
+                index.display()
+            );
+        }
+    }
 }
 
 /// `file.safetensors`, else `file.bin`, if there is one.

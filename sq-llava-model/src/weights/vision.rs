@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use super::fill::WeightMap;
 use super::layout::Section;
-use super::source::{model_files, read_files};
+use super::source::{mention_index, model_files, read_files};
 use crate::config::{
     ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
 };
@@ -72,6 +72,7 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
             "no weights of a vision tower here",
         ));
     }
+    mention_index(&files);
     weights.drop_section(Section::Vision);
     weights.add(read_files(&files)?, Some(Section::Vision))?;
     if !weights.has(Section::Vision) {
@@ -121,6 +122,7 @@ fn config_inside(
             Some("clip-vit-large-patch14-336") => 336,
             Some("clip-vit-large-patch14") => 224,
             Some(name) if name.starts_with("ShareGPT4V-") && name.contains("336") => 336,
+            Some(name) if name.ends_with("-CLIP-L-336") => 336,
             _ => continue,
         };
         return Ok(ClipVisionConfig::new()
@@ -186,4 +188,35 @@ pub(super) fn projector_by_keys(weights: &WeightMap) -> Option<ProjectorConfig> 
         format!("mlp{}x_gelu", last / 2 + 1)
     };
     ProjectorConfig::from_name(&name, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn fault_02_towers_inside_have_the_sizes_of_the_name() {
+        let sizes = |name: &str| {
+            let json = json!({"mm_vision_tower": name});
+            let place = Described {
+                dir: Path::new("no-such-directory"),
+                json: &json,
+            };
+            config_inside(None, &[place]).map(|c| (c.hidden_size, c.image_size, c.num_patches()))
+        };
+        for name in [
+            "openai/clip-vit-large-patch14-336",
+            "./checkpoints/clip-vit-large-patch14-336",
+            "Lin-Chen/ShareGPT4V-7B_Pretrained_vit-large336-l12",
+            "Lin-Chen/ShareGPT4V-13B_Pretrained_vit-large336-l12",
+            "Lin-Chen/ShareGPT4V-CLIP-L-336",
+        ] {
+            assert_eq!(sizes(name).unwrap(), (1024, 336, 576), "{name}");
+        }
+        let small = sizes("openai/clip-vit-large-patch14").unwrap();
+        assert_eq!(small, (1024, 224, 256));
+        assert!(sizes("someone/tower").is_err());
+    }
 }
