@@ -14,7 +14,7 @@ use burn::tensor::{FloatDType, Int, Tensor};
 use burn_flex::Flex;
 use golden::{Tensors, Value, assert_close};
 use sq_llava_data::TextTokenizer;
-use sq_llava_data::image::{ImageAspect, ImageProcessor};
+use sq_llava_data::image::ImageProcessor;
 use sq_llava_model::Sample;
 use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::generation::generate::GenerateConfig;
@@ -172,9 +172,7 @@ fn real_towers_see_their_picture_as_the_reference() {
         let loaded = load_model::<Flex>(&llm, &options, &Default::default()).unwrap();
         let tower = loaded.model.vision_tower.expect("a vision tower");
         let picture = folder.join(format!("chelsea{side}.png"));
-        let processor =
-            ImageProcessor::from_file(&folder.join("preprocessor_config.json"), ImageAspect::Crop)
-                .unwrap();
+        let processor = ImageProcessor::from_dir(&folder, Some("crop")).unwrap();
         let pixels = processor.preprocess_path(&picture).unwrap();
         let pixels = Tensor::<Flex, 1>::from_floats(pixels.data.as_slice(), &Default::default())
             .reshape([1, 3, side, side]);

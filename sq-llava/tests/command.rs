@@ -71,6 +71,14 @@ fn checkpoint(layout: &str) -> Option<tempfile::TempDir> {
             std::fs::copy(path, dir.path().join(name)).expect("copied");
         }
     }
+    if layout == "hf" {
+        // What LLaVA's config.json says, the llava-hf layout says in its processor's file.
+        let path = dir.path().join("preprocessor_config.json");
+        let mut processor = golden::json(&path);
+        processor["image_processor_type"] = "LlavaImageProcessor".into();
+        processor["do_pad"] = true.into();
+        std::fs::write(&path, processor.to_string()).expect("written");
+    }
     Some(dir)
 }
 

@@ -1,4 +1,7 @@
-//! `preprocessor_config.json`: what is done to a picture before the vision tower.
+//! `preprocessor_config.json`, or the part of a `processor_config.json` that stands for it: what is
+//! done to a picture before the vision tower.
+
+mod read;
 
 use std::path::Path;
 use std::str::FromStr;
@@ -6,6 +9,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use super::Kernel;
 use crate::DataError;
 use crate::atomic::write_atomic;
 
@@ -14,9 +18,6 @@ pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 
 /// No vision tower takes more; keeps a broken configuration from asking for all memory.
 const MAX_INPUT_SIDE: u32 = 8192;
-
-/// `PIL.Image.Resampling.BICUBIC`.
-const BICUBIC: u64 = 3;
 
 /// OpenAI CLIP's mean, the default of `CLIPImageProcessor`.
 pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
@@ -38,16 +39,7 @@ pub enum ImageAspect {
 }
 
 impl ImageAspect {
-    /// From a model's `image_aspect_ratio`. As in LLaVA's `process_images`, an absent value and
-    /// `square` leave the picture to CLIP's processor, which crops.
-    ///
-    /// # Errors
-    /// [`DataError::ImageConfig`] for a value such as `anyres` that this pipeline does not do.
-    pub fn from_model(image_aspect_ratio: Option<&str>) -> Result<Self, DataError> {
-        image_aspect_ratio.map_or(Ok(Self::Crop), str::parse)
-    }
-
-    /// Its name in configurations.
+    /// Its name as LLaVA's `image_aspect_ratio`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Pad => "pad",
@@ -88,8 +80,9 @@ pub enum ImageSize {
 
 /// A Hugging Face `preprocessor_config.json`, and three fields of our own.
 ///
-/// Reads `CLIPImageProcessor` (sizes as numbers or objects), the older `CLIPFeatureExtractor` and
-/// processors with an exact size and no crop (SigLIP's). Defaults are CLIP's.
+/// Reads `CLIPImageProcessor` (sizes as numbers or objects), the older `CLIPFeatureExtractor`,
+/// `LlavaImageProcessor` and `SiglipImageProcessor`, each with its own defaults; CLIP's where a
+/// file names no type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct ImageProcessorConfig {
@@ -97,6 +90,8 @@ pub struct ImageProcessorConfig {
     pub do_resize: bool,
     /// Size to resize to.
     pub size: ImageSize,
+    /// Kernel of the resize.
+    pub resample: Kernel,
     /// Whether to cut out the centre after resizing.
     pub do_center_crop: bool,
     /// `(height, width)` of the centre, in pixels; a smaller picture is surrounded by zeros.
@@ -111,8 +106,9 @@ pub struct ImageProcessorConfig {
     pub image_mean: [f64; 3],
     /// Standard deviation of red, green and blue, in rescaled units.
     pub image_std: [f64; 3],
-    /// Key `image_aspect_ratio`: of this file where present, else [`ImageAspect::Crop`] (a plain
-    /// CLIP processor). LLaVA keeps it in the model's config.json; see [`Self::with_aspect`].
+    /// Key `image_aspect_ratio` of this file where present; else [`ImageAspect::Pad`] for a
+    /// `LlavaImageProcessor` with `do_pad`, and [`ImageAspect::Crop`] for all others. LLaVA keeps
+    /// it in the model's config.json; see [`Self::with_aspect`].
     pub aspect: ImageAspect,
     /// Pictures with more pixels than this are refused; default [`DEFAULT_MAX_PIXELS`].
     pub max_pixels: u64,
@@ -132,6 +128,7 @@ impl ImageProcessorConfig {
         Self {
             do_resize: true,
             size: ImageSize::ShortestEdge(size),
+            resample: Kernel::Bicubic,
             do_center_crop: true,
             crop_size: (size, size),
             do_rescale: true,
@@ -152,28 +149,6 @@ impl ImageProcessorConfig {
         self
     }
 
-    /// Reads a `preprocessor_config.json`.
-    ///
-    /// # Errors
-    /// If the file cannot be read, is not JSON, or asks for what the pipeline does not do.
-    pub fn read(path: &Path) -> Result<Self, DataError> {
-        let text = std::fs::read_to_string(path).map_err(|source| DataError::Io {
-            path: path.to_path_buf(),
-            source,
-        })?;
-        let json: Map<String, Value> =
-            serde_json::from_str(&text).map_err(|source| DataError::Json {
-                path: path.to_path_buf(),
-                source,
-            })?;
-        Self::try_from(json).map_err(|error| match error {
-            DataError::ImageConfig(reason) => {
-                DataError::ImageConfig(format!("{}: {reason}", path.display()))
-            }
-            other => other,
-        })
-    }
-
     /// Writes a `preprocessor_config.json` that transformers' `CLIPImageProcessor` reads.
     ///
     /// # Errors
@@ -184,6 +159,30 @@ impl ImageProcessorConfig {
             path: path.to_path_buf(),
             source,
         })
+    }
+
+    /// The same treatment as transformers' own processors are told of it, which do not know
+    /// `image_aspect_ratio`: `LlavaImageProcessor` with `do_pad`, or `CLIPImageProcessor`.
+    ///
+    /// # Errors
+    /// As [`Self::input_size`].
+    pub fn to_transformers(&self) -> Result<Map<String, Value>, DataError> {
+        let mut config = self.clone();
+        if self.aspect == ImageAspect::Resize {
+            let (height, width) = self.input_size()?;
+            config.size = ImageSize::Exact { height, width };
+            config.do_resize = true;
+            config.do_center_crop = false;
+        }
+        let mut json: Map<String, Value> = config.into();
+        for ours in ["image_aspect_ratio", "max_pixels", "apply_exif"] {
+            json.remove(ours);
+        }
+        if self.aspect == ImageAspect::Pad {
+            json.insert("image_processor_type".into(), "LlavaImageProcessor".into());
+            json.insert("do_pad".into(), true.into());
+        }
+        Ok(json)
     }
 
     /// `(height, width)` of the tower's input, in pixels.
@@ -226,65 +225,6 @@ impl ImageProcessorConfig {
     }
 }
 
-impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
-    type Error = DataError;
-
-    fn try_from(json: Map<String, Value>) -> Result<Self, DataError> {
-        let default = Self::clip(224);
-        let present = |key: &str| json.get(key).filter(|v| !v.is_null());
-        if let Some(resample) = present("resample")
-            && resample.as_u64() != Some(BICUBIC)
-        {
-            return Err(DataError::ImageConfig(format!(
-                "resample {resample} is not supported: only {BICUBIC} (bicubic) is"
-            )));
-        }
-        let size = present("size").map_or(Ok(default.size), read_size)?;
-        let do_center_crop = match present("do_center_crop") {
-            Some(value) => boolean("do_center_crop", value)?,
-            // Processors with an exact size (SigLIP) have no crop; CLIP's crops by default.
-            None => present("crop_size").is_some() || matches!(size, ImageSize::ShortestEdge(_)),
-        };
-        let crop_size = match present("crop_size").map(read_size).transpose()? {
-            None => default.crop_size,
-            Some(ImageSize::Exact { height, width }) => (height, width),
-            Some(ImageSize::ShortestEdge(side)) => (side, side),
-        };
-        let flag = |key: &str, default: bool| {
-            present(key).map_or(Ok(default), |value| boolean(key, value))
-        };
-        Ok(Self {
-            do_resize: flag("do_resize", true)?,
-            size,
-            do_center_crop,
-            crop_size,
-            do_rescale: flag("do_rescale", true)?,
-            rescale_factor: match present("rescale_factor") {
-                Some(value) => number("rescale_factor", value)?,
-                None => default.rescale_factor,
-            },
-            do_normalize: flag("do_normalize", true)?,
-            image_mean: present("image_mean")
-                .map_or(Ok(default.image_mean), |v| triple("image_mean", v))?,
-            image_std: read_std(present("image_std"))?,
-            aspect: match present("image_aspect_ratio") {
-                Some(value) => value
-                    .as_str()
-                    .ok_or_else(|| wrong("image_aspect_ratio", "a string", value))?
-                    .parse()?,
-                None => ImageAspect::Crop,
-            },
-            max_pixels: match present("max_pixels") {
-                Some(value) => value
-                    .as_u64()
-                    .ok_or_else(|| wrong("max_pixels", "a number of pixels", value))?,
-                None => DEFAULT_MAX_PIXELS,
-            },
-            apply_exif: flag("apply_exif", false)?,
-        })
-    }
-}
-
 impl From<ImageProcessorConfig> for Map<String, Value> {
     fn from(config: ImageProcessorConfig) -> Self {
         let size = match config.size {
@@ -300,7 +240,7 @@ impl From<ImageProcessorConfig> for Map<String, Value> {
         put("do_convert_rgb", true.into());
         put("do_resize", config.do_resize.into());
         put("size", size);
-        put("resample", BICUBIC.into());
+        put("resample", config.resample.number().into());
         put("do_center_crop", config.do_center_crop.into());
         put(
             "crop_size",
@@ -316,67 +256,6 @@ impl From<ImageProcessorConfig> for Map<String, Value> {
         put("apply_exif", config.apply_exif.into());
         json
     }
-}
-
-fn wrong(key: &str, expected: &str, value: &Value) -> DataError {
-    DataError::ImageConfig(format!("{key} is {value}, but {expected} is expected"))
-}
-
-fn boolean(key: &str, value: &Value) -> Result<bool, DataError> {
-    value
-        .as_bool()
-        .ok_or_else(|| wrong(key, "true or false", value))
-}
-
-fn number(key: &str, value: &Value) -> Result<f64, DataError> {
-    value.as_f64().ok_or_else(|| wrong(key, "a number", value))
-}
-
-/// One value per channel.
-fn triple(key: &str, value: &Value) -> Result<[f64; 3], DataError> {
-    let numbers: Option<Vec<f64>> = value
-        .as_array()
-        .and_then(|list| list.iter().map(Value::as_f64).collect());
-    numbers
-        .and_then(|list| list.try_into().ok())
-        .ok_or_else(|| wrong(key, "a list of three numbers", value))
-}
-
-fn read_std(value: Option<&Value>) -> Result<[f64; 3], DataError> {
-    let Some(value) = value else {
-        return Ok(CLIP_STD);
-    };
-    let std = triple("image_std", value)?;
-    if std.iter().all(|v| *v > 0.0) {
-        Ok(std)
-    } else {
-        Err(wrong("image_std", "three numbers above zero", value))
-    }
-}
-
-/// `224`, `{"shortest_edge": 224}` or `{"height": 224, "width": 224}`.
-fn read_size(value: &Value) -> Result<ImageSize, DataError> {
-    let side = |v: &Value| v.as_u64().and_then(|v| u32::try_from(v).ok());
-    if let Some(edge) = side(value) {
-        return Ok(ImageSize::ShortestEdge(edge));
-    }
-    if let Some(object) = value
-        .as_object()
-        .filter(|o| !o.contains_key("longest_edge"))
-    {
-        let get = |key: &str| object.get(key).and_then(side);
-        if let Some(edge) = get("shortest_edge") {
-            return Ok(ImageSize::ShortestEdge(edge));
-        }
-        if let (Some(height), Some(width)) = (get("height"), get("width")) {
-            return Ok(ImageSize::Exact { height, width });
-        }
-    }
-    Err(wrong(
-        "size",
-        "a number, {shortest_edge} or {height, width}",
-        value,
-    ))
 }
 
 #[cfg(test)]
@@ -427,9 +306,14 @@ mod tests {
     #[test]
     fn what_is_not_supported_is_named() {
         for (json, word) in [
-            (json!({"resample": 2}), "resample 2"),
+            (json!({"resample": 0}), "resample"),
             (json!({"size": {"longest_edge": 3}}), "longest_edge"),
+            (
+                json!({"size": {"shortest_edge": 3, "longest_edge": 9}}),
+                "longest_edge",
+            ),
             (json!({"size": "big"}), "size"),
+            (json!({"crop_size": {"shortest_edge": 3}}), "crop_size"),
             (json!({"do_resize": 1}), "do_resize"),
             (json!({"image_std": [1, 0, 1]}), "image_std"),
             (json!({"image_mean": [1, 0]}), "image_mean"),
@@ -449,14 +333,99 @@ mod tests {
     }
 
     #[test]
-    fn aspect_comes_from_the_model() {
-        for (value, aspect) in [
-            (None, ImageAspect::Crop),
-            (Some("square"), ImageAspect::Crop),
-            (Some("pad"), ImageAspect::Pad),
+    fn fault_08_what_a_processor_does_beyond_ours_is_refused() {
+        for (json, word) in [
+            (
+                json!({"image_processor_type": "LlavaNextImageProcessor"}),
+                "LlavaNext",
+            ),
+            (
+                json!({"image_processor_type": "CLIPImageProcessor", "do_pad": true}),
+                "do_pad",
+            ),
+            (json!({"crop_pct": 0.9}), "crop_pct"),
+            (
+                json!({"do_flip_channel_order": true}),
+                "do_flip_channel_order",
+            ),
+            (json!({"data_format": "channels_last"}), "data_format"),
         ] {
-            assert_eq!(ImageAspect::from_model(value).unwrap(), aspect);
+            let message = parse(json).unwrap_err().to_string();
+            assert!(message.contains(word), "{message}");
         }
-        assert!(ImageAspect::from_model(Some("anyres")).is_err());
+        // Off, or of no effect.
+        let plain = json!({"do_flip_channel_order": false, "pad_size": null, "do_pad": false,
+            "processor_class": "LlavaProcessor", "do_convert_rgb": true,
+            "data_format": "channels_first", "size": 224});
+        assert_eq!(parse(plain).unwrap(), ImageProcessorConfig::clip(224));
+    }
+
+    #[test]
+    fn fault_08_each_type_has_its_own_defaults() {
+        let pads = json!({"image_processor_type": "LlavaImageProcessor", "do_pad": true});
+        let pads = parse(pads).unwrap();
+        assert_eq!(
+            pads,
+            ImageProcessorConfig::clip(224).with_aspect(ImageAspect::Pad)
+        );
+        let fast = json!({"image_processor_type": "LlavaImageProcessorFast"});
+        assert_eq!(parse(fast).unwrap().aspect, ImageAspect::Crop);
+        let siglip = json!({"image_processor_type": "SiglipImageProcessor", "size": 384});
+        let siglip = parse(siglip).unwrap();
+        assert_eq!(siglip.input_size().unwrap(), (384, 384));
+        assert_eq!(
+            (siglip.do_center_crop, siglip.image_mean),
+            (false, [0.5; 3])
+        );
+        // A CLIP processor crops to 224 unless told otherwise, whatever it resizes to.
+        let clip = json!({"image_processor_type": "CLIPImageProcessor",
+            "size": {"height": 336, "width": 336}});
+        assert_eq!(parse(clip).unwrap().input_size().unwrap(), (224, 224));
+    }
+
+    #[test]
+    fn fault_08_what_transformers_is_told_reads_back() {
+        for aspect in [ImageAspect::Pad, ImageAspect::Crop, ImageAspect::Resize] {
+            let config = ImageProcessorConfig::clip(56).with_aspect(aspect);
+            let json = config.to_transformers().unwrap();
+            assert!(!json.contains_key("image_aspect_ratio"));
+            let again = parse(Value::Object(json)).unwrap();
+            assert_eq!(again.input_size().unwrap(), (56, 56));
+            assert_eq!(again.aspect == ImageAspect::Pad, aspect == ImageAspect::Pad);
+        }
+    }
+
+    #[test]
+    fn fault_08_a_folder_of_transformers_5_has_the_processor_inside() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, json: Value| {
+            std::fs::write(dir.path().join(name), json.to_string()).unwrap();
+        };
+        let error = ImageProcessorConfig::read_dir(dir.path())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("preprocessor_config.json"), "{error}");
+        write("processor_config.json", json!({"patch_size": 14}));
+        assert!(ImageProcessorConfig::read_dir(dir.path()).is_err());
+        write(
+            "preprocessor_config.json",
+            json!({"size": 32, "crop_size": 32}),
+        );
+        let read = || ImageProcessorConfig::read_dir(dir.path()).unwrap();
+        assert_eq!(read(), ImageProcessorConfig::clip(32));
+        // As in transformers the nested one goes before the file of its own.
+        write(
+            "processor_config.json",
+            json!({"image_processor": {"size": 48, "crop_size": 48}}),
+        );
+        assert_eq!(read(), ImageProcessorConfig::clip(48));
+        write(
+            "processor_config.json",
+            json!({"image_processor": {"size": "big"}}),
+        );
+        let error = ImageProcessorConfig::read_dir(dir.path())
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains("/processor_config.json"), "{error}");
     }
 }

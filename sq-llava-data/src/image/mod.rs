@@ -18,6 +18,7 @@ pub use image::{ImageFormat, Rgb, RgbImage};
 
 use crate::{DataError, files};
 use decode::{DecodeOptions, Decoded};
+pub use resample::Kernel;
 use resample::{Axis, filled, resample};
 
 /// Bytes by which a picture is told from other files.
@@ -100,13 +101,17 @@ impl ImageProcessor {
         })
     }
 
-    /// The processor of a checkpoint: its `preprocessor_config.json`, and the
-    /// `image_aspect_ratio` of the model's config.json.
+    /// The processor of a checkpoint: the file in its folder, and the `image_aspect_ratio` of the
+    /// model's config.json, where there is one.
     ///
     /// # Errors
-    /// As [`ImageProcessorConfig::read`] and [`Self::new`].
-    pub fn from_file(path: &Path, aspect: ImageAspect) -> Result<Self, DataError> {
-        Self::new(ImageProcessorConfig::read(path)?.with_aspect(aspect))
+    /// As [`ImageProcessorConfig::read_dir`] and [`Self::new`].
+    pub fn from_dir(dir: &Path, image_aspect_ratio: Option<&str>) -> Result<Self, DataError> {
+        let mut config = ImageProcessorConfig::read_dir(dir)?;
+        if let Some(name) = image_aspect_ratio {
+            config.aspect = name.parse()?;
+        }
+        Self::new(config)
     }
 
     /// The same, but pictures are turned as their EXIF says.
@@ -231,8 +236,9 @@ impl ImageProcessor {
             ImageAspect::Crop | ImageAspect::Resize => (width, height),
         };
         let (resized_width, resized_height) = self.resized(canvas_width, canvas_height);
-        let (x, before_x) = axis(width, canvas_width, resized_width, input_width);
-        let (y, before_y) = axis(height, canvas_height, resized_height, input_height);
+        let kernel = self.config.resample;
+        let (x, before_x) = axis(kernel, width, canvas_width, resized_width, input_width);
+        let (y, before_y) = axis(kernel, height, canvas_height, resized_height, input_height);
         let window = resample(image, x, y, self.background);
         if window.dimensions() == (input_width, input_height) {
             return window;
@@ -324,7 +330,7 @@ pub fn is_picture(path: &Path) -> bool {
 }
 
 /// One dimension: the centred part of `input` pixels, and how many zeros stand before it.
-fn axis(length: u32, canvas: u32, resized: u64, input: u32) -> (Axis, u32) {
+fn axis(kernel: Kernel, length: u32, canvas: u32, resized: u64, input: u32) -> (Axis, u32) {
     let (start, len, before) = if resized >= u64::from(input) {
         ((resized - u64::from(input)) / 2, input, 0)
     } else {
@@ -334,6 +340,7 @@ fn axis(length: u32, canvas: u32, resized: u64, input: u32) -> (Axis, u32) {
     };
     let offset = (canvas - length) / 2;
     let axis = Axis {
+        kernel,
         canvas,
         offset,
         resized,

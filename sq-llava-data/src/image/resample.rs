@@ -1,6 +1,6 @@
-//! Bicubic resampling with antialiasing, equal to Pillow's `Image.resize(BICUBIC)`.
+//! Resampling with antialiasing, equal to Pillow's `Image.resize`.
 //!
-//! The kernel is Catmull-Rom's (a = −0.5), widened by the scale when shrinking. As in Pillow rows
+//! The kernel (for bicubic Catmull-Rom's, a = −0.5) is widened by the scale when shrinking. As in Pillow rows
 //! come first, then columns, with eight bits between. Only the part of the result that is asked
 //! for is computed, and the padded square never exists as a whole: a picture of one row and sixty
 //! thousand columns would need ten gigabytes.
@@ -15,9 +15,71 @@ use image::RgbImage;
 /// Bytes of padded rows that are held at a time.
 const BLOCK_BYTES: usize = 4 << 20;
 
+/// The kernel of a resize, by Pillow's name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernel {
+    /// Lanczos with three lobes.
+    Lanczos,
+    /// A triangle.
+    Bilinear,
+    /// Catmull-Rom's cubic.
+    Bicubic,
+    /// The mean of what a pixel covers.
+    Box,
+    /// A triangle with the sharpness of bicubic.
+    Hamming,
+}
+
+impl Kernel {
+    /// By its number in `PIL.Image.Resampling`.
+    pub(super) fn of(number: u64) -> Option<Self> {
+        match number {
+            1 => Some(Self::Lanczos),
+            2 => Some(Self::Bilinear),
+            3 => Some(Self::Bicubic),
+            4 => Some(Self::Box),
+            5 => Some(Self::Hamming),
+            _ => None,
+        }
+    }
+
+    /// Its number in `PIL.Image.Resampling`.
+    pub(super) fn number(self) -> u64 {
+        match self {
+            Self::Lanczos => 1,
+            Self::Bilinear => 2,
+            Self::Bicubic => 3,
+            Self::Box => 4,
+            Self::Hamming => 5,
+        }
+    }
+
+    fn filter(self) -> FilterType {
+        match self {
+            Self::Lanczos => FilterType::Lanczos3,
+            Self::Bilinear => FilterType::Bilinear,
+            Self::Bicubic => FilterType::CatmullRom,
+            Self::Box => FilterType::Box,
+            Self::Hamming => FilterType::Hamming,
+        }
+    }
+
+    /// How far it reaches to each side, in pixels of the result.
+    fn reach(self) -> f64 {
+        match self {
+            Self::Lanczos => 3.0,
+            Self::Bicubic => 2.0,
+            Self::Bilinear | Self::Hamming => 1.0,
+            Self::Box => 0.5,
+        }
+    }
+}
+
 /// One dimension of a resize, in pixels.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Axis {
+    /// The kernel.
+    pub kernel: Kernel,
     /// Length of the canvas that is resized.
     pub canvas: u32,
     /// Where the picture begins on the canvas; the rest is background.
@@ -52,7 +114,7 @@ impl Axis {
         if self.is_copy() {
             0.0
         } else {
-            2.0 * self.scale().max(1.0) + 1.0
+            self.kernel.reach() * self.scale().max(1.0) + 1.0
         }
     }
 
@@ -116,6 +178,7 @@ fn resample_touched(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> 
         &mut result,
         (x.len, y.len),
         (0.0, begin, f64::from(x.len), len.min(height - begin)),
+        y.kernel,
     );
     result
 }
@@ -185,22 +248,24 @@ fn resample_rows(
                 target,
                 (x.len, height),
                 (begin, 0.0, len.min(width as f64 - begin), f64::from(height)),
+                x.kernel,
             );
         }
     }
     result
 }
 
-/// One bicubic pass from the box (left, top, width, height) of `source` into `target`.
+/// One pass from the box (left, top, width, height) of `source` into `target`.
 fn convolve(
     source: &[u8],
     (source_width, source_height): (u32, u32),
     target: &mut [u8],
     (width, height): (u32, u32),
     (left, top, box_width, box_height): (f64, f64, f64, f64),
+    kernel: Kernel,
 ) {
     let options = ResizeOptions::new()
-        .resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom))
+        .resize_alg(ResizeAlg::Convolution(kernel.filter()))
         .crop(left, top, box_width, box_height);
     // The buffers are as long as the sizes say and the box lies inside: the callers cut it so.
     let source = TypedImageRef::<U8x3>::from_buffer(source_width, source_height, source)

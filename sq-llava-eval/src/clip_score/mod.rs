@@ -58,7 +58,7 @@ impl<B: Backend> ClipScorer<B> {
         device: &B::Device,
     ) -> Result<Self, EvalError> {
         let tokenizer = ClipTokenizer::from_dir(dir)?;
-        let processor = ImageProcessorConfig::read(&dir.join("preprocessor_config.json"))?;
+        let processor = ImageProcessorConfig::read_dir(dir)?;
         let processor = ImageProcessor::new(processor)?;
         let (model, _) = ClipModel::<B>::load(dir, dtype, allow_unused, progress, device)?;
         let config = model.config();

@@ -44,7 +44,7 @@ impl<B: Backend> ClipModel<B> {
         progress: Option<&Progress>,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let config = ClipConfig::from_hf(&dir.join("config.json"))?;
+        let config = ClipConfig::from_hf(&dir.join("config.json"), allow_unused)?;
         let stacks = [
             (
                 "vision_model.encoder.layers.",

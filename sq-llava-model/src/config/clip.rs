@@ -5,7 +5,7 @@ use std::path::Path;
 use burn::config::Config;
 
 use super::ClipVisionConfig;
-use super::hf::{Reader, read_json, vision};
+use super::hf::{Described, Reader, check_vision_type, judge_unknown, read_json, vision};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 
@@ -66,8 +66,9 @@ impl ClipConfig {
     /// Reads the `config.json` of a `CLIPModel`.
     ///
     /// # Errors
-    /// If the file is missing or malformed, or describes another kind of model.
-    pub fn from_hf(path: &Path) -> Result<Self, ModelError> {
+    /// If the file is missing or malformed, describes another kind of model, or (unless
+    /// `allow_unused`) has a key that may change what is computed.
+    pub fn from_hf(path: &Path, allow_unused: bool) -> Result<Self, ModelError> {
         let value = read_json(path)?;
         let r = Reader::new(path, &value)?;
         match r.text("model_type")? {
@@ -80,16 +81,28 @@ impl ClipConfig {
             }
         }
         // Old files have each part twice; transformers takes the `_dict` one with its defaults.
-        let part = |name: &str| {
-            let part = r.get(&format!("{name}_dict")).or_else(|| r.get(name));
+        let part = |name: &str| -> Result<Reader<'_>, ModelError> {
+            let (new, old) = (r.inside(name)?, r.inside(&format!("{name}_dict"))?);
             let missing = || r.error(&format!("a CLIP model without \"{name}\""));
-            Reader::new(path, part.ok_or_else(missing)?)
+            old.or(new).ok_or_else(missing)
         };
-        let config = Self::new(
-            text(&part("text_config")?)?,
-            vision(&part("vision_config")?)?,
-        );
-        Ok(config.with_projection_dim(r.positive("projection_dim", 512)?))
+        let (words, pictures) = (part("text_config")?, part("vision_config")?);
+        check_vision_type(&pictures)?;
+        if let Some(other) = words
+            .text("model_type")?
+            .filter(|&kind| kind != "clip_text_model")
+        {
+            return Err(r.error(&format!(
+                "the text tower is a \"{other}\", which is not supported; known is clip_text_model"
+            )));
+        }
+        let config = Self::new(text(&words)?, vision(&pictures)?)
+            .with_projection_dim(r.positive("projection_dim", 512)?);
+        let mut unknown = words.unknown(Described::ClipText);
+        unknown.extend(pictures.unknown(Described::Vision));
+        unknown.extend(r.unknown(Described::Clip));
+        judge_unknown(path, &unknown, allow_unused)?;
+        Ok(config)
     }
 }
 
@@ -125,7 +138,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("config.json");
         std::fs::write(&path, value.to_string()).unwrap();
-        ClipConfig::from_hf(&path)
+        ClipConfig::from_hf(&path, false)
     }
 
     #[test]
@@ -142,6 +155,50 @@ mod tests {
         assert_eq!(config.text.hidden_act, Activation::QuickGelu);
         assert!(!config.text.pools_at_highest());
         assert_eq!(config.vision.hidden_size, 1024);
+    }
+
+    #[test]
+    fn fault_03_parts_of_another_kind_and_unknown_keys_are_refused() {
+        let with = |text: Value, vision: Value, more: (&str, Value)| {
+            json!({"model_type": "clip", "text_config": text, "vision_config": vision,
+                more.0: more.1})
+        };
+        let plain = || json!({});
+        let none = || ("logit_scale_init_value", json!(2.6592));
+        read(&with(plain(), plain(), none())).unwrap();
+        for (value, word) in [
+            (
+                with(json!({"model_type": "siglip_text_model"}), plain(), none()),
+                "siglip_text_model",
+            ),
+            (
+                with(
+                    plain(),
+                    json!({"model_type": "siglip_vision_model"}),
+                    none(),
+                ),
+                "siglip_vision_model",
+            ),
+            (
+                with(json!({"causal": false}), plain(), none()),
+                "text_config.causal",
+            ),
+            (
+                with(plain(), json!({"num_channels": 4}), none()),
+                "vision_config.num_channels",
+            ),
+            (
+                with(plain(), json!({"use_head": true}), none()),
+                "vision_config.use_head",
+            ),
+            (
+                with(plain(), plain(), ("logit_bias", json!(1.0))),
+                "logit_bias",
+            ),
+        ] {
+            let error = read(&value).unwrap_err().to_string();
+            assert!(error.contains(word), "{word}: {error}");
+        }
     }
 
     #[test]

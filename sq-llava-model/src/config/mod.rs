@@ -6,7 +6,7 @@ mod hf;
 
 pub use clip::{ClipConfig, ClipTextConfig};
 pub use count::ParameterCount;
-pub(crate) use hf::vision_json;
+pub(crate) use hf::{judge_unknown, vision_json};
 pub use hf::{read_json, read_vision_config};
 
 use burn::config::Config;
@@ -111,6 +111,17 @@ pub struct ClipVisionConfig {
 }
 
 impl ClipVisionConfig {
+    /// OpenAI's ViT-L/14 at `side` pixels (224 or 336).
+    pub fn large(side: usize) -> Self {
+        Self::new()
+            .with_hidden_size(1024)
+            .with_intermediate_size(4096)
+            .with_num_hidden_layers(24)
+            .with_num_attention_heads(16)
+            .with_image_size(side)
+            .with_patch_size(14)
+    }
+
     /// Patches of one image.
     pub fn num_patches(&self) -> usize {
         // A file's numbers may be of any size; its tensors say whether they are true.
@@ -251,9 +262,10 @@ pub struct SqLlavaConfig {
     /// Tokens of that layer that are used.
     #[config(default = "SelectFeature::Patch")]
     pub select_feature: SelectFeature,
-    /// `pad`, `crop` or `resize`; how an image becomes square.
-    #[config(default = "String::from(\"pad\")")]
-    pub image_aspect_ratio: String,
+    /// `pad`, `crop` or `resize`: how an image becomes square. `None` where the image processor's
+    /// own file says it, as in the llava-hf layout.
+    #[config(default = "Some(String::from(\"pad\"))")]
+    pub image_aspect_ratio: Option<String>,
     /// Id that stands once per image feature in ids made by llava-hf's processor.
     pub image_token_index: Option<i64>,
     /// Begin token.
@@ -272,13 +284,7 @@ pub struct SqLlavaConfig {
 impl SqLlavaConfig {
     /// `sq-llava-7b`, `sq-llava-13b` or `tiny`; flavour `paper`.
     pub fn preset(name: &str) -> Option<Self> {
-        let clip = ClipVisionConfig::new()
-            .with_hidden_size(1024)
-            .with_intermediate_size(4096)
-            .with_num_hidden_layers(24)
-            .with_num_attention_heads(16)
-            .with_image_size(336)
-            .with_patch_size(14);
+        let clip = ClipVisionConfig::large(336);
         let vicuna = LlamaConfig::new()
             .with_max_position_embeddings(4096)
             .with_rms_norm_eps(1e-5);

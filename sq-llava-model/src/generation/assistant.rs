@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
-use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
+use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PixelValues};
 use sq_llava_data::{
     Conversation, Ending, IMAGE_TOKEN, StopMatcher, StreamDecoder, Template, TextTokenizer,
 };
@@ -17,9 +17,6 @@ use crate::generation::sampling::Sampling;
 use crate::origin::Origin;
 use crate::sq_llava::{Sample, SqLlava};
 use crate::weights::{LoadOptions, LoadReport, load_model};
-
-/// The image processor's file.
-const PREPROCESSOR: &str = "preprocessor_config.json";
 
 /// Everything that is needed to talk about pictures.
 #[derive(Debug)]
@@ -41,8 +38,8 @@ pub struct AssistantOptions {
     pub load: LoadOptions,
     /// A template in place of the checkpoint's own.
     pub template: Option<Template>,
-    /// Folder of the tokenizer (and of `preprocessor_config.json`, if it holds one), for weights
-    /// that lie without them.
+    /// Folder of the tokenizer (and of the image processor, if it holds one), for weights that lie
+    /// without them.
     pub tokenizer: Option<PathBuf>,
 }
 
@@ -104,7 +101,7 @@ impl<B: Backend> Assistant<B> {
         options: &AssistantOptions,
         device: &B::Device,
     ) -> Result<(Self, LoadReport), ModelError> {
-        let loaded = load_model::<B>(dir, &options.load, device)?;
+        let mut loaded = load_model::<B>(dir, &options.load, device)?;
         let given = options.tokenizer.as_deref();
         let folder = given.or(loaded.files.tokenizer.as_deref()).unwrap_or(dir);
         let mut tokenizer = TextTokenizer::from_dir(folder)?;
@@ -112,20 +109,19 @@ impl<B: Backend> Assistant<B> {
         if tokenizer.eos_ids().is_empty() {
             tokenizer.set_eos_ids(&config.eos_token_ids);
         }
-        let beside = given.filter(|folder| folder.join(PREPROCESSOR).is_file());
+        let beside = given.filter(|folder| ImageProcessorConfig::is_in(folder));
         let processor = match (
             &config.vision,
             beside.or(loaded.files.preprocessor.as_deref()),
         ) {
             (None, _) => None,
             (Some(_), Some(folder)) => {
-                let aspect = ImageAspect::from_model(Some(&config.image_aspect_ratio))?;
-                let file = folder.join(PREPROCESSOR);
-                Some(ImageProcessor::from_file(&file, aspect)?)
+                let aspect = config.image_aspect_ratio.as_deref();
+                Some(ImageProcessor::from_dir(folder, aspect)?)
             }
             (Some(_), None) => {
                 return Err(ModelError::config(
-                    dir.join(PREPROCESSOR),
+                    dir.join("preprocessor_config.json"),
                     "not found, and the vision tower needs it; copy the one of the CLIP tower here",
                 ));
             }
@@ -138,6 +134,11 @@ impl<B: Backend> Assistant<B> {
             }
             (None, None) => Template::V1,
         };
+        if let Some(processor) = &processor {
+            // What is saved of this model says it too.
+            let aspect = processor.config().aspect.name();
+            loaded.model.config.image_aspect_ratio = Some(aspect.into());
+        }
         let assistant = Self::new(loaded.model, tokenizer, processor, template)?;
         Ok((assistant, loaded.report))
     }
@@ -175,7 +176,7 @@ impl<B: Backend> Assistant<B> {
             let side = vision.image_size as u32;
             if processor.input_size() != (side, side) {
                 return Err(ModelError::Argument(format!(
-                    "preprocessor_config.json makes images of {:?}, the vision tower takes {side}×{side}",
+                    "the image processor makes images of {:?}, the vision tower takes {side}×{side}",
                     processor.input_size()
                 )));
             }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use burn::tensor::{DType, FloatDType, backend::Backend};
 use serde_json::Value;
 use sq_llava_data::gguf::is_gguf;
+use sq_llava_data::image::ImageProcessorConfig;
 
 use super::adapter::{Adapter, attach};
 use super::fill::{FillOptions, WeightMap, fill};
@@ -117,7 +118,7 @@ pub struct ModelFiles {
     pub kind: CheckpointKind,
     /// Directory with `tokenizer.json` or `tokenizer.model`, or a GGUF file.
     pub tokenizer: Option<PathBuf>,
-    /// Directory with `preprocessor_config.json`.
+    /// Directory with the image processor's configuration.
     pub preprocessor: Option<PathBuf>,
     /// The base's directory, for a run.
     pub base: Option<PathBuf>,
@@ -238,9 +239,9 @@ pub(super) struct Checkpoint {
 }
 
 /// Reads a directory with all weights of a model or of an LLM, or a GGUF file.
-pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
+pub(super) fn read_checkpoint(dir: &Path, allow_unused: bool) -> Result<Checkpoint, ModelError> {
     if let Some(file) = gguf::locate(dir)? {
-        let (config, weights) = WeightMap::from_gguf(gguf::read_gguf(&file)?);
+        let (config, weights) = WeightMap::from_gguf(gguf::read_gguf(&file, allow_unused)?);
         let dir = file.parent().map_or(PathBuf::new(), Path::to_path_buf);
         return Ok(Checkpoint {
             config,
@@ -252,7 +253,7 @@ pub(super) fn read_checkpoint(dir: &Path) -> Result<Checkpoint, ModelError> {
     }
     let path = dir.join("config.json");
     let json = read_json(&path)?;
-    let config = SqLlavaConfig::from_hf(&path)?;
+    let config = SqLlavaConfig::from_hf(&path, allow_unused)?;
     let files = model_files(dir)?;
     if files.is_empty() {
         return Err(ModelError::weights(
@@ -291,7 +292,7 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
         mut weights,
         dir,
         tokenizer,
-    } = read_checkpoint(dir)?;
+    } = read_checkpoint(dir, options.allow_unused)?;
     if let Some(path) = &options.projector {
         weights.replace_parts(read_projector(path)?)?;
     }
@@ -303,7 +304,8 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
         }];
         let given = options.vision.as_deref();
         let known = config.vision.take();
-        let (vision, found) = find_tower(&mut weights, known, &places, given, true)?;
+        let unused = options.allow_unused;
+        let (vision, found) = find_tower(&mut weights, known, &places, given, true, unused)?;
         config.vision = Some(vision);
         tower = found;
         name_projector(&mut config, &json, &weights);
@@ -411,10 +413,10 @@ pub(super) fn tokenizer_dir(places: &[Option<&Path>]) -> Option<PathBuf> {
 }
 
 pub(super) fn preprocessor_dir(places: &[Option<&Path>]) -> Option<PathBuf> {
-    first_with(
-        places,
-        &["preprocessor_config.json", "processor_config.json"],
-    )
+    let mut places = places.iter().flatten();
+    places
+        .find(|dir| ImageProcessorConfig::is_in(dir))
+        .map(|dir| dir.to_path_buf())
 }
 
 fn first_with(places: &[Option<&Path>], names: &[&str]) -> Option<PathBuf> {

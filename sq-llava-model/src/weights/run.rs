@@ -42,7 +42,7 @@ pub(super) fn is_run(dir: &Path) -> Result<bool, ModelError> {
 
 pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
     let base = base_dir(dir, options)?;
-    let checkpoint = read_checkpoint(&base)?;
+    let checkpoint = read_checkpoint(&base, options.allow_unused)?;
     let (base_config, base_json, mut weights) =
         (checkpoint.config, checkpoint.json, checkpoint.weights);
     let base_dir = checkpoint.dir;
@@ -59,7 +59,8 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
             path.display()
         )));
     }
-    let (mut config, json) = run_config(dir, &base, &base_config, &base_json)?;
+    let (mut config, json) =
+        run_config(dir, &base, &base_config, &base_json, options.allow_unused)?;
 
     let vision = match dir.join(VISION_ADAPTER) {
         place if place.is_dir() => read_adapter(&place, options.allow_unused)?,
@@ -87,7 +88,8 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
             false => None,
         };
         let given = options.vision.as_deref();
-        let (vision, found) = find_tower(&mut weights, known, &places, given, false)?;
+        let unused = options.allow_unused;
+        let (vision, found) = find_tower(&mut weights, known, &places, given, false, unused)?;
         config.vision = Some(vision);
         tower = found;
         name_projector(&mut config, &json, &weights);
@@ -155,13 +157,14 @@ fn run_config(
     base: &Path,
     base_config: &SqLlavaConfig,
     base_json: &Value,
+    allow_unused: bool,
 ) -> Result<(SqLlavaConfig, Value), ModelError> {
     let path = dir.join("config.json");
     if !path.is_file() {
         return Ok((base_config.clone(), base_json.clone()));
     }
     let json = read_json(&path)?;
-    let mut config = SqLlavaConfig::from_hf(&path)?;
+    let mut config = SqLlavaConfig::from_hf(&path, allow_unused)?;
     let (run, llm) = (&config.llama, &base_config.llama);
     for (name, ours, theirs) in [
         ("hidden_size", run.hidden_size, llm.hidden_size),

@@ -30,12 +30,14 @@ pub(super) fn find_tower(
     places: &[Described<'_>],
     given: Option<&Path>,
     inside_wins: bool,
+    allow_unused: bool,
 ) -> Result<(ClipVisionConfig, Option<PathBuf>), ModelError> {
     let inside = weights.has(Section::Vision);
     let (mut config, dir) = match given {
-        Some(dir) if !(inside && inside_wins) => {
-            (read_tower(weights, dir)?, Some(dir.to_path_buf()))
-        }
+        Some(dir) if !(inside && inside_wins) => (
+            read_tower(weights, dir, allow_unused)?,
+            Some(dir.to_path_buf()),
+        ),
         _ if inside => {
             if let Some(dir) = given {
                 tracing::warn!(
@@ -43,11 +45,11 @@ pub(super) fn find_tower(
                     dir.display()
                 );
             }
-            (config_inside(known, places)?, None)
+            (config_inside(known, places, allow_unused)?, None)
         }
         _ => {
             let dir = local_tower(places)?;
-            (read_tower(weights, &dir)?, Some(dir))
+            (read_tower(weights, &dir, allow_unused)?, Some(dir))
         }
     };
     // What is optional in a tower is told by the keys that are there.
@@ -64,7 +66,11 @@ pub(super) fn find_tower(
     Ok((config, dir))
 }
 
-fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, ModelError> {
+fn read_tower(
+    weights: &mut WeightMap,
+    dir: &Path,
+    allow_unused: bool,
+) -> Result<ClipVisionConfig, ModelError> {
     let files = model_files(dir)?;
     if files.is_empty() {
         return Err(ModelError::weights(
@@ -84,16 +90,18 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
     // A whole LLaVA may lend its tower; it describes it beside or inside its configuration.
     let (path, beside) = (dir.join("config.json"), dir.join("vision_config.json"));
     if beside.is_file() {
-        return read_vision_config(&beside);
+        return read_vision_config(&beside, allow_unused);
     }
     let kind = read_json(&path)?;
     match kind.get("model_type").and_then(Value::as_str) {
         Some("llava" | "llava_llama" | "sq_llava" | "share4v") => {
-            SqLlavaConfig::from_hf(&path)?.vision.ok_or_else(|| {
-                ModelError::config(&path, "no \"vision_config\" inside; name a CLIP directory")
-            })
+            SqLlavaConfig::from_hf(&path, allow_unused)?
+                .vision
+                .ok_or_else(|| {
+                    ModelError::config(&path, "no \"vision_config\" inside; name a CLIP directory")
+                })
         }
-        _ => read_vision_config(&path),
+        _ => read_vision_config(&path, allow_unused),
     }
 }
 
@@ -101,6 +109,7 @@ fn read_tower(weights: &mut WeightMap, dir: &Path) -> Result<ClipVisionConfig, M
 fn config_inside(
     known: Option<ClipVisionConfig>,
     places: &[Described<'_>],
+    allow_unused: bool,
 ) -> Result<ClipVisionConfig, ModelError> {
     if let Some(config) = known {
         return Ok(config);
@@ -108,11 +117,11 @@ fn config_inside(
     for place in places {
         let beside = place.dir.join("vision_config.json");
         if beside.is_file() {
-            return read_vision_config(&beside);
+            return read_vision_config(&beside, allow_unused);
         }
     }
     if let Some(dir) = tower_candidates(places).into_iter().find(|d| d.is_dir()) {
-        return read_vision_config(&dir.join("config.json"));
+        return read_vision_config(&dir.join("config.json"), allow_unused);
     }
     // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes; ShareGPT4V, on which the
     // released SQ-LLaVA stands, names the one that it trained on from there.
@@ -125,13 +134,7 @@ fn config_inside(
             Some(name) if name.ends_with("-CLIP-L-336") => 336,
             _ => continue,
         };
-        return Ok(ClipVisionConfig::new()
-            .with_hidden_size(1024)
-            .with_intermediate_size(4096)
-            .with_num_hidden_layers(24)
-            .with_num_attention_heads(16)
-            .with_image_size(side)
-            .with_patch_size(14));
+        return Ok(ClipVisionConfig::large(side));
     }
     let path = places
         .first()

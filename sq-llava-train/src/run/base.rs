@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::TextTokenizer;
-use sq_llava_data::image::ImageProcessor;
+use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_model::config::{ProjectorConfig, read_json};
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
 use sq_llava_model::{ModelError, SqLlava};
@@ -131,7 +131,7 @@ impl<B: AutodiffBackend> Base<B> {
         if let Origin::Fresh | Origin::Projector(_) = origin {
             // Neither says how its pictures were seen.
             model.config.select_layer = recipe.model.select_layer;
-            model.config.image_aspect_ratio = first.to_owned();
+            model.config.image_aspect_ratio = Some(first.to_owned());
             if model.config.feature_layer().is_none() {
                 return Err(TrainError::Recipe(format!(
                     "model.select_layer is {}, which the vision tower does not have",
@@ -158,16 +158,20 @@ impl<B: AutodiffBackend> Base<B> {
                 "not found, and the vision tower needs it; copy the one of the CLIP tower here",
             )));
         };
-        let file = folder.join("preprocessor_config.json");
-        let processor = ImageProcessor::from_file(&file, first.parse()?)?;
+        if model.config.image_aspect_ratio.is_none() {
+            // A llava-hf model leaves it to its processor.
+            let own = ImageProcessorConfig::read_dir(folder)?.aspect;
+            model.config.image_aspect_ratio = Some(own.name().into());
+        }
+        let processor = ImageProcessor::from_dir(folder, Some(first))?;
         let side = vision.image_size as u32;
         for &stage in &recipe.stages {
             let size = processor_of(&processor, recipe, stage)?.input_size();
             if size != (side, side) {
                 return Err(TrainError::Model(ModelError::config(
-                    file,
+                    folder,
                     format!(
-                        "it makes pictures of {size:?}, but the vision tower takes {side}×{side}"
+                        "its image processor makes pictures of {size:?}, but the vision tower takes {side}×{side}"
                     ),
                 )));
             }

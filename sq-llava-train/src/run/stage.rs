@@ -52,8 +52,8 @@ impl<B: AutodiffBackend> StageModel<B> {
             model = add_adapters(model, recipe);
         }
         let aspect = recipe.image_aspect_ratio(stage);
-        let before = std::mem::replace(&mut model.config.image_aspect_ratio, aspect.to_owned());
-        if before != aspect {
+        let before = model.config.image_aspect_ratio.replace(aspect.to_owned());
+        if let Some(before) = before.filter(|before| before != aspect) {
             tracing::warn!(
                 "stage {stage}: pictures become square by \"{aspect}\", as the recipe says; the model \
                  that it starts from saw them by \"{before}\""

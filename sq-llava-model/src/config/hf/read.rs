@@ -2,11 +2,19 @@
 
 use std::path::Path;
 
-use super::object::{Reader, read_json};
-use super::towers::{llama, vision};
-use crate::config::{ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig};
+use serde_json::Value;
+
+use super::known::Described;
+use super::object::{Reader, judge_unknown, read_json};
+use super::towers::{Family, check_quantization, check_vision_type, llama, vision};
+use crate::config::{
+    ClipVisionConfig, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
+};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
+
+/// Model types in LLaVA's own layout; ShareGPT4V's is LLaVA by another name.
+const LLAVA: [&str; 4] = ["llava", "llava_llama", "sq_llava", "share4v"];
 
 impl SqLlavaConfig {
     /// Reads the `config.json` of a model: original LLaVA and SQ-LLaVA, llava-hf, or a LLaMA-type
@@ -14,27 +22,33 @@ impl SqLlavaConfig {
     /// ([`read_vision_config`](crate::config::read_vision_config)) unless `vision_config` is inside.
     ///
     /// # Errors
-    /// If the file is missing or malformed, or describes an unknown kind of model.
-    pub fn from_hf(path: &Path) -> Result<Self, ModelError> {
+    /// If the file is missing or malformed, describes an unknown kind of model, or (unless
+    /// `allow_unused`) has a key that may change what is computed.
+    pub fn from_hf(path: &Path, allow_unused: bool) -> Result<Self, ModelError> {
         let value = read_json(path)?;
         let r = Reader::new(path, &value)?;
-        let model_type = r.text("model_type")?.unwrap_or("llama");
-        let mut config = match (model_type, r.get("text_config")) {
-            ("llava" | "llava_llama" | "sq_llava" | "share4v", Some(text)) => {
-                llava_hf(&r, &Reader::new(path, text)?)?
+        let model_type = model_type(&r)?;
+        let text = r.inside("text_config")?;
+        let mut unknown = Vec::new();
+        let is_llava = LLAVA.contains(&model_type);
+        let mut config = match (&text, Family::of(model_type)) {
+            (Some(text), _) if is_llava => {
+                let config = llava_hf(&r, text, &mut unknown)?;
+                unknown.extend(text.unknown(Described::Text));
+                config
             }
-            ("llava" | "llava_llama" | "sq_llava" | "share4v" | "llama" | "vicuna", None) => {
-                original(&r)?
-            }
-            ("mistral", None) if r.get("sliding_window").is_none() => original(&r)?,
-            (other, _) => {
+            (None, _) if is_llava => original(&r, Family::Llama, &mut unknown)?,
+            (None, Some(family)) => original(&r, family, &mut unknown)?,
+            _ => {
                 return Err(r.error(&format!(
-                    "unknown model type \"{other}\"; known are llava, llava_llama, share4v and llama"
+                    "the model type \"{model_type}\" is not supported; known are llava (also llava_llama, sq_llava, share4v), llama and mistral without a sliding window"
                 )));
             }
         };
-        if let Some(inner) = r.get("vision_config") {
-            config.vision = Some(vision(&Reader::new(path, inner)?)?);
+        if let Some(inner) = r.inside("vision_config")? {
+            check_vision_type(&inner)?;
+            config.vision = Some(vision(&inner)?);
+            unknown.extend(inner.unknown(Described::Vision));
         }
         if let Some(inner) = r.get("sq_prototype") {
             let parsed = serde_json::from_value::<PrototypeConfig>(inner.clone());
@@ -46,13 +60,39 @@ impl SqLlavaConfig {
             0 => None,
             start => Some(start),
         };
+        unknown.extend(r.unknown(match text {
+            Some(_) => Described::LlavaHf,
+            None => Described::Language,
+        }));
+        judge_unknown(path, &unknown, allow_unused)?;
         Ok(config)
     }
 }
 
+/// `model_type`; a file without one is a LLaMA unless its `architectures` say otherwise.
+fn model_type<'a>(r: &Reader<'a>) -> Result<&'a str, ModelError> {
+    if let Some(name) = r.text("model_type")? {
+        return Ok(name);
+    }
+    let first = r
+        .get("architectures")
+        .and_then(|list| list.get(0)?.as_str());
+    match first {
+        None | Some("LlamaForCausalLM" | "LlamaModel") => Ok("llama"),
+        Some(name) if name.starts_with("Llava") => Ok("llava"),
+        Some(other) => Err(r.error(&format!(
+            "no \"model_type\", and the architecture \"{other}\" is not supported"
+        ))),
+    }
+}
+
 /// Original LLaVA and SQ-LLaVA: the language model's keys and `mm_*` in one object.
-fn original(r: &Reader) -> Result<SqLlavaConfig, ModelError> {
-    let mut config = SqLlavaConfig::new(llama(r)?);
+fn original(
+    r: &Reader,
+    family: Family,
+    unknown: &mut Vec<String>,
+) -> Result<SqLlavaConfig, ModelError> {
+    let mut config = SqLlavaConfig::new(llama(r, family, unknown)?);
     token_ids(&mut config, r)?;
     if let Some(name) = r.text("mm_projector_type")? {
         let latents = match r.size("num_latents", 0)? {
@@ -84,25 +124,31 @@ fn original(r: &Reader) -> Result<SqLlavaConfig, ModelError> {
     if r.flag("mm_use_im_start_end", false)? {
         return Err(r.error("\"mm_use_im_start_end\" is true; such models are not supported"));
     }
-    let aspect = r.text("image_aspect_ratio")?;
-    config.image_aspect_ratio = match aspect {
-        // LLaVA 1.0 leaves it out or says square: shortest side and centre crop.
-        None | Some("square" | "crop") => "crop".into(),
-        Some(known @ ("pad" | "resize")) => known.into(),
-        Some(other) => {
-            return Err(r.error(&format!(
-                "unknown image_aspect_ratio \"{other}\"; known are pad, crop and resize"
-            )));
-        }
-    };
+    // LLaVA 1.0 leaves it out or says square: shortest side and centre crop.
+    let ratio = r.text("image_aspect_ratio")?.unwrap_or("square");
+    config.image_aspect_ratio = Some(aspect(ratio).map_err(|reason| r.error(&reason))?);
     Ok(config)
 }
 
-fn llava_hf(r: &Reader, text: &Reader) -> Result<SqLlavaConfig, ModelError> {
-    let mut config = SqLlavaConfig::new(llama(text)?);
-    // The head's tying may be said outside.
-    config.llama.tie_word_embeddings =
-        r.flag("tie_word_embeddings", config.llama.tie_word_embeddings)?;
+fn llava_hf(
+    r: &Reader,
+    text: &Reader,
+    unknown: &mut Vec<String>,
+) -> Result<SqLlavaConfig, ModelError> {
+    let name = text.text("model_type")?.unwrap_or("llama");
+    let family = Family::of(name).ok_or_else(|| {
+        r.error(&format!(
+            "the text model is a \"{name}\" (\"text_config.model_type\"), which is not supported; known are llama, and mistral without a sliding window"
+        ))
+    })?;
+    let mut config = SqLlavaConfig::new(llama(text, family, unknown)?);
+    // Either may say that the head is tied.
+    config.llama.tie_word_embeddings |= r.flag("tie_word_embeddings", false)?;
+    check_quantization(r)?;
+    if r.get("vision_config").is_none() {
+        // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels.
+        config.vision = Some(ClipVisionConfig::large(336));
+    }
     token_ids(&mut config, text)?;
     token_ids(&mut config, r)?;
     config.projector = ProjectorConfig::Mlp {
@@ -110,6 +156,11 @@ fn llava_hf(r: &Reader, text: &Reader) -> Result<SqLlavaConfig, ModelError> {
         act: r.activation("projector_hidden_act", Activation::Gelu)?,
         bias: r.flag("multimodal_projector_bias", true)?,
     };
+    if let Some(layers @ Value::Array(_)) = r.get("vision_feature_layer") {
+        return Err(r.error(&format!(
+            "\"vision_feature_layer\" is {layers}: features of several layers are not supported"
+        )));
+    }
     config.select_layer = r.id("vision_feature_layer")?.unwrap_or(-2);
     config.select_feature = match r
         .text("vision_feature_select_strategy")?
@@ -123,13 +174,17 @@ fn llava_hf(r: &Reader, text: &Reader) -> Result<SqLlavaConfig, ModelError> {
             )));
         }
     };
-    // llava-hf's processor crops; its converted checkpoints were trained on padded squares, and
-    // LLaVA's own configuration says so.
-    config.image_aspect_ratio = r.text("image_aspect_ratio")?.unwrap_or("pad").into();
-    config.image_token_index = match r.id("image_token_index")? {
-        Some(id) => Some(id),
-        None => r.id("image_token_id")?,
-    };
+    // Its processor's own file says it, unless LLaVA's key is there.
+    config.image_aspect_ratio = r
+        .text("image_aspect_ratio")?
+        .map(aspect)
+        .transpose()
+        .map_err(|reason| r.error(&reason))?;
+    config.image_token_index = Some(match r.id("image_token_index")? {
+        Some(id) => id,
+        // transformers' LlavaConfig.
+        None => r.id("image_token_id")?.unwrap_or(32_000),
+    });
     Ok(config)
 }
 
@@ -142,4 +197,15 @@ fn token_ids(config: &mut SqLlavaConfig, r: &Reader) -> Result<(), ModelError> {
     }
     config.pad_token_id = r.id("pad_token_id")?.or(config.pad_token_id);
     Ok(())
+}
+
+/// LLaVA's `image_aspect_ratio` by one name each.
+fn aspect(name: &str) -> Result<String, String> {
+    match name {
+        "square" | "crop" => Ok("crop".into()),
+        known @ ("pad" | "resize") => Ok(known.into()),
+        other => Err(format!(
+            "unknown image_aspect_ratio \"{other}\"; known are pad, crop and resize"
+        )),
+    }
 }

@@ -4,15 +4,45 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
-use super::object::{Reader, read_json};
+use super::known::Described;
+use super::object::{Reader, judge_unknown, read_json};
 use crate::config::{ClipVisionConfig, LlamaConfig};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 use crate::ops::rope::RopeScaling;
 
-pub(super) fn llama(r: &Reader) -> Result<LlamaConfig, ModelError> {
+/// Language models that are computed as LLaMA.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Family {
+    Llama,
+    /// LLaMA with other defaults, and a sliding window unless the file says otherwise.
+    Mistral,
+}
+
+impl Family {
+    /// By `model_type`.
+    pub fn of(model_type: &str) -> Option<Self> {
+        match model_type {
+            "llama" | "vicuna" => Some(Self::Llama),
+            "mistral" => Some(Self::Mistral),
+            _ => None,
+        }
+    }
+}
+
+/// Reads a language model; keys that may change what is computed go to `unknown`.
+pub(super) fn llama(
+    r: &Reader,
+    family: Family,
+    unknown: &mut Vec<String>,
+) -> Result<LlamaConfig, ModelError> {
+    // transformers' LlamaConfig and MistralConfig.
+    let (intermediate, kv_heads, positions) = match family {
+        Family::Llama => (11008, None, 2048),
+        Family::Mistral => (14336, Some(8), 131_072),
+    };
     let heads = r.positive("num_attention_heads", 32)?;
-    let kv_heads = r.positive("num_key_value_heads", heads)?;
+    let kv_heads = r.positive("num_key_value_heads", kv_heads.unwrap_or(heads))?;
     let hidden = r.positive("hidden_size", 4096)?;
     if heads % kv_heads != 0 {
         return Err(r.error(&format!(
@@ -28,80 +58,161 @@ pub(super) fn llama(r: &Reader) -> Result<LlamaConfig, ModelError> {
         0 => None,
         d => Some(d),
     };
-    // transformers 5 nests theta and scaling in "rope_parameters".
-    let nested = match r.get("rope_parameters") {
-        Some(value) => Some(Reader::new(r.path, value)?),
-        None => None,
-    };
-    let theta = match &nested {
-        Some(n) => n.float("rope_theta", r.float("rope_theta", 10_000.0)?)?,
-        None => r.float("rope_theta", 10_000.0)?,
-    };
-    let scaling = match (&nested, r.get("rope_scaling")) {
-        (_, Some(value)) => rope_scaling(&Reader::new(r.path, value)?)?,
-        (Some(nested), None) => rope_scaling(nested)?,
-        (None, None) => None,
-    };
-    Ok(LlamaConfig::new()
+    let width = head_dim.unwrap_or(hidden / heads);
+    if width % 2 == 1 {
+        return Err(r.error(&format!(
+            "heads of width {width} cannot be rotated: \"head_dim\" must be even"
+        )));
+    }
+    let positions = r.positive("max_position_embeddings", positions)?;
+    check_window(r, family, positions)?;
+    let (theta, scaling) = rope(r, width, positions, unknown)?;
+    let config = LlamaConfig::new()
         .with_hidden_size(hidden)
-        .with_intermediate_size(r.positive("intermediate_size", 11008)?)
+        .with_intermediate_size(r.positive("intermediate_size", intermediate)?)
         .with_num_hidden_layers(r.positive("num_hidden_layers", 32)?)
         .with_num_attention_heads(heads)
         .with_num_key_value_heads(kv_heads)
         .with_head_dim(head_dim)
         .with_vocab_size(r.positive("vocab_size", 32000)?)
-        .with_max_position_embeddings(r.positive("max_position_embeddings", 2048)?)
+        .with_max_position_embeddings(positions)
         .with_rms_norm_eps(r.float("rms_norm_eps", 1e-6)?)
         .with_rope_theta(theta)
         .with_rope_scaling(scaling)
         .with_hidden_act(r.activation("hidden_act", Activation::Silu)?)
         .with_tie_word_embeddings(r.flag("tie_word_embeddings", false)?)
-        .with_attention_bias(r.flag("attention_bias", false)?)
-        .with_mlp_bias(r.flag("mlp_bias", false)?))
+        .with_attention_bias(family == Family::Llama && r.flag("attention_bias", false)?)
+        .with_mlp_bias(family == Family::Llama && r.flag("mlp_bias", false)?);
+    check_quantization(r)?;
+    Ok(config)
 }
 
-fn rope_scaling(r: &Reader) -> Result<Option<RopeScaling>, ModelError> {
-    let kind = match r.text("rope_type")? {
-        Some(kind) => kind,
-        None => r.text("type")?.unwrap_or("default"),
+/// A sliding window that is as long as the context hides nothing: the model is LLaMA. Without
+/// `sliding_window` transformers gives Mistral one of 4096 tokens.
+fn check_window(r: &Reader, family: Family, positions: usize) -> Result<(), ModelError> {
+    let window = match family {
+        Family::Mistral if !r.has("sliding_window") => 4096,
+        _ => r.size("sliding_window", usize::MAX)?,
     };
-    let factor = || -> Result<f64, ModelError> {
-        match r.float("factor", 0.0)? {
-            f if f >= 1.0 => Ok(f),
-            f => Err(r.error(&format!("rope scaling factor {f} is below 1"))),
+    let used = r.flag("use_sliding_window", true)?;
+    // From this layer on there is a window, in the models that have the key.
+    r.size("max_window_layers", 0)?;
+    if used && window < positions {
+        return Err(r.error(&format!(
+            "a sliding window of {window} tokens (\"sliding_window\") in a context of {positions} is not supported"
+        )));
+    }
+    match r.get("layer_types") {
+        None => Ok(()),
+        Some(Value::Array(kinds)) if kinds.iter().all(|kind| kind == "full_attention") => Ok(()),
+        Some(_) => Err(r.error("\"layer_types\" other than full_attention are not supported")),
+    }
+}
+
+/// Weights that are stored in another program's blocks are no matrices.
+pub(super) fn check_quantization(r: &Reader) -> Result<(), ModelError> {
+    let Some(quantization) = r.inside("quantization_config")? else {
+        return Ok(());
+    };
+    match quantization.text("quant_method")? {
+        Some("sq-llava") => Ok(()),
+        other => Err(r.error(&format!(
+            "the weights are quantised by \"{}\" (\"quantization_config\"), which is not supported; take the model in 16 bits, or a GGUF file, and quantise it with --quantize",
+            other.unwrap_or("an unknown method")
+        ))),
+    }
+}
+
+/// Base and scaling of the rotary frequencies of heads of `width`.
+fn rope(
+    r: &Reader,
+    width: usize,
+    positions: usize,
+    unknown: &mut Vec<String>,
+) -> Result<(f64, Option<RopeScaling>), ModelError> {
+    let outer = r.float("rope_theta", 10_000.0)?;
+    // transformers 5 nests theta and scaling in "rope_parameters".
+    let given = match (r.inside("rope_scaling")?, r.inside("rope_parameters")?) {
+        (Some(_), Some(_)) if r.get("rope_scaling") != r.get("rope_parameters") => {
+            return Err(r.error(
+                "\"rope_scaling\" and \"rope_parameters\" differ; take out the one that is not meant",
+            ));
         }
+        (one, other) => one.or(other),
+    };
+    // As in transformers the outer number goes before the inner one.
+    let original = r.size("original_max_position_embeddings", 0)?;
+    let Some(given) = given else {
+        return Ok((outer, None));
+    };
+    let theta = given.float("rope_theta", outer)?;
+    if !(theta.is_finite() && theta > 0.0) {
+        return Err(r.error(&format!("\"rope_theta\" is {theta}")));
+    }
+    let original = match original {
+        0 => given.positive("original_max_position_embeddings", positions)?,
+        n => n,
+    };
+    let scaling = rope_scaling(&given, width, original)?;
+    unknown.extend(given.unknown(Described::Rope));
+    Ok((theta, scaling))
+}
+
+fn rope_scaling(
+    r: &Reader,
+    width: usize,
+    original: usize,
+) -> Result<Option<RopeScaling>, ModelError> {
+    let old_name = r.text("type")?;
+    let kind = r.text("rope_type")?.or(old_name).unwrap_or("default");
+    let needed = |key: &str| -> Result<f64, ModelError> {
+        let number = r.typed(key, "a number", Value::as_f64)?;
+        number.ok_or_else(|| r.error(&format!("rope scaling \"{kind}\" without \"{key}\"")))
+    };
+    let factor = || match needed("factor")? {
+        f if f >= 1.0 => Ok(f),
+        f => Err(r.error(&format!("rope scaling factor {f} is below 1"))),
     };
     match kind {
         "default" => Ok(None),
         "linear" => Ok(Some(RopeScaling::Linear { factor: factor()? })),
         "llama3" => Ok(Some(RopeScaling::Llama3 {
             factor: factor()?,
-            low_freq_factor: r.float("low_freq_factor", 1.0)?,
-            high_freq_factor: r.float("high_freq_factor", 4.0)?,
-            original_max_position_embeddings: r
-                .positive("original_max_position_embeddings", 8192)?,
+            low_freq_factor: needed("low_freq_factor")?,
+            high_freq_factor: needed("high_freq_factor")?,
+            original_max_position_embeddings: original,
         })),
-        "longrope" => {
-            let list = |key| -> Result<Vec<f64>, ModelError> {
-                let read = |v: &Value| v.as_array()?.iter().map(Value::as_f64).collect();
-                let list = r.typed(key, "a list of numbers", read)?.unwrap_or_default();
-                Ok(list)
-            };
-            let factors = list("short_factor")?;
-            let plain = factors.iter().all(|&f| f > 0.0)
-                && factors == list("long_factor")?
-                && r.float("attention_factor", 0.0)? == 1.0;
-            match plain {
-                true => Ok(Some(RopeScaling::Factors { factors })),
-                false => Err(r.error(
-                    "rope scaling \"longrope\" is supported only with equal lists and \"attention_factor\" 1",
-                )),
-            }
-        }
+        "longrope" => long_rope(r, width).map(Some),
         other => Err(r.error(&format!(
             "rope scaling \"{other}\" is not supported; known are linear and llama3"
         ))),
     }
+}
+
+/// Only where the factors are the same for short and long texts and nothing is scaled.
+fn long_rope(r: &Reader, width: usize) -> Result<RopeScaling, ModelError> {
+    let list = |key| -> Result<Vec<f64>, ModelError> {
+        let read = |v: &Value| v.as_array()?.iter().map(Value::as_f64).collect();
+        let list: Vec<f64> = r.typed(key, "a list of numbers", read)?.unwrap_or_default();
+        if list.len() != width / 2 {
+            return Err(r.error(&format!(
+                "rope scaling: \"{key}\" holds {} numbers, but heads of width {width} need {}",
+                list.len(),
+                width / 2
+            )));
+        }
+        Ok(list)
+    };
+    let (factors, long) = (list("short_factor")?, list("long_factor")?);
+    let attention = r.float("attention_factor", 0.0)?;
+    // Without effect beside an attention factor.
+    r.float("factor", 1.0)?;
+    if factors.iter().all(|&f| f > 0.0) && factors == long && attention == 1.0 {
+        return Ok(RopeScaling::Factors { factors });
+    }
+    Err(r.error(
+        "rope scaling \"longrope\" is supported only with equal lists and \"attention_factor\" 1",
+    ))
 }
 
 pub(crate) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
@@ -136,18 +247,36 @@ pub(crate) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
 /// `vision_config` of a whole CLIP model.
 ///
 /// # Errors
-/// If the file is missing or malformed, or is not of CLIP's kind.
-pub fn read_vision_config(path: &Path) -> Result<ClipVisionConfig, ModelError> {
+/// If the file is missing or malformed, is not of CLIP's kind, or (unless `allow_unused`) has a
+/// key that may change what is computed.
+pub fn read_vision_config(path: &Path, allow_unused: bool) -> Result<ClipVisionConfig, ModelError> {
     let value = read_json(path)?;
     let r = Reader::new(path, &value)?;
+    let inner = match r.text("model_type")? {
+        Some("clip") => Some(
+            r.inside("vision_config")?
+                .ok_or_else(|| r.error("a CLIP model without \"vision_config\""))?,
+        ),
+        Some("clip_vision_model") | None => None,
+        Some(other) => {
+            return Err(r.error(&format!(
+                "unknown vision model type \"{other}\"; known are clip and clip_vision_model"
+            )));
+        }
+    };
+    let tower = inner.as_ref().unwrap_or(&r);
+    check_vision_type(tower)?;
+    let config = vision(tower)?;
+    judge_unknown(path, &tower.unknown(Described::Vision), allow_unused)?;
+    Ok(config)
+}
+
+/// The tower inside another configuration names its own type.
+pub(crate) fn check_vision_type(r: &Reader) -> Result<(), ModelError> {
     match r.text("model_type")? {
-        Some("clip") => match r.get("vision_config") {
-            Some(inner) => vision(&Reader::new(path, inner)?),
-            None => Err(r.error("a CLIP model without \"vision_config\"")),
-        },
-        Some("clip_vision_model") | None => vision(&r),
+        None | Some("clip_vision_model") => Ok(()),
         Some(other) => Err(r.error(&format!(
-            "unknown vision model type \"{other}\"; known are clip and clip_vision_model"
+            "the vision tower is a \"{other}\", which is not supported; known is clip_vision_model"
         ))),
     }
 }

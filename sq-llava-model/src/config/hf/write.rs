@@ -29,7 +29,9 @@ impl SqLlavaConfig {
         }
         out["mm_vision_select_layer"] = json!(self.select_layer);
         out["mm_vision_select_feature"] = json!(self.select_feature);
-        out["image_aspect_ratio"] = json!(self.image_aspect_ratio);
+        if let Some(aspect) = &self.image_aspect_ratio {
+            out["image_aspect_ratio"] = json!(aspect);
+        }
         out["mm_use_im_start_end"] = json!(false);
         out["mm_use_im_patch_token"] = json!(false);
         if let Some(prototype) = &self.prototype {

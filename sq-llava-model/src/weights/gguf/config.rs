@@ -2,18 +2,21 @@
 
 use sq_llava_data::gguf::{GgufHeader, GgufTensor};
 
+use super::keys::unknown;
 use super::names::layer;
-use crate::config::{LlamaConfig, SqLlavaConfig};
+use crate::config::{LlamaConfig, SqLlavaConfig, judge_unknown};
 use crate::error::ModelError;
 use crate::ops::rope::RopeScaling;
 
 /// Reads the configuration; `rope_factors` are the values of `rope_freqs.weight`.
 ///
 /// # Errors
-/// If a key is missing, the architecture is another, or sizes differ from the tensors'.
+/// If a key is missing, the architecture is another, sizes differ from the tensors', or (unless
+/// `allow_unused`) a key may change what is computed.
 pub(super) fn read_config(
     header: &GgufHeader,
     rope_factors: Option<Vec<f32>>,
+    allow_unused: bool,
 ) -> Result<SqLlavaConfig, ModelError> {
     let fail = |reason: String| ModelError::from(header.error(reason));
     match header.text("general.architecture")? {
@@ -100,6 +103,8 @@ pub(super) fn read_config(
         }
     }
 
+    let context = needed("context_length")?;
+    judge_unknown(&header.path, &unknown(header, context), allow_unused)?;
     let llama = LlamaConfig::new()
         .with_hidden_size(hidden)
         .with_intermediate_size(intermediate)
@@ -108,7 +113,7 @@ pub(super) fn read_config(
         .with_num_key_value_heads(kv_heads)
         .with_head_dim((head_dim * heads != hidden).then_some(head_dim))
         .with_vocab_size(vocabulary)
-        .with_max_position_embeddings(needed("context_length")?)
+        .with_max_position_embeddings(context)
         .with_rms_norm_eps(
             header
                 .number("llama.attention.layer_norm_rms_epsilon")?

@@ -2,6 +2,7 @@
 
 mod blocks;
 mod config;
+mod keys;
 mod names;
 
 use std::path::{Path, PathBuf};
@@ -67,8 +68,9 @@ pub(super) fn locate(path: &Path) -> Result<Option<PathBuf>, ModelError> {
 /// Lists the tensors of a file and reads its configuration. Nothing but the header is read.
 ///
 /// # Errors
-/// If the file is damaged, of another architecture, or holds a tensor of an unsupported type.
-pub(super) fn read_gguf(path: &Path) -> Result<GgufModel, ModelError> {
+/// If the file is damaged, of another architecture, holds a tensor of an unsupported type, or
+/// (unless `allow_unused`) has metadata that may change what is computed.
+pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, ModelError> {
     let header = GgufHeader::open(path)?;
     if header.tensors.is_empty() {
         return Err(header
@@ -94,7 +96,7 @@ pub(super) fn read_gguf(path: &Path) -> Result<GgufModel, ModelError> {
             None => unknown.push(tensor.name),
         }
     }
-    let config = config::read_config(&header, factors)?;
+    let config = config::read_config(&header, factors, allow_unused)?;
     let llama = &config.llama;
     for (name, tensor) in &mut tensors {
         // llama.cpp turns pairs of neighbours, LLaMA halves: its converter reorders these rows.

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use burn_flex::Flex;
 use serde_json::{Value, json};
-use sq_llava_data::image::{ImageAspect, ImageProcessor};
+use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{
     AskingPolicy, DeltaSchedule, LabelOptions, Manifest, Sampler, Template, TextTokenizer,
     TokenRole,
@@ -61,8 +61,7 @@ impl World {
 
     fn data(&self) -> StageData {
         let words = golden::folders("i_").remove(0);
-        let processor = words.join("preprocessor_config.json");
-        let processor = ImageProcessor::from_file(&processor, ImageAspect::Pad);
+        let processor = ImageProcessor::from_dir(&words, Some("pad"));
         let manifest = Manifest::open(self.folder.path().join("data.json")).expect("a manifest");
         StageData {
             sampler: Sampler::random(manifest.len(), 3),
