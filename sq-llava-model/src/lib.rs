@@ -18,4 +18,5 @@ pub use connector::splice::IMAGE_TOKEN_INDEX;
 pub use error::ModelError;
 pub use generation::assistant::{Answer, AnswerOptions, Assistant, AssistantOptions, Request};
 pub use generation::questioner::{Question, QuestionOptions, Questions, SelfQuestioner};
+pub use language::vocabulary::check_vocabulary;
 pub use sq_llava::{Sample, SqLlava};

@@ -4,7 +4,7 @@
 //! SQ-LLaVA, `sq` the paper's with its four tokens: `{system}`, then per turn `[usr]{q}` or
 //! `[vusr]{q}` and `[aswr]{a}<o^d>`, with `<image>\n` before the role token.
 
-use crate::text::segments::{self, Segment, TokenRole};
+use crate::text::segments::{self, Segment, TokenRole, text_of, with_spoken};
 use crate::text::template::{ASWR, END, USR, VUSR};
 use crate::{DataError, Template, TextTokenizer};
 
@@ -58,6 +58,9 @@ pub struct Conversation {
     pub turns: Vec<Turn>,
     /// Images for the question that comes next.
     pub pending_images: usize,
+    /// Whether the end token's name (`</s>`) in what is said is that token, as in LLaVA. It is
+    /// plain text by default, as the names of all other special tokens are in any case.
+    pub spoken_end_tokens: bool,
 }
 
 /// How the begin and end tokens are spelt.
@@ -74,6 +77,7 @@ impl Conversation {
             system: None,
             turns: Vec::new(),
             pending_images: 0,
+            spoken_end_tokens: false,
         }
     }
 
@@ -132,15 +136,7 @@ impl Conversation {
             bos: "<s>".to_owned(),
             eos: "</s>".to_owned(),
         };
-        let mut prompt = String::new();
-        for segment in self.render(&spelling, ending)? {
-            match segment {
-                Segment::Text(text, _) => prompt.push_str(&text),
-                Segment::Image => prompt.push_str(IMAGE_TOKEN),
-                Segment::TurnEnd => {}
-            }
-        }
-        Ok(prompt)
+        Ok(text_of(self.render(&spelling, ending)?))
     }
 
     /// Ids of the prompt, with [`IMAGE_TOKEN_INDEX`] for each image and the tokenizer's own begin
@@ -180,7 +176,12 @@ impl Conversation {
         };
         let bos = Some(tokenizer.bos_id()).filter(|_| tokenizer.adds_bos());
         let bos = bos.and_then(spell).unwrap_or_default();
-        self.render(&Spelling { bos, eos }, ending)
+        let spelling = Spelling { bos, eos };
+        let segments = self.render(&spelling, ending)?;
+        match self.spoken_end_tokens && !spelling.eos.is_empty() {
+            true => Ok(with_spoken(segments, &spelling.eos)),
+            false => Ok(segments),
+        }
     }
 
     fn check(&self, ending: Ending) -> Result<(), DataError> {
@@ -267,7 +268,7 @@ impl Conversation {
             }
             if turn.images > 0 || !turn.text.is_empty() {
                 if turn.speaker != Speaker::User {
-                    page.learn(&spelling.eos, role);
+                    page.token(&spelling.eos, role);
                 }
                 if turn.speaker != Speaker::Assistant {
                     page.given(" ");
@@ -303,22 +304,22 @@ impl Conversation {
                         _ => (USR, TokenRole::Ignore),
                     };
                     asked = role;
-                    page.given(token);
+                    page.token(token, TokenRole::Ignore);
                     page.learn(&turn.text, role);
                 }
                 Speaker::Assistant => {
-                    page.learn(ASWR, asked);
+                    page.token(ASWR, asked);
                     page.learn(&turn.text, TokenRole::Answer);
-                    page.learn(END, TokenRole::Answer);
+                    page.token(END, TokenRole::Answer);
                     page.end_turn();
                 }
             }
         }
         match ending {
-            Ending::Answer => page.given(ASWR),
+            Ending::Answer => page.token(ASWR, TokenRole::Ignore),
             Ending::Ask => {
                 page.images(self.pending_images, "\n");
-                page.given(VUSR);
+                page.token(VUSR, TokenRole::Ignore);
             }
             Ending::Closed => {}
         }
@@ -330,12 +331,12 @@ impl Conversation {
         for (i, turn) in self.turns.iter().enumerate() {
             if turn.speaker == Speaker::Assistant {
                 page.learn(&format!(" {} ", turn.text), TokenRole::Answer);
-                page.learn(&spelling.eos, TokenRole::Answer);
+                page.token(&spelling.eos, TokenRole::Answer);
                 page.end_turn();
                 continue;
             }
             if i > 0 {
-                page.given(&spelling.bos);
+                page.token(&spelling.bos, TokenRole::Ignore);
             }
             page.given("[INST] ");
             if i == 0 && !self.system().is_empty() {
@@ -362,6 +363,13 @@ impl Page {
     fn learn(&mut self, text: &str, role: TokenRole) {
         if !text.is_empty() {
             self.segments.push(Segment::Text(text.to_owned(), role));
+        }
+    }
+
+    /// A special token, if it has a name.
+    fn token(&mut self, name: &str, role: TokenRole) {
+        if !name.is_empty() {
+            self.segments.push(Segment::Token(name.to_owned(), role));
         }
     }
 

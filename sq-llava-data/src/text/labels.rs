@@ -59,6 +59,8 @@ pub struct LabelOptions {
     pub tokens_per_image: usize,
     /// Most tokens of a sample, images included; `None` for no cap.
     pub max_length: Option<usize>,
+    /// See [`Conversation::spoken_end_tokens`](crate::Conversation::spoken_end_tokens).
+    pub spoken_end_tokens: bool,
 }
 
 impl LabelOptions {
@@ -69,6 +71,7 @@ impl LabelOptions {
             system: None,
             tokens_per_image: 1,
             max_length: None,
+            spoken_end_tokens: false,
         }
     }
 }
@@ -93,6 +96,7 @@ pub fn encode_sample(
                 reason,
             } => reason,
             error @ DataError::NoAskingRole(_) => error.to_string(),
+            DataError::Encoding(reason) => reason,
             other => return other,
         };
         DataError::Conversation {
@@ -101,11 +105,12 @@ pub fn encode_sample(
         }
     };
     let system = options.system.as_deref();
-    let conversation = conversation_of(sample, options.template, system, asked)?;
+    let mut conversation = conversation_of(sample, options.template, system, asked)?;
+    conversation.spoken_end_tokens = options.spoken_end_tokens;
     let segments = conversation
         .segments(tokenizer, Ending::Closed)
         .map_err(named)?;
-    let mut encoded = segments::encode(tokenizer, &segments)?;
+    let mut encoded = segments::encode(tokenizer, &segments).map_err(named)?;
     let cut = match options.max_length {
         Some(max) => truncate(&mut encoded, max, options.tokens_per_image),
         None => None,
@@ -180,7 +185,7 @@ mod tests {
     fn tokenizer() -> TextTokenizer {
         let path = golden::llama_tokenizer().join("tokenizer.model");
         let mut tokenizer = TextTokenizer::from_sentencepiece(path, false).unwrap();
-        let ids = tokenizer.add_special_tokens(&SQ_TOKENS);
+        let ids = tokenizer.add_special_tokens(&SQ_TOKENS).unwrap();
         assert_eq!(ids, [32000, 32001, 32002, 32003]);
         tokenizer
     }

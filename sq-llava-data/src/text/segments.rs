@@ -4,7 +4,7 @@
 //! segment that holds its last byte. Nothing is encoded in parts and counted.
 
 use crate::text::conversation::IMAGE_TOKEN_INDEX;
-use crate::{DataError, TextTokenizer};
+use crate::{DataError, TextTokenizer, TokenSpan};
 
 /// What a token is to the loss.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -20,7 +20,10 @@ pub enum TokenRole {
 /// A piece of a prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Segment {
+    /// Words, whoever they are from. A special token's name in them is plain text.
     Text(String, TokenRole),
+    /// A special token of the template, by its name.
+    Token(String, TokenRole),
     Image,
     /// An answer ends here: a place to cut a long conversation.
     TurnEnd,
@@ -39,6 +42,8 @@ pub(crate) struct EncodedSegments {
 #[derive(Default)]
 struct Chunk {
     text: String,
+    /// The template's tokens in `text`.
+    tokens: Vec<TokenSpan>,
     /// End of each segment in `text`, and its role.
     ends: Vec<(usize, TokenRole)>,
     turn_ends: Vec<usize>,
@@ -58,6 +63,15 @@ pub(crate) fn encode(
             Segment::Text(text, role) => {
                 chunk.text.push_str(text);
                 chunk.ends.push((chunk.text.len(), *role));
+            }
+            Segment::Token(name, role) => {
+                let start = chunk.text.len();
+                chunk.text.push_str(name);
+                let end = chunk.text.len();
+                let missing = || DataError::Encoding(format!("the vocabulary lacks {name}"));
+                let id = tokenizer.id(name).ok_or_else(missing)?;
+                chunk.tokens.push(TokenSpan { id, start, end });
+                chunk.ends.push((end, *role));
             }
             Segment::TurnEnd => chunk.turn_ends.push(chunk.text.len()),
             Segment::Image => {
@@ -79,7 +93,7 @@ fn flush(
     out: &mut EncodedSegments,
 ) -> Result<(), DataError> {
     let before = out.ids.len();
-    let spans = tokenizer.encode_with_spans(&chunk.text, first)?;
+    let spans = tokenizer.encode_template(&chunk.text, &chunk.tokens, first)?;
     let begin = usize::from(first && tokenizer.adds_bos());
     for (i, token) in spans.iter().enumerate() {
         let at = token.start.max(token.end.saturating_sub(1));
@@ -98,20 +112,54 @@ fn flush(
     Ok(())
 }
 
-/// Ids of a text in which `<image>` stands for an image (LLaVA's `tokenizer_image_token`).
+/// Ids of a prompt's text in which `<image>` stands for an image and special tokens for themselves
+/// (LLaVA's `tokenizer_image_token`).
 ///
 /// # Errors
 /// If the vocabulary cannot write the text.
 pub fn encode_with_images(tokenizer: &TextTokenizer, text: &str) -> Result<Vec<i64>, DataError> {
-    let mut segments = Vec::new();
+    let mut ids = Vec::new();
     for (i, stretch) in text
         .split(crate::text::conversation::IMAGE_TOKEN)
         .enumerate()
     {
         if i > 0 {
-            segments.push(Segment::Image);
+            ids.push(IMAGE_TOKEN_INDEX);
         }
-        segments.push(Segment::Text(stretch.to_owned(), TokenRole::Ignore));
+        ids.extend(tokenizer.encode(stretch, i == 0)?);
     }
-    Ok(encode(tokenizer, &segments)?.ids)
+    Ok(ids)
+}
+
+/// The text that segments make.
+pub(crate) fn text_of(segments: Vec<Segment>) -> String {
+    let mut out = String::new();
+    for segment in segments {
+        match segment {
+            Segment::Text(text, _) | Segment::Token(text, _) => out.push_str(&text),
+            Segment::Image => out.push_str(crate::text::conversation::IMAGE_TOKEN),
+            Segment::TurnEnd => {}
+        }
+    }
+    out
+}
+
+/// The end token's name in texts as the token itself.
+pub(crate) fn with_spoken(segments: Vec<Segment>, eos: &str) -> Vec<Segment> {
+    let mut out = Vec::with_capacity(segments.len());
+    for segment in segments {
+        let Segment::Text(text, role) = segment else {
+            out.push(segment);
+            continue;
+        };
+        for (i, part) in text.split(eos).enumerate() {
+            if i > 0 {
+                out.push(Segment::Token(eos.to_owned(), role));
+            }
+            if !part.is_empty() {
+                out.push(Segment::Text(part.to_owned(), role));
+            }
+        }
+    }
+    out
 }

@@ -3,7 +3,6 @@
 //! Merges follow from the scores as in transformers' `SentencePieceExtractor`: every way of
 //! splitting a piece into two others is a merge, and a higher score of the whole comes first.
 
-use std::cmp::Ordering;
 use std::collections::HashMap;
 use std::path::Path;
 
@@ -160,8 +159,9 @@ pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, D
         }
     }
 
+    let merges = merges(&proto.pieces, bytes.len()).map_err(fail)?;
     let mut builder = BPE::builder()
-        .vocab_and_merges(vocab, merges(&proto.pieces))
+        .vocab_and_merges(vocab, merges)
         .fuse_unk(true)
         .byte_fallback(trainer.byte_fallback.unwrap_or(false));
     if let Some(unk) = &unk {
@@ -241,35 +241,59 @@ impl Listed<'_> {
     }
 }
 
-/// All splits of every mergeable piece into two others, best score of the whole first.
-fn merges(pieces: &[Piece]) -> Vec<(String, String)> {
+/// Bytes of merges that a byte of the file may make, and that any file may. LLaMA's make fewer
+/// than the file has.
+const MERGES_PER_BYTE: usize = 16;
+const MERGES_OF_ANY: usize = 1 << 20;
+
+/// All splits of every mergeable piece into two others, best score of the whole first;
+/// `file` is the file's length in bytes.
+///
+/// # Errors
+/// What is wrong with the pieces.
+fn merges(pieces: &[Piece], file: usize) -> Result<Vec<(String, String)>, String> {
     let mergeable: HashMap<&str, u32> = (0u32..)
         .zip(pieces)
         .filter(|(_, p)| matches!(p.kind.unwrap_or(NORMAL), NORMAL | USER_DEFINED | UNUSED))
         .map(|(id, p)| (p.piece(), id))
         .collect();
+    // Long pieces that are made of each other would make far more merges than the file is long.
+    let mut room = file
+        .saturating_mul(MERGES_PER_BYTE)
+        .saturating_add(MERGES_OF_ANY);
     let mut found: Vec<(f32, u32, u32, &str, &str)> = Vec::new();
     for piece in pieces {
         let whole = piece.piece();
         if !mergeable.contains_key(whole) {
             continue;
         }
+        let score = piece.score.unwrap_or(0.0);
+        if score.is_nan() {
+            return Err(format!(
+                "the score of the piece {whole:?} is not a number; is the file whole?"
+            ));
+        }
         for (at, _) in whole.char_indices().skip(1) {
             let (left, right) = whole.split_at(at);
             if let (Some(&l), Some(&r)) = (mergeable.get(left), mergeable.get(right)) {
-                found.push((piece.score.unwrap_or(0.0), l, r, left, right));
+                room = room.checked_sub(whole.len()).ok_or_else(|| {
+                    format!(
+                        "its pieces make more merges than a file of {file} bytes can mean; is it damaged?"
+                    )
+                })?;
+                found.push((score, l, r, left, right));
             }
         }
     }
-    // Stable, and by ids within a score, as the Python conversion does.
+    // Stable, and by ids within a score, as the Python conversion does; -0 is 0.
     found.sort_by(|a, b| {
-        let by_score = b.0.partial_cmp(&a.0).unwrap_or(Ordering::Equal);
+        let by_score = (b.0 + 0.0).total_cmp(&(a.0 + 0.0));
         by_score.then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2))
     });
-    found
+    let owned = found
         .into_iter()
-        .map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned()))
-        .collect()
+        .map(|(_, _, _, left, right)| (left.to_owned(), right.to_owned()));
+    Ok(owned.collect())
 }
 
 #[cfg(test)]
@@ -318,6 +342,43 @@ mod tests {
         assert_eq!(converted.control_ids, [0, 1, 2]);
         assert_eq!(converted.eos.as_deref(), Some("</s>"));
         assert_eq!(converted.pad, None);
+    }
+
+    fn of(pieces: Vec<Piece>) -> Result<SentencePieceModel, DataError> {
+        let bytes = ModelProto {
+            pieces,
+            trainer_spec: Some(TrainerSpec {
+                model_type: Some(MODEL_TYPE_BPE),
+                ..Default::default()
+            }),
+            normalizer_spec: Some(NormalizerSpec {
+                remove_extra_whitespaces: Some(false),
+                ..Default::default()
+            }),
+        }
+        .encode_to_vec();
+        convert(&bytes, Path::new("t.model"))
+    }
+
+    #[test]
+    fn fault_29_a_score_that_is_not_a_number_is_refused() {
+        // Enough of them that a sort notices an order that is none.
+        let mut pieces = vec![piece("<unk>", 0.0, UNKNOWN), piece("a", 0.0, NORMAL)];
+        for i in 2..200usize {
+            let score = if i % 3 == 0 { f32::NAN } else { -(i as f32) };
+            pieces.push(piece(&"a".repeat(i), score, NORMAL));
+        }
+        let error = of(pieces).err().expect("refused").to_string();
+        assert!(error.contains("not a number"), "{error}");
+        assert!(error.contains("t.model"), "{error}");
+    }
+
+    #[test]
+    fn fault_29_merges_stay_a_small_multiple_of_the_file() {
+        // 2 MB of pieces would make 2.7 GB of merges.
+        let pieces = (1..2000).map(|i| piece(&"a".repeat(i), -(i as f32), NORMAL));
+        let error = of(pieces.collect()).err().expect("refused").to_string();
+        assert!(error.contains("merges"), "{error}");
     }
 
     #[test]

@@ -9,20 +9,25 @@ mod after_special;
 mod files;
 mod gguf;
 mod load;
+mod plain;
 mod save;
+mod vocabulary;
 
 use std::collections::HashSet;
-use std::fs;
+use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use serde_json::{Map, Value};
-use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
+use tokenizers::{PostProcessorWrapper, Tokenizer};
 
+use crate::files::read;
+use crate::foreign::guarded;
 use crate::gguf::{GgufHeader, is_gguf};
 use crate::text::pieces::Alphabet;
 use crate::{DataError, StreamDecoder};
 use files::TokenizerFiles;
+pub use load::tokenizer_of;
 
 /// A token and the bytes of the text that it covers. The bytes of one character may be shared by
 /// several tokens; a begin token covers none.
@@ -40,6 +45,8 @@ pub struct TokenSpan {
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
+    /// `inner` for texts in which special tokens are spelt out; made when one comes.
+    plain: OnceLock<Box<Tokenizer>>,
     /// Taken out of `inner`, which would trim spans with it; put back when saving.
     post_processor: Option<PostProcessorWrapper>,
     alphabet: Alphabet,
@@ -50,6 +57,8 @@ pub struct TextTokenizer {
     config: Map<String, Value>,
     special: HashSet<i64>,
     added: HashSet<u32>,
+    /// The ids that there are, in order; none of the ranges touch.
+    runs: Vec<Range<i64>>,
     bos: Option<i64>,
     eos: Vec<i64>,
     unk: Option<i64>,
@@ -109,16 +118,10 @@ impl TextTokenizer {
         Self::from_model(path.as_ref(), legacy, TokenizerFiles::default())
     }
 
-    fn note_added(&mut self) {
-        for (id, token) in self.inner.get_added_tokens_decoder() {
-            self.added.insert(id);
-            if token.special {
-                self.special.insert(i64::from(id));
-            }
-        }
-    }
-
-    /// Ids of a text; `add_bos` puts the begin token first, where this tokenizer adds one.
+    /// Ids of a text; `add_bos` puts the begin token first, where this tokenizer adds one. A
+    /// special token spelt out in the text is that token: conversations
+    /// ([`Conversation::encode_prompt`](crate::Conversation::encode_prompt)) take what people
+    /// write for plain text instead.
     ///
     /// # Errors
     /// If the vocabulary cannot write the text.
@@ -136,9 +139,18 @@ impl TextTokenizer {
         text: &str,
         add_bos: bool,
     ) -> Result<Vec<TokenSpan>, DataError> {
-        let failed = |e: tokenizers::Error| DataError::Encoding(e.to_string());
-        let encoding = self.inner.encode(text, false).map_err(failed)?;
-        let mut tokens = Vec::with_capacity(encoding.len() + 1);
+        let found = spans_of(&self.inner, text)?;
+        self.finish_spans(text, found, add_bos)
+    }
+
+    /// The begin token before what was found in a text, and the spaces as `legacy` has them.
+    fn finish_spans(
+        &self,
+        text: &str,
+        found: Vec<TokenSpan>,
+        add_bos: bool,
+    ) -> Result<Vec<TokenSpan>, DataError> {
+        let mut tokens = Vec::with_capacity(found.len() + 1);
         if let (true, true, Some(id)) = (add_bos, self.adds_bos, self.bos) {
             tokens.push(TokenSpan {
                 id,
@@ -146,22 +158,23 @@ impl TextTokenizer {
                 end: 0,
             });
         }
-        let ids = encoding.get_ids().iter();
-        let found = ids
-            .zip(encoding.get_offsets())
-            .map(|(&id, &(start, end))| TokenSpan {
-                id: i64::from(id),
-                start,
-                end,
-            });
         match &self.sentencepiece {
             Some(model) if !model.legacy => {
-                let found: Vec<TokenSpan> = found.collect();
                 self.without_inner_prefix(model, text, &found, &mut tokens)?;
             }
             _ => tokens.extend(found),
         }
         Ok(tokens)
+    }
+
+    /// Whether a span is an added token that stands in the text as it is spelt. (A byte of a
+    /// character may be an added token too, without its name being in the text.)
+    fn is_spelt(&self, token: &TokenSpan, text: &str) -> bool {
+        let spelt = || {
+            let covered = text.get(token.start..token.end)?;
+            Some(covered.trim() == self.token(token.id)?.trim())
+        };
+        u32::try_from(token.id).is_ok_and(|id| self.added.contains(&id)) && spelt().unwrap_or(false)
     }
 
     /// Text of ids. Bytes that are no UTF-8 become U+FFFD, as in Python; no spaces are put
@@ -182,8 +195,9 @@ impl TextTokenizer {
     pub(crate) fn append_bytes(&self, id: i64, out: &mut Vec<u8>) -> Result<(), DataError> {
         let Some(piece) = self.token(id) else {
             return Err(DataError::Encoding(format!(
-                "no token has the id {id}: the vocabulary has {}",
-                self.len()
+                "no token has the id {id}: the vocabulary has {} tokens, the last with the id {}",
+                self.len(),
+                self.id_end() - 1
             )));
         };
         if u32::try_from(id).is_ok_and(|id| self.added.contains(&id)) {
@@ -200,16 +214,6 @@ impl TextTokenizer {
 
     pub(crate) fn strips_first_space(&self) -> bool {
         self.alphabet == (Alphabet::SentencePiece { strip_first: true })
-    }
-
-    /// Number of tokens, added ones included.
-    pub fn len(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// Whether the vocabulary is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     /// Id of a token.
@@ -262,26 +266,22 @@ impl TextTokenizer {
             }
         }
     }
-
-    /// Adds tokens that are taken out of a text whole; ids are appended at [`Self::len`]. One
-    /// that is there already keeps its id.
-    pub fn add_special_tokens(&mut self, tokens: &[&str]) -> Vec<i64> {
-        let added: Vec<AddedToken> = tokens
-            .iter()
-            .map(|&token| AddedToken::from(token, true).normalized(false))
-            .collect();
-        self.inner.add_special_tokens(&added);
-        self.note_added();
-        // Each was added just now or was there before.
-        tokens.iter().filter_map(|token| self.id(token)).collect()
-    }
 }
 
-fn read(path: &Path) -> Result<Vec<u8>, DataError> {
-    fs::read(path).map_err(|source| DataError::Io {
-        path: path.to_path_buf(),
-        source,
-    })
+/// The tokens that the library finds in a text, with the bytes that each covers.
+fn spans_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenSpan>, DataError> {
+    let encoding = guarded(|| tokenizer.encode(text, false))
+        .map_err(DataError::Encoding)?
+        .map_err(|e| DataError::Encoding(e.to_string()))?;
+    let ids = encoding.get_ids().iter();
+    let spans = ids
+        .zip(encoding.get_offsets())
+        .map(|(&id, &(start, end))| TokenSpan {
+            id: i64::from(id),
+            start,
+            end,
+        });
+    Ok(spans.collect())
 }
 
 #[cfg(test)]

@@ -62,12 +62,12 @@ impl<B: Backend> ClipScorer<B> {
         let processor = ImageProcessor::new(processor)?;
         let (model, _) = ClipModel::<B>::load(dir, dtype, allow_unused, progress, device)?;
         let config = model.config();
-        if tokenizer.len() > config.text.vocab_size {
+        if tokenizer.id_end() > config.text.vocab_size {
             return Err(ModelError::config(
                 dir,
                 format!(
-                    "the tokenizer has {} tokens, the text tower {}; is this the model's own tokenizer?",
-                    tokenizer.len(),
+                    "the tokenizer has ids up to {}, the text tower {} rows; is this the model's own tokenizer?",
+                    tokenizer.id_end() - 1,
                     config.text.vocab_size
                 ),
             )

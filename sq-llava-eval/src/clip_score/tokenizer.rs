@@ -15,7 +15,9 @@ use tokenizers::pre_tokenizers::sequence::Sequence as Splits;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
 use tokenizers::{AddedToken, PostProcessorWrapper, SplitDelimiterBehavior, Tokenizer};
 
-use sq_llava_data::DataError;
+use sq_llava_data::foreign::guarded;
+use sq_llava_data::text::tokenizer::tokenizer_of;
+use sq_llava_data::{DataError, files};
 
 const BEGIN: &str = "<|startoftext|>";
 const END: &str = "<|endoftext|>";
@@ -48,13 +50,18 @@ impl ClipTokenizer {
     /// there, a file is damaged, or the vocabulary lacks CLIP's begin and end tokens.
     pub fn from_dir(dir: impl AsRef<Path>) -> Result<Self, DataError> {
         let dir = dir.as_ref();
+        guarded(|| Self::read(dir)).unwrap_or_else(|reason| Err(refused(dir, reason)))
+    }
+
+    fn read(dir: &Path) -> Result<Self, DataError> {
         let (json, vocab, merges) = (
             dir.join("tokenizer.json"),
             dir.join("vocab.json"),
             dir.join("merges.txt"),
         );
         if json.is_file() {
-            let inner = Tokenizer::from_file(&json).map_err(|e| refused(&json, e))?;
+            let bytes = files::read(&json)?;
+            let inner = tokenizer_of(&bytes).map_err(|e| refused(&json, e))?;
             return Self::new(inner, &json);
         }
         if !vocab.is_file() || !merges.is_file() {
@@ -71,6 +78,8 @@ impl ClipTokenizer {
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refused(path, e))?;
         inner.with_post_processor(None::<PostProcessorWrapper>);
+        // A caption that spells one of them is not ended by it.
+        inner.set_encode_special_tokens(true);
         let id = |token| special_id(&inner, token).map_err(|e| refused(path, e));
         let (begin, end) = (id(BEGIN)?, id(END)?);
         Ok(Self { inner, begin, end })
@@ -86,9 +95,8 @@ impl ClipTokenizer {
         let room = context
             .checked_sub(2)
             .ok_or_else(|| failed(format!("a context of {context} tokens holds no text")))?;
-        let encoding = self
-            .inner
-            .encode_fast(text, false)
+        let encoding = guarded(|| self.inner.encode_fast(text, false))
+            .map_err(failed)?
             .map_err(|e| failed(e.to_string()))?;
         let found = encoding.get_ids();
         let text_ids = found.iter().take(room).map(|&id| i64::from(id));
@@ -102,14 +110,10 @@ impl ClipTokenizer {
         })
     }
 
-    /// Number of tokens.
-    pub fn len(&self) -> usize {
-        self.inner.get_vocab_size(true)
-    }
-
-    /// Whether the vocabulary is empty.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
+    /// One past the largest id.
+    pub fn id_end(&self) -> usize {
+        let ids = self.inner.get_vocab(true).into_values();
+        ids.max().map_or(0, |id| id as usize + 1)
     }
 }
 
@@ -192,6 +196,21 @@ mod tests {
         let expected = [BEGIN, "a</w>", "cat</w>", END].map(id);
         assert_eq!((cut.ids.as_slice(), cut.cut), (&expected[..], true));
         assert!(tokenizer.encode("a", 1).is_err());
+    }
+
+    #[test]
+    fn fault_21_a_caption_that_spells_the_end_token_goes_on() {
+        let dir = folder();
+        let tokenizer = ClipTokenizer::from_dir(dir.path()).unwrap();
+        let found = tokenizer.encode(&format!("a{END}cat"), 77).unwrap();
+        let ends = found.ids.iter().filter(|&&id| id == tokenizer.end).count();
+        assert_eq!(found.ids.last(), Some(&tokenizer.end));
+        // Signs that this vocabulary lacks are the end token too, as in CLIP's own files.
+        let letters = "<|endoftext|>".replace(|c: char| c.is_alphabetic(), "");
+        let signs = tokenizer.encode(&letters, 77).unwrap();
+        let signs = signs.ids.iter().filter(|&&id| id == tokenizer.end).count();
+        assert_eq!(ends, signs);
+        assert!(found.ids.len() > 5, "{found:?}");
     }
 
     #[test]

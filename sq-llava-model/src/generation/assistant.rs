@@ -14,6 +14,7 @@ use crate::config::ProjectorConfig;
 use crate::error::ModelError;
 use crate::generation::generate::{FinishReason, GenerateConfig, Generation};
 use crate::generation::sampling::Sampling;
+use crate::language::vocabulary::check_vocabulary;
 use crate::origin::Origin;
 use crate::sq_llava::{Sample, SqLlava};
 use crate::weights::{LoadOptions, LoadReport, load_model};
@@ -154,14 +155,7 @@ impl<B: Backend> Assistant<B> {
         processor: Option<ImageProcessor>,
         template: Template,
     ) -> Result<Self, ModelError> {
-        let (tokens, rows) = (tokenizer.len(), model.language_model.vocabulary());
-        // An image placeholder may be the one token that has no row.
-        let spare = usize::from(tokenizer.id(IMAGE_TOKEN).is_some());
-        if tokens > rows + spare {
-            return Err(ModelError::Argument(format!(
-                "wrong vocabulary: the tokenizer has {tokens} tokens, the model {rows}; is this the model's own tokenizer?"
-            )));
-        }
+        check_vocabulary(&tokenizer, model.language_model.vocabulary())?;
         if let Some(missing) = template
             .special_tokens()
             .iter()
@@ -306,12 +300,15 @@ impl<B: Backend> Assistant<B> {
             self.tokenizer.id(IMAGE_TOKEN),
             self.model.config.image_token_index,
         ];
+        let placeholders = placeholders.into_iter().flatten();
+        let rows = self.model.language_model.vocabulary() as i64;
+        let holes = self.tokenizer.holes().take_while(|&id| id < rows);
         Ok(GenerateConfig {
             max_new_tokens: options.max_new_tokens,
             sampling: options.sampling.clone(),
             stop_ids,
-            suppressed: placeholders.into_iter().flatten().collect(),
-            vocabulary: Some(self.tokenizer.len()),
+            suppressed: placeholders.chain(holes).collect(),
+            vocabulary: usize::try_from(self.tokenizer.id_end()).ok(),
         })
     }
 

@@ -105,6 +105,9 @@ pub struct Recipe {
     /// with nothing to learn (`skip`), or with no picture but blank ones (`blank`), stops the
     /// training. Ten are always let pass.
     pub max_bad_images: f64,
+    /// Whether `</s>` in the words of the data is the end token, as in LLaVA's code. By default it
+    /// is plain text, as the names of all other special tokens are in any case.
+    pub spoken_end_tokens: bool,
     /// Devices that share the batches of each optimizer step, by their numbers among those of the
     /// kind that the run is on; none for the one that it is on.
     pub devices: Vec<usize>,

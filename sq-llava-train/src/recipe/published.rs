@@ -56,6 +56,7 @@ impl Recipe {
             workers: 2,
             bad_images: BadImagePolicy::Error,
             max_bad_images: 0.1,
+            spoken_end_tokens: false,
             devices: Vec::new(),
             feature_cache_mib: 512,
             model: ModelRecipe {

@@ -8,7 +8,7 @@ use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_model::config::{ProjectorConfig, read_json};
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
-use sq_llava_model::{ModelError, SqLlava};
+use sq_llava_model::{ModelError, SqLlava, check_vocabulary};
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
@@ -148,6 +148,7 @@ impl<B: AutodiffBackend> Base<B> {
 
         let tokenizer = loaded.files.tokenizer.as_deref().unwrap_or(&paths.llm);
         let tokenizer = TextTokenizer::from_dir(tokenizer)?;
+        check_vocabulary(&tokenizer, model.language_model.vocabulary())?;
         let Some(folder) = &loaded.files.preprocessor else {
             return Err(TrainError::Model(ModelError::config(
                 paths

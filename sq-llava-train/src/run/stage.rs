@@ -97,7 +97,7 @@ fn add_tokens<B: AutodiffBackend>(
     if tokens.is_empty() {
         return Ok(());
     }
-    let ids = tokenizer.add_special_tokens(tokens);
+    let ids = tokenizer.add_special_tokens(tokens)?;
     let start = usize::try_from(ids[0]).unwrap_or_default();
     if ids
         .iter()
@@ -110,6 +110,14 @@ fn add_tokens<B: AutodiffBackend>(
         )));
     }
     let llama = &model.language_model;
+    if start > llama.vocabulary() {
+        // Their rows follow the model's: an id between would have none.
+        return Err(TrainError::Recipe(format!(
+            "the tokens {} get ids from {start}, but the model has only {} rows: the tokenizer's `<image>` has none; take it out of the tokenizer, or give the model its row",
+            tokens.join(" "),
+            llama.vocabulary()
+        )));
+    }
     match &llama.new_tokens {
         Some(new) if new.start == start => {}
         Some(new) => {

@@ -507,6 +507,7 @@ impl Trainer<'_> {
                 system: None,
                 tokens_per_image: per_image,
                 max_length: Some(settings.max_length),
+                spoken_end_tokens: recipe.spoken_end_tokens,
             },
             asking,
             features: (!prepared.trains.vision).then(|| features.clone()),

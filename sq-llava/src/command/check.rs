@@ -75,7 +75,7 @@ impl Check {
             (Some(dir), Some(template)) => {
                 let mut tokenizer = TextTokenizer::from_dir(dir)?;
                 // Training adds them too.
-                tokenizer.add_special_tokens(template.special_tokens());
+                tokenizer.add_special_tokens(template.special_tokens())?;
                 let labels = LabelOptions {
                     tokens_per_image: self.tokens_per_image,
                     max_length: Some(self.max_length),

@@ -91,7 +91,7 @@ pub fn train<B: AutodiffBackend>(
     say: &mut dyn FnMut(String),
 ) -> Result<SqLlava<B::InnerBackend>> {
     B::seed(device, lessons.seed);
-    let config = config(tokenizer.len());
+    let config = config(usize::try_from(tokenizer.id_end())?);
     let mut model: SqLlava<B> = config.init(device)?;
     say(format!(
         "language model: {} parameters, {} steps",

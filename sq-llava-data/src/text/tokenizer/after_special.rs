@@ -16,8 +16,7 @@ impl TextTokenizer {
         found: &[TokenSpan],
         out: &mut Vec<TokenSpan>,
     ) -> Result<(), DataError> {
-        let is_added =
-            |token: &TokenSpan| u32::try_from(token.id).is_ok_and(|id| self.added.contains(&id));
+        let is_added = |token: &TokenSpan| self.is_spelt(token, text);
         let mut i = 0;
         while i < found.len() {
             let token = found[i];
@@ -111,7 +110,7 @@ mod tests {
     fn llama(legacy: bool) -> TextTokenizer {
         let path = golden::llama_tokenizer().join("tokenizer.model");
         let mut tokenizer = TextTokenizer::from_sentencepiece(path, legacy).unwrap();
-        tokenizer.add_special_tokens(&["[usr]"]);
+        tokenizer.add_special_tokens(&["[usr]"]).unwrap();
         tokenizer
     }
 
@@ -141,5 +140,33 @@ mod tests {
         assert_eq!(text.concat(), "[usr]them  é!</s>");
         assert_eq!(found[1].0, "th");
         assert!(found.iter().all(|(name, _)| name != "<unk>"));
+    }
+
+    /// Bytes of one character that are added tokens too all cover the whole character.
+    #[test]
+    fn fault_29_bytes_that_are_added_tokens_break_no_text() {
+        let dir = tempfile::tempdir().unwrap();
+        let model = golden::llama_tokenizer().join("tokenizer.model");
+        std::fs::copy(model, dir.path().join("tokenizer.model")).unwrap();
+        let plain = llama(false);
+        let bytes = ["<0xF0>", "<0x9F>", "<0xA6>", "<0x99>"];
+        let added: serde_json::Map<String, serde_json::Value> = bytes
+            .iter()
+            .map(|byte| {
+                let id = plain.id(byte).unwrap().to_string();
+                (id, serde_json::json!({"content": byte, "special": false}))
+            })
+            .collect();
+        let config = serde_json::json!({"legacy": false, "added_tokens_decoder": added});
+        let path = dir.path().join("tokenizer_config.json");
+        std::fs::write(path, config.to_string()).unwrap();
+        let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        for text in ["🦙", "a🦙b", "🦙</s>🦙 x"] {
+            assert_eq!(
+                tokenizer.encode(text, true).unwrap(),
+                plain.encode(text, true).unwrap(),
+                "{text}"
+            );
+        }
     }
 }

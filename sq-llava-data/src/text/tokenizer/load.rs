@@ -2,15 +2,85 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::sync::OnceLock;
 
+use serde::Deserialize;
 use serde_json::Value;
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
 use super::files::TokenizerFiles;
 use super::{SentencePiece, TextTokenizer, read};
 use crate::DataError;
+use crate::foreign::guarded;
 use crate::text::pieces::Alphabet;
 use crate::text::sentencepiece;
+
+/// Bytes of an added token. The library's search for them takes a thousand times their length in
+/// memory.
+const LONGEST_ADDED: usize = 1024;
+
+/// The part of a tokenizer.json that is looked at before the library reads it.
+#[derive(Deserialize)]
+struct Added {
+    #[serde(default)]
+    added_tokens: Vec<Content>,
+}
+
+#[derive(Deserialize)]
+struct Content {
+    id: u32,
+    content: String,
+}
+
+/// Reads a tokenizer.json with the library.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn tokenizer_of(bytes: &[u8]) -> Result<Tokenizer, String> {
+    let read = |bytes: &[u8]| {
+        Tokenizer::from_bytes(bytes).map_err(|e| format!("not readable: {e}; is the file whole?"))
+    };
+    // What is not JSON the library says better.
+    let Ok(Added { added_tokens }) = serde_json::from_slice(bytes) else {
+        return read(bytes);
+    };
+    check_lengths(added_tokens.iter().map(|token| &token.content))?;
+    let tokenizer = read(bytes)?;
+    let moved = |tokenizer: &Tokenizer| {
+        let id = |token: &Content| tokenizer.token_to_id(&token.content);
+        added_tokens
+            .iter()
+            .position(|token| id(token) != Some(token.id))
+    };
+    if moved(&tokenizer).is_none() {
+        return Ok(tokenizer);
+    }
+    // The library numbers added tokens on from the number of others, so that they move where that
+    // has holes. Those that the vocabulary itself lists stay.
+    let mut json: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+    if let Some(vocabulary) = json["model"]["vocab"].as_object_mut() {
+        for token in &added_tokens {
+            vocabulary.entry(&token.content).or_insert(token.id.into());
+        }
+    }
+    let tokenizer = read(json.to_string().as_bytes())?;
+    match moved(&tokenizer) {
+        None => Ok(tokenizer),
+        Some(at) => Err(format!(
+            "the added token {:?} is listed with the id {}, which the vocabulary does not give it",
+            added_tokens[at].content, added_tokens[at].id
+        )),
+    }
+}
+
+fn check_lengths<'a>(added: impl Iterator<Item = &'a String>) -> Result<(), String> {
+    match added.map(String::len).find(|&bytes| bytes > LONGEST_ADDED) {
+        None => Ok(()),
+        Some(bytes) => Err(format!(
+            "an added token has {bytes} bytes, above the limit of {LONGEST_ADDED}; is the file damaged?"
+        )),
+    }
+}
 
 impl TextTokenizer {
     pub(super) fn from_json(path: &Path, files: TokenizerFiles) -> Result<Self, DataError> {
@@ -23,20 +93,25 @@ impl TextTokenizer {
         path: &Path,
         files: TokenizerFiles,
     ) -> Result<Self, DataError> {
+        behind_the_door(path, || Self::parse_json(bytes, path, files))
+    }
+
+    fn parse_json(bytes: &[u8], path: &Path, files: TokenizerFiles) -> Result<Self, DataError> {
         let fail = |reason: String| DataError::Tokenizer {
             path: path.to_path_buf(),
             reason,
         };
-        let mut inner =
-            Tokenizer::from_bytes(bytes).map_err(|e| fail(format!("not readable: {e}")))?;
+        let mut inner = tokenizer_of(bytes).map_err(fail)?;
         inner.with_padding(None);
-        inner
+        let put_first = inner
             .with_truncation(None)
-            .map_err(|e| fail(e.to_string()))?;
-        let alphabet = Alphabet::detect(&inner)?;
-        // What the post-processor puts before a text is the begin token.
-        let empty = inner.encode("", true).map_err(|e| fail(e.to_string()))?;
-        let put_first = empty.get_ids().first().map(|&id| i64::from(id));
+            // What the post-processor puts before a text is the begin token.
+            .and_then(|inner| inner.encode("", true))
+            .map_err(|e| fail(e.to_string()))?
+            .get_ids()
+            .first()
+            .map(|&id| i64::from(id));
+        let alphabet = Alphabet::detect(&inner).map_err(|e| fail(e.to_string()))?;
         let post_processor = inner.get_post_processor().cloned();
         inner.with_post_processor(None::<PostProcessorWrapper>);
         let mut tokenizer = Self::assemble(inner, alphabet, files, path)?;
@@ -63,6 +138,15 @@ impl TextTokenizer {
 
     /// A `tokenizer.model` in memory; `path` is for messages.
     pub(super) fn from_model_bytes(
+        bytes: Vec<u8>,
+        path: &Path,
+        legacy: bool,
+        files: TokenizerFiles,
+    ) -> Result<Self, DataError> {
+        behind_the_door(path, || Self::parse_model(bytes, path, legacy, files))
+    }
+
+    fn parse_model(
         bytes: Vec<u8>,
         path: &Path,
         legacy: bool,
@@ -108,6 +192,12 @@ impl TextTokenizer {
         files: TokenizerFiles,
         path: &Path,
     ) -> Result<Self, DataError> {
+        check_lengths(files.added.iter().map(|token| &token.content)).map_err(|reason| {
+            DataError::Tokenizer {
+                path: path.to_path_buf(),
+                reason,
+            }
+        })?;
         for token in &files.added {
             if inner.token_to_id(&token.content).is_none() {
                 let flags = AddedToken::from(token.content.clone(), token.special)
@@ -159,11 +249,26 @@ impl TextTokenizer {
             config: files.config,
             special: HashSet::new(),
             added: HashSet::new(),
+            runs: Vec::new(),
+            plain: OnceLock::new(),
             inner,
         };
         tokenizer.bos = bos.filter(|&id| tokenizer.token(id).is_some());
         tokenizer.set_eos_ids(&eos);
-        tokenizer.note_added();
+        tokenizer.note_vocabulary();
         Ok(tokenizer)
     }
+}
+
+/// The library panics at some damaged files.
+fn behind_the_door<T>(
+    path: &Path,
+    read: impl FnOnce() -> Result<T, DataError>,
+) -> Result<T, DataError> {
+    guarded(read).unwrap_or_else(|reason| {
+        Err(DataError::Tokenizer {
+            path: path.to_path_buf(),
+            reason,
+        })
+    })
 }

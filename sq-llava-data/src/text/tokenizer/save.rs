@@ -142,7 +142,7 @@ mod tests {
         for legacy in [false, true] {
             let path = golden::llama_tokenizer().join("tokenizer.model");
             let mut tokenizer = TextTokenizer::from_sentencepiece(path, legacy).unwrap();
-            tokenizer.add_special_tokens(&SQ_TOKENS);
+            tokenizer.add_special_tokens(&SQ_TOKENS).unwrap();
             let dir = tempfile::tempdir().unwrap();
             tokenizer.save(dir.path()).unwrap();
             same(&tokenizer, &TextTokenizer::from_dir(dir.path()).unwrap());
@@ -155,7 +155,7 @@ mod tests {
         let mut tokenizer = TextTokenizer::from_dir(&source).unwrap();
         assert!(tokenizer.adds_bos());
         assert_eq!(
-            tokenizer.add_special_tokens(&SQ_TOKENS),
+            tokenizer.add_special_tokens(&SQ_TOKENS).unwrap(),
             [32000, 32001, 32002, 32003]
         );
         let dir = tempfile::tempdir().unwrap();
