@@ -40,6 +40,7 @@ fn f32_in(layout: Layout, max_shard_bytes: u64) -> SaveOptions {
 fn whole_models_survive_in_both_layouts_and_any_shards() {
     let plain = SqLlavaConfig {
         prototype: None,
+        image_token_index: Some(319),
         ..preset()
     };
     let cluster = SqLlavaConfig {

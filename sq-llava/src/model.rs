@@ -47,7 +47,7 @@ pub struct ModelArguments {
     #[arg(long)]
     pub allow_unused: bool,
     /// Conversation template: plain, v1, v1_sq, sq or llama_2.
-    #[arg(long, value_name = "TEMPLATE")]
+    #[arg(long, visible_alias = "chat-template", value_name = "TEMPLATE")]
     pub conv: Option<Template>,
     /// Development: sizes of a preset in place of a checkpoint; needs --random-init.
     #[arg(long, hide = true, requires = "random_init", conflicts_with = "model")]

@@ -139,6 +139,15 @@ impl Conversation {
         Ok(text_of(self.render(&spelling, ending)?))
     }
 
+    /// The prompt as text, with `<image>`, and begin and end tokens as a tokenizer spells them.
+    pub(crate) fn written(
+        &self,
+        tokenizer: &TextTokenizer,
+        ending: Ending,
+    ) -> Result<String, DataError> {
+        self.segments(tokenizer, ending).map(text_of)
+    }
+
     /// Ids of the prompt, with [`IMAGE_TOKEN_INDEX`] for each image and the tokenizer's own begin
     /// and end tokens.
     ///

@@ -1,5 +1,6 @@
 //! Text: tokenizers, conversation templates, and what of a conversation is learnt.
 
+mod chat_template;
 pub mod conversation;
 pub mod labels;
 mod pieces;

@@ -11,6 +11,7 @@ mod gguf;
 mod load;
 mod plain;
 mod save;
+mod transformers;
 mod vocabulary;
 
 use std::collections::HashSet;

@@ -135,6 +135,16 @@ impl<B: Backend> Assistant<B> {
             }
             (None, None) => Template::V1,
         };
+        // A checkpoint that names its template says what its chat template is by that.
+        let named = config.conversation.as_deref() == Some(template.name());
+        if let (false, Some(theirs)) = (named, tokenizer.chat_template())
+            && let Some(difference) = template.difference(theirs, &tokenizer)
+        {
+            tracing::warn!(
+                "{}: the chat_template of the checkpoint is not the conversation template {template} that is used: {difference}; another is chosen with --conv",
+                folder.display()
+            );
+        }
         if let Some(processor) = &processor {
             // What is saved of this model says it too.
             let aspect = processor.config().aspect.name();

@@ -1,8 +1,12 @@
-//! Whether a tokenizer's ids are rows of a model.
+//! Whether a tokenizer's ids are rows of a model, and giving a model more of them.
 
+use burn::module::Param;
+use burn::tensor::{DType, Tensor, backend::Backend};
 use sq_llava_data::{IMAGE_TOKEN, TextTokenizer};
 
 use crate::error::ModelError;
+use crate::language::llama::Llama;
+use crate::ops::cat::cat;
 
 /// Checks that every token of a tokenizer has one of a model's `rows`. Only the image placeholder
 /// may lack its own: no text holds it and no answer may.
@@ -27,4 +31,41 @@ pub fn check_vocabulary(tokenizer: &TextTokenizer, rows: usize) -> Result<(), Mo
         "wrong vocabulary: the tokenizer has the token {token:?} with the id {id}{more}, but the model has {rows} rows; is this the model's own tokenizer? Leave added tokens out of it, or give the model a row for each (transformers: model.resize_token_embeddings({}))",
         tokenizer.id_end()
     )))
+}
+
+impl<B: Backend> Llama<B> {
+    /// Gives embedding and head rows for the ids below `rows`: each new one is the mean of the old.
+    /// A token of such a row never wins, as a mean is never above the largest.
+    ///
+    /// # Errors
+    /// If the weights are quantised.
+    pub fn grow_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
+        let held = self.model.embed_tokens.quantized.is_some()
+            || self
+                .lm_head
+                .as_ref()
+                .is_some_and(|head| head.quantized.is_some() || head.on_device.is_some());
+        if held && self.vocabulary() < rows {
+            return Err(ModelError::Argument(
+                "quantised weights take no new rows; load the model without --quantize".into(),
+            ));
+        }
+        let grown = |weight: Param<Tensor<B, 2>>| {
+            let missing = rows.saturating_sub(weight.lazy_shape()[0]);
+            weight.map(|table| match missing {
+                0 => table,
+                n => {
+                    let dtype = table.dtype();
+                    let mean = table.clone().cast(DType::F32).mean_dim(0).cast(dtype);
+                    cat(vec![table, mean.repeat_dim(0, n)], 0)
+                }
+            })
+        };
+        let embedding = &mut self.model.embed_tokens;
+        embedding.weight = grown(embedding.weight.clone());
+        if let Some(head) = &mut self.lm_head {
+            head.weight = grown(head.weight.clone());
+        }
+        Ok(())
+    }
 }

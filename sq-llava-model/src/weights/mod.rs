@@ -11,6 +11,7 @@ mod adapter_config;
 mod fill;
 mod gguf;
 mod layout;
+mod llava_hf;
 mod load;
 mod module;
 mod pickle;
@@ -29,6 +30,7 @@ mod vision;
 mod write;
 
 pub use layout::Layout;
+pub use llava_hf::{prepare_llava_hf, save_llava_hf_files};
 pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
 pub use module::load_module;
 pub use random::init_random;

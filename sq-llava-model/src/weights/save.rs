@@ -60,19 +60,19 @@ pub fn save_pretrained<B: Backend>(
             "a shard of 0 bytes holds nothing".into(),
         ));
     }
+    let formats = formats(&model.language_model);
+    if !formats.is_empty() && options.layout == Layout::LlavaHf {
+        return Err(ModelError::Argument(
+            "the llava-hf layout holds no quantised weights; choose the original layout".into(),
+        ));
+    }
     let mut config = model.config.clone();
     config.llama.vocab_size = model.language_model.vocabulary();
     let mut config = match options.layout {
         Layout::Original => config.to_hf(),
         Layout::LlavaHf => config.to_llava_hf()?,
     };
-    let formats = formats(&model.language_model);
     if !formats.is_empty() {
-        if options.layout == Layout::LlavaHf {
-            return Err(ModelError::Argument(
-                "the llava-hf layout holds no quantised weights; choose the original layout".into(),
-            ));
-        }
         config["quantization_config"] = json!({
             "quant_method": "sq-llava",
             "block_size": BLOCK,

@@ -7,7 +7,9 @@ use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 use sq_llava_model::language::quantize::Quantize;
-use sq_llava_model::weights::{Layout, SaveOptions, save_pretrained};
+use sq_llava_model::weights::{
+    Layout, SaveOptions, prepare_llava_hf, save_llava_hf_files, save_pretrained,
+};
 
 use crate::device::Work;
 use crate::model::{ModelArguments, Precision};
@@ -69,12 +71,16 @@ impl Work for Export {
             Precision::Auto => FloatDType::from(weight.val().dtype()),
             other => other.resolve(self.model.device, 0),
         };
+        let llava_hf = self.layout == LayoutName::LlavaHf;
+        if llava_hf {
+            prepare_llava_hf(&mut assistant.model, &mut assistant.tokenizer)?;
+        }
         let options = SaveOptions {
             dtype,
             max_shard_bytes: self.max_shard_size.saturating_mul(1_000_000),
-            layout: match self.layout {
-                LayoutName::Original => Layout::Original,
-                LayoutName::LlavaHf => Layout::LlavaHf,
+            layout: match llava_hf {
+                true => Layout::LlavaHf,
+                false => Layout::Original,
             },
         };
         let mut model = assistant.model.merge_lora();
@@ -83,11 +89,19 @@ impl Work for Export {
         }
         // The weights last: a directory that holds them is whole.
         std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
-        assistant.tokenizer.save(&self.out)?;
-        if let Some(processor) = &assistant.processor {
-            processor
-                .config()
-                .write(&self.out.join("preprocessor_config.json"))?;
+        let (tokenizer, processor) = (&assistant.tokenizer, &assistant.processor);
+        match processor {
+            Some(processor) if llava_hf => {
+                let (config, template) = (&model.config, assistant.template);
+                save_llava_hf_files(&self.out, config, tokenizer, processor, template)?;
+            }
+            _ => {
+                tokenizer.save(&self.out)?;
+                if let Some(processor) = processor {
+                    let path = self.out.join("preprocessor_config.json");
+                    processor.config().write(&path)?;
+                }
+            }
         }
         let files = save_pretrained(&model, &self.out, &options)?;
         for file in files {

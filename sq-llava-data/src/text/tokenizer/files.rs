@@ -20,8 +20,8 @@ pub(crate) struct ListedToken {
     pub(crate) normalized: bool,
 }
 
-/// What tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json and
-/// generation_config.json of a folder say. Each of them may be absent.
+/// What tokenizer_config.json, special_tokens_map.json, added_tokens.json, config.json,
+/// generation_config.json and a chat template of a folder say. Each of them may be absent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct TokenizerFiles {
     /// tokenizer_config.json as it is, so that saving keeps what is not ours.
@@ -47,7 +47,10 @@ pub(crate) struct TokenizerFiles {
 impl TokenizerFiles {
     /// Reads whichever of the files are in `dir`.
     pub(crate) fn read(dir: &Path) -> Result<Self, DataError> {
-        let config = object(dir.join("tokenizer_config.json"))?;
+        let mut config = object(dir.join("tokenizer_config.json"))?;
+        if let Some(template) = chat_template(dir)? {
+            config.insert("chat_template".into(), template.into());
+        }
         let map = object(dir.join("special_tokens_map.json"))?;
         let token = |key: &str| token_text(config.get(key)).or_else(|| token_text(map.get(key)));
         let model = object(dir.join("config.json"))?;
@@ -83,6 +86,22 @@ fn object(path: PathBuf) -> Result<Map<String, Value>, DataError> {
         Err(source) => return Err(DataError::Io { path, source }),
     };
     serde_json::from_str(&text).map_err(|source| DataError::Json { path, source })
+}
+
+/// A chat template in a file of its own, which goes before the one in tokenizer_config.json.
+fn chat_template(dir: &Path) -> Result<Option<String>, DataError> {
+    let path = dir.join("chat_template.jinja");
+    match fs::read_to_string(&path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            let old = object(dir.join("chat_template.json"))?;
+            Ok(old
+                .get("chat_template")
+                .and_then(Value::as_str)
+                .map(Into::into))
+        }
+        Err(source) => Err(DataError::Io { path, source }),
+    }
 }
 
 /// `"</s>"` or `{"content": "</s>", …}`.

@@ -68,7 +68,7 @@ impl TextTokenizer {
             .collect()
     }
 
-    fn config_json(&self) -> Value {
+    pub(super) fn config_json(&self) -> Value {
         let mut config = self.config.clone();
         let named = |id: Option<i64>| id.and_then(|id| self.token(id));
         config.insert("add_bos_token".into(), json!(self.adds_bos));
@@ -100,7 +100,7 @@ impl TextTokenizer {
     }
 }
 
-fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
+pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<(), DataError> {
     write_atomic(path, bytes).map_err(|source| DataError::Io {
         path: path.to_path_buf(),
         source,

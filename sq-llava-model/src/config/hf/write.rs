@@ -59,13 +59,7 @@ impl SqLlavaConfig {
                 bias,
             },
             None,
-            None,
-        ) = (
-            &self.vision,
-            &self.projector,
-            &self.prototype,
-            self.new_tokens_start,
-        )
+        ) = (&self.vision, &self.projector, &self.prototype)
         else {
             return Err(ModelError::Argument(
                 "the llava-hf layout holds a vision tower and an mlp2x_gelu projector only; export to the original layout instead".into(),
@@ -92,8 +86,15 @@ impl SqLlavaConfig {
             "text_config": text,
             "vision_config": vision_json(vision),
         });
-        if let Some(id) = self.image_token_index {
-            out["image_token_index"] = json!(id);
+        let Some(id) = self.image_token_index else {
+            return Err(ModelError::Argument(
+                "the llava-hf layout needs the id of the token `<image>`, with a row in the embedding; add it to the tokenizer first".into(),
+            ));
+        };
+        out["image_token_index"] = json!(id);
+        // Not of transformers: the template that it was trained with.
+        if let Some(conversation) = &self.conversation {
+            out["sq_conversation"] = json!(conversation);
         }
         if let Some(id) = self.pad_token_id {
             out["pad_token_id"] = json!(id);

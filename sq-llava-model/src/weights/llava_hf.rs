@@ -1,0 +1,77 @@
+//! What transformers' `LlavaForConditionalGeneration` and `LlavaProcessor` need beside the weights:
+//! the token `<image>` with its row, and the files of tokenizer and processor.
+
+use std::path::Path;
+
+use burn::tensor::backend::Backend;
+use serde_json::{Value, json};
+use sq_llava_data::image::ImageProcessor;
+use sq_llava_data::{IMAGE_TOKEN, Template, TextTokenizer};
+
+use super::write::write_json;
+use crate::config::{SelectFeature, SqLlavaConfig};
+use crate::error::ModelError;
+use crate::sq_llava::SqLlava;
+
+/// Gives tokenizer and model the token that stands for each part of a picture. Call it before
+/// [`save_pretrained`](super::save_pretrained) in [`Layout::LlavaHf`](super::Layout::LlavaHf).
+///
+/// # Errors
+/// If the tokenizer cannot take the token, or the weights no row.
+pub fn prepare_llava_hf<B: Backend>(
+    model: &mut SqLlava<B>,
+    tokenizer: &mut TextTokenizer,
+) -> Result<(), ModelError> {
+    let id = tokenizer.add_special_tokens(&[IMAGE_TOKEN])?[0];
+    model.config.image_token_index = Some(id);
+    let rows = usize::try_from(tokenizer.id_end()).unwrap_or_default();
+    model.language_model.grow_vocabulary(rows)
+}
+
+/// Writes the files of tokenizer and processor: `tokenizer.json`, `tokenizer_config.json`,
+/// `chat_template.jinja`, `processor_config.json`, `preprocessor_config.json` and
+/// `generation_config.json`.
+///
+/// # Errors
+/// If the tokenizer lacks `<image>` or a token of the template, or a file cannot be written.
+pub fn save_llava_hf_files(
+    dir: &Path,
+    config: &SqLlavaConfig,
+    tokenizer: &TextTokenizer,
+    processor: &ImageProcessor,
+    template: Template,
+) -> Result<(), ModelError> {
+    let chat_template = template.to_jinja(tokenizer, IMAGE_TOKEN)?;
+    tokenizer.save_for_transformers(dir, &chat_template)?;
+    let strategy = match config.select_feature {
+        SelectFeature::Patch => "default",
+        SelectFeature::ClsPatch => "full",
+    };
+    let patch = config.vision.as_ref().map(|vision| vision.patch_size);
+    let whole = json!({
+        "processor_class": "LlavaProcessor",
+        "image_token": IMAGE_TOKEN,
+        "patch_size": patch,
+        "vision_feature_select_strategy": strategy,
+        // The class token, of which "default" takes one off again.
+        "num_additional_image_tokens": 1,
+    });
+    let mut pictures = processor.config().to_transformers()?;
+    pictures.insert("processor_class".into(), "LlavaProcessor".into());
+    let mut generation = json!({"bos_token_id": tokenizer.bos_id(), "do_sample": false});
+    generation["eos_token_id"] = match tokenizer.eos_ids() {
+        [one] => json!(one),
+        several => json!(several),
+    };
+    generation["pad_token_id"] = json!(tokenizer.pad_id());
+    // The placeholder is never an answer.
+    generation["suppress_tokens"] = json!([tokenizer.id(IMAGE_TOKEN)]);
+    for (name, value) in [
+        ("processor_config.json", whole),
+        ("preprocessor_config.json", Value::Object(pictures)),
+        ("generation_config.json", generation),
+    ] {
+        write_json(dir.join(name), &value)?.commit()?;
+    }
+    Ok(())
+}
