@@ -1,6 +1,6 @@
 //! Whole runs on a tiny LLaVA with real photographs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn::backend::Autodiff;
@@ -471,4 +471,39 @@ fn bad_pictures_are_left_out_and_listed() {
     let empty = log.iter().filter(|line| line["answer_tokens"] == 0);
     assert_eq!(empty.count(), 4);
     assert!(log.iter().all(|line| line["loss"].is_number()));
+}
+
+/// Weights, moments and descriptions below a run directory; what was measured and where it lies
+/// (logs, states, paths and sums of these) is each run's own.
+fn saved(directory: &Path, found: &mut Vec<(String, Vec<u8>)>) {
+    const OWN: [&str; 4] = ["manifest.json", "paths.json", "trainer_state.json", ".lock"];
+    for path in golden::entries(directory) {
+        let name = golden::file_name(&path);
+        if path.is_dir() {
+            saved(&path, found);
+        } else if !OWN.contains(&name.as_str()) && !name.starts_with("log.") {
+            found.push((name, std::fs::read(&path).expect("a file")));
+        }
+    }
+}
+
+#[test]
+fn fault_29_equal_runs_save_equal_bytes() {
+    let world = World::new();
+    let [first, second] = ["first", "second"].map(|out| {
+        world.train(out, &["save_every=1"]).expect("a run");
+        let mut files = Vec::new();
+        saved(&world.path(out), &mut files);
+        files
+    });
+    let has = |name: &str| first.iter().any(|(found, _)| found == name);
+    assert!(has("optimizer.safetensors") && has("new_tokens.safetensors"));
+    assert_eq!(first.len(), second.len());
+    for ((name, bytes), (other, others)) in first.iter().zip(&second) {
+        assert!(
+            name == other && bytes == others,
+            "{name} and {other} differ"
+        );
+        assert!(!name.ends_with(".tmp"), "{name} is left");
+    }
 }

@@ -161,7 +161,7 @@ impl Adapter {
         let ranks = (a.shape.first().copied(), b.shape.get(1).copied());
         if self.vision_apart
             && Section::of(path) == Some(Section::Vision)
-            && let (Some(r), true) = (ranks.0, ranks.0 == ranks.1)
+            && let (Some(r @ 1..), true) = (ranks.0, ranks.0 == ranks.1)
         {
             return Ok(self.config.of_rank(&pair.module, r));
         }
