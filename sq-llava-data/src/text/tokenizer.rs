@@ -287,6 +287,8 @@ fn spans_of(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenSpan>, DataErr
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     /// A byte-level tokenizer.json without merges, as GPT-2 and SmolLM2 write theirs.

@@ -207,7 +207,8 @@ mod tests {
                 dir: Path::new("no-such-directory"),
                 json: &json,
             };
-            config_inside(None, &[place]).map(|c| (c.hidden_size, c.image_size, c.num_patches()))
+            config_inside(None, &[place], false)
+                .map(|c| (c.hidden_size, c.image_size, c.num_patches()))
         };
         for name in [
             "openai/clip-vit-large-patch14-336",

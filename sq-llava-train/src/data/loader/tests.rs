@@ -430,7 +430,7 @@ fn fault_15_a_decoder_s_panic_follows_the_policy() {
     let world = World::new(6, 1);
     let damaged = concat!(
         env!("CARGO_MANIFEST_DIR"),
-        "/../examples/tests/damaged/palette.png"
+        "/../sq-llava/tests/damaged/palette.png"
     );
     std::fs::copy(damaged, world.folder.path().join("2.png")).expect("copied");
     let found = all(&world.with(BadImagePolicy::Skip), 1);

@@ -2,10 +2,12 @@
 
 use std::path::{Path, PathBuf};
 
-use sq_llava_data::{ClipTokenizer, TextTokenizer};
+use sq_llava_data::TextTokenizer;
+use sq_llava_eval::clip_score::tokenizer::ClipTokenizer;
 
 fn damaged() -> Vec<PathBuf> {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/damaged");
+    let folder =
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../sq-llava-data/tests/fixtures/damaged");
     let files = golden::entries(&folder);
     assert!(files.len() >= 3, "{files:?}");
     files
