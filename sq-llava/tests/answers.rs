@@ -147,7 +147,7 @@ fn fault_17_every_command_checks_the_numbers() {
     }
     // Text alone does not pass there.
     said("ask", dir, &["What?"]);
-    let output = talk(dir, &format!("/image {photo}\nWhat?\n/reset\nWhat?\n"));
+    let output = talk(dir, format!("/image {photo}\nWhat?\n/reset\nWhat?\n"));
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(shown.contains("error: the model's numbers"), "{shown}");
     assert!(output.status.success(), "{shown}");
@@ -223,7 +223,7 @@ fn fault_23_a_picture_alone_is_no_question() {
     }
     // Other words are a question, whatever else they name.
     said("ask", &model(), &[text(&path("notes.txt"))]);
-    let output = talk(&model(), &format!("{}\n", path("photo").display()));
+    let output = talk(&model(), format!("{}\n", path("photo").display()));
     let shown = String::from_utf8_lossy(&output.stdout);
     assert!(shown.contains("to show a picture: /image"), "{shown}");
 }

@@ -79,11 +79,10 @@ pub fn score(
     }
     // A test split without answers says so in a note.
     if report.metrics.is_empty() && report.notes.is_empty() {
-        let problems = report.problems.lines().iter();
+        let mut problems = report.problems.lines().iter();
         let why = problems
-            .filter(|problem| problem.kind == ProblemKind::BadReference)
-            .map(|problem| format!("; the first: {problem}"))
-            .next();
+            .find(|problem| problem.kind == ProblemKind::BadReference)
+            .map(|problem| format!("; the first: {problem}"));
         return Err(EvalError::benchmark(
             annotations.unwrap_or(&questions.path),
             format!(
@@ -120,10 +119,8 @@ pub fn some_answered(
             question.id
         ),
         _ => {
-            let first = matched.problems.lines().iter();
-            let first = first
-                .filter(|p| p.kind != ProblemKind::MissingAnswer)
-                .next();
+            let mut problems = matched.problems.lines().iter();
+            let first = problems.find(|p| p.kind != ProblemKind::MissingAnswer);
             let why = first.map_or(String::new(), |problem| format!("; the first: {problem}"));
             format!("no question has an answer: nothing is scored{why}")
         }
