@@ -253,6 +253,26 @@ pub fn assert_close(what: &str, actual: &[f32], reference: &[f64], tolerance: f6
     );
 }
 
+/// Runs the tests of the calling program whose names hold `filter` again, in a process with an
+/// environment variable set.
+///
+/// # Panics
+/// If one fails or there is none.
+pub fn again(variable: &str, value: &str, filter: &str) {
+    let program = std::env::current_exe().expect("the running test program");
+    let output = std::process::Command::new(program)
+        .arg(filter)
+        .env(variable, value)
+        .output()
+        .expect("the same program again");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{variable}={value}: {text}");
+    assert!(
+        !text.contains("running 0 tests"),
+        "{variable}={value}: no test is named {filter}"
+    );
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -7,6 +7,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_flex::Flex;
 use criterion::{Criterion, criterion_group, criterion_main};
+use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
 use sq_llava_model::ops::activation::Activation;
 use sq_llava_model::ops::attention::{AttentionMask, attention};
 use sq_llava_model::ops::cross_entropy::token_losses;
@@ -117,6 +118,12 @@ fn attentions(c: &mut Criterion) {
             |q| attention(q, k.clone(), v.clone(), &mask),
             |q| attention(q, k_ad.clone(), v_ad.clone(), &mask_ad),
         );
+        if queries == 1 {
+            let (k, v) = (k.clone().cast(DType::F16), v.clone().cast(DType::F16));
+            c.bench_function(&format!("attention {name}, f16 cache"), |b| {
+                b.iter(|| black_box(attention(q.clone(), k.clone(), v.clone(), &mask)));
+            });
+        }
     }
 }
 
@@ -126,13 +133,27 @@ fn linears(c: &mut Criterion) {
         let x = draw([rows, 1024]);
         let mut linear = Linear::<Flex>::init(1024, 2816, false, &device);
         let name = |dtype| format!("linear 1024→2816 {dtype}, {rows} rows");
-        c.bench_function(&name("f32"), |b| {
-            b.iter(|| black_box(linear.forward(x.clone())))
-        });
-        linear.weight = Param::from_tensor(linear.weight.val().cast(DType::F16));
-        c.bench_function(&name("f16"), |b| {
-            b.iter(|| black_box(linear.forward(x.clone())))
-        });
+        let dense = linear.weight.val();
+        for (stored, dtype) in [
+            ("f32", DType::F32),
+            ("f16", DType::F16),
+            ("bf16", DType::BF16),
+        ] {
+            linear.weight = Param::from_tensor(dense.clone().cast(dtype));
+            c.bench_function(&name(stored), |b| {
+                b.iter(|| black_box(linear.forward(x.clone())))
+            });
+        }
+        let values: Vec<f32> = dense.into_data().to_vec().expect("f32");
+        for (stored, format) in [("int8", QuantFormat::Q8), ("int4", QuantFormat::Q4)] {
+            let blocks = BlockMatrix::quantize(format, [2816, 1024], |row, out| {
+                out.copy_from_slice(&values[row * 1024..(row + 1) * 1024]);
+            });
+            linear.quantized = Some(blocks);
+            c.bench_function(&name(stored), |b| {
+                b.iter(|| black_box(linear.forward(x.clone())))
+            });
+        }
     }
     for (rows, rank) in [(512, 16), (256, 128)] {
         let x = draw([rows, 1024]);

@@ -18,5 +18,7 @@ pub use connector::splice::IMAGE_TOKEN_INDEX;
 pub use error::ModelError;
 pub use generation::assistant::{Answer, AnswerOptions, Assistant, AssistantOptions, Request};
 pub use generation::questioner::{Question, QuestionOptions, Questions, SelfQuestioner};
+#[cfg(feature = "cpu")]
+pub use kernels::cpu::{peak, processor};
 pub use language::vocabulary::check_vocabulary;
 pub use sq_llava::{Sample, SqLlava};

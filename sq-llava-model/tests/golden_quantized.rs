@@ -14,6 +14,7 @@ use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::processor::{KernelPath, VARIABLE};
 use sq_llava_model::weights::{LoadOptions, SaveOptions, load_model, save_pretrained};
 use weights::*;
 
@@ -352,6 +353,18 @@ fn fault_24_up_to_eight_rows_a_product_is_what_each_row_gives_alone() {
                 (many - one).abs() <= far,
                 "{format:?} {at}: {many} and {one}, {far}"
             );
+        }
+    }
+}
+
+/// Those of blocks on every path of kernels that the machine has.
+#[test]
+fn every_path_of_kernels() {
+    for path in KernelPath::ALL {
+        if path.is_available() {
+            golden::again(VARIABLE, path.name(), "blocks");
+        } else {
+            eprintln!("this machine does not run {path}: it is not tested");
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 /// Tokens by which a full cache grows.
 const BLOCK: usize = 256;
@@ -105,20 +105,22 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Backend> LayerCache<B> {
-    /// Adds keys and values `[batch, kv_heads, new, head_dim]` and returns all of them,
-    /// `[batch, kv_heads, len, head_dim]`.
+    /// Adds keys and values `[batch, kv_heads, new, head_dim]`, held in `stored`, and returns all of
+    /// them, `[batch, kv_heads, len, head_dim]`: the first ones as they came, later in `stored`.
     pub(crate) fn append(
         &mut self,
         keys: Tensor<B, 4>,
         values: Tensor<B, 4>,
+        stored: DType,
     ) -> (Tensor<B, 4>, Tensor<B, 4>) {
         let [batch, heads, new, dim] = keys.dims();
         let end = self.len + new;
+        let first = (self.len == 0).then(|| (keys.clone(), values.clone()));
         let (mut k, mut v) = match self.buffers.take() {
             Some((k, v)) if k.dims()[2] >= end => (k, v),
             old => {
                 let shape = [batch, heads, end.div_ceil(BLOCK) * BLOCK, dim];
-                let options = (&keys.device(), keys.dtype());
+                let options = (&keys.device(), stored);
                 let grown = (Tensor::zeros(shape, options), Tensor::zeros(shape, options));
                 match old {
                     None => grown,
@@ -134,7 +136,7 @@ impl<B: Backend> LayerCache<B> {
         v = write(v, place, values);
         self.len = end;
         let all = [0..batch, 0..heads, 0..end, 0..dim];
-        let views = (k.clone().slice(all.clone()), v.clone().slice(all));
+        let views = first.unwrap_or_else(|| (k.clone().slice(all.clone()), v.clone().slice(all)));
         self.buffers = Some((k, v));
         views
     }
@@ -151,7 +153,8 @@ fn write<B: Backend>(
         Ok(buffer) => return buffer,
         Err(inputs) => inputs,
     };
-    buffer.slice_assign(place, rows)
+    let dtype = buffer.dtype();
+    buffer.slice_assign(place, rows.cast(dtype))
 }
 
 #[cfg(test)]
@@ -170,13 +173,44 @@ mod tests {
         for start in (0..600).step_by(100) {
             cache
                 .layer(0)
-                .append(numbers(start, 100), numbers(start, 100));
+                .append(numbers(start, 100), numbers(start, 100), DType::F32);
         }
         assert_eq!(cache.len(), 600);
         cache.truncate(500);
-        let (k, v) = cache.layer(0).append(numbers(500, 1), numbers(500, 1));
+        let (k, v) = cache
+            .layer(0)
+            .append(numbers(500, 1), numbers(500, 1), DType::F32);
         let expected: Vec<f32> = (0..501).map(|v| v as f32).collect();
         assert_eq!(k.into_data().to_vec::<f32>().unwrap(), expected);
         assert_eq!(v.into_data().to_vec::<f32>().unwrap(), expected);
+    }
+
+    /// What comes first is attended to as it came; what is read later was rounded once.
+    #[test]
+    fn later_tokens_read_the_stored_dtype() {
+        let third = |from: usize, n: usize| numbers(from, n) / 3.0;
+        for (stored, error) in [(DType::F16, 4.9e-4), (DType::BF16, 3.9e-3)] {
+            let mut cache = KvCache::<Flex>::new(1, vec![0]);
+            let (k, _) = cache.layer(0).append(third(1, 300), third(1, 300), stored);
+            assert_eq!(k.dtype(), DType::F32);
+            // One more than the room of the first 300.
+            let (k, v) = cache
+                .layer(0)
+                .append(third(301, 213), third(301, 213), stored);
+            assert_eq!(
+                (k.dtype(), v.dtype(), k.dims()),
+                (stored, stored, [1, 1, 513, 1])
+            );
+            for tensor in [k, v] {
+                let found: Vec<f32> = tensor.cast(DType::F32).into_data().to_vec().unwrap();
+                for (i, found) in found.into_iter().enumerate() {
+                    let exact = (i + 1) as f32 / 3.0;
+                    assert!(
+                        (found - exact).abs() <= error * exact,
+                        "{found} for {exact}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -347,7 +347,10 @@ impl<B: Backend> LlamaAttention<B> {
         let query = context.rotation.apply(query);
         let key = context.rotation.apply(key);
         let (key, value) = match cache {
-            Some(cache) => cache.append(key, value),
+            Some(cache) => {
+                let stored = self.k_proj.cache_dtype(key.dtype());
+                cache.append(key, value, stored)
+            }
             None => (key, value),
         };
         let output = attention(query, key, value, &context.mask);

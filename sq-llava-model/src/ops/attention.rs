@@ -70,7 +70,9 @@ pub fn attention<B: Backend>(
         Ok(output) => return output,
         Err([query, key, value]) => (query, key, value),
     };
-    portable(query, key, value, mask)
+    // A cache may hold keys and values in fewer bits.
+    let dtype = query.dtype();
+    portable(query, key.cast(dtype), value.cast(dtype), mask)
 }
 
 /// Our kernel, where the tensors are the CPU backend's.

@@ -3,8 +3,8 @@
 use burn::module::{Module, Param};
 use burn::nn::Initializer;
 #[cfg(feature = "cpu")]
-use burn::tensor::{DType, ops::FloatTensor};
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::kernels::blocks::BlockMatrix;
 #[cfg(feature = "cpu")]
@@ -64,6 +64,19 @@ impl<B: Backend> Linear<B> {
         match &self.quantized {
             Some(matrix) => matrix.rows(),
             None => self.weight.lazy_shape()[0],
+        }
+    }
+
+    /// In what keys and values that it makes are kept: on the CPU in 16 bits where the weight has
+    /// no more, else as they are computed.
+    pub(crate) fn cache_dtype(&self, computed: DType) -> DType {
+        if !crate::kernels::blocks::is_native::<B>() {
+            return computed;
+        }
+        match (&self.quantized, self.weight.val().dtype()) {
+            (Some(_), _) => DType::F16,
+            (None, stored @ (DType::F16 | DType::BF16)) => stored,
+            _ => computed,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Parts a and a2 on the CPU: whole checkpoints in every layout.
 
 use burn_flex::Flex;
+use sq_llava_model::processor::{KernelPath, VARIABLE};
 
 use crate::checkpoints as parity;
 
@@ -45,6 +46,31 @@ fn golden_a_logits_of_expanded_ids() {
     let folders = golden::folders("a_");
     let expected = folders.iter().filter(|f| f.join("hf").is_dir()).count();
     assert_eq!(compared, expected);
+}
+
+/// The checkpoint whose difference was measured in PyTorch.
+#[test]
+fn golden_a_bf16_logits() {
+    let mut compared = 0;
+    for checkpoint in parity::part_a() {
+        if golden::file_name(&checkpoint.dir) == "hf" {
+            parity::bf16_logits::<Flex>(&checkpoint, &device());
+            compared += 1;
+        }
+    }
+    assert!(compared > 0, "no checkpoint in the transformers layout");
+}
+
+/// All of these on every path of kernels that the machine has.
+#[test]
+fn every_path_of_kernels() {
+    for path in KernelPath::ALL {
+        if path.is_available() {
+            golden::again(VARIABLE, path.name(), "golden_a");
+        } else {
+            eprintln!("this machine does not run {path}: it is not tested");
+        }
+    }
 }
 
 #[test]

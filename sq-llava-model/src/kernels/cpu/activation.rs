@@ -182,8 +182,7 @@ impl Kernel<1> for Pointwise {
     ) -> [Option<FlexTensor>; 1] {
         let grad = contiguous(grad);
         let (x, g) = (elements(&input), elements(&grad));
-        let mut out = vec![0.0; x.len()];
-        pieces::rows(&mut out, 1, |at, out| {
+        let out = pieces::rows(x.len(), 1, |at, out| {
             let end = at + out.len();
             slopes(self.0, &x[at..end], &g[at..end], out);
         });
@@ -194,8 +193,7 @@ impl Kernel<1> for Pointwise {
 impl Pointwise {
     fn of(&self, input: &FlexTensor) -> FlexTensor {
         let x = elements(input);
-        let mut out = vec![0.0; x.len()];
-        pieces::rows(&mut out, 1, |at, out| {
+        let out = pieces::rows(x.len(), 1, |at, out| {
             values(self.0, &x[at..at + out.len()], out);
         });
         filled(out, input.layout().shape().clone())
@@ -230,8 +228,7 @@ impl Kernel<2> for Gated {
     ) -> [Option<FlexTensor>; 2] {
         let grad = contiguous(grad);
         let (x, y, g) = (elements(&gate), elements(&up), elements(&grad));
-        let (mut d_gate, mut d_up) = (vec![0.0; x.len()], vec![0.0; x.len()]);
-        pieces::rows2(&mut d_gate, &mut d_up, 1, |at, d_gate, d_up| {
+        let (d_gate, d_up) = pieces::rows2(x.len(), 1, |at, d_gate, d_up| {
             let end = at + d_gate.len();
             gated_back(self.0, &x[at..end], &y[at..end], &g[at..end], d_gate, d_up);
         });
@@ -246,8 +243,7 @@ impl Kernel<2> for Gated {
 impl Gated {
     fn of(&self, [gate, up]: &[FlexTensor; 2]) -> FlexTensor {
         let (x, y) = (elements(gate), elements(up));
-        let mut out = vec![0.0; x.len()];
-        pieces::rows(&mut out, 1, |at, out| {
+        let out = pieces::rows(x.len(), 1, |at, out| {
             let end = at + out.len();
             gated(self.0, &x[at..end], &y[at..end], out);
         });

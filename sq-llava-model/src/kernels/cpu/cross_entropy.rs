@@ -84,8 +84,7 @@ impl Kernel<1> for CrossEntropyKernel {
         let grad = contiguous(grad);
         let (x, g) = (elements(&logits), elements(&grad));
         let width = x.len() / sums.len().max(1);
-        let mut out = vec![0.0; x.len()];
-        pieces::rows(&mut out, width.max(1), |first, out| {
+        let out = pieces::rows(x.len(), width.max(1), |first, out| {
             for (index, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
                 let row = first + index;
                 scaled_softmax(&x[row * width..][..width], sums[row], g[row], out);

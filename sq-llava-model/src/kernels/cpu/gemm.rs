@@ -51,7 +51,7 @@ impl<'a> Matrix<'a> {
 /// with rows `out_row` apart.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn product(
-    [m, n, k]: [usize; 3],
+    sizes @ [m, n, _]: [usize; 3],
     factor: f32,
     a: Matrix<'_>,
     b: Matrix<'_>,
@@ -60,19 +60,60 @@ pub(super) fn product(
     add: bool,
     threads: Threads,
 ) {
-    assert!(a.holds(m, k) && b.holds(k, n) && Matrix::rows(out, out_row).holds(m, n));
+    assert!(Matrix::rows(out, out_row).holds(m, n));
+    // SAFETY: all elements that the sizes and strides reach lie inside the slice.
+    unsafe { product_at(sizes, factor, a, b, out.as_mut_ptr(), out_row, add, threads) };
+}
+
+/// `factor · a b` in new memory, for `a [m, k]` and `b [k, n]`.
+pub(super) fn new_product(
+    sizes @ [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    threads: Threads,
+) -> Vec<f32> {
+    if k == 0 {
+        return vec![0.0; m * n];
+    }
+    let mut out = Vec::with_capacity(m * n);
+    // SAFETY: there is room for all elements, and a product that does not add writes them all.
+    unsafe {
+        product_at(sizes, factor, a, b, out.as_mut_ptr(), n, false, threads);
+        out.set_len(m * n);
+    }
+    out
+}
+
+/// As [`product`].
+///
+/// # Safety
+/// Elements of `m` rows of `n`, `out_row` apart, can be written at `out`, and read with `add`.
+#[allow(clippy::too_many_arguments)]
+pub(super) unsafe fn product_at(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    out: *mut f32,
+    out_row: usize,
+    add: bool,
+    threads: Threads,
+) {
+    assert!(a.holds(m, k) && b.holds(k, n));
     let pooled = threads == Threads::Pool && m.saturating_mul(n).saturating_mul(k) >= POOLED;
     let parallelism = match pooled {
         true => gemm::Parallelism::Rayon(0),
         false => gemm::Parallelism::None,
     };
-    // SAFETY: all elements that these sizes and strides reach lie inside the slices, checked above.
+    // SAFETY: the caller's promise for `out`; all elements of `a` and `b` that these sizes and
+    // strides reach lie inside the slices, checked above.
     unsafe {
         gemm::gemm(
             m,
             n,
             k,
-            out.as_mut_ptr(),
+            out,
             1,
             out_row as isize,
             add,

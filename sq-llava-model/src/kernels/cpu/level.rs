@@ -3,6 +3,8 @@
 use burn::tensor::f16;
 
 use super::math::LANES;
+#[cfg(target_arch = "x86_64")]
+use super::processor::{KernelPath, path};
 
 /// What the arithmetic of a compiled copy may use.
 pub(super) trait Level {
@@ -71,7 +73,7 @@ impl Level for Fused {
     }
 }
 
-/// The best instruction set of this machine that kernels are compiled for.
+/// The instruction set that kernels are compiled for and that this machine's path takes.
 #[cfg(target_arch = "x86_64")]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Found {
@@ -82,22 +84,24 @@ pub(super) enum Found {
 
 #[cfg(target_arch = "x86_64")]
 pub(super) fn found() -> Found {
-    use std::sync::OnceLock;
-    static FOUND: OnceLock<Found> = OnceLock::new();
-    *FOUND.get_or_init(|| {
-        let avx2 = is_x86_feature_detected!("avx2")
-            && is_x86_feature_detected!("fma")
-            && is_x86_feature_detected!("f16c");
-        let avx512 = is_x86_feature_detected!("avx512f")
-            && is_x86_feature_detected!("avx512vl")
-            && is_x86_feature_detected!("avx512bw")
-            && is_x86_feature_detected!("avx512dq");
-        match (avx2, avx512) {
-            (true, true) => Found::Avx512,
-            (true, false) => Found::Avx2,
-            _ => Found::Baseline,
-        }
-    })
+    match path() {
+        KernelPath::Portable => Found::Baseline,
+        KernelPath::Avx2 => Found::Avx2,
+        KernelPath::Avx512 | KernelPath::Bf16 | KernelPath::Amx => Found::Avx512,
+    }
+}
+
+/// Asks for the line of the cache that an address is in, wherever it points.
+#[inline(always)]
+pub(super) fn prefetch<T>(address: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a request for memory that is not there is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(address.cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = address;
 }
 
 /// Compiles a function for every instruction set and calls the best one; its loops are written so

@@ -6,7 +6,7 @@ use burn::tensor::{DType, FloatDType, Shape};
 use burn_flex::{Flex, FlexTensor};
 
 use super::Kernel;
-use super::gemm::{Matrix, Threads, product};
+use super::gemm::{Matrix, Threads, new_product, product};
 use super::level::vectorised;
 use super::pieces;
 use super::view::{contiguous, elements, filled};
@@ -84,31 +84,16 @@ impl LinearKernel {
         let weight = self.weight(&inputs[1]);
         let [rows, _] = inputs[0].layout().shape().dims::<2>();
         let n = weight.d_out;
-        let mut out = vec![0.0; rows * n];
-        if let Some(bias) = places.bias {
-            let bias = elements(&inputs[bias]);
-            for out in out.chunks_exact_mut(n.max(1)) {
-                out.copy_from_slice(bias);
-            }
-        }
-        weight.forward(rows, elements(&inputs[0]), &mut out, places.bias.is_some());
+        let bias = places.bias.map(|bias| elements(&inputs[bias]));
+        let mut out = weight.forward(rows, elements(&inputs[0]), bias);
         let low = places.adapter.map(|(a, b)| {
             let (a, b) = (Weight::new(&inputs[a]), elements(&inputs[b]));
             let r = a.d_out;
-            let mut low = vec![0.0; rows * r];
-            a.forward(rows, elements(&inputs[places.low_input]), &mut low, false);
+            let low = a.forward(rows, elements(&inputs[places.low_input]), None);
             let left = Matrix::rows(&low, r);
             let right = Matrix::rows(b, r).transposed();
-            product(
-                [rows, n, r],
-                self.scaling(),
-                left,
-                right,
-                &mut out,
-                n,
-                true,
-                Threads::Pool,
-            );
+            let (sizes, factor) = ([rows, n, r], self.scaling());
+            product(sizes, factor, left, right, &mut out, n, true, Threads::Pool);
             filled(low, Shape::from(vec![rows, r]))
         });
         (filled(out, Shape::from(vec![rows, n])), low)
@@ -174,98 +159,61 @@ impl<const N: usize> Kernel<N> for LinearKernel {
 
         if let (true, Some(weight)) = (wanted[0], &saved.inputs[1]) {
             let weight = self.weight(weight);
-            let mut d_x = vec![0.0; rows * weight.d_in];
-            weight.backward(rows, g, &mut d_x);
-            found[0] = Some(d_x);
+            found[0] = Some(weight.backward(rows, g));
         }
         if let Some((at_a, at_b)) = places.adapter {
             let scaling = self.scaling();
             if let (true, Some(low)) = (wanted[at_b], &saved.low) {
                 let r = super::view::width(low);
-                let mut d_b = vec![0.0; n * r];
                 let left = Matrix::rows(g, n).transposed();
                 let right = Matrix::rows(elements(low), r);
-                product(
-                    [n, r, rows],
-                    scaling,
-                    left,
-                    right,
-                    &mut d_b,
-                    r,
-                    false,
-                    Threads::Pool,
-                );
-                found[at_b] = Some(d_b);
+                let sizes = [n, r, rows];
+                found[at_b] = Some(new_product(sizes, scaling, left, right, Threads::Pool));
             }
             if let (Some(a), Some(b)) = (&saved.inputs[at_a], &saved.inputs[at_b]) {
                 let [r, k] = a.layout().shape().dims::<2>();
                 let (a, b) = (elements(a), elements(b));
                 // Gradient of x Aᵀ: g B.
-                let mut d_low = vec![0.0; rows * r];
                 let (left, right) = (Matrix::rows(g, n), Matrix::rows(b, r));
-                product(
-                    [rows, r, n],
-                    scaling,
-                    left,
-                    right,
-                    &mut d_low,
-                    r,
-                    false,
-                    Threads::Pool,
-                );
+                let d_low = new_product([rows, r, n], scaling, left, right, Threads::Pool);
                 if wanted[places.low_input] {
-                    let left = Matrix::rows(&d_low, r);
-                    let right = Matrix::rows(a, k);
-                    let add = found[places.low_input].is_some();
-                    let d_x = found[places.low_input].get_or_insert_with(|| vec![0.0; rows * k]);
-                    product([rows, k, r], 1.0, left, right, d_x, k, add, Threads::Pool);
+                    let (left, right) = (Matrix::rows(&d_low, r), Matrix::rows(a, k));
+                    let sizes = [rows, k, r];
+                    let slot = &mut found[places.low_input];
+                    match slot {
+                        Some(d_x) => product(sizes, 1.0, left, right, d_x, k, true, Threads::Pool),
+                        None => *slot = Some(new_product(sizes, 1.0, left, right, Threads::Pool)),
+                    }
                 }
                 if let (true, Some(x)) = (wanted[at_a], &saved.inputs[places.low_input]) {
-                    let mut d_a = vec![0.0; r * k];
                     let left = Matrix::rows(&d_low, r).transposed();
                     let right = Matrix::rows(elements(x), k);
-                    product(
-                        [r, k, rows],
-                        1.0,
-                        left,
-                        right,
-                        &mut d_a,
-                        k,
-                        false,
-                        Threads::Pool,
-                    );
+                    let d_a = new_product([r, k, rows], 1.0, left, right, Threads::Pool);
                     found[at_a] = Some(d_a);
                 }
             }
         }
         if let (true, Some(x)) = (wanted[1], &saved.inputs[0]) {
             let k = super::view::width(x);
-            let mut d_weight = vec![0.0; n * k];
             let left = Matrix::rows(g, n).transposed();
             let right = Matrix::rows(elements(x), k);
-            product(
-                [n, k, rows],
-                1.0,
-                left,
-                right,
-                &mut d_weight,
-                k,
-                false,
-                Threads::Pool,
-            );
-            found[1] = Some(d_weight);
+            found[1] = Some(new_product([n, k, rows], 1.0, left, right, Threads::Pool));
         }
         if let Some(bias) = places.bias.filter(|&bias| wanted[bias]) {
             found[bias] = Some(pieces::sums(rows, n, n, |from, to, out| {
                 add_rows(&g[from * n..to * n], out);
             }));
         }
-        let half = saved.weight_dtype == DType::F16;
+        let stored = match saved.weight_dtype {
+            DType::F16 => Some(FloatDType::F16),
+            DType::BF16 => Some(FloatDType::BF16),
+            _ => None,
+        };
         std::array::from_fn(|place| {
             let tensor = filled(found[place].take()?, saved.shapes[place].clone());
-            Some(match place == 1 && half {
-                true => Flex::float_cast(tensor, FloatDType::F16),
-                false => tensor,
+            Some(match stored.filter(|_| place == 1) {
+                Some(dtype) => Flex::float_cast(tensor, dtype),
+                None => tensor,
             })
         })
     }

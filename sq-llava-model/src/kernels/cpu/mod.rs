@@ -13,6 +13,7 @@ mod activation;
 mod adamw;
 mod append;
 mod attention;
+mod bf16;
 mod blocks;
 mod cross_entropy;
 mod gemm;
@@ -21,8 +22,11 @@ mod level;
 mod linear;
 mod math;
 mod norm;
+pub mod peak;
 mod pieces;
+pub mod processor;
 mod rope;
+mod rows;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]

@@ -123,8 +123,8 @@ impl Kernel<2> for RmsNormKernel {
     fn forward(&self, inputs: [FlexTensor; 2]) -> FlexTensor {
         let inputs = inputs.map(contiguous);
         let [x, weight] = inputs.each_ref().map(elements);
-        let (n, mut out) = (weight.len(), vec![0.0; x.len()]);
-        pieces::rows(&mut out, n, |row, out| {
+        let n = weight.len();
+        let out = pieces::rows(x.len(), n, |row, out| {
             let x = &x[row * n..row * n + out.len()];
             rms_rows(x, weight, self.eps as f32, out);
         });
@@ -150,8 +150,7 @@ impl Kernel<2> for RmsNormKernel {
         let ([x, weight], g) = (inputs.each_ref().map(elements), elements(&grad));
         let (n, eps) = (weight.len(), self.eps as f32);
         let d_x = wanted[0].then(|| {
-            let mut out = vec![0.0; x.len()];
-            pieces::rows(&mut out, n, |row, out| {
+            let out = pieces::rows(x.len(), n, |row, out| {
                 let range = row * n..row * n + out.len();
                 rms_back_rows(&x[range.clone()], weight, &g[range], eps, out);
             });
@@ -184,8 +183,8 @@ impl Kernel<3> for LayerNormKernel {
     fn forward(&self, inputs: [FlexTensor; 3]) -> FlexTensor {
         let inputs = inputs.map(contiguous);
         let [x, weight, bias] = inputs.each_ref().map(elements);
-        let (n, mut out) = (weight.len(), vec![0.0; x.len()]);
-        pieces::rows(&mut out, n, |row, out| {
+        let n = weight.len();
+        let out = pieces::rows(x.len(), n, |row, out| {
             let x = &x[row * n..row * n + out.len()];
             layer_rows(x, weight, bias, self.eps as f32, out);
         });
@@ -212,8 +211,7 @@ impl Kernel<3> for LayerNormKernel {
         let ([x, weight], g) = (inputs.each_ref().map(elements), elements(&grad));
         let (n, eps) = (weight.len(), self.eps as f32);
         let d_x = wanted[0].then(|| {
-            let mut out = vec![0.0; x.len()];
-            pieces::rows(&mut out, n, |row, out| {
+            let out = pieces::rows(x.len(), n, |row, out| {
                 let range = row * n..row * n + out.len();
                 layer_back_rows(&x[range.clone()], weight, &g[range], eps, out);
             });

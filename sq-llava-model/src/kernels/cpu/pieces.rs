@@ -1,4 +1,10 @@
 //! Cutting work into pieces of a fixed size for the thread pool that flex uses too.
+//!
+//! Results are new memory that nothing has been written to: each piece is set to zero by the thread
+//! that fills it, while it is in its cache, or written whole.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
@@ -10,32 +16,84 @@ fn rows_of(width: usize) -> usize {
     (PIECE / width.max(1)).max(1)
 }
 
-/// Runs `f(first row, rows)` on pieces of one output.
-pub(super) fn rows(out: &mut [f32], width: usize, f: impl Fn(usize, &mut [f32]) + Sync) {
+/// `len` elements in rows of `width`, a multiple of which `len` is, that `f(first row, rows)`
+/// writes over zeros.
+pub(super) fn rows(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Sync) -> Vec<f32> {
     let rows = rows_of(width);
-    if out.len() <= rows * width {
-        return f(0, out);
+    let mut all = Vec::with_capacity(len);
+    let out = &mut all.spare_capacity_mut()[..len];
+    let piece = |(piece, out): (usize, &mut [MaybeUninit<f32>])| f(piece * rows, zeros(out));
+    if len <= rows * width {
+        piece((0, out));
+    } else {
+        let pieces = out.par_chunks_mut(rows * width).enumerate();
+        pieces.for_each(piece);
     }
-    out.par_chunks_mut(rows * width)
-        .enumerate()
-        .for_each(|(piece, out)| f(piece * rows, out));
+    // SAFETY: the pieces are all of it, and each was set to zero.
+    unsafe { all.set_len(len) };
+    all
 }
 
-/// As [`rows`], with two outputs of the same shape.
+/// As [`rows`], with two results of the same shape.
 pub(super) fn rows2(
-    a: &mut [f32],
-    b: &mut [f32],
+    len: usize,
     width: usize,
     f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
-) {
+) -> (Vec<f32>, Vec<f32>) {
     let rows = rows_of(width);
-    if a.len() <= rows * width {
-        return f(0, a, b);
+    let (mut a, mut b) = (Vec::with_capacity(len), Vec::with_capacity(len));
+    let pieces = a.spare_capacity_mut()[..len]
+        .par_chunks_mut(rows * width)
+        .zip(b.spare_capacity_mut()[..len].par_chunks_mut(rows * width));
+    pieces.enumerate().for_each(|(piece, (a, b))| {
+        f(piece * rows, zeros(a), zeros(b));
+    });
+    // SAFETY: the pieces are all of both, and each was set to zero.
+    unsafe {
+        a.set_len(len);
+        b.set_len(len);
     }
-    a.par_chunks_mut(rows * width)
-        .zip(b.par_chunks_mut(rows * width))
-        .enumerate()
-        .for_each(|(piece, (a, b))| f(piece * rows, a, b));
+    (a, b)
+}
+
+fn zeros(out: &mut [MaybeUninit<f32>]) -> &mut [f32] {
+    out.fill(MaybeUninit::new(0.0));
+    // SAFETY: all of it was written just now.
+    unsafe { &mut *(out as *mut [MaybeUninit<f32>] as *mut [f32]) }
+}
+
+/// New memory that several threads write, each elements of its own.
+pub(super) struct Scattered<'a> {
+    start: *mut f32,
+    len: usize,
+    all: PhantomData<&'a mut [MaybeUninit<f32>]>,
+}
+
+// SAFETY: who writes promises that nobody else writes the same elements.
+unsafe impl Sync for Scattered<'_> {}
+
+impl<'a> Scattered<'a> {
+    pub(super) fn new(all: &'a mut [MaybeUninit<f32>]) -> Self {
+        Self {
+            start: all.as_mut_ptr().cast(),
+            len: all.len(),
+            all: PhantomData,
+        }
+    }
+
+    /// Writes elements from `at` on.
+    ///
+    /// # Safety
+    /// No other thread writes them at the same time.
+    pub(super) unsafe fn write(&self, at: usize, from: &[f32]) {
+        assert!(at <= self.len && from.len() <= self.len - at);
+        // SAFETY: the elements lie inside, and the caller's promise.
+        unsafe {
+            self.start
+                .add(at)
+                .copy_from_nonoverlapping(from.as_ptr(), from.len())
+        };
+    }
 }
 
 /// Sum over pieces of `total` rows of what `f(first row, end row, sums)` adds to `size` sums.
@@ -61,4 +119,30 @@ pub(super) fn sums(
         }
     }
     all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_element_is_written_once_where_it_belongs() {
+        for (count, width) in [(0, 3), (1, 3), (7, 5), (9000, 7), (40_000, 1)] {
+            let number = |row: usize, column: usize| (row * width + column) as f32;
+            let fill = |first: usize, out: &mut [f32]| {
+                for (row, out) in out.chunks_exact_mut(width).enumerate() {
+                    for (column, out) in out.iter_mut().enumerate() {
+                        *out += number(first + row, column);
+                    }
+                }
+            };
+            let expected: Vec<f32> = (0..count * width).map(|i| i as f32).collect();
+            assert_eq!(rows(count * width, width, fill), expected);
+            let (a, b) = rows2(count * width, width, |first, a, b| {
+                fill(first, a);
+                fill(first, b);
+            });
+            assert_eq!((&a, &b), (&expected, &expected));
+        }
+    }
 }

@@ -30,12 +30,12 @@ pub(crate) struct Rotate;
 impl Rotate {
     fn of(x: FlexTensor, cos: &FlexTensor, sin: &FlexTensor, sign: f32) -> FlexTensor {
         let x = head_rows(x);
-        let x = Heads::new(&x);
+        let x = Heads::<f32>::new(&x);
         let (batch, heads, tokens, dim) = (x.batch, x.heads, x.tokens, x.dim);
         let (cos_all, sin_all) = (elements(cos), elements(sin));
         let shared = cos.layout().shape()[0] == 1;
-        let mut out = vec![0.0; batch * tokens * heads * dim];
-        pieces::rows(&mut out, heads * dim, |first, out| {
+        let len = batch * tokens * heads * dim;
+        let out = pieces::rows(len, heads * dim, |first, out| {
             for (index, out) in out.chunks_exact_mut(heads * dim).enumerate() {
                 let (b, token) = ((first + index) / tokens, (first + index) % tokens);
                 let at = (if shared { token } else { b * tokens + token }) * dim;

@@ -1,6 +1,6 @@
 //! Reading flex tensors and making new ones.
 
-use burn::tensor::{Bytes, DType, Shape};
+use burn::tensor::{Bytes, DType, Element, Shape};
 use burn_flex::{FlexTensor, Layout};
 
 /// A tensor whose elements stand in order; copied only if they do not.
@@ -38,8 +38,8 @@ pub(super) fn width(tensor: &FlexTensor) -> usize {
 }
 
 /// A tensor `[batch, heads, tokens, dim]` whose rows of `dim` elements stand together.
-pub(super) struct Heads<'a> {
-    data: &'a [f32],
+pub(super) struct Heads<'a, T = f32> {
+    data: &'a [T],
     start: usize,
     strides: [usize; 3],
     pub(super) batch: usize,
@@ -58,14 +58,14 @@ pub(super) fn head_rows(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
-impl<'a> Heads<'a> {
+impl<'a, T: Element + bytemuck::Pod> Heads<'a, T> {
     /// Reads a tensor from [`head_rows`].
     pub(super) fn new(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let [batch, heads, tokens, dim] = layout.shape().dims::<4>();
         let strides = layout.strides();
         Self {
-            data: tensor.storage::<f32>(),
+            data: tensor.storage::<T>(),
             start: layout.start_offset(),
             strides: [
                 strides[0] as usize,
@@ -80,7 +80,7 @@ impl<'a> Heads<'a> {
     }
 
     /// One head's rows from `token` on; they are [`Self::row_stride`] apart.
-    pub(super) fn head(&self, batch: usize, head: usize, token: usize) -> &'a [f32] {
+    pub(super) fn head(&self, batch: usize, head: usize, token: usize) -> &'a [T] {
         let [b, h, t] = self.strides;
         let start = self.start + batch * b + head * h + token * t;
         let rows = self.tokens - token;
@@ -96,7 +96,7 @@ impl<'a> Heads<'a> {
     }
 
     /// One row.
-    pub(super) fn row(&self, batch: usize, head: usize, token: usize) -> &'a [f32] {
+    pub(super) fn row(&self, batch: usize, head: usize, token: usize) -> &'a [T] {
         let [b, h, t] = self.strides;
         let start = self.start + batch * b + head * h + token * t;
         &self.data[start..start + self.dim]

@@ -1,16 +1,16 @@
-//! A weight `[out, in]` in f32, in f16 or in blocks of integers, multiplied without ever being copied
+//! A weight `[out, in]` in f32, f16, bf16 or blocks of integers, multiplied without ever being copied
 //! or dequantised whole.
 
-use burn::tensor::{DType, f16};
+use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
+use super::bf16::{self as brain, Unit};
 use super::blocks::{Input, dots};
-use super::gemm::{Matrix, Threads, product};
-use super::level::{Level, vectorised};
-use super::math::{LANES, dot, total};
+use super::gemm::{Matrix, Threads, new_product, product, product_at};
+use super::rows::Stored;
 use super::view::contiguous;
-use crate::kernels::blocks::Blocks;
+use crate::kernels::blocks::{Blocks, QuantFormat};
 
 /// Rows of the input up to which the weight is read row by row: the product then costs what
 /// reading it costs.
@@ -28,6 +28,7 @@ const PANEL: usize = 1 << 21;
 pub(super) enum Elements<'a> {
     Full(&'a [f32]),
     Half(&'a [f16]),
+    Brain(&'a [bf16]),
     Blocks(&'a Blocks),
 }
 
@@ -41,7 +42,7 @@ pub(super) struct Weight<'a> {
 
 /// Whether [`Weight`] reads tensors of this dtype.
 pub(super) fn readable(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16)
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
 }
 
 /// The tensor if [`Weight`] can read it, else a copy that it can.
@@ -50,13 +51,14 @@ pub(super) fn weight_rows(tensor: FlexTensor) -> FlexTensor {
 }
 
 impl<'a> Weight<'a> {
-    /// Reads a tensor `[out, in]` from [`weight_rows`], f32 or f16.
+    /// Reads a tensor `[out, in]` from [`weight_rows`], f32, f16 or bf16.
     pub(super) fn new(tensor: &'a FlexTensor) -> Self {
         let layout = tensor.layout();
         let [d_out, d_in] = layout.shape().dims::<2>();
         let range = layout.start_offset()..layout.start_offset() + d_out * d_in;
         let elements = match tensor.dtype() {
             DType::F16 => Elements::Half(&tensor.storage::<f16>()[range]),
+            DType::BF16 => Elements::Brain(&tensor.storage::<bf16>()[range]),
             _ => Elements::Full(&tensor.storage::<f32>()[range]),
         };
         Self {
@@ -75,47 +77,71 @@ impl<'a> Weight<'a> {
         }
     }
 
-    /// `out (+)= x Wᵀ`. `x [rows, in]`, `out [rows, out]`
-    pub(super) fn forward(&self, rows: usize, x: &[f32], out: &mut [f32], add: bool) {
+    /// Format of its blocks, if it is in blocks.
+    fn format(&self) -> Option<QuantFormat> {
+        match self.elements {
+            Elements::Blocks(blocks) => Some(blocks.format),
+            _ => None,
+        }
+    }
+
+    /// `x Wᵀ`, and the bias added. `x [rows, in]` → `[rows, out]`
+    pub(super) fn forward(&self, rows: usize, x: &[f32], bias: Option<&[f32]>) -> Vec<f32> {
         let (n, k) = (self.d_out, self.d_in);
         if rows <= FEW {
-            for columns in few(&[*self], rows, x) {
-                for (column, values) in columns.chunks_exact(rows.max(1)).enumerate() {
-                    for (row, &value) in values.iter().enumerate() {
-                        let slot = &mut out[row * n + column];
-                        *slot = if add { *slot + value } else { value };
-                    }
-                }
-            }
-            return;
+            let columns = few(&[*self], rows, x).swap_remove(0);
+            return turned(columns, rows, n, bias);
         }
+        if let (Elements::Brain(all), Some(unit)) = (self.elements, Unit::found()) {
+            return brain::forward(unit, [rows, k, n], x, all, bias);
+        }
+        if k == 0 {
+            return turned(vec![0.0; n * rows], rows, n, bias);
+        }
+        let mut out = Vec::with_capacity(rows * n);
+        if let Some(bias) = bias {
+            for _ in 0..rows {
+                out.extend_from_slice(bias);
+            }
+        }
+        let start: *mut f32 = out.as_mut_ptr();
         let a = Matrix::rows(x, k);
         self.panels(|first, panel| {
             let width = panel.len() / k;
             let b = Matrix::rows(panel, k).transposed();
-            let out = &mut out[first..];
-            product([rows, width, k], 1.0, a, b, out, n, add, Threads::Pool);
+            let sizes = [rows, width, k];
+            // SAFETY: there is room for `rows` rows of `n`, of which these are columns inside;
+            // with a bias they have been written.
+            unsafe {
+                let (at, add) = (start.add(first), bias.is_some());
+                product_at(sizes, 1.0, a, b, at, n, add, Threads::Pool);
+            }
         });
+        // SAFETY: the panels are all columns, and each was written whole.
+        unsafe { out.set_len(rows * n) };
+        out
     }
 
-    /// `out = g W`. `g [rows, out]`, `out [rows, in]`
-    pub(super) fn backward(&self, rows: usize, grad: &[f32], out: &mut [f32]) {
+    /// `g W`. `g [rows, out]` → `[rows, in]`
+    pub(super) fn backward(&self, rows: usize, grad: &[f32]) -> Vec<f32> {
         let (n, k) = (self.d_out, self.d_in);
+        if let (Elements::Brain(all), Some(unit)) = (self.elements, Unit::found()) {
+            return brain::backward(unit, [rows, k, n], grad, all);
+        }
+        let mut out = match n {
+            0 => vec![0.0; rows * k],
+            _ => Vec::new(),
+        };
         self.panels(|first, panel| {
-            let depth = panel.len() / k;
+            let sizes = [rows, k, panel.len() / k];
             let a = Matrix::rows(&grad[first..], n);
             let b = Matrix::rows(panel, k);
-            product(
-                [rows, k, depth],
-                1.0,
-                a,
-                b,
-                out,
-                k,
-                first > 0,
-                Threads::Pool,
-            );
+            match first {
+                0 => out = new_product(sizes, 1.0, a, b, Threads::Pool),
+                _ => product(sizes, 1.0, a, b, &mut out, k, true, Threads::Pool),
+            }
         });
+        out
     }
 
     /// Calls `f(first row, rows in f32)` for all rows; f32 weights are one panel.
@@ -142,7 +168,8 @@ impl<'a> Weight<'a> {
         let start = first * self.d_in;
         match self.elements {
             Elements::Full(all) => out.copy_from_slice(&all[start..start + out.len()]),
-            Elements::Half(all) => widen(&all[start..start + out.len()], out),
+            Elements::Half(all) => f16::to_full(&all[start..start + out.len()], out),
+            Elements::Brain(all) => bf16::to_full(&all[start..start + out.len()], out),
             Elements::Blocks(blocks) => {
                 for (i, out) in out.chunks_mut(self.d_in).enumerate() {
                     blocks.read_row(first + i, out);
@@ -156,11 +183,28 @@ impl<'a> Weight<'a> {
         let (k, rows) = (self.d_in, x.rows);
         let range = first * k..(first + out.len() / rows) * k;
         match self.elements {
-            Elements::Full(all) => full_rows(&all[range], x.values, rows, k, out),
-            Elements::Half(all) => half_rows(&all[range], x.values, rows, k, out),
+            Elements::Full(all) => f32::products(&all[range], x.values, rows, k, out),
+            Elements::Half(all) => f16::products(&all[range], x.values, rows, k, out),
+            Elements::Brain(all) => bf16::products(&all[range], x.values, rows, k, out),
             Elements::Blocks(blocks) => dots(blocks, first, &x.rounded, out),
         }
     }
+}
+
+/// `[columns, rows]` as `[rows, columns]`, and the bias added.
+fn turned(columns: Vec<f32>, rows: usize, n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+    if rows == 1 && bias.is_none() {
+        return columns;
+    }
+    let mut out = Vec::with_capacity(rows * n);
+    for row in 0..rows {
+        let values = (0..n).map(|column| columns[column * rows + row]);
+        match bias {
+            Some(bias) => out.extend(values.zip(bias).map(|(value, bias)| bias + value)),
+            None => out.extend(values),
+        }
+    }
+    out
 }
 
 /// A few rows of input.
@@ -179,10 +223,16 @@ pub(super) fn few(weights: &[Weight<'_>], rows: usize, x: &[f32]) -> Vec<Vec<f32
     if x.is_empty() {
         return outs;
     }
-    let in_blocks = |weight: &Weight<'_>| matches!(weight.elements, Elements::Blocks(_));
-    let rounded = match weights.iter().any(in_blocks) {
-        true => x.chunks_exact(x.len() / rows).map(Input::new).collect(),
-        false => Vec::new(),
+    let formats = [QuantFormat::Q8, QuantFormat::Q4].map(|format| {
+        let mut found = weights.iter().filter_map(Weight::format);
+        found.any(|of| of == format).then_some(format)
+    });
+    let rounded = match formats {
+        [None, None] => Vec::new(),
+        _ => x
+            .chunks_exact(x.len() / rows)
+            .map(|row| Input::new(row, &formats))
+            .collect(),
     };
     let inputs = Inputs {
         rows,
@@ -203,92 +253,4 @@ pub(super) fn few(weights: &[Weight<'_>], rows: usize, x: &[f32]) -> Vec<Vec<f32
             .for_each(|(weight, first, out)| weight.piece(*first, &inputs, out)),
     }
     outs
-}
-
-vectorised! {
-    /// f16 to f32.
-    fn widen<L>(from: &[f16], to: &mut [f32]) {
-        let (from, from_rest) = from.as_chunks::<LANES>();
-        let (to, to_rest) = to.as_chunks_mut::<LANES>();
-        for (from, to) in from.iter().zip(to) {
-            *to = L::widen(from);
-        }
-        for (from, to) in from_rest.iter().zip(to_rest) {
-            *to = from.to_f32();
-        }
-    }
-
-    /// Products of weight rows `[count, k]` with inputs `[rows, k]`: `out [count, rows]`.
-    fn full_rows<L>(weight: &[f32], x: &[f32], rows: usize, k: usize, out: &mut [f32]) {
-        for (weight, out) in weight.chunks_exact(k).zip(out.chunks_exact_mut(rows)) {
-            for (x, out) in x.chunks_exact(k).zip(out) {
-                *out = dot::<L>(weight, x);
-            }
-        }
-    }
-
-    /// As `full_rows` with weights in f16.
-    fn half_rows<L>(weight: &[f16], x: &[f32], rows: usize, k: usize, out: &mut [f32]) {
-        if rows == 1 {
-            for (weight, out) in weight.chunks_exact(k).zip(out) {
-                *out = half_dot::<L>(weight, x);
-            }
-            return;
-        }
-        let mut wide = vec![0.0; k];
-        for (weight, out) in weight.chunks_exact(k).zip(out.chunks_exact_mut(rows)) {
-            widen(weight, &mut wide);
-            for (x, out) in x.chunks_exact(k).zip(out) {
-                *out = dot::<L>(&wide, x);
-            }
-        }
-    }
-}
-
-/// As [`dot`], in the same order, with `a` in f16.
-#[inline(always)]
-fn half_dot<L: Level>(a: &[f16], b: &[f32]) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        let a = L::widen(a);
-        for lane in 0..LANES {
-            lanes[lane] = L::fma(a[lane], b[lane], lanes[lane]);
-        }
-    }
-    for (lane, (a, &b)) in a_rest.iter().zip(b_rest).enumerate() {
-        lanes[lane] = L::fma(a.to_f32(), b, lanes[lane]);
-    }
-    total(lanes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn every_half_number_becomes_the_same_in_full() {
-        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
-        let mut wide = vec![0.0; all.len()];
-        widen(&all, &mut wide);
-        for (half, &wide) in all.iter().zip(&wide) {
-            let same = half.to_f32().to_bits() == wide.to_bits();
-            assert!(
-                same || half.is_nan() && wide.is_nan(),
-                "{half} became {wide}"
-            );
-        }
-        let (blocks, _) = all.as_chunks::<LANES>();
-        for block in blocks {
-            let portable = crate::kernels::cpu::level::Baseline::widen(block);
-            for (half, wide) in block.iter().zip(portable) {
-                let same = half.to_f32().to_bits() == wide.to_bits();
-                assert!(
-                    same || half.is_nan() && wide.is_nan(),
-                    "{half} became {wide}"
-                );
-            }
-        }
-    }
 }

@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::super::gemm::{Matrix, Threads, product};
 use super::super::level::vectorised;
 use super::super::math::{dot, exp};
+use super::super::pieces::Scattered;
 use super::super::view::{Heads, elements, token_major};
 
 use super::{BLOCK, Mask, Saved};
@@ -40,36 +41,39 @@ struct HeadGrads {
 
 /// Gradients of queries, keys and values.
 pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, mask: &Mask<'_>) -> [FlexTensor; 3] {
-    let [q, k, v] = [&saved.query, &saved.key, &saved.value].map(Heads::new);
-    let (out, grad) = (Heads::new(&saved.output), Heads::new(&grad));
+    let [q, k, v] = [&saved.query, &saved.key, &saved.value].map(Heads::<f32>::new);
+    let (out, grad) = (Heads::<f32>::new(&saved.output), Heads::<f32>::new(&grad));
     let log_sums = elements(&saved.log_sums);
     let (batch, kv_heads, dim) = (k.batch, k.heads, q.dim);
-    let parts: Vec<HeadGrads> = (0..batch * kv_heads)
-        .into_par_iter()
-        .map(|index| {
-            let at = [index / kv_heads, index % kv_heads];
-            head_back(&q, &k, &v, &out, &grad, log_sums, mask, at)
-        })
-        .collect();
-
-    // Together, with the tokens outside the heads.
     let group = q.heads / kv_heads;
-    let mut d_query = vec![0.0; batch * q.tokens * q.heads * dim];
-    let mut d_key = vec![0.0; batch * k.tokens * kv_heads * dim];
-    let mut d_value = vec![0.0; batch * k.tokens * kv_heads * dim];
-    for (index, part) in parts.iter().enumerate() {
-        let (b, kv_head) = (index / kv_heads, index % kv_heads);
-        for (row, values) in part.query.chunks_exact(dim).enumerate() {
-            let (head, token) = (kv_head * group + row / q.tokens, row % q.tokens);
-            let at = ((b * q.tokens + token) * q.heads + head) * dim;
-            d_query[at..at + dim].copy_from_slice(values);
-        }
-        for (from, to) in [(&part.key, &mut d_key), (&part.value, &mut d_value)] {
-            for (token, values) in from.chunks_exact(dim).enumerate() {
-                let at = ((b * k.tokens + token) * kv_heads + kv_head) * dim;
-                to[at..at + dim].copy_from_slice(values);
+    let (queries, keys) = (q.tokens, k.tokens);
+    // Together, with the tokens outside the heads.
+    let lens = [q.heads * queries, kv_heads * keys, kv_heads * keys].map(|rows| batch * rows * dim);
+    let [mut d_query, mut d_key, mut d_value] = lens.map(Vec::with_capacity);
+    let query_out = Scattered::new(&mut d_query.spare_capacity_mut()[..lens[0]]);
+    let key_out = Scattered::new(&mut d_key.spare_capacity_mut()[..lens[1]]);
+    let value_out = Scattered::new(&mut d_value.spare_capacity_mut()[..lens[2]]);
+    (0..batch * kv_heads).into_par_iter().for_each(|index| {
+        let at @ [b, kv_head] = [index / kv_heads, index % kv_heads];
+        let part = head_back(&q, &k, &v, &out, &grad, log_sums, mask, at);
+        // SAFETY: this key head and the queries on it are this call's alone.
+        unsafe {
+            for (row, values) in part.query.chunks_exact(dim).enumerate() {
+                let (head, token) = (kv_head * group + row / queries, row % queries);
+                query_out.write(((b * queries + token) * q.heads + head) * dim, values);
+            }
+            for (from, to) in [(&part.key, &key_out), (&part.value, &value_out)] {
+                for (token, values) in from.chunks_exact(dim).enumerate() {
+                    to.write(((b * keys + token) * kv_heads + kv_head) * dim, values);
+                }
             }
         }
+    });
+    // SAFETY: the key heads of all samples, and the queries on them, are all rows.
+    unsafe {
+        d_query.set_len(lens[0]);
+        d_key.set_len(lens[1]);
+        d_value.set_len(lens[2]);
     }
     let kv_shape = [batch, kv_heads, k.tokens, dim];
     [

@@ -1,11 +1,14 @@
 //! The forward pass.
 
+use burn::tensor::Element;
 use burn_flex::FlexTensor;
 use rayon::prelude::*;
 
-use super::super::gemm::{Matrix, Threads, product};
+use super::super::gemm::{Matrix, Threads, new_product, product};
 use super::super::level::vectorised;
-use super::super::math::{dot, exp_in_place, max};
+use super::super::math::{exp_in_place, max};
+use super::super::pieces::Scattered;
+use super::super::rows::Stored;
 use super::super::view::{Heads, token_major};
 
 use super::{BLOCK, Mask};
@@ -29,88 +32,81 @@ vectorised! {
             *value *= factor;
         }
     }
-
-    /// Scores of one query with keys `row` apart.
-    fn score_row<L>(query: &[f32], keys: &[f32], row: usize, factor: f32, scores: &mut [f32]) {
-        for (key, score) in scores.iter_mut().enumerate() {
-            *score = factor * dot::<L>(query, &keys[key * row..][..query.len()]);
-        }
-    }
-
-    /// Adds values `row` apart with these weights.
-    fn mix_row<L>(weights: &[f32], values: &[f32], row: usize, out: &mut [f32]) {
-        let n = out.len();
-        for (key, &weight) in weights.iter().enumerate() {
-            let value = &values[key * row..][..n];
-            for (out, &value) in out.iter_mut().zip(value) {
-                *out = L::fma(weight, value, *out);
-            }
-        }
-    }
 }
 
 /// Multiplications of the scores from which on the pool is worth waking.
 const POOLED: usize = 1 << 18;
 
 /// Attention of all heads; `log_sums [batch, heads, queries]` are left for a backward pass.
-pub(super) fn attend(
+pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
     q: &Heads<'_>,
-    k: &Heads<'_>,
-    v: &Heads<'_>,
+    k: &Heads<'_, T>,
+    v: &Heads<'_, T>,
     mask: &Mask<'_>,
-    log_sums: Option<&mut [f32]>,
+    log_sums: Option<&mut Vec<f32>>,
 ) -> FlexTensor {
     let (batch, heads, queries, dim) = (q.batch, q.heads, q.tokens, q.dim);
     let blocks = queries.div_ceil(BLOCK);
-    // A block's output `[rows, dim]`, its log-sums, and where it belongs.
-    let block = |index: usize, scores: &mut Vec<f32>| {
+    let (out_len, logs_len) = (batch * queries * heads * dim, batch * heads * queries);
+    let (mut out, mut logs) = (Vec::with_capacity(out_len), Vec::with_capacity(logs_len));
+    let rows_out = Scattered::new(&mut out.spare_capacity_mut()[..out_len]);
+    let logs_out = Scattered::new(&mut logs.spare_capacity_mut()[..logs_len]);
+    let block = |index: usize, space: &mut Space| {
         let (b, rest) = (index / (heads * blocks), index % (heads * blocks));
         let (head, from) = (rest / blocks, rest % blocks * BLOCK);
         let to = (from + BLOCK).min(queries);
-        attend_block(q, k, v, mask, [b, head, from, to], scores)
+        let (rows, logs) = attend_block(q, k, v, mask, [b, head, from, to], space);
+        // SAFETY: these queries of this head are this call's alone.
+        unsafe {
+            for (row, values) in rows.chunks_exact(dim).enumerate() {
+                let at = ((b * queries + from + row) * heads + head) * dim;
+                rows_out.write(at, values);
+            }
+            logs_out.write((b * heads + head) * queries + from, &logs);
+        }
     };
     let pieces = 0..batch * heads * blocks;
     let work = batch * heads * queries * k.tokens * dim;
-    let parts: Vec<(Vec<f32>, Vec<f32>)> = if work < POOLED {
-        let mut scores = Vec::new();
-        pieces.map(|index| block(index, &mut scores)).collect()
+    if work < POOLED {
+        let mut space = Space::default();
+        pieces.for_each(|index| block(index, &mut space));
     } else {
         let pieces = pieces.into_par_iter();
-        pieces
-            .map_init(Vec::new, |scores, index| block(index, scores))
-            .collect()
-    };
-
-    let mut out = vec![0.0; batch * queries * heads * dim];
-    let mut sums = log_sums;
-    for (index, (rows, logs)) in parts.into_iter().enumerate() {
-        let (b, rest) = (index / (heads * blocks), index % (heads * blocks));
-        let (head, from) = (rest / blocks, rest % blocks * BLOCK);
-        for (row, values) in rows.chunks_exact(dim).enumerate() {
-            let at = ((b * queries + from + row) * heads + head) * dim;
-            out[at..at + dim].copy_from_slice(values);
-        }
-        if let Some(sums) = sums.as_deref_mut() {
-            let at = (b * heads + head) * queries + from;
-            sums[at..at + logs.len()].copy_from_slice(&logs);
-        }
+        pieces.for_each_init(Space::default, |space, index| block(index, space));
+    }
+    // SAFETY: the blocks are all queries of all heads, and each wrote its rows and logarithms.
+    unsafe {
+        out.set_len(out_len);
+        logs.set_len(logs_len);
+    }
+    if let Some(sums) = log_sums {
+        *sums = logs;
     }
     token_major(out, [batch, heads, queries, dim])
 }
 
+/// What a thread writes on its way.
+#[derive(Default)]
+struct Space {
+    scores: Vec<f32>,
+    /// Keys or values in f32, where they are stored otherwise.
+    wide: Vec<f32>,
+}
+
 /// Queries `from..to` of one head.
-fn attend_block(
+fn attend_block<T: Stored + Element + bytemuck::Pod>(
     q: &Heads<'_>,
-    k: &Heads<'_>,
-    v: &Heads<'_>,
+    k: &Heads<'_, T>,
+    v: &Heads<'_, T>,
     mask: &Mask<'_>,
     [batch, head, from, to]: [usize; 4],
-    scores: &mut Vec<f32>,
+    space: &mut Space,
 ) -> (Vec<f32>, Vec<f32>) {
     let (rows, dim) = (to - from, q.dim);
     let kv_head = head / (q.heads / k.heads);
     let keys = mask.visible(to, q.tokens, k.tokens);
     let factor = 1.0 / (dim as f32).sqrt();
+    let Space { scores, wide } = space;
     scores.clear();
     scores.resize(rows * keys, 0.0);
     let query = q.head(batch, head, from);
@@ -120,11 +116,12 @@ fn attend_block(
     if few {
         for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
             let query = &query[row * q.row_stride()..][..dim];
-            score_row(query, key, k.row_stride(), factor, scores);
+            T::scores(query, key, k.row_stride(), factor, scores);
         }
     } else {
         let a = Matrix::rows(query, q.row_stride());
-        let b = Matrix::rows(key, k.row_stride()).transposed();
+        let (key, stride) = T::dense(key, k.row_stride(), [keys, dim], wide);
+        let b = Matrix::rows(key, stride).transposed();
         product(
             [rows, keys, dim],
             factor,
@@ -146,24 +143,17 @@ fn attend_block(
         sums.push(sum);
         logs.push(log);
     }
-    let mut out = vec![0.0; rows * dim];
+    let mut out;
     if few {
+        out = vec![0.0; rows * dim];
         for (weights, out) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(dim)) {
-            mix_row(weights, value, v.row_stride(), out);
+            T::mix(weights, value, v.row_stride(), out);
         }
     } else {
         let a = Matrix::rows(scores, keys);
-        let b = Matrix::rows(value, v.row_stride());
-        product(
-            [rows, dim, keys],
-            1.0,
-            a,
-            b,
-            &mut out,
-            dim,
-            false,
-            Threads::One,
-        );
+        let (value, stride) = T::dense(value, v.row_stride(), [keys, dim], wide);
+        let b = Matrix::rows(value, stride);
+        out = new_product([rows, dim, keys], 1.0, a, b, Threads::One);
     }
     for (sum, out) in sums.iter().zip(out.chunks_exact_mut(dim)) {
         scale(out, 1.0 / sum);

@@ -5,11 +5,13 @@
 mod backward;
 mod forward;
 
-use burn::tensor::{DType, Shape};
-use burn_flex::FlexTensor;
+use burn::tensor::ops::FloatTensorOps;
+use burn::tensor::{DType, FloatDType, Shape, bf16, f16};
+use burn_flex::{Flex, FlexTensor};
 
 use super::Kernel;
 use super::view::{Heads, filled, head_rows};
+use super::weight::readable;
 
 /// Queries of a block.
 const BLOCK: usize = 64;
@@ -26,7 +28,7 @@ pub(crate) enum Hidden {
 }
 
 /// `softmax(Q Kᵀ / √dim) V` of queries `[batch, heads, queries, dim]`, keys and values
-/// `[batch, kv_heads, keys, dim]`. A query that sees no key gets zeros.
+/// `[batch, kv_heads, keys, dim]`, these in f32, f16 or bf16. A query that sees no key gets zeros.
 #[derive(Debug)]
 pub(crate) struct Attention(pub(crate) Hidden);
 
@@ -46,7 +48,8 @@ impl Kernel<3> for Attention {
 
     fn accepts(&self, inputs: &[&FlexTensor; 3]) -> bool {
         let [q, k, v] = inputs.map(|input| input.layout().shape().dims::<4>());
-        let f32s = inputs.iter().all(|i| i.dtype() == DType::F32);
+        let [query, key, value] = inputs.map(FlexTensor::dtype);
+        let read = query == DType::F32 && key == value && readable(key);
         let mask = match &self.0 {
             Hidden::Nothing => true,
             Hidden::Later => q[2] <= k[2],
@@ -57,21 +60,33 @@ impl Kernel<3> for Attention {
         };
         // Every size but the batch must be there.
         let filled = q[2] > 0 && k[2] > 0 && q[3] > 0 && k[1] > 0;
-        f32s && mask && filled && k == v && q[3] == k[3] && q[0] == k[0] && q[1] % k[1] == 0
+        read && mask && filled && k == v && q[3] == k[3] && q[0] == k[0] && q[1] % k[1] == 0
     }
 
     fn forward(&self, inputs: [FlexTensor; 3]) -> FlexTensor {
         let [query, key, value] = inputs.map(head_rows);
         let mask = Mask::new(&self.0);
-        let [q, k, v] = [&query, &key, &value].map(Heads::new);
-        forward::attend(&q, &k, &v, &mask, None)
+        let q = Heads::new(&query);
+        match key.dtype() {
+            DType::F16 => {
+                forward::attend::<f16>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None)
+            }
+            DType::BF16 => {
+                forward::attend::<bf16>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None)
+            }
+            _ => forward::attend::<f32>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None),
+        }
     }
 
     fn forward_saving(&self, inputs: [FlexTensor; 3], _: [bool; 3]) -> (FlexTensor, Saved) {
-        let [query, key, value] = inputs.map(head_rows);
+        // The backward pass reads f32.
+        let [query, key, value] = inputs.map(|input| match input.dtype() {
+            DType::F32 => head_rows(input),
+            _ => head_rows(Flex::float_cast(input, FloatDType::F32)),
+        });
         let mask = Mask::new(&self.0);
-        let [q, k, v] = [&query, &key, &value].map(Heads::new);
-        let mut log_sums = vec![0.0; q.batch * q.heads * q.tokens];
+        let [q, k, v] = [&query, &key, &value].map(Heads::<f32>::new);
+        let mut log_sums = Vec::new();
         let shape = Shape::from(vec![q.batch, q.heads, q.tokens]);
         let output = forward::attend(&q, &k, &v, &mask, Some(&mut log_sums));
         let saved = Saved {

@@ -2,12 +2,16 @@
 
 use std::arch::x86_64::*;
 
+use super::super::level::prefetch;
 use super::{BLOCK, Input, Row};
 
 /// Blocks of a step.
 const LANES: usize = 8;
 /// Sums that do not wait for each other.
 const SUMS: usize = 2;
+/// How far ahead weights are asked for, in bytes, and a line of the cache.
+const AHEAD: usize = 4096;
+const LINE: usize = 64;
 
 /// Products of rows with inputs, written behind each row.
 ///
@@ -54,6 +58,11 @@ unsafe fn step<const Q4: bool, const M: usize>(
 ) {
     let nibble = _mm_set1_epi8(15);
     let mut factors = [[0.0f32; LANES]; M];
+    let block_bytes = if Q4 { BLOCK / 2 } else { BLOCK };
+    for line in (0..count * block_bytes).step_by(LINE) {
+        let at = first * block_bytes + line + AHEAD;
+        prefetch(row.quants.as_ptr().wrapping_add(at));
+    }
     // SAFETY: scales, minima and sums reach to the end of the step, numbers and values to that of
     // the blocks.
     unsafe {

@@ -1,62 +1,27 @@
 //! Rows of weights in blocks ([`Blocks`]) times a few rows of input, for each instruction set.
 //!
-//! An input is rounded to 16-bit integers block by block, a relative error of 2⁻¹⁶ of the block's
-//! largest value, and multiplied with the weights' integers.
+//! An input is rounded to integers from −32639 to 32639 block by block, half a step being 2⁻¹⁶ of
+//! the block's largest value, and multiplied with the weights' integers.
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod input;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
 
 use half::f16;
 
+#[cfg(target_arch = "x86_64")]
+use super::processor::{KernelPath, path};
 use crate::kernels::blocks::{BLOCK, Blocks, QuantFormat};
+
+pub(super) use input::Input;
 
 /// Scales are read in steps of this many.
 const STEP: usize = 16;
 /// Rows of input that share a pass over the weights. Rows of weights are read one after the other:
 /// memory gives several short streams at once half as fast.
 const GROUP: usize = 4;
-
-/// One row of input in blocks of 16-bit integers.
-pub(super) struct Input {
-    /// Padded to whole blocks.
-    values: Vec<i16>,
-    /// One for each block; zeros up to a multiple of [`STEP`].
-    scales: Vec<f32>,
-    /// Sums of each block's values, likewise.
-    sums: Vec<f32>,
-}
-
-impl Input {
-    pub fn new(row: &[f32]) -> Self {
-        let blocks = row.len().div_ceil(BLOCK);
-        let padded = blocks.next_multiple_of(STEP);
-        let mut input = Self {
-            values: vec![0; blocks * BLOCK],
-            scales: vec![0.0; padded],
-            sums: vec![0.0; padded],
-        };
-        let targets = input.values.chunks_mut(BLOCK);
-        for (b, (row, values)) in row.chunks(BLOCK).zip(targets).enumerate() {
-            let sum: f32 = row.iter().sum();
-            let largest = row.iter().fold(0.0f32, |m, v| m.max(v.abs()));
-            // What is not finite must not come out as a number.
-            let scale = match sum.is_finite() && largest.is_finite() {
-                true => largest / f32::from(i16::MAX),
-                false => f32::NAN,
-            };
-            let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-            for (value, x) in values.iter_mut().zip(row) {
-                // To nearest; the cast cuts, and saturates where the inverse was rounded up.
-                *value = (x * inverse + 0.5f32.copysign(*x)) as i16;
-            }
-            input.scales[b] = scale;
-            input.sums[b] = sum;
-        }
-        input
-    }
-}
 
 /// One row of weights.
 struct Row<'a> {
@@ -90,39 +55,30 @@ pub(super) fn dots(weight: &Blocks, first: usize, inputs: &[Input], out: &mut [f
 }
 
 /// Instruction sets that products are written for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Level {
-    /// AVX-512 with integer products (VNNI).
-    #[cfg(target_arch = "x86_64")]
-    Vnni,
+    /// Any machine.
+    Portable,
     /// AVX2, FMA and F16C.
     #[cfg(target_arch = "x86_64")]
     Avx2,
-    /// Any machine.
-    Portable,
+    /// AVX-512 with integer products (VNNI).
+    #[cfg(target_arch = "x86_64")]
+    Vnni,
 }
 
 impl Level {
-    /// The levels that this machine has, best first.
-    pub fn all() -> Vec<Self> {
-        #[allow(unused_mut)]
-        let mut levels = vec![Self::Portable];
-        #[cfg(target_arch = "x86_64")]
-        {
-            let avx2 = is_x86_feature_detected!("avx2")
-                && is_x86_feature_detected!("fma")
-                && is_x86_feature_detected!("f16c");
-            let vnni = is_x86_feature_detected!("avx512f")
-                && is_x86_feature_detected!("avx512bw")
-                && is_x86_feature_detected!("avx512vnni");
-            if avx2 {
-                levels.insert(0, Self::Avx2);
-            }
-            if avx2 && vnni {
-                levels.insert(0, Self::Vnni);
+    /// Whether this machine has the instructions.
+    fn is_available(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => KernelPath::Avx2.is_available(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Vnni => {
+                KernelPath::Avx512.is_available() && is_x86_feature_detected!("avx512vnni")
             }
         }
-        levels
     }
 
     /// As [`dots`] at this level.
@@ -149,16 +105,18 @@ impl Level {
     ) {
         let blocks = weight.row_blocks();
         for input in inputs {
-            assert!(input.values.len() == blocks * BLOCK);
             let steps = blocks.next_multiple_of(STEP);
+            assert!(input.values.len() >= blocks * BLOCK);
             assert!(input.scales.len() == steps && input.sums.len() == steps);
+            #[cfg(target_arch = "x86_64")]
+            assert!(self < Self::Vnni || input.bytes.reach(weight.format) >= blocks);
         }
         let rows = out.chunks_mut(n).enumerate().map(|(i, out)| {
             let row = Row::of(weight, first + i);
             (row, &mut out[start..start + M])
         });
         match (self, weight.format) {
-            // SAFETY: `all` and `level` give these only where the machine has the features; the
+            // SAFETY: `level` gives these only where the machine has the features; the
             // inputs' lengths are asserted above, a row's in `Row::of`.
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, QuantFormat::Q8) => unsafe { vnni::rows::<false, M>(rows, inputs) },
@@ -181,11 +139,23 @@ impl Level {
     }
 }
 
-/// The best level of this machine.
+/// The best level of this machine's path.
 fn level() -> Level {
     use std::sync::OnceLock;
     static LEVEL: OnceLock<Level> = OnceLock::new();
-    *LEVEL.get_or_init(|| Level::all()[0])
+    *LEVEL.get_or_init(|| {
+        #[cfg(target_arch = "x86_64")]
+        match path() {
+            KernelPath::Portable => {}
+            KernelPath::Avx512 | KernelPath::Bf16 | KernelPath::Amx
+                if Level::Vnni.is_available() =>
+            {
+                return Level::Vnni;
+            }
+            _ => return Level::Avx2,
+        }
+        Level::Portable
+    })
 }
 
 fn portable<const Q4: bool, const M: usize>(row: &Row<'_>, inputs: &[&Input; M]) -> [f32; M] {
