@@ -7,7 +7,9 @@
 Shapes have random weights. `--gguf` is a folder with SmolLM2-135M as f16.gguf, Q8_0.gguf and
 Q4_1.gguf (llama.cpp's convert_hf_to_gguf.py and llama-quantize). The machine must be otherwise
 idle. Needs torch, torchvision, transformers, peft and pillow. A ratio above 1 means that this
-project is faster.
+project is faster. The processor and the path that the kernels take stand above the table; with
+`SQ_LLAVA_CPU` in the environment they take another one. PyTorch's bf16 rows are of a model in bf16,
+the LoRA step's of one in f32 under autocast to bf16.
 """
 
 import argparse
@@ -44,6 +46,16 @@ def median(work, repeat=REPEAT):
         work()
         seconds.append(time.perf_counter() - start)
     return statistics.median(seconds)
+
+
+def bf16_is_fast():
+    """Whether the processor has instructions for bf16, by its flags (Linux)."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            text = file.read()
+    except OSError:
+        return False
+    return "avx512_bf16" in text or "amx_bf16" in text
 
 
 def torch_llm(name):
@@ -87,11 +99,22 @@ def torch_llm(name):
         tuned(input_ids=ids, labels=ids, use_cache=False).loss.backward()
         optimizer.step()
 
-    rows[f"LoRA step, rank {rank}, {batch}×{tokens} tokens"] = batch * tokens / median(step)
+    work = f"LoRA step, rank {rank}, {batch}×{tokens} tokens"
+    rows[work] = batch * tokens / median(step)
+    if bf16_is_fast():
+        with torch.autocast("cpu", torch.bfloat16):
+            rows[f"{work}, bf16 base"] = batch * tokens / median(step)
     del tuned, optimizer, trained, model
     half = LlamaForCausalLM(config).eval().bfloat16()
     # A short prompt: PyTorch's bf16 products are slow on processors without such instructions.
     rows["decode f16 behind 64 tokens"] = decode(half, 8)
+    if bf16_is_fast():
+        with torch.inference_mode():
+            short = prompt.bfloat16()
+            forward = lambda: half(inputs_embeds=short, use_cache=True, logits_to_keep=1)
+            rows[f"prefill of {PROMPT} tokens, bf16"] = PROMPT / median(forward)
+        for context in (64, PROMPT):
+            rows[f"decode bf16 behind {context} tokens"] = decode(half, context)
     return rows
 
 
@@ -104,8 +127,13 @@ def torch_tower(name):
                               num_attention_heads=heads, intermediate_size=mlp, patch_size=patch,
                               hidden_act="quick_gelu")
     model, pixels = CLIPVisionModel(config).eval(), torch.randn(1, 3, side, side)
+    work = f"vision tower, {side}×{side}"
     with torch.inference_mode():
-        return {f"vision tower, {side}×{side}": 1 / median(lambda: model(pixels))}
+        rows = {work: 1 / median(lambda: model(pixels))}
+        if bf16_is_fast():
+            half, small = model.bfloat16(), pixels.bfloat16()
+            rows[f"{work}, bf16"] = 1 / median(lambda: half(small))
+    return rows
 
 
 def torch_prototype(_):
@@ -210,7 +238,13 @@ def ours(binary, name, picture):
         command += ["--image", picture]
     lines = subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()
     rows = [json.loads(line) for line in lines]
-    return {row["name"]: row for row in rows}
+    return {row["name"]: row for row in rows if "name" in row}
+
+
+def notes(binary):
+    """The processor, its units and their limits, as the program says them."""
+    command = [binary, "bench", "--device", "cpu", "--limits"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 
 def llama_cpp(binary, folder):
@@ -257,6 +291,7 @@ def main():
     picture = os.path.join(folder.name, "picture.jpg")
     photograph(picture)
     results = []
+    print(notes(given.sq_llava))
     print("| shape | work | a second | of the limit | × PyTorch | × llama.cpp |")
     print("|---|---|---|---|---|---|", flush=True)
     for shape in given.only:

@@ -88,7 +88,11 @@ impl DeviceChoice {
         match self {
             Self::Auto => self.resolved().run(work),
             #[cfg(feature = "cpu")]
-            Self::Cpu => work.on::<burn_flex::Flex>(&burn_flex::FlexDevice),
+            Self::Cpu => {
+                // Kernels take it for granted that the path can be taken.
+                sq_llava_model::processor::KernelPath::chosen()?;
+                work.on::<burn_flex::Flex>(&burn_flex::FlexDevice)
+            }
             #[cfg(feature = "cuda")]
             Self::Cuda(index) => {
                 cuda::probe(index)?;

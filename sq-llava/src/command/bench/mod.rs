@@ -30,7 +30,8 @@ use crate::model::{ModelArguments, peak_memory};
 pub struct Bench {
     #[command(flatten)]
     model: ModelArguments,
-    /// Only the limits: a large matrix product and a large read.
+    /// Only the limits: the processor's arithmetic units and reading; on other devices a large
+    /// product and a large read.
     #[arg(long)]
     limits: bool,
     /// Only questions about pictures, answered in batches of 1, 8 and 32.
@@ -82,7 +83,7 @@ struct Row {
     unit: &'static str,
     gflop_per_s: Option<f64>,
     gb_per_s: Option<f64>,
-    /// Of the faster of the two limits that the work could reach.
+    /// Of the limit that the work could reach: arithmetic or reading.
     share_of_limit: Option<f64>,
 }
 
@@ -131,7 +132,7 @@ impl Work for Bench {
             return Ok(());
         }
         if let Some(shape) = self.shape {
-            return self.shape::<B>(shape, limits, device);
+            return self.shape::<B>(shape, &limits, device);
         }
         let (assistant, _) = self.model.load::<B>(device)?;
         self.images(&assistant)?;
@@ -156,6 +157,14 @@ impl Bench {
         }
         seconds.sort_by(f64::total_cmp);
         Ok(seconds[seconds.len() / 2])
+    }
+
+    /// A line that is no measurement.
+    fn say(&self, text: &str) {
+        match self.json {
+            true => println!("{}", serde_json::json!({ "note": text })),
+            false => println!("{text}"),
+        }
     }
 
     fn report(&self, row: &Row) -> Result<()> {
@@ -349,7 +358,7 @@ impl Bench {
             unit: "tokens/s",
             gflop_per_s: None,
             gb_per_s: Some(gb_per_s),
-            share_of_limit: Some(gb_per_s / limits.gb_per_s),
+            share_of_limit: Some(gb_per_s / limits.read(bytes)),
         })
     }
 }

@@ -4,7 +4,7 @@
 use anyhow::Result;
 use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
-use burn::tensor::{DType, Distribution, Int, Tensor, backend::Backend};
+use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, backend::Backend};
 use clap::ValueEnum;
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
@@ -12,6 +12,7 @@ use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::pool::{on_pool, settle};
+use sq_llava_model::vision::clip::ClipVisionTower;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::GradientCheckpointing;
 
@@ -98,7 +99,7 @@ impl Bench {
     pub(super) fn shape<B: Backend>(
         &self,
         shape: Shape,
-        limits: Limits,
+        limits: &Limits,
         device: &B::Device,
     ) -> Result<()> {
         if shape == Shape::Llama7b {
@@ -106,36 +107,59 @@ impl Bench {
         }
         if let Some((config, train)) = shape.llama() {
             let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
-            self.prefill_shape(&config, &llama, limits, device)?;
+            self.prefill_shape(&config, &llama, "", limits.gflop_per_s, device)?;
             let contexts = [64, PROMPT];
             self.decode_shapes(&config, &llama, "f32", &contexts, limits, device)?;
             if B::supports_dtype(device, DType::F16) {
                 let half = llama.clone().map(&mut Weights(DType::F16));
                 self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
             }
+            if B::supports_dtype(device, DType::BF16) {
+                let half = llama.clone().map(&mut Weights(DType::BF16));
+                let limit = limits.bf16_gflop_per_s;
+                self.prefill_shape(&config, &half, ", bf16", limit, device)?;
+                self.decode_shapes(&config, &half, "bf16", &contexts, limits, device)?;
+            }
             for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
                 let mut blocks = llama.clone();
                 blocks.quantize_here(wanted)?;
                 self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
             }
-            let model = SqLlavaConfig::new(config).init::<Autodiff<B>>(device)?;
-            return self.train_shape(model, &train, device);
+            let config = SqLlavaConfig::new(config);
+            let model = config.init::<Autodiff<B>>(device)?;
+            self.train_shape(model, &train, "", device)?;
+            if B::supports_dtype(device, DType::BF16) {
+                let model = init_random(config.init::<Autodiff<B>>(device)?, FloatDType::BF16, 0)?;
+                self.train_shape(model, &train, ", bf16 base", device)?;
+            }
+            return Ok(());
         }
         if let Some(config) = shape.vision() {
-            return self.vision_shape::<B>(&config, limits, device);
+            let tower = config.init::<B>(device);
+            self.vision_shape(&config, &tower, "", limits.gflop_per_s, device)?;
+            if B::supports_dtype(device, DType::BF16) {
+                let tower = tower.map(&mut Weights(DType::BF16));
+                let limit = limits.bf16_gflop_per_s;
+                self.vision_shape(&config, &tower, ", bf16", limit, device)?;
+            }
+            return Ok(());
         }
         self.prototype_shape::<B>(device)
     }
 
     /// The 7B: prefill, decoding, and unless left out steps of training.
-    fn large_shape<B: Backend>(&self, limits: Limits, device: &B::Device) -> Result<()> {
+    fn large_shape<B: Backend>(&self, limits: &Limits, device: &B::Device) -> Result<()> {
         let config = LlamaConfig::new().with_rms_norm_eps(1e-5);
         let bytes = 2 * config.parameters() as u64;
         let dtype = self.model.dtype.on::<B>(self.model.device, bytes, device)?;
         let empty = SqLlavaConfig::new(config.clone());
         {
             let llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
-            self.prefill_shape(&config, &llama, limits, device)?;
+            let limit = match dtype {
+                FloatDType::BF16 => limits.bf16_gflop_per_s,
+                _ => limits.gflop_per_s,
+            };
+            self.prefill_shape(&config, &llama, "", limit, device)?;
             let name = format!("{dtype:?}").to_lowercase();
             self.decode_shapes(&config, &llama, &name, &[PROMPT], limits, device)?;
         }
@@ -150,7 +174,7 @@ impl Bench {
                     ..TrainShape::new(128, batch, 2048)
                 };
                 let model = empty.init::<Autodiff<B>>(device)?;
-                self.train_shape(init_random(model, dtype, 0)?, &step, device)?;
+                self.train_shape(init_random(model, dtype, 0)?, &step, "", device)?;
             }
         }
         Ok(())
@@ -160,7 +184,8 @@ impl Bench {
         &self,
         config: &LlamaConfig,
         llama: &Llama<B>,
-        limits: Limits,
+        weights: &str,
+        limit: f64,
         device: &B::Device,
     ) -> Result<()> {
         for &batch in &self.batch {
@@ -175,10 +200,10 @@ impl Bench {
             let head = (config.vocab_size * config.hidden_size) as f64;
             let flop = batch as f64 * (2.0 * tokens * layers + attention + 2.0 * head);
             let gflop_per_s = flop / 1e9 / seconds;
-            let name = batched(format!("prefill of {PROMPT} tokens"), batch);
+            let name = batched(format!("prefill of {PROMPT} tokens{weights}"), batch);
             self.report(&Row {
                 gflop_per_s: Some(gflop_per_s),
-                share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+                share_of_limit: Some(gflop_per_s / limit),
                 ..Row::new(name, seconds, batch as f64 * tokens, "tokens/s")
             })?;
         }
@@ -191,7 +216,7 @@ impl Bench {
         llama: &Llama<B>,
         weights: &str,
         contexts: &[usize],
-        limits: Limits,
+        limits: &Limits,
         device: &B::Device,
     ) -> Result<()> {
         for &context in contexts {
@@ -200,11 +225,12 @@ impl Bench {
                 let seconds = self.decode_shape(config, llama, [batch, context], device)?;
                 let steps = self.tokens as f64;
                 // Every weight once a step, for all sequences together.
-                let gb_per_s = llama.bytes_per_token() as f64 * steps / 1e9 / seconds;
+                let bytes = llama.bytes_per_token() as f64;
+                let gb_per_s = bytes * steps / 1e9 / seconds;
                 let tokens = batch as f64 * steps;
                 self.report(&Row {
                     gb_per_s: Some(gb_per_s),
-                    share_of_limit: Some(gb_per_s / limits.gb_per_s),
+                    share_of_limit: Some(gb_per_s / limits.read(bytes)),
                     ..Row::new(batched(name, batch), seconds, tokens, "tokens/s")
                 })?;
             }
@@ -240,11 +266,12 @@ impl Bench {
     fn vision_shape<B: Backend>(
         &self,
         config: &ClipVisionConfig,
-        limits: Limits,
+        tower: &ClipVisionTower<B>,
+        weights: &str,
+        limit: f64,
         device: &B::Device,
     ) -> Result<()> {
         let (side, layers) = (config.image_size, config.num_hidden_layers);
-        let tower = config.init::<B>(device);
         let pixels = Tensor::<B, 4>::random([1, 3, side, side], Distribution::Default, device);
         let seconds = self.time(|| {
             std::hint::black_box(tower.hidden_state(pixels.clone(), layers));
@@ -257,9 +284,9 @@ impl Bench {
         let gflop_per_s = flop / 1e9 / seconds;
         self.report(&Row {
             gflop_per_s: Some(gflop_per_s),
-            share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            share_of_limit: Some(gflop_per_s / limit),
             ..Row::new(
-                format!("vision tower, {side}×{side}"),
+                format!("vision tower, {side}×{side}{weights}"),
                 seconds,
                 1.0,
                 "images/s",

@@ -46,6 +46,7 @@ impl Bench {
         &self,
         model: SqLlava<B>,
         shape: &TrainShape,
+        base: &str,
         device: &B::Device,
     ) -> Result<()> {
         let trains = Trains {
@@ -89,7 +90,7 @@ impl Bench {
             GradientCheckpointing::Blocks => ", recompute",
         };
         let name = format!(
-            "LoRA step, rank {}, {}×{} tokens{recompute}",
+            "LoRA step, rank {}, {}×{} tokens{recompute}{base}",
             shape.rank, shape.batch, shape.tokens
         );
         self.report(&Row::new(name, seconds, tokens as f64, "tokens/s"))
