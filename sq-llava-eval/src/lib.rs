@@ -7,6 +7,7 @@ pub mod diversity;
 mod error;
 pub mod judge;
 pub mod questions;
+pub mod reply;
 pub mod run;
 pub mod score;
 pub mod summary;

@@ -1,134 +1,109 @@
 //! The order of crates and folders: what may import what. Reads `use` lines and paths; fails on an
 //! arrow that runs up, and on a ring between folders. docs/architecture.md draws the same.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-/// Crates from the bottom up; one may use those before it.
-const CRATES: [&[&str]; 4] = [
-    &["sq-llava-data"],
-    &["sq-llava-model"],
-    &["sq-llava-train", "sq-llava-eval"],
-    &["sq-llava"],
-];
+/// Crates from the bottom up; one may use those before `<`.
+const CRATES: &str = "sq-llava-data < sq-llava-model < sq-llava-train sq-llava-eval < sq-llava";
 
-/// Floors of each crate from the bottom up: a file may use floors below its own, and its own folder.
-/// Folders of one floor do not use each other.
-const FLOORS: [(&str, &[&[&str]]); 5] = [
+/// Folders and files of each crate from the bottom up: one may use those before `<`, and itself.
+const FLOORS: [(&str, &str); 4] = [
     (
         "sq-llava-data",
-        &[
-            &["error", "mix"],
-            &["gguf", "parallel"],
-            &["image", "manifest"],
-            &["text", "shuffle"],
-            &["asking", "lengths"],
-            &["sampler"],
-            &["check"],
-        ],
+        "error atomic foreign mix < files parallel < gguf < image manifest < text shuffle \
+         < asking lengths < sampler < check",
     ),
     (
         "sq-llava-model",
-        &[
-            &["error", "origin"],
-            &["kernels"],
-            &["ops"],
-            &["config"],
-            &["vision", "language"],
-            &["connector"],
-            &["sq_llava"],
-            &["weights"],
-            &["generation"],
-        ],
+        "origin < error < kernels < ops < config < vision language < connector < sq_llava \
+         < weights < generation",
     ),
     (
         "sq-llava-train",
-        &[
-            &["error"],
-            &["failure"],
-            &["recipe"],
-            &["data"],
-            &["step"],
-            &["report"],
-            &["run"],
-        ],
+        "error < failure < recipe < data < step < report < run",
     ),
     (
         "sq-llava-eval",
-        &[
-            &["error", "summary"],
-            &["questions", "diversity", "clip_score", "judge"],
-            &["benchmark"],
-            &["score"],
-            &["run"],
-        ],
+        "error summary < questions diversity clip_score judge reply < benchmark < score < run",
     ),
-    ("sq-llava", &[&["assistant"]]),
 ];
 
-fn workspace() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+/// Number of the floor that a name stands on.
+fn floor(floors: &str, name: &str) -> Option<usize> {
+    let mut floors = floors.split('<');
+    floors.position(|floor| floor.split_whitespace().any(|other| other == name))
 }
 
-/// Rust files under a folder.
-fn files(folder: &Path, found: &mut Vec<PathBuf>) {
-    for path in golden::entries(folder) {
-        if path.is_dir() {
-            files(&path, found);
-        } else if path.extension().is_some_and(|e| e == "rs") {
-            found.push(path);
+/// Rust files of a crate, without those of tests alone.
+fn files(package: &str) -> (PathBuf, Vec<PathBuf>) {
+    fn walk(folder: &Path, found: &mut Vec<PathBuf>) {
+        for path in golden::entries(folder) {
+            let name = golden::file_name(&path);
+            if path.is_dir() && name != "tests" {
+                walk(&path, found);
+            } else if name.ends_with(".rs") && !name.ends_with("tests.rs") {
+                found.push(path);
+            }
         }
     }
+    let workspace = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let source = workspace.join(package).join("src");
+    let mut found = Vec::new();
+    walk(&source, &mut found);
+    (source, found)
 }
 
-/// First names behind `prefix` in the code of a file, without its tests and comments.
-fn names(text: &str, prefix: &str) -> BTreeSet<String> {
+/// First names behind `prefix` in the code of a file, without its tests and comments; all of them
+/// where a group in braces follows.
+fn names(path: &Path, prefix: &str) -> BTreeSet<String> {
+    let text = std::fs::read_to_string(path).expect("source");
     let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
     let lines = code
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"));
     let code: String = lines.flat_map(|line| [line, "\n"]).collect();
-    let name = |rest: &str| -> String {
-        rest.chars()
-            .take_while(|c| c.is_alphanumeric() || *c == '_')
-            .collect()
-    };
-    code.match_indices(prefix)
-        .filter(|(at, _)| !code[..*at].ends_with(|c: char| c.is_alphanumeric() || c == '_'))
-        .map(|(at, _)| name(&code[at + prefix.len()..]))
-        .filter(|name| !name.is_empty())
-        .collect()
-}
-
-/// Number of the floor that a name stands on.
-fn floor(floors: &[&[&str]], name: &str) -> Option<usize> {
-    floors.iter().position(|floor| floor.contains(&name))
+    let part_of_name = |c: char| c.is_alphanumeric() || c == '_';
+    let starts = code
+        .match_indices(prefix)
+        .filter(|(at, _)| !code[..*at].ends_with(part_of_name));
+    let used = starts.flat_map(|(at, _)| {
+        let rest = &code[at + prefix.len()..];
+        let group = rest
+            .strip_prefix('{')
+            .and_then(|rest| rest.split('}').next());
+        let parts: Vec<&str> = group.map_or(vec![rest], |group| group.split(',').collect());
+        parts.into_iter().map(|part| {
+            part.trim()
+                .chars()
+                .take_while(|c| part_of_name(*c))
+                .collect()
+        })
+    });
+    used.filter(|name: &String| !name.is_empty()).collect()
 }
 
 #[test]
 fn arrows_between_folders_run_down() {
     let mut wrong = Vec::new();
     for (package, floors) in FLOORS {
-        let source = workspace().join(package).join("src");
-        let mut paths = Vec::new();
-        files(&source, &mut paths);
+        let (source, paths) = files(package);
         for path in paths {
             let inside = path.strip_prefix(&source).expect("a file of the crate");
             let first = inside.iter().next().expect("a name").to_string_lossy();
             let folder = first.trim_end_matches(".rs");
-            if ["lib", "main"].contains(&folder) || is_test(inside) {
+            if folder == "lib" {
                 continue;
             }
-            let text = std::fs::read_to_string(&path).expect("source");
-            let own = floor(floors, folder);
-            if own.is_none() && package != "sq-llava" {
-                wrong.push(format!("{package}: {folder} has no floor"));
-            }
-            for used in names(&text, "crate::") {
-                let (Some(own), Some(other)) = (own, floor(floors, &used)) else {
-                    continue;
-                };
-                if used != folder && other >= own {
+            let Some(own) = floor(floors, folder) else {
+                wrong.push(format!("{package}/src/{folder} has no floor"));
+                continue;
+            };
+            for used in names(&path, "crate::")
+                .iter()
+                .filter(|used| *used != folder)
+            {
+                if floor(floors, used).is_some_and(|other| other >= own) {
                     wrong.push(format!(
                         "{package}/src/{}: uses crate::{used}",
                         inside.display()
@@ -144,31 +119,13 @@ fn arrows_between_folders_run_down() {
     );
 }
 
-/// Files of tests alone.
-fn is_test(path: &Path) -> bool {
-    path.iter().any(|part| {
-        let part = part.to_string_lossy();
-        part == "tests.rs" || part.ends_with("_tests.rs") || part == "tests"
-    })
-}
-
 #[test]
 fn crates_use_those_below() {
-    let order: BTreeMap<&str, usize> = CRATES
-        .iter()
-        .enumerate()
-        .flat_map(|(floor, crates)| crates.iter().map(move |name| (*name, floor)))
-        .collect();
-    for (package, own) in &order {
-        let mut paths = Vec::new();
-        files(&workspace().join(package).join("src"), &mut paths);
-        for path in paths {
-            let text = std::fs::read_to_string(&path).expect("source");
-            for used in names(&text, "sq_llava_") {
+    for package in CRATES.split(['<', ' ']).filter(|name| !name.is_empty()) {
+        for path in files(package).1 {
+            for used in names(&path, "sq_llava_") {
                 let used = format!("sq-llava-{used}");
-                let below = order
-                    .get(used.as_str())
-                    .is_none_or(|other| other < own || used == *package);
+                let below = floor(CRATES, &used) < floor(CRATES, package) || used == package;
                 assert!(below, "{} uses {used}", path.display());
             }
         }

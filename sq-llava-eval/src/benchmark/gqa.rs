@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::question::{ImageRef, Question, Questions, SHORT_ANSWER};
 use super::{Matched, ProblemKind, Problems, SubmissionFile, lines};
 use crate::EvalError;
-use crate::score::gqa::prediction;
+use crate::reply::gqa::prediction;
 
 /// Name of the predictions.
 pub const PREDICTIONS: &str = "testdev_balanced_predictions.json";

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 use super::question::{ImageRef, LETTER_ANSWER, Question, QuestionId, QuestionOptions, Questions};
 use super::{Matched, ProblemKind, SubmissionFile, lines};
 use crate::EvalError;
-use crate::score::science_qa::{choice, is_right};
+use crate::reply::science_qa::{choice, is_right};
 use sq_llava_data::IMAGE_TOKEN;
 
 /// Name of the result file.

@@ -10,7 +10,7 @@ use super::question::{ImageRef, Question, Questions, SHORT_ANSWER};
 use super::vqav2::HumanAnswer;
 use super::{Matched, ProblemKind, Problems, SubmissionFile, lines};
 use crate::EvalError;
-use crate::score::normalise;
+use crate::reply::normalise;
 
 /// Name of the upload.
 pub const UPLOAD: &str = "vizwiz_upload.json";

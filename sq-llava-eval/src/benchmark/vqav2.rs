@@ -9,7 +9,7 @@ use serde_json::json;
 use super::question::{ImageRef, Question, QuestionId, Questions, SHORT_ANSWER};
 use super::{Matched, ProblemKind, Problems, SubmissionFile, lines};
 use crate::EvalError;
-use crate::score::normalise;
+use crate::reply::normalise;
 
 /// Name of the upload.
 pub const UPLOAD: &str = "vqav2_upload.json";

@@ -5,16 +5,7 @@ use std::path::Path;
 use super::{Report, share};
 use crate::EvalError;
 use crate::benchmark::{Matched, ProblemKind, gqa};
-
-/// What is compared: the text without full stops at its end, in lower case.
-pub fn prediction(text: &str) -> String {
-    text.trim_end_matches('.').to_lowercase()
-}
-
-/// Whether an answer is the reference.
-pub fn is_right(text: &str, answer: &str) -> bool {
-    prediction(text) == answer
-}
+use crate::reply::gqa::is_right;
 
 pub(super) fn score(
     matched: &Matched<'_>,

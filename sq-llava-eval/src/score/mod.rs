@@ -20,7 +20,7 @@ use std::path::Path;
 
 pub use published::{PUBLISHED, PublishedRow, published};
 pub use report::{Metric, Report, Unit};
-pub use vqa::{normalise, soft_accuracy};
+pub use vqa::soft_accuracy;
 
 use crate::EvalError;
 use crate::benchmark::{Answers, Benchmark, Matched, ProblemKind, Questions, matched};
