@@ -1,6 +1,8 @@
 //! Quantised weights against the `gguf` package's numbers and against the dense weights that
 //! their blocks stand for.
 
+#![allow(clippy::print_stderr)] // A path that is not tested is named.
+
 mod weights;
 
 use std::path::{Path, PathBuf};

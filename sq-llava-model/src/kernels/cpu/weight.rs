@@ -19,9 +19,9 @@ pub(super) const FEW: usize = 8;
 /// Elements of weight rows that a thread takes at once.
 const PIECE: usize = 1 << 15;
 
-/// Elements that are brought to f32 at once for a product with many rows: 8 MB, a share of the last
-/// cache.
-const PANEL: usize = 1 << 21;
+/// Elements that are brought to f32 at once for a product with many rows: 2 MB, about what a core's
+/// own cache holds.
+const PANEL: usize = 1 << 19;
 
 /// The elements of a weight.
 #[derive(Clone, Copy)]

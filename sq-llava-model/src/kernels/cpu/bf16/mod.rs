@@ -18,6 +18,7 @@ use half::bf16;
 use rayon::prelude::*;
 
 use super::pieces::Scattered;
+#[cfg(target_arch = "x86_64")]
 use super::processor::{KernelPath, path};
 
 /// Rows of a tile, and its columns of the right factor.
@@ -61,13 +62,13 @@ pub(super) enum Unit {
 impl Unit {
     /// The unit of this machine's path; `None` where f32 is faster.
     pub(super) fn found() -> Option<Self> {
+        #[cfg(target_arch = "x86_64")]
         match path() {
-            #[cfg(target_arch = "x86_64")]
-            KernelPath::Amx => Some(Self::Amx),
-            #[cfg(target_arch = "x86_64")]
-            KernelPath::Bf16 => Some(Self::Avx512),
-            _ => None,
+            KernelPath::Amx => return Some(Self::Amx),
+            KernelPath::Bf16 => return Some(Self::Avx512),
+            _ => {}
         }
+        None
     }
 
     /// `sums = Σ left · right` of two rows and two columns of tiles, all equally long.

@@ -1,3 +1,5 @@
+#![allow(clippy::print_stderr)] // A level that is not tested is named.
+
 use half::bf16;
 
 use super::super::processor::KernelPath;

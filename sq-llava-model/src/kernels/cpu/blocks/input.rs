@@ -38,10 +38,13 @@ impl Input {
             block[..row.len()].copy_from_slice(row);
             (*scale, *sum) = round(&block, values);
         }
+        #[cfg(target_arch = "x86_64")]
+        let by_bytes = super::level() == super::Level::Vnni;
         Self {
             #[cfg(target_arch = "x86_64")]
-            bytes: match super::level() == super::Level::Vnni || cfg!(test) {
-                true => super::vnni::SplitInput::new(&values, formats),
+            bytes: match super::Level::Vnni.is_available() && (by_bytes || cfg!(test)) {
+                // SAFETY: the level is there.
+                true => unsafe { super::vnni::SplitInput::new(&values, formats) },
                 false => super::vnni::SplitInput::default(),
             },
             values,

@@ -1,3 +1,5 @@
+#![allow(clippy::print_stderr)] // A level that is not tested is named.
+
 use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor, TensorData};
 use burn_flex::Flex;

@@ -51,16 +51,22 @@ struct Narrow {
 
 impl SplitInput {
     /// Splits fours of blocks for weights in one of these formats.
-    pub fn new(values: &[i16], formats: &[Option<QuantFormat>]) -> Self {
+    ///
+    /// # Safety
+    /// The machine has the features of [`rows`].
+    pub unsafe fn new(values: &[i16], formats: &[Option<QuantFormat>]) -> Self {
         let mut split = Self::default();
-        if formats.contains(&Some(QuantFormat::Q8)) {
-            split.wide = values.chunks_exact(WIDE * BLOCK).map(Wide::new).collect();
-        }
-        if formats.contains(&Some(QuantFormat::Q4)) {
-            split.narrow = values
-                .chunks_exact(NARROW * BLOCK)
-                .map(Narrow::new)
-                .collect();
+        let values = values.as_chunks::<BLOCK>().0;
+        // SAFETY: the caller's promise.
+        unsafe {
+            if formats.contains(&Some(QuantFormat::Q8)) {
+                let pairs = values.as_chunks::<WIDE>().0.iter();
+                split.wide = pairs.map(|pair| Wide::new(pair)).collect();
+            }
+            if formats.contains(&Some(QuantFormat::Q4)) {
+                let fours = values.as_chunks::<NARROW>().0.iter();
+                split.narrow = fours.map(|four| Narrow::new(four)).collect();
+            }
         }
         split
     }
@@ -74,37 +80,66 @@ impl SplitInput {
     }
 }
 
-/// A value's high and low byte.
-fn bytes(value: i16) -> (i8, i8) {
-    let low = value as i8;
-    (((i32::from(value) - i32::from(low)) >> 8) as i8, low)
+/// High and low bytes of a block.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+fn bytes(values: &[i16; BLOCK]) -> (__m256i, __m256i) {
+    // SAFETY: 64 bytes are read.
+    let values = unsafe { _mm512_loadu_si512(values.as_ptr().cast()) };
+    // The low byte is signed: what it takes off, the high one has to have.
+    let high = _mm512_srai_epi16::<8>(_mm512_add_epi16(values, _mm512_set1_epi16(128)));
+    (_mm512_cvtepi16_epi8(high), _mm512_cvtepi16_epi8(values))
 }
 
 impl Wide {
-    fn new(values: &[i16]) -> Self {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+    fn new(pair: &[[i16; BLOCK]; WIDE]) -> Self {
+        let [(high0, low0), (high1, low1)] = [bytes(&pair[0]), bytes(&pair[1])];
+        let high = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(high0), high1);
+        let low = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low0), low1);
+        let (none, added) = (_mm512_setzero_si512(), _mm512_set1_epi8(-128));
+        // 128, which is that byte without a sign, times the high and the low bytes of four values.
+        let sums = _mm512_add_epi32(
+            _mm512_slli_epi32::<8>(_mm512_dpbusd_epi32(none, added, high)),
+            _mm512_dpbusd_epi32(none, added, low),
+        );
         let mut wide = Self {
             high: [0; VECTOR],
             low: [0; VECTOR],
             start: [0; VECTOR / 4],
         };
-        for (i, &value) in values.iter().enumerate() {
-            (wide.high[i], wide.low[i]) = bytes(value);
-            wide.start[i / 4] -= 128 * i32::from(value);
+        // SAFETY: each is 64 bytes.
+        unsafe {
+            _mm512_storeu_si512(wide.high.as_mut_ptr().cast(), high);
+            _mm512_storeu_si512(wide.low.as_mut_ptr().cast(), low);
+            let start = _mm512_sub_epi32(none, sums);
+            _mm512_storeu_si512(wide.start.as_mut_ptr().cast(), start);
         }
         wide
     }
 }
 
 impl Narrow {
-    fn new(values: &[i16]) -> Self {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+    fn new(four: &[[i16; BLOCK]; NARROW]) -> Self {
         let mut narrow = Self {
             high: [[0; VECTOR]; 2],
             low: [[0; VECTOR]; 2],
         };
-        for (b, values) in values.chunks_exact(BLOCK).enumerate() {
-            for (i, &value) in values.iter().enumerate() {
-                let (half, at) = (i / (BLOCK / 2), b * BLOCK / 2 + i % (BLOCK / 2));
-                (narrow.high[half][at], narrow.low[half][at]) = bytes(value);
+        for (b, values) in four.iter().enumerate() {
+            let (high, low) = bytes(values);
+            for (bytes, to) in [(high, &mut narrow.high), (low, &mut narrow.low)] {
+                let halves = [
+                    _mm256_castsi256_si128(bytes),
+                    _mm256_extracti128_si256::<1>(bytes),
+                ];
+                for (to, half) in to.iter_mut().zip(halves) {
+                    let part = &mut to[b * BLOCK / 2..(b + 1) * BLOCK / 2];
+                    // SAFETY: 16 bytes.
+                    unsafe { _mm_storeu_si128(part.as_mut_ptr().cast(), half) };
+                }
             }
         }
         narrow
