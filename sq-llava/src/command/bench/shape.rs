@@ -279,8 +279,8 @@ impl Bench {
         })?;
         let tokens = (config.num_patches() + 1) as f64;
         let hidden = config.hidden_size as f64;
-        let weights = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
-        let flop = layers as f64 * (2.0 * tokens * weights + 4.0 * tokens * tokens * hidden);
+        let layer = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
+        let flop = layers as f64 * (2.0 * tokens * layer + 4.0 * tokens * tokens * hidden);
         let gflop_per_s = flop / 1e9 / seconds;
         self.report(&Row {
             gflop_per_s: Some(gflop_per_s),
