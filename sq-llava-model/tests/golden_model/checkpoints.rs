@@ -139,7 +139,8 @@ pub fn image_tokens<B: Backend>(checkpoint: &Checkpoint, device: &B::Device) {
     checkpoint.close("projector", &values(projected), "projector_out");
 }
 
-fn embeddings<B: Backend>(
+/// Embeddings of some ids with the images in place.
+pub fn embeddings<B: Backend>(
     checkpoint: &Checkpoint,
     model: &SqLlava<B>,
     ids: &[Vec<i64>],
@@ -169,23 +170,6 @@ pub fn logits<B: Backend>(checkpoint: &Checkpoint, ids: &str, device: &B::Device
         .flat_map(|row| values(model.logits(row)))
         .collect();
     checkpoint.close("logits", &logits, "logits_f64");
-}
-
-/// How far the logits of a model in bf16 may be from those in f32: as far as PyTorch's own are on
-/// the same data (`LlavaForConditionalGeneration` of `a_llava_gqa/hf`, PyTorch 2.15, transformers
-/// 5.24; 7.6e-3 with the weights alone in bf16 and all else in f32).
-pub const BF16: f64 = 1.36e-2;
-
-/// Logits of a model in bf16.
-pub fn bf16_logits<B: Backend>(checkpoint: &Checkpoint, device: &B::Device) {
-    let model = checkpoint.load_as::<B>(FloatDType::BF16, device);
-    let rows = embeddings(checkpoint, &model, &checkpoint.ids("input_ids_hf"), device);
-    let logits: Vec<f32> = rows
-        .into_iter()
-        .flat_map(|row| values(model.logits(row)))
-        .collect();
-    let what = format!("{} logits in bf16", checkpoint.name);
-    assert_close(&what, &logits, &checkpoint.tensors.f64("logits_f64"), BF16);
 }
 
 /// Greedy ids of the batch, and of each sample alone.
