@@ -1,6 +1,6 @@
 //! The error of this crate.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use sq_llava_data::DataError;
 use sq_llava_model::ModelError;
@@ -51,6 +51,30 @@ pub enum EvalError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The settings of a judge cannot be read, or have an impossible value.
+    #[error("{}: {reason}", path.display())]
+    JudgeSettings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A judge's endpoint refuses, is out of reach, or may not be told the key.
+    #[error("{url}: {reason}")]
+    Endpoint {
+        /// Where it was asked.
+        url: String,
+        /// What it said and what to do.
+        reason: String,
+    },
+    /// The model failed at a question, or cannot take a benchmark's.
+    #[error("{what}: {source}")]
+    Asking {
+        /// The question or the benchmark.
+        what: String,
+        /// What the model says.
+        source: ModelError,
+    },
     /// A picture, a tokenizer or a manifest.
     #[error(transparent)]
     Data(#[from] DataError),
@@ -60,6 +84,14 @@ pub enum EvalError {
 }
 
 impl EvalError {
+    /// An [`EvalError::Io`].
+    pub(crate) fn io(path: &Path, source: std::io::Error) -> Self {
+        Self::Io {
+            path: path.to_path_buf(),
+            source,
+        }
+    }
+
     /// An [`EvalError::Benchmark`].
     pub(crate) fn benchmark(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
         Self::Benchmark {

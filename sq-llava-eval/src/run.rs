@@ -6,7 +6,6 @@ use std::time::Instant;
 use crate::benchmark::{
     Answer, AnswerFile, AskedWith, Picture, ProblemKind, Problems, Protocol, Question, Questions,
 };
-use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
@@ -56,7 +55,7 @@ impl<B: Backend> Asking<'_, B> {
     /// # Errors
     /// If the model fails or the file cannot be written. A question that cannot be asked (a
     /// damaged picture, a text too long for the model) is a problem of its own, not an error.
-    pub fn run(&self, questions: &[&Question], file: &mut AnswerFile) -> Result<Asked> {
+    pub fn run(&self, questions: &[&Question], file: &mut AnswerFile) -> Result<Asked, EvalError> {
         let bar = bar(self.questions, questions.len());
         let start = Instant::now();
         let mut asked = Asked::default();
@@ -86,7 +85,7 @@ impl<B: Backend> Asking<'_, B> {
                 asked.answered += answers.len();
                 bar.inc(count);
             }
-            anyhow::Ok(())
+            Ok::<(), EvalError>(())
         })?;
         bar.finish_and_clear();
         asked.seconds = start.elapsed().as_secs_f64();
@@ -94,7 +93,11 @@ impl<B: Backend> Asking<'_, B> {
     }
 
     /// Answers of one batch; what cannot be asked is left out.
-    fn answer(&self, batch: Vec<Prepared<'_>>, problems: &mut Problems) -> Result<Vec<Answer>> {
+    fn answer(
+        &self,
+        batch: Vec<Prepared<'_>>,
+        problems: &mut Problems,
+    ) -> Result<Vec<Answer>, EvalError> {
         let mut ready = Vec::with_capacity(batch.len());
         for prepared in batch {
             match prepared.picture {
@@ -115,7 +118,7 @@ impl<B: Backend> Asking<'_, B> {
                 }
                 Ok(answers)
             }
-            other => Ok(other.map_err(|error| of_question(error, &ready))?),
+            other => other.map_err(|error| of_question(error, &ready)),
         }
     }
 
@@ -124,7 +127,7 @@ impl<B: Backend> Asking<'_, B> {
         one: &[(&Question, Vec<PixelValues>)],
         answers: &mut Vec<Answer>,
         problems: &mut Problems,
-    ) -> Result<()> {
+    ) -> Result<(), EvalError> {
         match self.generate(one) {
             Ok(given) => answers.extend(given),
             Err(error) if of_one_question(&error) => {
@@ -173,15 +176,16 @@ impl<B: Backend> Asking<'_, B> {
 }
 
 /// An error of the model, with the question at which it showed where that is known.
-fn of_question(error: ModelError, asked: &[(&Question, Vec<PixelValues>)]) -> anyhow::Error {
+fn of_question(error: ModelError, asked: &[(&Question, Vec<PixelValues>)]) -> EvalError {
     let place = match &error {
         ModelError::NotFinite { sample, .. } => asked.get(*sample),
         _ => None,
     };
     match place {
-        Some((question, _)) => {
-            anyhow::Error::from(error).context(format!("question {}", question.id))
-        }
+        Some((question, _)) => EvalError::Asking {
+            what: format!("question {}", question.id),
+            source: error,
+        },
         None => error.into(),
     }
 }
@@ -217,14 +221,17 @@ pub fn processor<B: Backend>(
     assistant: &Assistant<B>,
     questions: &Questions,
     protocol: Protocol,
-) -> Result<Option<ImageProcessor>> {
+) -> Result<Option<ImageProcessor>, EvalError> {
     let Some(own) = &assistant.processor else {
         if questions
             .list
             .iter()
             .any(|question| question.image.is_some())
         {
-            return Err(ModelError::NoVisionTower).context(questions.benchmark.title());
+            return Err(EvalError::Asking {
+                what: questions.benchmark.title().into(),
+                source: ModelError::NoVisionTower,
+            });
         }
         return Ok(None);
     };

@@ -5,9 +5,10 @@ use std::fs::{File, OpenOptions};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+
+use crate::EvalError;
 
 /// Replies by run and request; the whole request is the key, so that another rubric, model or
 /// temperature is asked anew.
@@ -30,8 +31,8 @@ impl ReplyCache {
     ///
     /// # Errors
     /// If it cannot be read or written, or another line is damaged.
-    pub fn open(path: &Path) -> Result<Self> {
-        let named = || path.display().to_string();
+    pub fn open(path: &Path) -> Result<Self, EvalError> {
+        let fault = |source| EvalError::io(path, source);
         let text = match path.exists() {
             true => sq_llava_data::files::read(path)?,
             false => vec![],
@@ -46,11 +47,11 @@ impl ReplyCache {
                 continue;
             }
             let Ok(line) = serde_json::from_slice::<Line>(line) else {
-                bail!(
-                    "{}: line {} is damaged; remove it",
-                    path.display(),
-                    number + 1
-                );
+                return Err(EvalError::Judge {
+                    path: path.to_path_buf(),
+                    line: number + 1,
+                    reason: "damaged; remove it".into(),
+                });
             };
             replies.insert((line.run, line.request.to_string()), line.reply);
         }
@@ -58,8 +59,8 @@ impl ReplyCache {
             .create(true)
             .append(true)
             .open(path)
-            .with_context(named)?;
-        file.set_len(whole as u64).with_context(named)?;
+            .map_err(fault)?;
+        file.set_len(whole as u64).map_err(fault)?;
         Ok(Self {
             path: path.to_path_buf(),
             file,
@@ -77,16 +78,20 @@ impl ReplyCache {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn put(&mut self, run: usize, request: Value, reply: String) -> Result<()> {
+    pub fn put(&mut self, run: usize, request: Value, reply: String) -> Result<(), EvalError> {
         let key = (run, request.to_string());
         let line = serde_json::to_string(&Line {
             run,
             request,
             reply: reply.clone(),
+        })
+        .map_err(|source| EvalError::Json {
+            path: self.path.clone(),
+            source,
         })?;
         // One write, so that a crash cuts at most this line.
         let written = self.file.write_all(format!("{line}\n").as_bytes());
-        written.with_context(|| self.path.display().to_string())?;
+        written.map_err(|e| EvalError::io(&self.path, e))?;
         self.replies.insert(key, reply);
         Ok(())
     }

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail};
 use serde_json::{Value, json};
+
+use crate::EvalError;
 
 use super::{JudgeConfig, is_loopback};
 
@@ -35,7 +36,7 @@ impl Client {
     /// # Errors
     /// If there is a key and the endpoint is another machine without encryption, unless the
     /// configuration allows that.
-    pub fn new(config: JudgeConfig) -> Result<Self> {
+    pub fn new(config: JudgeConfig) -> Result<Self, EvalError> {
         let url = format!("{}/chat/completions", config.endpoint.trim_end_matches('/'));
         let key = std::env::var(&config.api_key_env)
             .ok()
@@ -43,13 +44,16 @@ impl Client {
             .filter(|key| !key.is_empty());
         let open = config.endpoint.starts_with("http://") && !is_loopback(&config.endpoint);
         if key.is_some() && open && !config.send_key_unencrypted {
-            bail!(
-                "endpoint {:?} is another machine, and http:// would send the key of the \
-                 environment variable {} unencrypted: use https://, unset the variable, or set \
-                 send_key_unencrypted = true if the network is to be trusted",
-                config.endpoint,
+            let reason = format!(
+                "it is another machine, and http:// would send the key of the environment variable \
+                 {} unencrypted: use https://, unset the variable, or set send_key_unencrypted = true \
+                 if the network is to be trusted",
                 config.api_key_env
             );
+            return Err(EvalError::Endpoint {
+                url: format!("endpoint {:?}", config.endpoint),
+                reason,
+            });
         }
         Ok(Self { config, url, key })
     }
@@ -75,26 +79,29 @@ impl Client {
     ///
     /// # Errors
     /// If the endpoint refuses, or fails more often than `retries`.
-    pub fn ask(&self, body: &Value) -> Result<String> {
+    pub fn ask(&self, body: &Value) -> Result<String, EvalError> {
+        let refused = |reason| EvalError::Endpoint {
+            url: self.url.clone(),
+            reason,
+        };
         let mut pause = Duration::from_secs_f64(self.config.backoff_s);
         for attempt in 0..=self.config.retries {
             let (reason, wanted) = match self.attempt(body) {
                 Attempt::Reply(text) => return Ok(text),
-                Attempt::Refused(reason) => bail!("{}: {reason}", self.url),
+                Attempt::Refused(reason) => return Err(refused(reason)),
                 Attempt::Busy(reason, wanted) => (reason, wanted),
             };
             if attempt == self.config.retries {
-                bail!(
-                    "{}: {reason}, {} times; what was judged is kept, run again to go on",
-                    self.url,
+                return Err(refused(format!(
+                    "{reason}, {} times; what was judged is kept, run again to go on",
                     attempt + 1
-                );
+                )));
             }
             tracing::debug!("{}: {reason}; trying again", self.url);
             std::thread::sleep(wanted.unwrap_or(pause).min(LONGEST_PAUSE));
             pause = pause.saturating_mul(2);
         }
-        Err(anyhow!("{}: not asked", self.url))
+        Err(refused("not asked".into()))
     }
 
     fn attempt(&self, body: &Value) -> Attempt {

@@ -10,8 +10,9 @@ pub use client::Client;
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+
+use crate::EvalError;
 
 /// `judge.toml`.
 #[derive(Debug, Clone, Deserialize)]
@@ -86,32 +87,36 @@ impl JudgeConfig {
     ///
     /// # Errors
     /// If it cannot be read, has an unknown key or an impossible value.
-    pub fn read(path: &Path) -> Result<Self> {
+    pub fn read(path: &Path) -> Result<Self, EvalError> {
         let text = sq_llava_data::files::read_to_string(path)?;
-        let config: Self = toml::from_str(&text).with_context(|| path.display().to_string())?;
-        config.check().with_context(|| path.display().to_string())?;
+        let refused = |reason| EvalError::JudgeSettings {
+            path: path.to_path_buf(),
+            reason,
+        };
+        let config: Self = toml::from_str(&text).map_err(|e| refused(e.to_string()))?;
+        config.check().map_err(refused)?;
         Ok(config)
     }
 
-    fn check(&self) -> Result<()> {
+    fn check(&self) -> Result<(), String> {
         let http = self.endpoint.starts_with("http://");
         if !http && !self.endpoint.starts_with("https://") {
-            bail!(
+            return Err(format!(
                 "endpoint {:?} begins with neither http:// nor https://",
                 self.endpoint
-            );
+            ));
         }
         if !http && !cfg!(feature = "https") {
-            bail!(
+            return Err(format!(
                 "endpoint {:?} needs a build with --features https",
                 self.endpoint
-            );
+            ));
         }
         if self.parallel == 0 || self.tries == 0 || self.timeout_s == 0 {
-            bail!("parallel, tries and timeout_s must be above 0");
+            return Err("parallel, tries and timeout_s must be above 0".into());
         }
         if !(0.0..=3600.0).contains(&self.backoff_s) {
-            bail!("backoff_s must be between 0 and 3600");
+            return Err("backoff_s must be between 0 and 3600".into());
         }
         Ok(())
     }
@@ -135,7 +140,7 @@ fn is_loopback(endpoint: &str) -> bool {
 mod tests {
     use super::*;
 
-    fn config(text: &str) -> Result<JudgeConfig> {
+    fn config(text: &str) -> Result<JudgeConfig, EvalError> {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("judge.toml");
         std::fs::write(&path, text).unwrap();

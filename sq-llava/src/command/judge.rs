@@ -184,7 +184,7 @@ fn ask_all(
                     let done = verdict(client, &job, tries).and_then(|reply| {
                         let Some(reply) = reply else { return Ok(()) };
                         let mut cache = cache.lock().unwrap_or_else(PoisonError::into_inner);
-                        cache.put(job.run, job.body, reply)
+                        Ok(cache.put(job.run, job.body, reply)?)
                     });
                     if let Err(error) = done {
                         jobs.lock().unwrap_or_else(PoisonError::into_inner).clear();
