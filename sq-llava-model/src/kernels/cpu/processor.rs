@@ -96,13 +96,20 @@ impl KernelPath {
         self >= Self::Bf16
     }
 
-    /// The fastest of this machine. Intel's processors multiply pairs of bf16 numbers in vectors at
-    /// half the speed of f32 (Emerald Rapids: 86 against 181 GFLOP/s on one core); AMD's, by its
-    /// tables, at twice that speed.
+    /// The fastest of this machine that has been run. Intel's processors multiply pairs of bf16
+    /// numbers in vectors at half the speed of f32 (Emerald Rapids: 86 against 181 GFLOP/s on one
+    /// core); AMD's, by its tables, at twice that speed. AMX has not run on any machine yet and is
+    /// taken by name alone: even asking whether it is there multiplies once.
     fn fastest() -> Self {
-        let slow = |path: &Self| *path == Self::Bf16 && vendor() != "AuthenticAMD";
-        let paths = Self::available().into_iter().filter(|path| !slow(path));
-        paths.max().unwrap_or(Self::Portable)
+        let taken = |path: &Self| match path {
+            Self::Amx => false,
+            Self::Bf16 => vendor() == "AuthenticAMD",
+            _ => true,
+        };
+        let mut paths = Self::ALL.into_iter().rev().filter(taken);
+        paths
+            .find(|path| path.is_available())
+            .unwrap_or(Self::Portable)
     }
 
     /// The path that kernels take here.
@@ -119,18 +126,14 @@ impl KernelPath {
     }
 
     fn named(name: &str) -> Result<Self, PathError> {
-        let paths = Self::available();
-        match paths.iter().find(|path| path.name() == name) {
-            Some(path) => Ok(*path),
-            None => Err(PathError {
+        let asked = Self::ALL.into_iter().find(|path| path.name() == name);
+        asked.filter(|path| path.is_available()).ok_or_else(|| {
+            let has: Vec<&str> = Self::available().iter().map(|path| path.name()).collect();
+            PathError {
                 asked: name.to_owned(),
-                has: paths
-                    .iter()
-                    .map(|p| p.name())
-                    .collect::<Vec<_>>()
-                    .join(", "),
-            }),
-        }
+                has: has.join(", "),
+            }
+        })
     }
 }
 
