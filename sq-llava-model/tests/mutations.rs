@@ -56,13 +56,13 @@ fn link(source: &Path, target: &Path) {
 
 #[test]
 fn configurations_survive_damage() {
-    checkpoint("a_llava_gqa/orig", "config.json", 800, None);
-    checkpoint("a_llava_gqa/orig", "vision_config.json", 400, None);
-    checkpoint("a_llava_gqa/hf", "config.json", 800, None);
+    checkpoint("a_llava_gqa/orig", "config.json", 2000, None);
+    checkpoint("a_llava_gqa/orig", "vision_config.json", 2000, None);
+    checkpoint("a_llava_gqa/hf", "config.json", 2000, None);
     checkpoint(
         "a_llava_gqa/orig",
         "model.safetensors.index.json",
-        400,
+        2000,
         None,
     );
 }
@@ -72,10 +72,10 @@ fn weights_survive_damage() {
     checkpoint(
         "a_llava_gqa/orig",
         "model-00001-of-00002.safetensors",
-        800,
+        2000,
         None,
     );
-    checkpoint("a_llava_gqa/orig", "mm_projector.bin", 800, None);
+    checkpoint("a_llava_gqa/orig", "mm_projector.bin", 2000, None);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn adapters_survive_damage() {
         "adapter_model.bin",
         "Vit-lora/adapter_config.json",
     ] {
-        checkpoint("a2_sqllava_e2e", file, 400, base);
+        checkpoint("a2_sqllava_e2e", file, 2000, base);
     }
 }
 
@@ -103,7 +103,7 @@ fn gguf_files_survive_damage() {
             )
         })
         .collect();
-    survives("model-gguf", &seeds, 800, Budget::default(), |path| {
+    survives("model-gguf", &seeds, 2000, Budget::default(), |path| {
         let _ = load_model::<Flex>(path, &LoadOptions::default(), &FlexDevice);
     });
 }
