@@ -1,8 +1,15 @@
-//! JSONL, line by line, with the number of each line.
+//! What the files of benchmarks have in common: JSONL, line by line, with the number of each line,
+//! whole JSON files, and lists of what people answered.
 
+use std::collections::HashMap;
+use std::hash::Hash;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use super::problem::{ProblemKind, Problems};
 use crate::EvalError;
 use sq_llava_data::files;
 
@@ -56,8 +63,32 @@ pub(super) fn place(path: &Path, number: usize) -> String {
     format!("{} line {number}", name.to_string_lossy())
 }
 
+/// What people answered: a key and their answers from each annotation, as `read` gives them. An
+/// annotation of another form is added to `problems`.
+pub(super) fn human_answers<T: DeserializeOwned, K: Eq + Hash>(
+    annotations: Vec<Value>,
+    problems: &mut Problems,
+    read: impl Fn(T) -> (K, Vec<String>),
+) -> HashMap<K, Vec<String>> {
+    let mut found = HashMap::new();
+    for (index, annotation) in annotations.into_iter().enumerate() {
+        match serde_json::from_value(annotation) {
+            Ok(annotation) => {
+                let (key, answers) = read(annotation);
+                found.insert(key, answers);
+            }
+            Err(error) => problems.add(
+                ProblemKind::BadReference,
+                format!("annotation #{index}"),
+                error.to_string(),
+            ),
+        }
+    }
+    found
+}
+
 /// A whole JSON file.
-pub(super) fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
+pub(super) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, EvalError> {
     serde_json::from_reader(BufReader::new(files::open(path)?)).map_err(|source| EvalError::Json {
         path: path.to_path_buf(),
         source,

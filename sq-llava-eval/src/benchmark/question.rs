@@ -4,7 +4,9 @@ use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::lines;
 use super::mmbench::Table;
@@ -264,6 +266,36 @@ impl Questions {
                 .add(ProblemKind::MalformedQuestion, place, "it has no text");
         } else {
             self.list.push(question);
+        }
+    }
+
+    /// Adds a question for each entry of a benchmark's own file: `read` gives its id, the file of
+    /// its picture and its prompt. An entry of another form is a problem.
+    pub(super) fn push_each<T: DeserializeOwned>(
+        &mut self,
+        entries: Vec<Value>,
+        read: impl Fn(T) -> (QuestionId, String, String),
+    ) {
+        for (position, entry) in entries.into_iter().enumerate() {
+            match serde_json::from_value(entry) {
+                Ok(entry) => {
+                    let (id, image, prompt) = read(entry);
+                    self.push(Question {
+                        position,
+                        id,
+                        image: Some(ImageRef::File(image)),
+                        text: prompt.clone(),
+                        prompt,
+                        category: None,
+                        round: None,
+                    });
+                }
+                Err(error) => self.problems.add(
+                    ProblemKind::MalformedQuestion,
+                    format!("question #{position}"),
+                    error.to_string(),
+                ),
+            }
         }
     }
 

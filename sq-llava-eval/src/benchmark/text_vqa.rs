@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::question::{ImageRef, Question, QuestionOptions, Questions, SHORT_ANSWER};
-use super::{ProblemKind, Problems, lines};
+use super::question::{QuestionOptions, Questions, SHORT_ANSWER};
+use super::{Problems, lines};
 use crate::EvalError;
 
 /// Begins the line of OCR tokens.
@@ -35,31 +35,15 @@ pub(super) fn read_questions(
     questions: &mut Questions,
 ) -> Result<(), EvalError> {
     let file: File = lines::read_json(path)?;
-    for (position, value) in file.data.into_iter().enumerate() {
-        match serde_json::from_value::<Item>(value) {
-            Ok(item) => {
-                let mut prompt = item.question.clone();
-                if options.ocr && !item.ocr_tokens.is_empty() {
-                    prompt = format!("{prompt}\n{OCR}{}", item.ocr_tokens.join(", "));
-                }
-                prompt = format!("{prompt}\n{SHORT_ANSWER}");
-                questions.push(Question {
-                    position,
-                    id: item.image_id.as_str().into(),
-                    image: Some(ImageRef::File(format!("{}.jpg", item.image_id))),
-                    text: prompt.clone(),
-                    prompt,
-                    category: None,
-                    round: None,
-                });
-            }
-            Err(error) => questions.problems.add(
-                ProblemKind::MalformedQuestion,
-                format!("question #{position}"),
-                error.to_string(),
-            ),
+    questions.push_each(file.data, |item: Item| {
+        let mut prompt = item.question;
+        if options.ocr && !item.ocr_tokens.is_empty() {
+            prompt = format!("{prompt}\n{OCR}{}", item.ocr_tokens.join(", "));
         }
-    }
+        let image = format!("{}.jpg", item.image_id);
+        let id = item.image_id.as_str().into();
+        (id, image, format!("{prompt}\n{SHORT_ANSWER}"))
+    });
     Ok(())
 }
 
@@ -98,21 +82,9 @@ pub fn references(
     problems: &mut Problems,
 ) -> Result<HashMap<(String, String), Vec<String>>, EvalError> {
     let file: File = lines::read_json(path)?;
-    let mut found = HashMap::new();
-    for (index, value) in file.data.into_iter().enumerate() {
-        match serde_json::from_value::<Item>(value) {
-            Ok(item) => {
-                let key = (item.image_id, item.question.to_lowercase());
-                found.insert(key, item.answers);
-            }
-            Err(error) => problems.add(
-                ProblemKind::BadReference,
-                format!("annotation #{index}"),
-                error.to_string(),
-            ),
-        }
-    }
-    Ok(found)
+    Ok(lines::human_answers(file.data, problems, |item: Item| {
+        ((item.image_id, item.question.to_lowercase()), item.answers)
+    }))
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::question::{ImageRef, Question, Questions, SHORT_ANSWER};
 use super::vqav2::HumanAnswer;
-use super::{Matched, ProblemKind, Problems, SubmissionFile, lines};
+use super::{Matched, Problems, SubmissionFile, lines};
 use crate::EvalError;
 use crate::reply::normalise;
 
@@ -28,27 +28,10 @@ struct Item {
 /// Questions from VizWiz's own `val.json` or `test.json`; a picture's name is the question's id.
 pub(super) fn read_questions(path: &Path, questions: &mut Questions) -> Result<(), EvalError> {
     let items: Vec<Value> = lines::read_json(path)?;
-    for (position, value) in items.into_iter().enumerate() {
-        match serde_json::from_value::<Item>(value) {
-            Ok(item) => {
-                let prompt = format!("{}\n{MAY_REFUSE}\n{SHORT_ANSWER}", item.question);
-                questions.push(Question {
-                    position,
-                    id: item.image.as_str().into(),
-                    image: Some(ImageRef::File(item.image)),
-                    text: prompt.clone(),
-                    prompt,
-                    category: None,
-                    round: None,
-                });
-            }
-            Err(error) => questions.problems.add(
-                ProblemKind::MalformedQuestion,
-                format!("question #{position}"),
-                error.to_string(),
-            ),
-        }
-    }
+    questions.push_each(items, |item: Item| {
+        let prompt = format!("{}\n{MAY_REFUSE}\n{SHORT_ANSWER}", item.question);
+        (item.image.as_str().into(), item.image, prompt)
+    });
     Ok(())
 }
 
@@ -104,19 +87,8 @@ pub fn references(
     problems: &mut Problems,
 ) -> Result<HashMap<String, Vec<String>>, EvalError> {
     let items: Vec<Value> = lines::read_json(path)?;
-    let mut found = HashMap::new();
-    for (index, value) in items.into_iter().enumerate() {
-        match serde_json::from_value::<Annotation>(value) {
-            Ok(item) => {
-                let answers = item.answers.into_iter().map(|a| a.answer).collect();
-                found.insert(item.image, answers);
-            }
-            Err(error) => problems.add(
-                ProblemKind::BadReference,
-                format!("annotation #{index}"),
-                error.to_string(),
-            ),
-        }
-    }
-    Ok(found)
+    Ok(lines::human_answers(items, problems, |item: Annotation| {
+        let answers = item.answers.into_iter().map(|a| a.answer);
+        (item.image, answers.collect())
+    }))
 }

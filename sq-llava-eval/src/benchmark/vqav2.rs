@@ -6,8 +6,8 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::json;
 
-use super::question::{ImageRef, Question, QuestionId, Questions, SHORT_ANSWER};
-use super::{Matched, ProblemKind, Problems, SubmissionFile, lines};
+use super::question::{QuestionId, Questions, SHORT_ANSWER};
+use super::{Matched, Problems, SubmissionFile, lines};
 use crate::EvalError;
 use crate::reply::normalise;
 
@@ -36,28 +36,14 @@ pub(super) fn read_questions(path: &Path, questions: &mut Questions) -> Result<(
         "" | "test-dev2015" => "test2015",
         subtype => subtype,
     };
-    for (position, value) in official.questions.into_iter().enumerate() {
-        match serde_json::from_value::<OfficialQuestion>(value) {
-            Ok(item) => {
-                let prompt = format!("{}\n{SHORT_ANSWER}", item.question);
-                let image = format!("COCO_{images}_{:012}.jpg", item.image_id);
-                questions.push(Question {
-                    position,
-                    id: item.question_id,
-                    image: Some(ImageRef::File(image)),
-                    text: prompt.clone(),
-                    prompt,
-                    category: None,
-                    round: None,
-                });
-            }
-            Err(error) => questions.problems.add(
-                ProblemKind::MalformedQuestion,
-                format!("question #{position}"),
-                error.to_string(),
-            ),
-        }
-    }
+    questions.push_each(official.questions, |item: OfficialQuestion| {
+        let image = format!("COCO_{images}_{:012}.jpg", item.image_id);
+        (
+            item.question_id,
+            image,
+            format!("{}\n{SHORT_ANSWER}", item.question),
+        )
+    });
     Ok(())
 }
 
@@ -101,19 +87,12 @@ pub fn references(
     problems: &mut Problems,
 ) -> Result<HashMap<String, Vec<String>>, EvalError> {
     let file: Annotations = lines::read_json(path)?;
-    let mut found = HashMap::new();
-    for (index, value) in file.annotations.into_iter().enumerate() {
-        match serde_json::from_value::<Annotation>(value) {
-            Ok(item) => {
-                let answers = item.answers.into_iter().map(|a| a.answer).collect();
-                found.insert(item.question_id.to_string(), answers);
-            }
-            Err(error) => problems.add(
-                ProblemKind::BadReference,
-                format!("annotation #{index}"),
-                error.to_string(),
-            ),
-        }
-    }
-    Ok(found)
+    Ok(lines::human_answers(
+        file.annotations,
+        problems,
+        |item: Annotation| {
+            let answers = item.answers.into_iter().map(|a| a.answer);
+            (item.question_id.to_string(), answers.collect())
+        },
+    ))
 }

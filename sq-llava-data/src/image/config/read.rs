@@ -7,8 +7,8 @@ use serde_json::{Map, Value};
 use super::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
-use crate::DataError;
 use crate::image::Kernel;
+use crate::{DataError, files};
 
 /// The processor's own file.
 const PREPROCESSOR: &str = "preprocessor_config.json";
@@ -131,10 +131,7 @@ fn find(dir: &Path) -> Result<Option<Found>, DataError> {
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>, DataError> {
-    let text = std::fs::read_to_string(path).map_err(|source| DataError::Io {
-        path: path.to_path_buf(),
-        source,
-    })?;
+    let text = files::read_to_string(path)?;
     serde_json::from_str(&text).map_err(|source| DataError::Json {
         path: path.to_path_buf(),
         source,
