@@ -102,12 +102,16 @@ fn a_gguf_of_four_billion_layers() {
     assert!(message.contains("layers"), "{message}");
 }
 
-/// A PyTorch archive of one pickle and storage "0" of four floats.
+/// Numbers of the storage of an archive.
+const STORED: u32 = 4096;
+
+/// A PyTorch archive of one pickle and storage "0" of [`STORED`] floats.
 fn archive(path: &Path, pickle: &[u8]) {
+    let storage = vec![0; STORED as usize * 4];
     let mut zip = zip::ZipWriter::new(std::fs::File::create(path).unwrap());
     let stored =
         zip::write::SimpleFileOptions::default().compression_method(zip::CompressionMethod::Stored);
-    for (name, bytes) in [("archive/data.pkl", pickle), ("archive/data/0", &[0; 16])] {
+    for (name, bytes) in [("archive/data.pkl", pickle), ("archive/data/0", &storage)] {
         zip.start_file(name, stored).unwrap();
         zip.write_all(bytes).unwrap();
     }
@@ -136,7 +140,9 @@ fn tensor(name: &str, shape: &[u32], strides: &[u32]) -> Vec<u8> {
     out.extend(b"ctorch\nFloatStorage\n");
     text(&mut out, "0");
     text(&mut out, "cpu");
-    out.extend(b"K\x04tQK\x00");
+    out.push(b'J');
+    out.extend(STORED.to_le_bytes());
+    out.extend(b"tQK\x00");
     sizes(&mut out, shape);
     sizes(&mut out, strides);
     out.extend(b"\x89NtR");
@@ -170,11 +176,14 @@ fn pickles_that_multiply() {
     let message = refused(dir.path());
     assert!(message.contains("many times"), "{message}");
 
-    // Many tensors of the same numbers.
-    let many: Vec<Vec<u8>> = (0..20_000)
-        .map(|i| tensor(&format!("t{i}"), &[4], &[1]))
+    // Many tensors of the same numbers; a few may be tied.
+    let many: Vec<Vec<u8>> = (0..64)
+        .map(|i| tensor(&format!("t{i}"), &[STORED], &[1]))
         .collect();
-    archive(&file, &dictionary(&many[..4]));
+    archive(&file, &dictionary(&many));
+    let message = refused(dir.path());
+    assert!(message.contains("share"), "{message}");
+    archive(&file, &dictionary(&many[..3]));
     assert!(!refused(dir.path()).contains("share"));
 
     // One list of 60,000 pairs, and 20,000 dictionaries made of it.

@@ -415,6 +415,9 @@ mod tests {
         std::fs::write(&path, r#"{"r": 4, "some_new_option": 1}"#).unwrap();
         assert!(PeftConfig::read(&path, false).is_err());
         assert!(PeftConfig::read(&path, true).is_ok());
+        // One that is known to change them does not.
+        std::fs::write(&path, r#"{"r": 4, "use_dora": true}"#).unwrap();
+        assert!(PeftConfig::read(&path, true).is_err());
     }
 
     #[test]

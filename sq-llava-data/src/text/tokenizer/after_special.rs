@@ -149,18 +149,16 @@ mod tests {
         let model = golden::llama_tokenizer().join("tokenizer.model");
         std::fs::copy(model, dir.path().join("tokenizer.model")).unwrap();
         let plain = llama(false);
-        let bytes = ["<0xF0>", "<0x9F>", "<0xA6>", "<0x99>"];
-        let added: serde_json::Map<String, serde_json::Value> = bytes
-            .iter()
-            .map(|byte| {
-                let id = plain.id(byte).unwrap().to_string();
-                (id, serde_json::json!({"content": byte, "special": false}))
-            })
-            .collect();
-        let config = serde_json::json!({"legacy": false, "added_tokens_decoder": added});
+        // Every other byte of the llama: one that is none stands between.
+        let config = serde_json::json!({"legacy": false, "unk_token": "<0xF0>",
+            "pad_token": "<0xA6>"});
         let path = dir.path().join("tokenizer_config.json");
         std::fs::write(path, config.to_string()).unwrap();
         let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        for byte in ["<0xF0>", "<0xA6>"] {
+            let id = plain.id(byte).unwrap();
+            assert!(tokenizer.added.contains(&(id as u32)), "{byte}");
+        }
         for text in ["🦙", "a🦙b", "🦙</s>🦙 x"] {
             assert_eq!(
                 tokenizer.encode(text, true).unwrap(),

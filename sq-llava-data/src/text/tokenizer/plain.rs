@@ -215,6 +215,23 @@ mod tests {
         }
     }
 
+    /// Some files list it without calling it special.
+    #[test]
+    fn fault_21_an_image_mark_that_is_not_called_special_is_plain_text_too() {
+        let path = golden::llama_tokenizer().join("tokenizer.model");
+        let mut tokenizer = TextTokenizer::from_sentencepiece(path, false).unwrap();
+        let mark = AddedToken::from(IMAGE_TOKEN, false).normalized(false);
+        tokenizer.inner.add_tokens(&[mark]);
+        tokenizer.note_vocabulary();
+        let id = tokenizer.id(IMAGE_TOKEN).unwrap();
+        assert!(!tokenizer.is_special(id));
+        let text = "a <image> b";
+        let found = tokenizer.encode_template(text, &[], false).unwrap();
+        assert!(found.iter().all(|token| token.id != id), "{found:?}");
+        let covered: Vec<&str> = found.iter().map(|t| &text[t.start..t.end]).collect();
+        assert_eq!(covered.concat(), text);
+    }
+
     #[test]
     fn fault_21_an_end_token_is_spoken_only_where_asked_for() {
         let tokenizer = llama(true);

@@ -140,12 +140,25 @@ mod tests {
             let written = TextTokenizer::from_dir(dir.path()).unwrap();
             assert_eq!(written.chat_template(), Some("a template"));
             assert!(written.adds_bos());
-            for text in ["", "USER: a  b", "\nq\n漢字 ASSISTANT:", "x</s>", "\n"] {
+            // The file alone, as the library itself reads it.
+            let library = Tokenizer::from_file(dir.path().join("tokenizer.json")).unwrap();
+            for text in [
+                "",
+                "USER: a  b",
+                "\nq\n漢字 ASSISTANT:",
+                "x</s>",
+                "x</s>a b",
+                "\n",
+            ] {
+                let expected = bare.encode(text, true).unwrap();
                 assert_eq!(
                     written.encode(text, true).unwrap(),
-                    bare.encode(text, true).unwrap(),
+                    expected,
                     "{text:?}, legacy {legacy}"
                 );
+                let found = library.encode(text, true).unwrap();
+                let found: Vec<i64> = found.get_ids().iter().map(|&id| id.into()).collect();
+                assert_eq!(found, expected, "{text:?}, legacy {legacy}, by the library");
             }
         }
     }
