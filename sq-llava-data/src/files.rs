@@ -89,6 +89,21 @@ mod tests {
             let shown = path.display().to_string();
             assert!(error.contains(word) && error.contains(&shown), "{error}");
         }
+        // Without a writer reading it ends: whoever opens it fails otherwise than by this.
+        let (reader, _) = std::io::pipe().unwrap();
+        let pipe = format!("/proc/self/fd/{}", reader.as_raw_fd());
+        let tokenizer = golden::llama_tokenizer().join("tokenizer.model");
+        std::fs::copy(tokenizer, folder.path().join("tokenizer.model")).unwrap();
+        for name in ["tokenizer_config.json", "chat_template.jinja"] {
+            let path = folder.path().join(name);
+            std::os::unix::fs::symlink(&pipe, &path).unwrap();
+            let error = crate::TextTokenizer::from_dir(folder.path()).err().unwrap();
+            let error = error.to_string();
+            assert!(error.contains("a pipe") && error.contains(name), "{error}");
+            std::fs::remove_file(path).unwrap();
+        }
+        let error = crate::gguf::GgufHeader::open(Path::new(&pipe)).unwrap_err();
+        assert!(error.to_string().contains("a pipe"), "{error}");
         let file = folder.path().join("a.txt");
         std::fs::write(&file, "text").unwrap();
         assert_eq!(read_to_string(&file).unwrap(), "text");

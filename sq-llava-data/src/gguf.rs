@@ -9,7 +9,7 @@ use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
-use crate::DataError;
+use crate::{DataError, files};
 
 /// Most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;
@@ -80,7 +80,7 @@ impl GgufHeader {
             path: path.to_path_buf(),
             source,
         };
-        let file = File::open(path).map_err(io)?;
+        let file = files::open(path)?;
         let length = file.metadata().map_err(io)?.len();
         let mut cursor = Cursor {
             path,

@@ -313,3 +313,44 @@ fn directories_without_a_model_say_so() {
     let message = load_error(dir.path(), &LoadOptions::default());
     assert!(message.contains("one.safetensors"), "{message}");
 }
+
+/// Reading a pipe may wait without end.
+#[cfg(target_os = "linux")]
+#[test]
+fn fault_29_a_pipe_in_place_of_a_file_is_refused() {
+    use std::os::fd::AsRawFd;
+
+    // Without a writer reading it ends: whoever reads it fails otherwise than by this.
+    let (reader, _) = std::io::pipe().unwrap();
+    let pipe = format!("/proc/self/fd/{}", reader.as_raw_fd());
+    let source = tempfile::tempdir().unwrap();
+    tiny(source.path(), u64::MAX);
+    for name in [
+        "config.json",
+        "model.safetensors",
+        "model.safetensors.index.json",
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let index = name.ends_with("index.json");
+        copy(source.path(), dir.path(), &|other| {
+            other != name && !(index && other == "model.safetensors")
+        });
+        std::os::unix::fs::symlink(&pipe, dir.path().join(name)).unwrap();
+        let message = load_error(dir.path(), &LoadOptions::default());
+        assert!(
+            message.contains("a pipe") && message.contains(name),
+            "{message}"
+        );
+    }
+    let projector = source.path().join("projector.safetensors");
+    std::os::unix::fs::symlink(&pipe, &projector).unwrap();
+    let options = LoadOptions {
+        projector: Some(projector),
+        ..LoadOptions::default()
+    };
+    let message = load_error(source.path(), &options);
+    assert!(
+        message.contains("a pipe") && message.contains("projector.safetensors"),
+        "{message}"
+    );
+}

@@ -35,10 +35,11 @@ pub(super) fn model_files(dir: &Path) -> Result<Vec<PathBuf>, ModelError> {
         ("pytorch_model.bin", "pytorch_model.bin.index.json"),
     ] {
         let (single, index) = (dir.join(single), dir.join(index));
-        if single.is_file() {
+        // What is no regular file is refused by who opens it.
+        if single.exists() {
             return Ok(vec![single]);
         }
-        if index.is_file() {
+        if index.exists() {
             return indexed_files(dir, &index);
         }
     }

@@ -1,7 +1,6 @@
 //! One stored tensor: a view into a memory-mapped file, converted when it is asked for.
 
 use std::borrow::Cow;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -9,6 +8,7 @@ use burn::tensor::{DType, TensorData};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use memmap2::Mmap;
+use sq_llava_data::files;
 
 use super::gguf::BlockFormat;
 use crate::error::ModelError;
@@ -25,7 +25,7 @@ pub(super) struct MappedFile {
 
 impl MappedFile {
     pub fn open(path: &Path) -> Result<Arc<Self>, ModelError> {
-        let file = File::open(path).map_err(|e| ModelError::io(path, e))?;
+        let file = files::open(path)?;
         let length = file.metadata().map_err(|e| ModelError::io(path, e))?.len();
         if length == 0 {
             return Err(ModelError::weights(

@@ -1,11 +1,11 @@
 //! The JSON files beside a tokenizer: which tokens begin, end and pad a text.
 
-use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use crate::DataError;
+use crate::{DataError, files};
 
 /// A token listed in `added_tokens.json` or under `added_tokens_decoder`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +80,8 @@ impl TokenizerFiles {
 }
 
 fn object(path: PathBuf) -> Result<Map<String, Value>, DataError> {
-    let text = match fs::read_to_string(&path) {
-        Ok(text) => text,
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Map::new()),
-        Err(source) => return Err(DataError::Io { path, source }),
+    let Some(text) = text_of(&path)? else {
+        return Ok(Map::new());
     };
     serde_json::from_str(&text).map_err(|source| DataError::Json { path, source })
 }
@@ -91,16 +89,22 @@ fn object(path: PathBuf) -> Result<Map<String, Value>, DataError> {
 /// A chat template in a file of its own, which goes before the one in tokenizer_config.json.
 fn chat_template(dir: &Path) -> Result<Option<String>, DataError> {
     let path = dir.join("chat_template.jinja");
-    match fs::read_to_string(&path) {
+    if let Some(text) = text_of(&path)? {
+        return Ok(Some(text));
+    }
+    let old = object(dir.join("chat_template.json"))?;
+    Ok(old
+        .get("chat_template")
+        .and_then(Value::as_str)
+        .map(Into::into))
+}
+
+/// The text of a file that may be absent.
+fn text_of(path: &Path) -> Result<Option<String>, DataError> {
+    match files::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-            let old = object(dir.join("chat_template.json"))?;
-            Ok(old
-                .get("chat_template")
-                .and_then(Value::as_str)
-                .map(Into::into))
-        }
-        Err(source) => Err(DataError::Io { path, source }),
+        Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
     }
 }
 
@@ -185,6 +189,8 @@ fn added_tokens(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

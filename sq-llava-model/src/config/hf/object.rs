@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 use serde_json::{Map, Value};
+use sq_llava_data::files;
 
 use super::known::Described;
 use crate::error::ModelError;
@@ -13,9 +14,9 @@ use crate::ops::activation::Activation;
 /// Reads a JSON file.
 ///
 /// # Errors
-/// If it is missing or malformed.
+/// If it is missing, malformed or no regular file.
 pub fn read_json(path: &Path) -> Result<Value, ModelError> {
-    let text = std::fs::read_to_string(path).map_err(|e| ModelError::io(path, e))?;
+    let text = files::read_to_string(path)?;
     serde_json::from_str(&text).map_err(|e| ModelError::config(path, format!("not JSON: {e}")))
 }
 
