@@ -127,6 +127,25 @@ fn fault_01_an_alpha_that_the_file_says_counts() {
     }
 }
 
+/// `adapter_config.json` describes the LLM's adapters: linears of the same name in the tower may
+/// have none.
+#[test]
+fn fault_01_the_targets_of_the_llm_are_not_those_of_the_tower() {
+    for run in golden::folders("a2_") {
+        let (dir, whole) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        published(&run, dir.path(), NESTED[0], "", |v| v);
+        std::fs::remove_dir_all(dir.path().join("Vit-lora")).unwrap();
+        let file = dir.path().join("adapter_model.safetensors");
+        std::fs::copy(&file, whole.path().join("adapter_model.safetensors")).unwrap();
+        rewrite(whole.path(), &file, |key| {
+            let left_out = key.contains("vision_tower") && key.contains("k_proj");
+            (!left_out).then(|| key.to_string())
+        });
+        let loaded = load(dir.path(), &on_base(&base_of(&run)));
+        assert!(loaded.report.is_clean(), "{}", loaded.report);
+    }
+}
+
 #[test]
 fn fault_01_another_rank_of_the_llm_stays_an_error() {
     for run in golden::folders("a2_") {

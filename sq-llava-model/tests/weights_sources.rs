@@ -8,7 +8,9 @@ use burn::tensor::FloatDType;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
+use sq_llava_model::weights::{
+    LoadOptions, RunOrigin, SaveOptions, init_random, save_adapters, save_pretrained,
+};
 use weights::*;
 
 /// Saves a text model drawn from `seed`.
@@ -249,4 +251,69 @@ fn fault_04_an_adapter_that_peft_would_leave_out_is_refused() {
         let message = load_error(run.path(), &on_base(&base));
         assert!(message.contains(named), "{message}");
     }
+}
+
+/// A run of the tensors of `adapters` (the directory of each, and where it comes to lie) that
+/// `keep` wants.
+fn run_of(adapters: &[(&Path, &str)], keep: impl Fn(&str) -> bool) -> tempfile::TempDir {
+    let run = tempfile::tempdir().unwrap();
+    for (adapter, place) in adapters {
+        let place = run.path().join(place);
+        copy(adapter, &place, &|name| name == "adapter_config.json");
+        let file = place.join("adapter_model.safetensors");
+        rewrite(adapter, &file, |key| keep(key).then(|| key.to_string()));
+    }
+    run
+}
+
+/// PEFT warns of such an adapter, and leaves the linears as they are.
+#[test]
+fn fault_04_an_adapter_without_factors_that_it_names_is_refused() {
+    let base = golden::base_folder("", None).join("orig");
+    let folder = &golden::folders("d_")[0];
+    let (llm, vision) = (folder.join("llm_adapter"), folder.join("vit_adapter"));
+    let whole = [(llm.as_path(), ""), (vision.as_path(), "Vit-lora")];
+    load(run_of(&whole, |_| true).path(), &on_base(&base));
+
+    let message = load_error(run_of(&whole[..1], |_| false).path(), &on_base(&base));
+    assert!(message.contains("no tensors"), "{message}");
+    let run = run_of(&whole[..1], |key| !key.contains("layers.1.mlp.up_proj"));
+    let message = load_error(run.path(), &on_base(&base));
+    let first = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight";
+    for part in ["2 tensors", first, "target_modules"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let run = run_of(&whole, |key| !key.contains("encoder.layers.0."));
+    let message = load_error(run.path(), &on_base(&base));
+    for part in [
+        "Vit-lora",
+        "12 tensors",
+        "encoder.layers.0.self_attn.q_proj",
+    ] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    // Nothing reads the layer behind the one whose features are taken.
+    let layers = golden::json(&base.join("vision_config.json"));
+    let last = format!(
+        "encoder.layers.{}.",
+        layers["num_hidden_layers"].as_u64().unwrap() - 1
+    );
+    load(
+        run_of(&whole, |key| !key.contains(&last)).path(),
+        &on_base(&base),
+    );
+
+    // What the file says that is left out may be missing.
+    let run = run_of(&whole[..1], |key| !key.contains("layers.1."));
+    assert!(load_error(run.path(), &on_base(&base)).contains("14 tensors"));
+    let path = run.path().join("adapter_config.json");
+    let mut config = golden::json(&path);
+    config["layers_to_transform"] = json!([0, 2]);
+    std::fs::write(&path, config.to_string()).unwrap();
+    let partial = load(run.path(), &on_base(&base));
+    // Saved again, it says so itself.
+    let again = tempfile::tempdir().unwrap();
+    save_adapters(&partial.model, again.path(), &RunOrigin::default()).unwrap();
+    let loaded = load(again.path(), &on_base(&base));
+    assert_equal("saved again", &partial.model, &loaded.model);
 }

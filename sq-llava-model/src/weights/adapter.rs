@@ -60,12 +60,20 @@ pub(super) fn read_adapter(dir: &Path, allow_unused: bool) -> Result<Option<Adap
             file,
             "this adapter lacks the adapter_config.json beside it",
         )),
-        (true, Some(file)) => Ok(Some(Adapter {
-            config: PeftConfig::read(&config, allow_unused)?,
-            tensors: read_file(&file)?,
-            file,
-            vision_apart: false,
-        })),
+        (true, Some(file)) => {
+            let config = PeftConfig::read(&config, allow_unused)?;
+            let tensors = read_file(&file)?;
+            if tensors.is_empty() {
+                let reason = "this adapter holds no tensors; download it again";
+                return Err(ModelError::weights(file, reason));
+            }
+            Ok(Some(Adapter {
+                config,
+                file,
+                tensors,
+                vision_apart: false,
+            }))
+        }
     }
 }
 
@@ -180,6 +188,57 @@ impl Adapter {
         }
         Ok((config, false))
     }
+
+    /// Holds the linears `without` factors against the configuration. A tower of which the file
+    /// has no factor at all is none that the adapter was made for, and so are the layers of the
+    /// vision tower behind `feature_layer`, which nothing reads.
+    ///
+    /// # Errors
+    /// If the configuration lists some of them.
+    fn check_complete(
+        &self,
+        prefixes: &BTreeMap<Section, String>,
+        without: &[String],
+        feature_layer: Option<usize>,
+    ) -> Result<(), ModelError> {
+        let missing = without.iter().filter_map(|path| {
+            let section = Section::of(path)?;
+            let inner = &path[section.canonical().len()..];
+            let module = format!("{}{inner}", prefixes.get(&section)?);
+            let apart = self.vision_apart && section == Section::Vision;
+            let unread = vision_layer(path).is_some_and(|l| feature_layer.is_some_and(|f| l >= f));
+            (!apart && !unread && self.config.lists(&module)).then_some(module)
+        });
+        let keys: Vec<String> = missing
+            .flat_map(|module| ["A", "B"].map(|f| format!("{PEFT_WRAP}{module}.lora_{f}.weight")))
+            .collect();
+        if keys.is_empty() {
+            return Ok(());
+        }
+        Err(self.fail(format!(
+            "{} tensors of the adapter are missing, which adapter_config.json asks for: {}; PEFT would leave these linears without an adapter: download the file again, or correct adapter_config.json (target_modules, exclude_modules, layers_to_transform)",
+            keys.len(),
+            list(&keys)
+        )))
+    }
+}
+
+/// What PEFT puts before the names of each tower's linears.
+fn prefixes(pairs: &BTreeMap<String, Pair>) -> BTreeMap<Section, String> {
+    let known = pairs.iter().filter_map(|(path, pair)| {
+        let section = Section::of(path)?;
+        let prefix = pair
+            .module
+            .strip_suffix(&path[section.canonical().len()..])?;
+        Some((section, prefix.to_string()))
+    });
+    known.collect()
+}
+
+/// The layer of a linear of the vision tower.
+fn vision_layer(path: &str) -> Option<usize> {
+    let rest = path.strip_prefix("vision_tower.encoder.layers.")?;
+    rest.split('.').next()?.parse().ok()
 }
 
 /// Gives the linears that an adapter names their factors and puts the factors' tensors into the
@@ -187,7 +246,8 @@ impl Adapter {
 /// `allow_unused`. Returns what the load report should say.
 ///
 /// # Errors
-/// If a tensor has no linear, or only one factor of two, or another rank than the configuration.
+/// If a tensor has no linear, or only one factor of two, or another rank than the configuration, or
+/// a linear that the configuration lists has none.
 pub(super) fn attach<B: Backend>(
     model: &mut SqLlava<B>,
     adapters: Vec<Adapter>,
@@ -211,15 +271,18 @@ pub(super) fn attach<B: Backend>(
                 adapter.file.display()
             ));
         }
-        let mut placed = Vec::new();
-        for_each_linear(model, |path, linear, index| {
-            if let Some(pair) = pairs.remove(path)
-                && let Some(config) = &pair.config
-            {
-                *linear = linear.clone().with_lora(config, index);
+        let prefixes = prefixes(&pairs);
+        let (mut placed, mut without) = (Vec::new(), Vec::new());
+        for_each_linear(model, |path, linear, index| match pairs.remove(path) {
+            Some(pair) => {
+                if let Some(config) = &pair.config {
+                    *linear = linear.clone().with_lora(config, index);
+                }
                 placed.push((path.to_string(), pair));
             }
+            None => without.push(path.to_string()),
         });
+        adapter.check_complete(&prefixes, &without, model.config.feature_layer())?;
         for (path, pair) in placed {
             for (factor, tensor) in [("A", pair.a), ("B", pair.b)] {
                 if let Some(tensor) = tensor {
@@ -277,14 +340,12 @@ pub(super) fn for_each_linear<B: Backend>(
     }
 }
 
-/// The adapters of a model with their linears' canonical paths.
-pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Lora<B>)> {
+/// The canonical paths of all linears that can be adapted, with the adapters of those that are.
+pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Option<Lora<B>>)> {
     let mut found = Vec::new();
     // A clone shares its tensors.
     for_each_linear(&mut model.clone(), |path, linear, _| {
-        if let Some(lora) = linear.lora.take() {
-            found.push((path.to_string(), lora));
-        }
+        found.push((path.to_string(), linear.lora.take()));
     });
     found
 }

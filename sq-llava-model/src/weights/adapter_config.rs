@@ -145,6 +145,12 @@ impl PeftConfig {
         (lora, alpha.is_none())
     }
 
+    /// Whether the file lists the linear at `path` among those that are adapted. A regular
+    /// expression lists none.
+    pub fn lists(&self, path: &str) -> bool {
+        self.targets.is_some() && self.targets(path)
+    }
+
     /// Whether PEFT would adapt the linear at `path` (`check_target_module_exists` in its
     /// tuners_utils.py).
     pub fn targets(&self, path: &str) -> bool {

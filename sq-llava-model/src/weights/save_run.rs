@@ -126,19 +126,23 @@ fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result
     Ok(())
 }
 
-/// `adapter_config.json` of the adapters of one tower; `None` without any.
+/// `adapter_config.json` of the adapters of one tower's linears; `None` without any.
 fn peft_config<'a, B: Backend>(
-    adapters: impl Iterator<Item = &'a (String, Lora<B>)>,
+    linears: impl Iterator<Item = &'a (String, Option<Lora<B>>)>,
     base: Option<&str>,
     llm: bool,
 ) -> Option<Value> {
     // The commonest rank and strength stand for all; the others get a pattern.
-    let settings: Vec<(&str, usize, f64, f64)> = adapters
-        .map(|(path, lora)| {
-            let r = lora.a.lazy_shape()[0];
-            (path.as_str(), r, lora.scaling * r as f64, lora.dropout)
-        })
-        .collect();
+    let mut settings: Vec<(&str, usize, f64, f64)> = Vec::new();
+    let mut without = BTreeSet::new();
+    for (path, lora) in linears {
+        let Some(lora) = lora else {
+            without.insert(last(path));
+            continue;
+        };
+        let r = lora.a.lazy_shape()[0];
+        settings.push((path.as_str(), r, lora.scaling * r as f64, lora.dropout));
+    }
     let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
     for (_, r, alpha, _) in &settings {
         *counts.entry((*r, alpha.to_bits())).or_default() += 1;
@@ -148,13 +152,18 @@ fn peft_config<'a, B: Backend>(
     let mut targets = BTreeSet::new();
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for (path, rank, strength, _) in &settings {
-        targets.insert(path.rsplit('.').next().unwrap_or(path));
         let layout = if llm {
             Layout::Original
         } else {
             Layout::LlavaHf
         };
+        let name = last(path);
         let path = write_key(path, layout);
+        // A name that others have too would ask for adapters that are not there.
+        targets.insert(match without.contains(name) {
+            true => path.clone(),
+            false => name.to_string(),
+        });
         if *rank != r {
             ranks.insert(path.clone(), json!(rank));
         }
@@ -186,6 +195,11 @@ fn peft_config<'a, B: Backend>(
         "use_rslora": false,
         "use_dora": false,
     }))
+}
+
+/// The last part of a path.
+fn last(path: &str) -> &str {
+    path.rsplit('.').next().unwrap_or(path)
 }
 
 /// A whole number without a fraction, as PEFT writes it.
