@@ -146,9 +146,10 @@ fn linears(c: &mut Criterion) {
         }
         let values: Vec<f32> = dense.into_data().to_vec().expect("f32");
         for (stored, format) in [("int8", QuantFormat::Q8), ("int4", QuantFormat::Q4)] {
-            let blocks = BlockMatrix::quantize(format, [2816, 1024], |row, out| {
+            let blocks = BlockMatrix::quantize("a weight", format, [2816, 1024], |row, out| {
                 out.copy_from_slice(&values[row * 1024..(row + 1) * 1024]);
-            });
+            })
+            .expect("finite");
             linear.quantized = Some(blocks);
             c.bench_function(&name(stored), |b| {
                 b.iter(|| black_box(linear.forward(x.clone())))

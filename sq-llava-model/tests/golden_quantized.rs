@@ -82,9 +82,10 @@ fn golden_blocks_hold_the_package_s_numbers() {
     let weight = golden.f32("weight");
     let [rows, columns]: [usize; 2] = golden.shape("weight").try_into().unwrap();
     for (format, name) in [(QuantFormat::Q8, "Q8_0"), (QuantFormat::Q4, "Q4_1")] {
-        let matrix = BlockMatrix::quantize(format, [rows, columns], |row, out| {
+        let matrix = BlockMatrix::quantize("a weight", format, [rows, columns], |row, out| {
             out.copy_from_slice(&weight[row * columns..(row + 1) * columns]);
-        });
+        })
+        .unwrap();
         let found: Vec<f32> = matrix.dequantize().to_vec().unwrap();
         assert_eq!(found, golden.f32(&format!("{name}.values")), "{name}");
         let blocks = golden.shape(name);
@@ -323,9 +324,10 @@ fn fault_24_up_to_eight_rows_a_product_is_what_each_row_gives_alone() {
     let weights: Vec<f32> = (0..n * k).map(number).collect();
     let inputs: Vec<f32> = (0..9 * k).map(|i| number(i + 31) * 3.0).collect();
     for format in [QuantFormat::Q8, QuantFormat::Q4] {
-        let matrix = BlockMatrix::quantize(format, [n, k], |row, out| {
+        let matrix = BlockMatrix::quantize("a weight", format, [n, k], |row, out| {
             out.copy_from_slice(&weights[row * k..(row + 1) * k]);
-        });
+        })
+        .unwrap();
         let product = |rows: std::ops::Range<usize>| -> Vec<f32> {
             let input = &inputs[rows.start * k..rows.end * k];
             let input = TensorData::new(input.to_vec(), [rows.len(), k]);

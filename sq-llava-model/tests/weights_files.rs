@@ -9,6 +9,7 @@ use golden::Tensors;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use sq_llava_model::SqLlavaConfig;
+use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
 use weights::*;
 
@@ -312,6 +313,44 @@ fn directories_without_a_model_say_so() {
     }
     let message = load_error(dir.path(), &LoadOptions::default());
     assert!(message.contains("one.safetensors"), "{message}");
+}
+
+/// Numbers that blocks would hide: NaN is a 0 there.
+#[test]
+fn fault_17_a_weight_that_is_not_finite_is_not_quantised() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny(dir.path(), u64::MAX);
+    let file = dir.path().join("model.safetensors");
+    let whole = std::fs::read(&file).unwrap();
+    let parsed = safetensors::SafeTensors::deserialize(&whole).unwrap();
+    let with = |quantize| LoadOptions {
+        quantize: Some(quantize),
+        ..LoadOptions::default()
+    };
+    for key in [
+        "model.layers.1.mlp.down_proj.weight",
+        "model.embed_tokens.weight",
+        "lm_head.weight",
+    ] {
+        let place = parsed.tensor(key).unwrap().data().as_ptr() as usize;
+        let place = place - whole.as_ptr() as usize + 40 * 4;
+        let mut bytes = whole.clone();
+        bytes[place..place + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+        std::fs::write(&file, bytes).unwrap();
+        for quantize in [Quantize::Q8, Quantize::Q4] {
+            let message = load_error(dir.path(), &with(quantize));
+            assert!(
+                message.contains(key) && message.contains("model.safetensors"),
+                "{message}"
+            );
+            // A model that is in memory already.
+            let mut model = load(dir.path(), &LoadOptions::default()).model;
+            let error = model.language_model.quantize(quantize).unwrap_err();
+            assert!(error.to_string().contains(key), "{error}");
+        }
+    }
+    std::fs::write(&file, &whole).unwrap();
+    load(dir.path(), &with(Quantize::Q4));
 }
 
 /// Reading a pipe may wait without end.

@@ -10,8 +10,9 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
-use crate::kernels::blocks::{BlockMatrix, QuantFormat, is_native};
+use crate::kernels::blocks::{BlockMatrix, QuantFormat, is_native, not_finite};
 use crate::language::llama::Llama;
+use crate::ops::finite::is_finite;
 use crate::ops::linear::Linear;
 use crate::ops::on_device::OnDevice;
 
@@ -154,8 +155,8 @@ impl<B: Backend> Llama<B> {
     /// tokens stay as they are. Merge adapters first where they should be part of the weights.
     ///
     /// # Errors
-    /// If `wanted` is [`Quantize::Stored`], which only loading knows, or linears are quantised
-    /// tensors already.
+    /// If `wanted` is [`Quantize::Stored`], which only loading knows, linears are quantised tensors
+    /// already, or a weight is not finite; the model is of no use after that.
     pub fn quantize(&mut self, wanted: Quantize) -> Result<(), ModelError> {
         if any_on_device(self) {
             return Err(ModelError::Argument(
@@ -168,19 +169,26 @@ impl<B: Backend> Llama<B> {
                     .into(),
             ));
         }
+        let mut failed = None;
         for_each_slot(self, &mut |mut slot| {
             let (Some(format), None) = (format_of(wanted, slot.table), &slot.quantized) else {
                 return;
             };
+            if failed.is_some() {
+                return;
+            }
             let weight = slot.weight.val().detach();
             let (shape, dtype) = (weight.dims(), weight.dtype());
             let values: Vec<f32> = weight.into_data().iter::<f32>().collect();
-            let matrix = BlockMatrix::quantize(format, shape, |row, out| {
+            let matrix = BlockMatrix::quantize(&slot.name, format, shape, |row, out| {
                 out.copy_from_slice(&values[row * shape[1]..(row + 1) * shape[1]]);
             });
-            slot.fill(matrix, dtype);
+            match matrix {
+                Ok(matrix) => slot.fill(matrix, dtype),
+                Err(error) => failed = Some(error),
+            }
         });
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// As [`Self::quantize`], to compute on this device: backends other than the CPU's hold the
@@ -193,8 +201,7 @@ impl<B: Backend> Llama<B> {
             return self.quantize(wanted);
         }
         check::<B>(wanted, &self.model.norm.weight.lazy_device())?;
-        quantize_linears(self, wanted);
-        Ok(())
+        quantize_linears(self, wanted)
     }
 
     /// Bytes of the weights that one decoded token reads: all linears and the head.
@@ -215,15 +222,24 @@ impl<B: Backend> Llama<B> {
 }
 
 /// Brings the dense linears of a language model into blocks on their device.
-fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) {
+///
+/// # Errors
+/// If a weight is not finite.
+fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) -> Result<(), ModelError> {
+    let mut failed = None;
     for_each_slot(llama, &mut |mut slot| {
         let done = slot.on_device.as_ref().is_some_and(|held| held.is_some());
         if let (false, Some(format)) = (done, slot.device_format(wanted)) {
             let weight = slot.weight.val();
             let dtype = weight.dtype();
-            slot.fill_on_device(weight, format, dtype);
+            if failed.is_none() && is_finite(&weight) {
+                slot.fill_on_device(weight, format, dtype);
+            } else {
+                failed.get_or_insert_with(|| not_finite(&slot.name));
+            }
         }
     });
+    failed.map_or(Ok(()), Err)
 }
 
 /// What may be quantised, by canonical name.

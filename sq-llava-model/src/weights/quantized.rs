@@ -21,9 +21,10 @@ use super::fill::WeightMap;
 use super::gguf::{BlockFormat, scale_and_min};
 use super::tensor::{StoredTensor, StoredType};
 use crate::error::ModelError;
-use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat, is_native};
+use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat, is_native, not_finite};
 use crate::language::llama::Llama;
 use crate::language::quantize::{Quantize, Slot, check, for_each_slot, format_of};
+use crate::ops::finite::all_finite;
 
 /// Ends of the keys of scales and minima, behind `….weight`.
 pub(super) const SCALE: &str = "_scale";
@@ -33,7 +34,8 @@ pub(super) const MIN: &str = "_min";
 /// puts them into the model. What is left is filled as dense.
 ///
 /// # Errors
-/// If blocks are damaged, or `wanted` on a backend that cannot compute on them.
+/// If blocks are damaged, or `wanted` on a backend that cannot compute on them, or of a weight that
+/// is not finite.
 pub(super) fn fill_quantized<B: Backend>(
     llama: &mut Llama<B>,
     weights: &mut WeightMap,
@@ -93,6 +95,9 @@ fn fill_tensor<B: Backend>(
     let device = slot.weight.lazy_device();
     match format {
         Some(format) => {
+            if !values.as_slice::<f32>().is_ok_and(all_finite) {
+                return Err(not_finite(&slot.name));
+            }
             let values = Tensor::from_data(values, (&device, DType::F32));
             slot.fill_on_device(values, format, dtype);
         }
@@ -165,9 +170,11 @@ fn take(
         _ => {
             let bytes = stored.row_major_bytes();
             let width = bytes.len() / shape[0].max(1);
-            BlockMatrix::quantize(format, shape, |row, out| {
+            let read = |row: usize, out: &mut [f32]| {
                 stored.widen(&bytes[row * width..(row + 1) * width], out);
-            })
+            };
+            BlockMatrix::quantize(&stored.name, format, shape, read)
+                .map_err(|error| ModelError::weights(&stored.file.path, error.to_string()))?
         }
     };
     let label = format!("{} as {}", stored.dtype.name(), format.name());

@@ -155,7 +155,7 @@ fn whole_entries<B: Backend>(
             let matrix = match rows {
                 Some((start, rows)) => {
                     let rows = floats(rows.val().detach().into_data());
-                    matrix.with_rows(start, &rows)
+                    matrix.with_rows(&entry.name, start, &rows)?
                 }
                 None => (*matrix).clone(),
             };

@@ -13,9 +13,13 @@ mod encode;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
+
+use crate::error::ModelError;
+use crate::ops::finite::all_finite;
 
 /// Elements of a block.
 pub const BLOCK: usize = 32;
@@ -132,13 +136,19 @@ impl fmt::Debug for BlockMatrix {
 }
 
 impl BlockMatrix {
-    /// Quantises a matrix as the `gguf` package and llama.cpp do; `read` writes the values of a
-    /// row. Rows are shared among the cores.
+    /// Quantises the matrix `name` as the `gguf` package and llama.cpp do; `read` writes the values
+    /// of a row. Rows are shared among the cores.
+    ///
+    /// # Errors
+    /// If a value is NaN or infinite, or so large that f16 has no scale for it; the blocks would
+    /// hide that.
     pub fn quantize(
+        name: &str,
         format: QuantFormat,
-        [rows, columns]: [usize; 2],
+        shape: [usize; 2],
         read: impl Fn(usize, &mut [f32]) + Sync,
-    ) -> Self {
+    ) -> Result<Self, ModelError> {
+        let [rows, columns] = shape;
         let blocks = columns.div_ceil(BLOCK);
         let width = blocks * format.block_bytes();
         let mut quants = vec![0u8; rows * width];
@@ -148,8 +158,9 @@ impl BlockMatrix {
             QuantFormat::Q4 => vec![f16::ZERO; rows * blocks],
         };
         if quants.is_empty() {
-            return Self::from_parts(format, [rows, columns], quants, scales, mins);
+            return Ok(Self::from_parts(format, shape, quants, scales, mins));
         }
+        let finite = AtomicBool::new(true);
         let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
         let part = rows.div_ceil(threads);
         std::thread::scope(|scope| {
@@ -159,24 +170,33 @@ impl BlockMatrix {
                 .zip(scales.chunks_mut(part * blocks));
             for (index, (quants, scales)) in parts.enumerate() {
                 let mins = min_parts.next().unwrap_or_default();
-                let read = &read;
+                let (read, finite) = (&read, &finite);
                 scope.spawn(move || {
                     let mut values = vec![0.0f32; columns];
                     let rows = quants.chunks_mut(width).zip(scales.chunks_mut(blocks));
                     for (i, (quants, scales)) in rows.enumerate() {
                         read(index * part + i, &mut values);
+                        let mins: &mut [f16] = match format {
+                            QuantFormat::Q8 => &mut [],
+                            QuantFormat::Q4 => &mut mins[i * blocks..(i + 1) * blocks],
+                        };
                         match format {
                             QuantFormat::Q8 => encode::write_q8(&values, quants, scales),
-                            QuantFormat::Q4 => {
-                                let mins = &mut mins[i * blocks..(i + 1) * blocks];
-                                encode::write_q4(&values, quants, scales, mins);
-                            }
+                            QuantFormat::Q4 => encode::write_q4(&values, quants, scales, mins),
+                        }
+                        // NaN leaves no trace in a block; what f16 cannot hold shows in the scales.
+                        let mut halves = scales.iter().chain(&*mins);
+                        if !(all_finite(&values) && halves.all(|half| half.is_finite())) {
+                            finite.store(false, Ordering::Relaxed);
                         }
                     }
                 });
             }
         });
-        Self::from_parts(format, [rows, columns], quants, scales, mins)
+        match finite.into_inner() {
+            true => Ok(Self::from_parts(format, shape, quants, scales, mins)),
+            false => Err(not_finite(name)),
+        }
     }
 
     /// A matrix of its arrays, whose lengths the caller has checked.
@@ -255,12 +275,20 @@ impl BlockMatrix {
         TensorData::new(values, [self.rows(), self.columns()])
     }
 
-    /// The matrix with rows from `start` on replaced, and added where it ends before.
-    pub(crate) fn with_rows(&self, start: usize, new: &[f32]) -> Self {
+    /// The matrix `name` with rows from `start` on replaced, and added where it ends before.
+    ///
+    /// # Errors
+    /// As [`Self::quantize`].
+    pub(crate) fn with_rows(
+        &self,
+        name: &str,
+        start: usize,
+        new: &[f32],
+    ) -> Result<Self, ModelError> {
         let width = self.columns();
         let count = new.len() / width.max(1);
         let rows = self.rows().max(start + count);
-        Self::quantize(self.format(), [rows, width], |row, out| {
+        Self::quantize(name, self.format(), [rows, width], |row, out| {
             match row.checked_sub(start).filter(|&i| i < count) {
                 Some(i) => out.copy_from_slice(&new[i * width..(i + 1) * width]),
                 None if row < self.rows() => self.inner.read_row(row, out),
@@ -308,6 +336,13 @@ impl BlockMatrix {
     }
 }
 
+/// The error of a matrix that cannot be quantised.
+pub(crate) fn not_finite(name: &str) -> ModelError {
+    ModelError::Argument(format!(
+        "the weight \"{name}\" cannot be quantised: it holds NaN, infinity or numbers beyond f16's; its file is damaged, or was trained to that"
+    ))
+}
+
 /// The elements where the CPU reads them fastest.
 fn kept<T: Element>(elements: Vec<T>) -> Bytes {
     let bytes = Bytes::from_elems(elements);
@@ -330,5 +365,36 @@ pub fn is_native<B: Backend>() -> bool {
     #[cfg(not(feature = "cpu"))]
     {
         false
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fault_17_what_is_not_finite_is_not_quantised() {
+        let (rows, columns) = (3, 70);
+        let quantize = |format, values: &[f32]| {
+            BlockMatrix::quantize("some.weight", format, [rows, columns], |row, out| {
+                out.copy_from_slice(&values[row * columns..(row + 1) * columns]);
+            })
+        };
+        let finite: Vec<f32> = (0..rows * columns).map(|i| i as f32 - 99.0).collect();
+        for format in [QuantFormat::Q8, QuantFormat::Q4] {
+            assert!(quantize(format, &finite).is_ok());
+            // The last one is finite itself, but no scale in f16 holds it.
+            for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 1e30] {
+                for place in [0, 31, 32, 69, 70, rows * columns - 1] {
+                    let mut values = finite.clone();
+                    values[place] = bad;
+                    let error = quantize(format, &values).unwrap_err().to_string();
+                    assert!(
+                        error.contains("\"some.weight\""),
+                        "{bad} at {place}: {error}"
+                    );
+                }
+            }
+        }
     }
 }

@@ -22,9 +22,10 @@ fn random(rows: usize, columns: usize) -> Vec<f32> {
 
 fn matrix(format: QuantFormat, rows: usize, columns: usize) -> BlockMatrix {
     let values = random(rows, columns);
-    BlockMatrix::quantize(format, [rows, columns], |row, out| {
+    BlockMatrix::quantize("a weight", format, [rows, columns], |row, out| {
         out.copy_from_slice(&values[row * columns..(row + 1) * columns]);
     })
+    .unwrap()
 }
 
 /// `x Wᵀ` in f64, and what the rounding of inputs to 16 bits and of sums to f32 may change:
