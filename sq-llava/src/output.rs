@@ -1,5 +1,5 @@
-//! Progress of long work, on streams whose reader may go away (`2>&1 | head`): that ends neither
-//! the work nor its exit status, so what cannot be written is dropped.
+//! Progress and results of long work, on streams whose reader may go away (`2>&1 | head`): that
+//! ends neither the work nor its exit status, so what cannot be written is dropped.
 
 use std::fmt::Display;
 use std::io::{Result, Write};

@@ -1,7 +1,5 @@
 //! Results of benchmarks: a table in the terminal, JSON and Markdown.
 
-#![allow(clippy::print_stdout)] // What a command says is its output.
-
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -15,6 +13,8 @@ use sq_llava_eval::benchmark::{
 };
 use sq_llava_eval::score::caption::{Jars, score_by_jars};
 use sq_llava_eval::score::{PublishedRow, Report, published, score, some_answered};
+
+use crate::output::tell;
 
 /// Which questions, and how they are put.
 #[derive(Debug, Clone, Args)]
@@ -254,23 +254,26 @@ fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Result<()
         write_atomic(&path, text).with_context(|| path.display().to_string())?;
     }
     if json {
-        println!("{results}");
+        tell(&results);
         return Ok(());
     }
     for report in reports {
         for problem in report.problems.lines() {
-            println!("{}: {problem}", report.title);
+            tell(format_args!("{}: {problem}", report.title));
         }
         if let Some(asked) = &report.asked_with {
-            println!("{}: {asked}", report.title);
+            tell(format_args!("{}: {asked}", report.title));
         }
         let hidden = report.problems.total() - report.problems.lines().len();
         if hidden > 0 {
-            println!("{}: and {hidden} more problems", report.title);
+            tell(format_args!("{}: and {hidden} more problems", report.title));
         }
     }
-    println!("{}", table(reports, model));
-    println!("written: {}", folder.join("results.md").display());
+    tell(table(reports, model));
+    tell(format_args!(
+        "written: {}",
+        folder.join("results.md").display()
+    ));
     Ok(())
 }
 

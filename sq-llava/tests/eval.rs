@@ -443,6 +443,23 @@ fn generic<'a>(data: &'a Data, paths: &'a mut Vec<PathBuf>, out: &'a Path) -> Ve
     ]
 }
 
+/// As under `head`: what nobody reads must not end the work before its results are saved.
+#[test]
+fn fault_29_a_closed_output_ends_no_evaluation() {
+    let data = many();
+    let out = tempfile::tempdir().expect("a folder");
+    let mut paths = vec![];
+    let arguments = eval(&generic(&data, &mut paths, out.path()));
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let output = command(&arguments).stdout(writer).output();
+    let output = output.expect("the command starts");
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    assert!(out.path().join("results.json").is_file());
+}
+
 #[test]
 fn killed_and_started_again_it_asks_nothing_twice() {
     let data = many();

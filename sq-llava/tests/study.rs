@@ -256,7 +256,7 @@ fn fault_20_a_probe_that_read_no_picture_fails() {
     let model = checkpoint();
     let asked = model.path().join("asked.jsonl");
     std::fs::write(&asked, r#"{"text": "What is it?", "image": "lost.png"}"#).expect("written");
-    let output = run(&[
+    let arguments = [
         "diversity",
         "--model",
         text(model.path()),
@@ -265,13 +265,23 @@ fn fault_20_a_probe_that_read_no_picture_fails() {
         "--questions",
         text(&asked),
         "--json",
-    ]);
-    assert!(!output.status.success());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        error.contains("nothing was probed") && error.contains("lost.png"),
-        "{error}"
-    );
+    ];
+    let output = run(&arguments);
+    // Nor is it well where nobody reads the report.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let unread = Command::new(env!("CARGO_BIN_EXE_sq-llava"))
+        .args(arguments)
+        .stdout(writer)
+        .output();
+    for output in [&output, &unread.expect("the command starts")] {
+        assert!(!output.status.success());
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            error.contains("nothing was probed") && error.contains("lost.png"),
+            "{error}"
+        );
+    }
     let found: Value = serde_json::from_slice(&output.stdout).expect("the report");
     assert_eq!(found["probe"]["answerable"], Value::Null);
     // A word alone has no pairs.

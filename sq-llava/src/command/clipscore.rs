@@ -19,6 +19,7 @@ use crate::device::{DeviceChoice, Work};
 use crate::draw::{DrawArguments, count_bar};
 use crate::histogram::{Curve, write_histogram};
 use crate::model::{Precision, bar, progress, weight_bytes};
+use crate::output::tell;
 
 /// Failures that the report names; all are counted.
 const NAMED: usize = 1000;
@@ -312,33 +313,36 @@ impl ClipScoreCommand {
             draw(&dir.join("clipscore.svg"), &sides)?;
         }
         if self.json {
-            println!("{report}");
+            tell(&report);
             return Ok(());
         }
-        println!(
+        tell(format_args!(
             "{:<10}{:>9}{:>22}{:>12}{:>10}",
             "", "cosine", "95 % interval", "2.5 × max", "texts"
-        );
+        ));
         for (name, side) in &sides {
             let Some(side) = side else {
-                println!("{name:<10}{:>9}", "–");
+                tell(format_args!("{name:<10}{:>9}", "–"));
                 continue;
             };
             let interval = match side.cosine.interval_95 {
                 Some([low, high]) => format!("{low:.4} … {high:.4}"),
                 None => "–".into(),
             };
-            println!(
+            tell(format_args!(
                 "{name:<10}{:>9.4}{interval:>22}{:>12.4}{:>10}",
                 side.cosine.mean, side.clip_score, side.cosine.scores
-            );
+            ));
         }
-        println!(
+        tell(format_args!(
             "{} samples: {} scored, {} without a picture, {} failed; {} texts longer than CLIP reads",
             counts.samples, counts.scored, counts.without_picture, counts.failed, counts.cut_texts
-        );
+        ));
         for failure in failures.iter().take(5) {
-            println!("failed: {}: {}", failure.sample, failure.reason);
+            tell(format_args!(
+                "failed: {}: {}",
+                failure.sample, failure.reason
+            ));
         }
         Ok(())
     }

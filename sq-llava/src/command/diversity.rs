@@ -20,6 +20,7 @@ use sq_llava_model::{
 use crate::device::Work;
 use crate::draw::{DrawArguments, count_bar};
 use crate::model::ModelArguments;
+use crate::output::tell;
 
 /// Failures that the report names; all are counted.
 const NAMED: usize = 1000;
@@ -277,7 +278,7 @@ impl DiversityCommand {
             write(dir, "diversity.json", &format!("{report:#}\n"))?;
         }
         if self.json {
-            println!("{report}");
+            tell(&report);
             return Ok(());
         }
         let columns: Vec<&Diversity> = std::iter::once(&found).chain(&reference).collect();
@@ -286,10 +287,13 @@ impl DiversityCommand {
                 .iter()
                 .map(|column| format!("{:>12}", value(column)))
                 .collect();
-            println!("{name:<18}{values}");
+            tell(format_args!("{name:<18}{values}"));
         };
         if reference.is_some() {
-            println!("{:<18}{:>12}{:>12}", "", "questions", "reference");
+            tell(format_args!(
+                "{:<18}{:>12}{:>12}",
+                "", "questions", "reference"
+            ));
         }
         row("questions", &|d| d.questions.to_string());
         let shown = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
@@ -303,7 +307,7 @@ impl DiversityCommand {
         }
         if let Some(probe) = &probe {
             let share = probe.answerable;
-            println!(
+            tell(format_args!(
                 "answerable: {} of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
                 share.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share)),
                 probe.asked,
@@ -312,9 +316,12 @@ impl DiversityCommand {
                 probe.unclear,
                 probe.without_picture,
                 probe.failed
-            );
+            ));
             for failure in probe.failures.iter().take(5) {
-                println!("failed: {}: {}", failure.picture, failure.reason);
+                tell(format_args!(
+                    "failed: {}: {}",
+                    failure.picture, failure.reason
+                ));
             }
         }
         Ok(())

@@ -17,6 +17,7 @@ use sq_llava_model::{AnswerOptions, Assistant};
 
 use crate::device::Work;
 use crate::model::ModelArguments;
+use crate::output::tell;
 use crate::results::{BenchmarkArguments, Results, Scored};
 use sq_llava_eval::run::{Asking, processor};
 
@@ -136,13 +137,13 @@ impl Eval {
         let todo = remaining(&task.questions, &held);
         let asked = asking.run(&todo, &mut file)?;
         if !self.json {
-            println!(
+            tell(format_args!(
                 "{}: {} answered before, {} now, {:.2} questions/s",
                 task.benchmark.title(),
                 task.questions.list.len() - todo.len(),
                 asked.answered,
                 asked.answered as f64 / asked.seconds.max(1e-9)
-            );
+            ));
         }
         drop(file);
         let report = match self.num_chunks {
@@ -151,11 +152,11 @@ impl Eval {
                 let (all, complete) = self.all_shards(task)?;
                 if !complete {
                     if !self.json {
-                        println!(
+                        tell(format_args!(
                             "{}: shard {} of {chunks} is done; others are not",
                             task.benchmark.title(),
                             self.chunk_idx
-                        );
+                        ));
                     }
                     return Ok(());
                 }

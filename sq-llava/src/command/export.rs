@@ -13,6 +13,7 @@ use sq_llava_model::weights::{
 
 use crate::device::Work;
 use crate::model::{ModelArguments, Precision};
+use crate::output::tell;
 
 /// Merge adapters; convert layout and dtype; quantise.
 #[derive(Debug, Args)]
@@ -105,7 +106,7 @@ impl Work for Export {
         }
         let files = save_pretrained(&model, &self.out, &options)?;
         for file in files {
-            println!("{}", file.display());
+            tell(file.display());
         }
         Ok(())
     }

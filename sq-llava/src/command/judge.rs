@@ -12,6 +12,7 @@ use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::judge::requests::{JudgeRequest, Judged, Verdict, read_requests, sums};
 
 use crate::draw::count_bar;
+use crate::output::tell;
 use sq_llava_eval::judge::{Client, JudgeConfig, ReplyCache};
 
 /// Let a language model judge answers.
@@ -136,7 +137,7 @@ impl JudgeCommand {
             );
         }
         if self.json {
-            println!("{report}");
+            tell(&report);
             return Ok(());
         }
         for row in &rows {
@@ -144,16 +145,16 @@ impl JudgeCommand {
                 (Some(reference), Some(ours)) => format!("   {reference:>6.1} {ours:>6.1}"),
                 _ => String::new(),
             };
-            println!(
+            tell(format_args!(
                 "{:<28}{:>6}{pair}   n {}",
                 row.group,
                 row.score.map_or("–".into(), |score| format!("{score:.1}")),
                 row.questions
-            );
+            ));
         }
-        println!("{} requests, {asked} asked now", judged.len());
+        tell(format_args!("{} requests, {asked} asked now", judged.len()));
         if !without.is_empty() {
-            println!("without a verdict: {}", without.join(", "));
+            tell(format_args!("without a verdict: {}", without.join(", ")));
         }
         Ok(())
     }
