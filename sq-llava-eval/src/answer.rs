@@ -47,7 +47,7 @@ pub struct Answer {
 impl Answer {
     /// An answer to a question of a benchmark. Its id is made of the benchmark's name and the
     /// question's position, so that the same run writes the same bytes.
-    pub fn new(benchmark: &str, question: &Question, text: &str, model_id: &str) -> Self {
+    pub(crate) fn new(benchmark: &str, question: &Question, text: &str, model_id: &str) -> Self {
         let round = question.round.as_ref();
         let mut answer_id = format!("{benchmark}-{:06}", question.position);
         if let Some(round) = round {
@@ -66,7 +66,7 @@ impl Answer {
         }
     }
 
-    /// What tells its question from every other one; as [`Question::key`].
+    /// What identifies its question, as [`Question::key`].
     pub fn key(&self) -> (String, u32, &str) {
         let round = self.round_id.unwrap_or(0);
         (self.question_id.to_string(), round, &self.prompt)
@@ -106,8 +106,9 @@ impl Answers {
         Ok(answers)
     }
 
-    /// Takes answers that are in memory.
-    pub fn from_list(list: Vec<Answer>) -> Self {
+    /// Answers that are in memory.
+    #[cfg(test)]
+    pub(crate) fn from_list(list: Vec<Answer>) -> Self {
         let mut answers = Self::default();
         let mut seen = HashMap::new();
         for answer in list {

@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::EvalError;
 use sq_llava_data::files;
 
-/// A line is one question or answer; one above this is no such file.
+/// A line is one question or answer; a file with a longer one is not JSONL.
 const MAX_LINE_BYTES: u64 = 64 << 20;
 
 /// Gives every line that is not blank to `visit`: its number from 1 and its bytes, without its end.

@@ -1,4 +1,4 @@
-//! Where a benchmark's files lie under a folder, as LLaVA's evaluation has them.
+//! Where a benchmark's files are under a folder, as in LLaVA's evaluation.
 
 use std::path::{Path, PathBuf};
 
@@ -15,8 +15,8 @@ pub struct Files {
     pub annotations: Option<PathBuf>,
 }
 
-/// Where a benchmark's files are looked for. A `*` stands for anything, a path of no letters for
-/// the folder itself; the first name that is there is taken.
+/// Where a benchmark's files are looked for. A `*` matches anything, an empty
+/// name the folder itself; the first name that exists is taken.
 #[derive(Debug, Clone, Copy)]
 pub struct Layout {
     /// Names of its folder.

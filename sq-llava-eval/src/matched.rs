@@ -1,4 +1,4 @@
-//! Questions beside their answers.
+//! Questions paired with their answers.
 
 use std::collections::HashMap;
 

@@ -17,11 +17,11 @@ pub enum ProblemKind {
     DuplicateQuestion,
     /// A picture that is not there or cannot be read; the question is not asked.
     MissingImage,
-    /// A line of an answer file that is no answer.
+    /// A line of an answer file that is not an answer.
     MalformedAnswer,
     /// An answer to a question that was answered before; the last one counts.
     DuplicateAnswer,
-    /// An answer without text; it is scored as it stands.
+    /// An answer without text; it is scored as it is.
     EmptyAnswer,
     /// An answer in which no choice was found; it counts as wrong.
     UnclearAnswer,
@@ -68,7 +68,7 @@ impl fmt::Display for Problem {
         if self.reason.is_empty() {
             return Ok(());
         }
-        // One line, whatever a file held.
+        // A reason quotes files, which may hold line breaks.
         write!(f, ": {}", one_line(&self.reason))
     }
 }
@@ -87,7 +87,12 @@ pub struct Problems {
 
 impl Problems {
     /// Adds one.
-    pub fn add(&mut self, kind: ProblemKind, place: impl Into<String>, reason: impl Into<String>) {
+    pub(crate) fn add(
+        &mut self,
+        kind: ProblemKind,
+        place: impl Into<String>,
+        reason: impl Into<String>,
+    ) {
         *self.counts.entry(kind).or_default() += 1;
         if self.lines.len() < MAX_LINES {
             self.lines.push(Problem {

@@ -77,7 +77,7 @@ impl AskedWith {
     }
 
     /// What is recorded with all answers, if that is the same.
-    pub fn of_all<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Option<Self> {
+    pub(crate) fn of_all<'a>(mut answers: impl Iterator<Item = &'a Answer>) -> Option<Self> {
         let first = Self::of(answers.next()?)?;
         answers
             .all(|answer| Self::of(answer).as_ref() == Some(&first))
@@ -85,7 +85,7 @@ impl AskedWith {
     }
 
     /// As it is recorded.
-    pub fn metadata(&self) -> Map<String, Value> {
+    pub(crate) fn metadata(&self) -> Map<String, Value> {
         let mut asked = Map::new();
         asked.insert("released".into(), self.released.into());
         asked.insert("protocol".into(), self.protocol.name().into());

@@ -22,7 +22,7 @@ impl PublishedRow {
     }
 }
 
-/// The rows that ours stands beside. ScienceQA is its questions with pictures.
+/// The rows that reports are compared with. ScienceQA is its questions with pictures.
 pub(crate) const PUBLISHED: &[PublishedRow] = &[
     PublishedRow {
         model: "SQ-LLaVA-7B (published)",

@@ -18,7 +18,8 @@ use crate::table::Table;
 pub const SHORT_ANSWER: &str = "Answer the question using a single word or phrase.";
 
 /// Ends a question with options.
-pub const LETTER_ANSWER: &str = "Answer with the option's letter from the given choices directly.";
+pub(crate) const LETTER_ANSWER: &str =
+    "Answer with the option's letter from the given choices directly.";
 
 /// Id of a question: a number or a text, and written as it was read.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -80,9 +81,9 @@ pub struct Question {
     pub id: QuestionId,
     /// Its picture; `None` for text alone.
     pub image: Option<ImageRef>,
-    /// What is recorded as the prompt.
+    /// The prompt as it is recorded.
     pub prompt: String,
-    /// What the model is asked, without the image's mark.
+    /// What the model is asked: without the image placeholder.
     pub text: String,
     /// Kind of the question, where the file says.
     pub category: Option<String>,
@@ -91,7 +92,7 @@ pub struct Question {
 }
 
 impl Question {
-    /// One about a picture in a file, asked as it is recorded.
+    /// A question about a picture in a file, asked as it is recorded.
     pub(crate) fn about(position: usize, id: QuestionId, image: String, prompt: String) -> Self {
         Self {
             position,
@@ -112,7 +113,7 @@ impl Question {
         }
     }
 
-    /// What tells it from every other question of its benchmark.
+    /// What no other question of its benchmark has: id, round and prompt.
     pub fn key(&self) -> (String, u32, &str) {
         let round = self.round.as_ref().map_or(0, |round| round.number);
         (self.id.to_string(), round, &self.prompt)
@@ -178,7 +179,7 @@ struct Line {
 }
 
 impl Questions {
-    /// None yet, of a benchmark's files.
+    /// An empty list for the files of a benchmark.
     pub(crate) fn new(files: &Files) -> Self {
         Self {
             path: files.questions.clone(),
@@ -189,7 +190,7 @@ impl Questions {
         }
     }
 
-    /// None yet, of a table that holds their pictures.
+    /// An empty list for a table that holds the pictures.
     pub(crate) fn of_table(files: &Files, table: Table) -> Self {
         Self {
             table: Some(table),
@@ -211,7 +212,7 @@ impl Questions {
             match serde_json::from_slice::<Line>(bytes) {
                 Ok(line) => {
                     let text = edit(line.text);
-                    // Other tools keep the mark in the text; the conversation adds its own.
+                    // Other tools keep the placeholder; the conversation adds its own.
                     let asked = text
                         .replace(sq_llava_data::IMAGE_TOKEN, "")
                         .trim()
@@ -270,8 +271,8 @@ impl Questions {
         }
     }
 
-    /// The first of several questions that nothing tells apart stays. `by_prompt` says of a prompt
-    /// whether it tells questions of one id apart.
+    /// Keeps the first of several questions with the same id and round. `by_prompt` says whether a
+    /// prompt is part of what identifies a question.
     pub(crate) fn drop_duplicates(&mut self, by_prompt: impl Fn(&str) -> bool) {
         let mut seen = HashSet::new();
         let problems = &mut self.problems;
@@ -290,7 +291,7 @@ impl Questions {
         });
     }
 
-    /// Takes out the questions whose picture is no file, with a line for each.
+    /// Removes the questions whose picture is not there, with a problem for each.
     pub fn drop_without_image(&mut self) {
         let Self {
             list,
@@ -319,7 +320,7 @@ impl Questions {
     /// Where the picture of a question is.
     ///
     /// # Errors
-    /// If a row of the table cannot be read, or its image is no base64.
+    /// If a row of the table cannot be read, or its image is not base64.
     pub fn picture(&self, question: &Question) -> Result<Option<Picture>, EvalError> {
         match (&question.image, &self.table) {
             (None, _) => Ok(None),

@@ -1,4 +1,4 @@
-//! Lists of questions in the forms that they are kept in, for studying them.
+//! Lists of questions in their usual file formats, to be measured.
 
 use std::io::Read;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::EvalError;
 use sq_llava_data::{Author, DataError, IMAGE_TOKEN, Manifest, files};
 
-/// A list of bare texts is read whole; more than this is no list of questions.
+/// A list of bare texts is read whole; a larger file is not a list of questions.
 const MAX_LIST_BYTES: u64 = 256 << 20;
 
 /// A question is not drawn more often; above it the count is damaged.
@@ -55,7 +55,7 @@ fn once() -> usize {
     1
 }
 
-/// An object with questions; the first of its fields that is there tells its form.
+/// An object with questions; the first of its fields that is present decides its form.
 #[derive(Deserialize)]
 struct Object {
     #[serde(default)]

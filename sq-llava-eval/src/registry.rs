@@ -1,65 +1,51 @@
-//! The only list of benchmarks.
+//! The only list of benchmarks: a new one gets a line here.
 
 use std::path::Path;
 
 use crate::EvalError;
 use crate::layout::Files;
-use crate::task::Task;
-use crate::task::captions::{COCO, CONCEPTUAL, FLICKR30K};
-use crate::task::generic::Generic;
-use crate::task::gqa::Gqa;
-use crate::task::llava_bench::LlavaBench;
-use crate::task::mm_vet::MmVet;
-use crate::task::mmbench::MmBench;
-use crate::task::mme::Mme;
-use crate::task::nocaps::NoCaps;
-use crate::task::pope::Pope;
-use crate::task::science_qa::ScienceQa;
-use crate::task::seed::Seed;
-use crate::task::text_vqa::TextVqa;
-use crate::task::vizwiz::VizWiz;
-use crate::task::vqav2::VqaV2;
+use crate::task::{self, Task};
 
 /// All benchmarks, in the order of the paper's table.
-pub static TASKS: [&dyn Task; 17] = [
-    &VqaV2,
-    &Gqa,
-    &VizWiz,
-    &ScienceQa,
-    &TextVqa,
-    &Pope,
-    &MmVet,
-    &LlavaBench,
-    &MmBench::English,
-    &MmBench::Chinese,
-    &Mme,
-    &Seed,
-    &COCO,
-    &FLICKR30K,
-    &NoCaps,
-    &CONCEPTUAL,
-    &Generic,
+pub static TASKS: &[&dyn Task] = &[
+    &task::vqav2::VqaV2,
+    &task::gqa::Gqa,
+    &task::vizwiz::VizWiz,
+    &task::science_qa::ScienceQa,
+    &task::text_vqa::TextVqa,
+    &task::pope::Pope,
+    &task::mm_vet::MmVet,
+    &task::llava_bench::LlavaBench,
+    &task::mmbench::MmBench::English,
+    &task::mmbench::MmBench::Chinese,
+    &task::mme::Mme,
+    &task::seed::Seed,
+    &task::captions::COCO,
+    &task::captions::FLICKR30K,
+    &task::nocaps::NoCaps,
+    &task::captions::CONCEPTUAL,
+    &task::generic::Generic,
 ];
 
 /// The benchmark of a name.
 ///
 /// # Errors
-/// If there is none; the message lists the names.
-pub fn task(name: &str) -> Result<&'static dyn Task, String> {
-    let found = TASKS.into_iter().find(|task| task.name() == name);
-    found.ok_or_else(|| {
-        let names = TASKS.map(|task| task.name()).join(", ");
-        format!("no benchmark \"{name}\"; known are {names}")
+/// If no benchmark has this name; the message lists those that there are.
+pub fn named(name: &str) -> Result<&'static dyn Task, String> {
+    let found = TASKS.iter().find(|task| task.name() == name);
+    found.copied().ok_or_else(|| {
+        let names: Vec<&str> = TASKS.iter().map(|task| task.name()).collect();
+        format!("no benchmark \"{name}\"; known are {}", names.join(", "))
     })
 }
 
-/// Every benchmark found under a folder.
+/// Every benchmark whose questions are found under a folder.
 ///
 /// # Errors
 /// If a folder cannot be listed, or there is no benchmark.
 pub fn find_all(root: &Path) -> Result<Vec<(&'static dyn Task, Files)>, EvalError> {
     let mut found = Vec::new();
-    for task in TASKS {
+    for &task in TASKS {
         if let Some(files) = task.find(root)? {
             found.push((task, files));
         }

@@ -73,13 +73,13 @@ impl Report {
     }
 
     /// Adds a share, shown in percent, unless it is one of nothing. The first one is the headline.
-    pub fn percent(&mut self, name: impl Into<String>, fraction: Option<f64>, count: usize) {
+    pub(crate) fn percent(&mut self, name: impl Into<String>, fraction: Option<f64>, count: usize) {
         let value = fraction.map(|fraction| 100.0 * fraction);
         self.push(name.into(), value, Unit::Percent, count);
     }
 
     /// Adds points, unless they are of nothing. The first ones are the headline.
-    pub fn points(&mut self, name: impl Into<String>, value: Option<f64>, count: usize) {
+    pub(crate) fn points(&mut self, name: impl Into<String>, value: Option<f64>, count: usize) {
         self.push(name.into(), value, Unit::Points, count);
     }
 
@@ -97,7 +97,7 @@ impl Report {
     }
 
     /// Makes another number the one that papers print, and puts it first.
-    pub fn lead(&mut self, name: &str) {
+    pub(crate) fn lead(&mut self, name: &str) {
         self.headline = Some(name.to_owned());
         self.metrics.sort_by_key(|metric| metric.name != name);
     }
@@ -118,7 +118,7 @@ impl Report {
         Some(metric.value)
     }
 
-    /// The results of several benchmarks as Markdown: one table beside the published rows, and
+    /// The results of several benchmarks as Markdown: one table with the published rows, and
     /// all numbers, problems and notes of each.
     pub fn markdown(reports: &[Self], model: &str) -> String {
         let mut text = String::from("# Results\n\n");

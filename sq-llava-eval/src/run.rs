@@ -1,4 +1,4 @@
-//! Asking a benchmark's questions in batches, with the next pictures read meanwhile.
+//! Asks a benchmark's questions in batches, while the next pictures are read.
 
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
@@ -36,7 +36,7 @@ pub struct Asking<'a, B: Backend> {
     pub asked_with: AskedWith,
 }
 
-/// What came of it.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 pub struct Asked {
     /// Answers written.

@@ -32,7 +32,7 @@ pub fn shard_name(chunks: usize, index: usize) -> String {
 /// Joins all shards of a folder to `merge.jsonl`, in order; gives its path.
 ///
 /// # Errors
-/// If a shard is missing or holds a line that is no answer, or nothing can be written.
+/// If a shard is missing or holds a line that is not an answer, or nothing can be written.
 pub fn merge(folder: &Path, chunks: usize) -> Result<PathBuf, EvalError> {
     let mut merged = Vec::new();
     for index in 0..chunks {

@@ -39,7 +39,7 @@ pub(crate) struct Row {
     pub(crate) category: Option<String>,
     /// The question.
     pub(crate) question: Option<String>,
-    /// Text to go before it.
+    /// Text before it.
     pub(crate) hint: Option<String>,
     /// All fields but the image.
     pub(crate) fields: Vec<String>,
@@ -88,7 +88,7 @@ impl Table {
                     Ok(row) => rows.push(row),
                     Err(reason) => malformed.push((line, reason)),
                 },
-                // Bytes that are no text: the next record can still be read.
+                // Bytes that are not UTF-8: the next record can still be read.
                 Err(error) if matches!(error.kind(), csv::ErrorKind::Utf8 { .. }) => {
                     malformed.push((line, error.to_string()));
                 }
@@ -114,7 +114,7 @@ impl Table {
         &self.columns
     }
 
-    /// Rows that are no question, counted from 1, and why.
+    /// Rows that are not questions, counted from 1, and why.
     pub(crate) fn malformed(&self) -> &[(usize, String)] {
         &self.malformed
     }
@@ -122,7 +122,7 @@ impl Table {
     /// The bytes of a row's picture.
     ///
     /// # Errors
-    /// If the row cannot be read again, or its image is no base64.
+    /// If the row cannot be read again, or its image is not base64.
     pub(crate) fn image(&self, row: usize) -> Result<Vec<u8>, EvalError> {
         let mut field = self.image_field(row)?;
         if field.len() < MIN_IMAGE

@@ -10,7 +10,7 @@ use sq_llava_eval::judge::requests::read_requests;
 use sq_llava_eval::layout::Files;
 use sq_llava_eval::question::QuestionOptions;
 use sq_llava_eval::question_list::QuestionFile;
-use sq_llava_eval::registry::task;
+use sq_llava_eval::registry;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -61,7 +61,7 @@ fn benchmark_files_survive_damage() {
             images: None,
             annotations: Some(path.into()),
         };
-        let task = task(name).expect("a benchmark");
+        let task = registry::named(name).expect("a benchmark");
         if let Ok(questions) = task.questions(&files, &QuestionOptions::default()) {
             for question in &questions.list {
                 let _ = questions.picture(question);
@@ -126,7 +126,7 @@ fn references_and_requests_survive_damage() {
         annotations: None,
     };
     std::fs::write(&files.questions, lines(QUESTIONS)).expect("written");
-    let task = task("coco").expect("a benchmark");
+    let task = registry::named("coco").expect("a benchmark");
     let questions = task.questions(&files, &QuestionOptions::default());
     let questions = questions.expect("questions");
     let answers = Answers::default();

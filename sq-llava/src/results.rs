@@ -26,7 +26,7 @@ use sq_llava_eval::task::captions::score_by_jars;
 #[derive(Debug, Clone, Args)]
 pub struct BenchmarkArguments {
     /// Benchmark; may be repeated. All that are found under --data if none is named.
-    #[arg(long = "benchmark", short = 'b', value_name = "NAME", value_parser = registry::task)]
+    #[arg(long = "benchmark", short = 'b', value_name = "NAME", value_parser = registry::named)]
     pub benchmarks: Vec<&'static dyn Task>,
     /// Folder with benchmarks as LLaVA's evaluation has them (pope/llava_pope_test.jsonl …).
     #[arg(long, value_name = "DIR", required_unless_present = "questions")]

@@ -165,7 +165,7 @@ fn replaced<'a>(word: &'a str, table: &[(&str, &'static str)]) -> &'a str {
     found.map_or(word, |(_, to)| to)
 }
 
-/// A mark beside a space goes; one inside a word becomes a space.
+/// A mark next to a space is removed; one inside a word becomes a space.
 fn without_punctuation(text: &str) -> String {
     let mut out = text.to_owned();
     for mark in PUNCTUATION {

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{Judged, SCORED_BY_JUDGE, Task, request_line};
+use super::{JudgedTask, SCORED_BY_JUDGE, Task, request_line};
 use crate::EvalError;
 use crate::answer::{Answer, Answers};
 use crate::jsonl::{self, read_json};
@@ -16,7 +16,7 @@ use crate::protocol::Protocol;
 use crate::question::QuestionId;
 use crate::report::Report;
 
-/// Name of the answers that count as 100, beside the contexts.
+/// Name of the answers that count as 100, in the folder of the contexts.
 const REFERENCE: &str = "answers_gpt4.jsonl";
 
 /// LLaVA-Bench in-the-Wild.
@@ -59,17 +59,18 @@ impl Task for LlavaBench {
         Ok(())
     }
 
-    fn judged(&self) -> Option<&dyn Judged> {
+    fn judged(&self) -> Option<&dyn JudgedTask> {
         Some(self)
     }
 }
 
-impl Judged for LlavaBench {
+impl JudgedTask for LlavaBench {
     fn annotations(&self) -> &'static str {
         "context.jsonl"
     }
 
-    /// `rubric` is the rule file (`rule.json`); the reference answers lie beside the contexts. The
+    /// `rubric` is the rule file (`rule.json`); the reference answers are in the
+    /// folder of the contexts. The
     /// first line of the judge's reply is two scores.
     fn requests(
         &self,

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{Judged, SCORED_BY_JUDGE, Task, is_json, read_jsonl, request_line};
+use super::{JudgedTask, SCORED_BY_JUDGE, Task, is_json, read_jsonl, request_line};
 use crate::EvalError;
 use crate::jsonl::read_json;
 use crate::layout::{Files, Layout};
@@ -85,12 +85,12 @@ impl Task for MmVet {
         Ok(SubmissionFile::one(PREDICTIONS, bytes))
     }
 
-    fn judged(&self) -> Option<&dyn Judged> {
+    fn judged(&self) -> Option<&dyn JudgedTask> {
         Some(self)
     }
 }
 
-impl Judged for MmVet {
+impl JudgedTask for MmVet {
     fn annotations(&self) -> &'static str {
         "mm-vet.json"
     }

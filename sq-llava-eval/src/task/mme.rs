@@ -70,7 +70,7 @@ impl Task for Mme {
     }
 
     /// Its ids are files, each with two questions.
-    fn told_apart_by(&self, prompt: &str) -> Option<String> {
+    fn identified_by(&self, prompt: &str) -> Option<String> {
         Some(question_of(prompt))
     }
 
@@ -151,7 +151,7 @@ fn add_subtasks(subtasks: &BTreeMap<String, Subtask>, report: &mut Report) {
     }
 }
 
-/// `yes` or `no` if it stands in the first four characters, in any case.
+/// `yes` or `no` if it is in the first four characters, in any case.
 fn said(text: &str) -> Option<&'static str> {
     let start: String = text.to_lowercase().chars().take(4).collect();
     ["yes", "no"].into_iter().find(|word| start.contains(word))
@@ -201,7 +201,7 @@ impl Subtask {
 /// Ends every question of the release.
 const YES_OR_NO: &str = "Please answer yes or no.";
 
-/// A question of the release, whatever a prompt added to it: without the endings, in one spacing.
+/// The question of the release in a prompt: without endings, its words separated by one space.
 fn question_of(prompt: &str) -> String {
     let text = prompt.replace(SHORT_ANSWER, "").replace(YES_OR_NO, "");
     let words: Vec<&str> = text.split_whitespace().collect();
@@ -229,7 +229,7 @@ struct Truth {
 struct References {
     /// By (category, file without ending).
     truths: BTreeMap<(String, String), Vec<Truth>>,
-    /// Lines that are no question with an answer: where, and why.
+    /// Lines that are not a question with an answer: where, and why.
     malformed: Vec<(String, String)>,
 }
 

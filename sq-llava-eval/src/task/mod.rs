@@ -1,20 +1,20 @@
 //! Benchmarks, one file each, behind one trait. [`crate::registry`] lists them.
 
 pub mod captions;
-pub mod generic;
+pub(crate) mod generic;
 pub mod gqa;
-pub mod llava_bench;
-pub mod mm_vet;
-pub mod mmbench;
-pub mod mme;
-pub mod nocaps;
+pub(crate) mod llava_bench;
+pub(crate) mod mm_vet;
+pub(crate) mod mmbench;
+pub(crate) mod mme;
+pub(crate) mod nocaps;
 pub mod pope;
 pub mod science_qa;
-pub mod seed;
-pub mod text_vqa;
-pub mod vizwiz;
+pub(crate) mod seed;
+pub(crate) mod text_vqa;
+pub(crate) mod vizwiz;
 mod vqa;
-pub mod vqav2;
+pub(crate) mod vqav2;
 
 use std::fmt;
 use std::panic::RefUnwindSafe;
@@ -31,12 +31,12 @@ use crate::protocol::Protocol;
 use crate::question::{QuestionOptions, Questions};
 use crate::report::Report;
 use crate::submission::SubmissionFile;
+use captions::Captioning;
 
 /// A benchmark: how its files are read, its questions put, and its answers scored and submitted.
 ///
-/// What has a default is LLaVA's usual: questions in JSONL, told apart by their ids, scored
-/// against a file of references, nothing to submit. What every benchmark does around these methods
-/// is [`dyn Task`](trait.Task.html#implementations).
+/// The defaults are LLaVA's usual: questions in JSONL with unique ids, scored against a file of
+/// references, nothing to submit. The methods of `dyn Task` are the same for every benchmark.
 pub trait Task: fmt::Debug + Sync + RefUnwindSafe {
     /// Its name on the command line.
     fn name(&self) -> &'static str;
@@ -50,14 +50,13 @@ pub trait Task: fmt::Debug + Sync + RefUnwindSafe {
         1024
     }
 
-    /// Whether a protocol gives its pictures to CLIP's processor as they are, which crops them,
-    /// whatever the model was trained with.
+    /// Whether a protocol crops its pictures, as CLIP's processor does by default, instead of
+    /// preparing them as the model was trained.
     fn crops(&self, _protocol: Protocol) -> bool {
         false
     }
 
-    /// Where its files lie under a folder, as LLaVA's evaluation has them; `None` if they must be
-    /// named.
+    /// Where its files are under a folder, as in LLaVA's evaluation; `None` if each must be named.
     fn layout(&self) -> Option<Layout> {
         None
     }
@@ -74,14 +73,15 @@ pub trait Task: fmt::Debug + Sync + RefUnwindSafe {
     /// Reads its question file.
     ///
     /// # Errors
-    /// If it cannot be read or is of another kind; single bad questions are added to
+    /// If it cannot be read or is not in the benchmark's format; single bad questions are added to
     /// [`Questions::problems`].
     fn read(&self, files: &Files, _options: &QuestionOptions) -> Result<Questions, EvalError> {
         read_jsonl(files)
     }
 
-    /// What in a prompt tells questions of one id apart; `None` where ids are unique.
-    fn told_apart_by(&self, _prompt: &str) -> Option<String> {
+    /// The part of a prompt that identifies a question together with its id; `None` where ids are
+    /// unique.
+    fn identified_by(&self, _prompt: &str) -> Option<String> {
         None
     }
 
@@ -117,26 +117,26 @@ pub trait Task: fmt::Debug + Sync + RefUnwindSafe {
     }
 
     /// Its requests to a judge, if one scores it.
-    fn judged(&self) -> Option<&dyn Judged> {
+    fn judged(&self) -> Option<&dyn JudgedTask> {
         None
     }
 
-    /// Its captions, if its answers are such.
-    fn captioning(&self) -> Option<&dyn captions::Captioning> {
+    /// Where its reference captions come from, if its answers are captions.
+    fn captioning(&self) -> Option<&dyn Captioning> {
         None
     }
 }
 
 /// A benchmark that a language model scores.
-pub trait Judged {
+pub trait JudgedTask {
     /// Name of the annotations that requests are made of.
     fn annotations(&self) -> &'static str;
 
-    /// A request for each answered question, one line of JSON each. `rubric` is what the judge is
-    /// told.
+    /// One line of JSON for each answered question. `rubric` is the file with the judge's
+    /// instructions.
     ///
     /// # Errors
-    /// If a file cannot be read or lacks something of a question.
+    /// If a file cannot be read or has no entry for a question.
     fn requests(
         &self,
         matched: &Matched<'_>,
@@ -155,14 +155,14 @@ impl dyn Task + '_ {
     /// Its questions, those that can be asked.
     ///
     /// # Errors
-    /// As [`read`](Task::read), or if there is none.
+    /// If the file cannot be read or holds no question that can be asked.
     pub fn questions(
         &self,
         files: &Files,
         options: &QuestionOptions,
     ) -> Result<Questions, EvalError> {
         let mut questions = self.read(files, options)?;
-        questions.drop_duplicates(|prompt| self.told_apart_by(prompt).is_some());
+        questions.drop_duplicates(|prompt| self.identified_by(prompt).is_some());
         if questions.list.is_empty() {
             let first = questions.problems.lines().first();
             let reason = first.map_or_else(
@@ -174,10 +174,10 @@ impl dyn Task + '_ {
         Ok(questions)
     }
 
-    /// Its questions beside their answers: what scores and submissions are made of.
+    /// Its questions with their answers, from which scores and submissions are made.
     pub fn matched<'a>(&self, questions: &'a Questions, answers: &'a Answers) -> Matched<'a> {
         Matched::new(questions, answers, |(id, round, prompt)| {
-            match self.told_apart_by(prompt) {
+            match self.identified_by(prompt) {
                 Some(asked) => format!("{id}\n{asked}"),
                 None => format!("{round}\n{id}"),
             }

@@ -36,7 +36,7 @@ impl Task for NoCaps {
         Some(captions::layout(&["nocaps"]))
     }
 
-    /// Where each domain has files of its own, their folder stands for all of them.
+    /// Where each domain has its own files, the folder is taken in their place.
     fn find(&self, root: &Path) -> Result<Option<Files>, EvalError> {
         let layout = captions::layout(&["nocaps"]);
         let Some(mut found) = layout.find(root)? else {
@@ -98,7 +98,7 @@ impl Captioning for NoCaps {
     }
 }
 
-/// The domains, and how their names are told in those of files.
+/// The domains, and the letters by which a file's name is recognised.
 const DOMAINS: [(&str, &str); 3] = [
     ("in-domain", "indomain"),
     ("near-domain", "neardomain"),
@@ -108,7 +108,7 @@ const DOMAINS: [(&str, &str); 3] = [
 /// A domain and its file.
 type DomainFile = (&'static str, PathBuf);
 
-/// The domain that a file's name tells, whatever parts its words.
+/// The domain in a file's name, whose words may be separated by anything.
 fn domain_of(name: &str) -> Option<&'static str> {
     let letters: String = name.chars().filter(|c| c.is_alphanumeric()).collect();
     let letters = letters.to_lowercase();
@@ -191,7 +191,7 @@ mod tests {
     use crate::question::Question;
     use crate::task::fixture::Fixture;
 
-    /// NoCaps as the released SQ-LLaVA has it; `captions` tells where its captions are.
+    /// NoCaps as the released SQ-LLaVA has it; `captions` adds its captions.
     fn by_domain(captions: impl Fn(Fixture) -> Fixture) -> (Fixture, Files) {
         let mut fixture = Fixture::new(&NoCaps, "nocaps");
         for (domain, first) in [("near-domain", "n"), ("out-domain", "o")] {

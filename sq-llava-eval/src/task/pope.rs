@@ -98,7 +98,7 @@ impl Task for Pope {
                     continue;
                 }
                 let is_yes = label.is_yes;
-                // A missing answer is wrong, whatever the label.
+                // A missing answer is wrong for either label.
                 let said_yes = answer.map_or(!is_yes, |answer| says_yes(&answer.text));
                 counts.add(said_yes, is_yes);
             }
@@ -133,7 +133,7 @@ pub fn says_yes(text: &str) -> bool {
         .any(|word| matches!(word, "No" | "not" | "no"))
 }
 
-/// Answers beside labels; positive is yes.
+/// Answers compared with labels; positive is yes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
     /// Yes where yes is right.

@@ -88,7 +88,7 @@ struct Turn {
 }
 
 /// Questions from LLaVA's array (`llava_test_CQM-A.json`). The recorded prompt keeps the image's
-/// mark: the scorer tells by it which questions had a picture.
+/// placeholder: the scorer sees by it which questions had a picture.
 fn own_questions(files: &Files, options: &QuestionOptions) -> Result<Questions, EvalError> {
     let mut questions = Questions::new(files);
     let items: Vec<Value> = read_json(&files.questions)?;
@@ -200,7 +200,7 @@ struct References {
 }
 
 impl References {
-    /// Reads `problems.json` (or the folder that holds it) and the `pid_splits.json` beside it.
+    /// Reads `problems.json` (or the folder that holds it) and the `pid_splits.json` in its folder.
     fn read(path: &Path) -> Result<Self, EvalError> {
         let folder = if path.is_dir() {
             path

@@ -62,7 +62,7 @@ impl Task for TextVqa {
     }
 
     /// Its ids are pictures, each with several questions.
-    fn told_apart_by(&self, prompt: &str) -> Option<String> {
+    fn identified_by(&self, prompt: &str) -> Option<String> {
         Some(question_of(prompt).unwrap_or_else(|| prompt.to_owned()))
     }
 
@@ -123,7 +123,7 @@ fn without_ocr(text: &str) -> String {
     lines.join("\n")
 }
 
-/// The question in a prompt, in lower case: what answers are matched by, beside the image's id.
+/// The question in a prompt, in lower case: what answers are matched by, with the image's id.
 /// `None` for a prompt of no known form.
 fn question_of(prompt: &str) -> Option<String> {
     let lines: Vec<&str> = prompt.split('\n').collect();

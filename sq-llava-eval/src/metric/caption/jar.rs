@@ -1,4 +1,4 @@
-//! METEOR and SPICE: programs in Java that the COCO toolkit runs beside Python.
+//! METEOR and SPICE: programs in Java that the COCO toolkit runs from Python.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -21,17 +21,17 @@ pub struct Jars {
     pub java: PathBuf,
     /// meteor-1.5.jar.
     pub meteor: Option<PathBuf>,
-    /// spice-1.0.jar, with its lib folder beside it.
+    /// spice-1.0.jar, in the folder that holds its lib folder.
     pub spice: Option<PathBuf>,
 }
 
 /// What a program found.
 #[derive(Debug, Clone, PartialEq)]
-pub struct JarScore {
+pub(crate) struct JarScore {
     /// Score of all captions together.
-    pub score: f64,
+    pub(crate) score: f64,
     /// Score of each caption; `None` where the program gives no number.
-    pub each: Vec<Option<f64>>,
+    pub(crate) each: Vec<Option<f64>>,
 }
 
 impl Jars {
@@ -41,7 +41,7 @@ impl Jars {
     ///
     /// # Errors
     /// If the program cannot be started or says something else.
-    pub fn meteor(&self, scored: &[Scored]) -> Result<Option<JarScore>, EvalError> {
+    pub(crate) fn meteor(&self, scored: &[Scored]) -> Result<Option<JarScore>, EvalError> {
         let Some(jar) = &self.meteor else {
             return Ok(None);
         };
@@ -61,12 +61,16 @@ impl Jars {
         Ok(Some(JarScore { score, each }))
     }
 
-    /// SPICE 1.0: F-scores over scene graphs. Its input, output and cache lie in `folder`. `None`
+    /// SPICE 1.0: F-scores over scene graphs. Its input, output and cache are in `folder`. `None`
     /// without its jar.
     ///
     /// # Errors
     /// If the program cannot be started, fails, or leaves no scores behind.
-    pub fn spice(&self, scored: &[Scored], folder: &Path) -> Result<Option<JarScore>, EvalError> {
+    pub(crate) fn spice(
+        &self,
+        scored: &[Scored],
+        folder: &Path,
+    ) -> Result<Option<JarScore>, EvalError> {
         let Some(jar) = &self.spice else {
             return Ok(None);
         };
@@ -102,7 +106,7 @@ impl Jars {
 
 const METEOR_MODE: &[&str] = &["-", "-", "-stdio", "-l", "en", "-norm"];
 
-/// The separator must stand between texts only.
+/// The separator must be between texts only.
 fn score_line(one: &Scored) -> String {
     let clean = |text: &str| text.replace("|||", "").replace(['\n', '\r'], " ");
     let mut line = String::from("SCORE");
@@ -183,7 +187,7 @@ impl Program {
             reason: "has no pipes".into(),
         };
         let (output, mut errors) = (output.ok_or_else(lost)?, errors.ok_or_else(lost)?);
-        // Read beside, or a long complaint would stop the program.
+        // Read on a thread, or the program stops when the pipe is full.
         let complaint = std::thread::spawn(move || {
             let mut text = Vec::new();
             // What cannot be read is not shown; the program's end is noticed elsewhere.

@@ -12,15 +12,15 @@ mod rouge;
 pub use bleu::{Bleu, bleu};
 pub use cider::{Cider, CiderForm, cider};
 #[cfg(feature = "jars")]
-pub use jar::{JarScore, Jars};
+pub use jar::Jars;
 pub use ptb::tokenize;
 pub use rouge::{Rouge, rouge_l};
 
 /// Most words of a prediction, as the published evaluation cuts them.
-pub const PREDICTION_WORDS: usize = 20;
+pub(crate) const PREDICTION_WORDS: usize = 20;
 
 /// Most words of a reference.
-pub const REFERENCE_WORDS: usize = 50;
+pub(crate) const REFERENCE_WORDS: usize = 50;
 
 /// A caption and the references of its picture, all tokenized: words apart by single spaces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,9 +44,9 @@ impl Scored {
     }
 }
 
-/// What the published evaluation does to a caption first: lower case, `.!"()*#:;~` out, at most
-/// so many words.
-pub fn prepared(caption: &str, most_words: usize) -> String {
+/// A caption as the published evaluation prepares it: lower case, without `.!"()*#:;~`, and only
+/// its first `most_words` words.
+pub(crate) fn prepared(caption: &str, most_words: usize) -> String {
     let text = caption
         .to_lowercase()
         .replace(['.', '!', '"', '(', ')', '*', '#', ':', ';', '~'], " ");

@@ -23,10 +23,11 @@ use crate::submission::SubmissionFile;
 
 #[cfg(feature = "jars")]
 pub use jars::score_by_jars;
-pub use references::{Captions, EntryOrder, References};
+pub(crate) use references::EntryOrder;
+pub use references::References;
 
 /// COCO, Karpathy's split.
-pub static COCO: Captioned = Captioned {
+pub(crate) static COCO: Captioned = Captioned {
     name: "coco",
     title: "COCO captions",
     folders: &["coco"],
@@ -34,7 +35,7 @@ pub static COCO: Captioned = Captioned {
 };
 
 /// Flickr30k.
-pub static FLICKR30K: Captioned = Captioned {
+pub(crate) static FLICKR30K: Captioned = Captioned {
     name: "flickr30k",
     title: "Flickr30k",
     folders: &["flickr30k", "flickr"],
@@ -42,7 +43,7 @@ pub static FLICKR30K: Captioned = Captioned {
 };
 
 /// Conceptual Captions.
-pub static CONCEPTUAL: Captioned = Captioned {
+pub(crate) static CONCEPTUAL: Captioned = Captioned {
     name: "conceptual",
     title: "Conceptual Captions",
     folders: &["conceptual"],
@@ -51,7 +52,7 @@ pub static CONCEPTUAL: Captioned = Captioned {
 
 /// A benchmark of captions.
 #[derive(Debug)]
-pub struct Captioned {
+pub(crate) struct Captioned {
     name: &'static str,
     title: &'static str,
     folders: &'static [&'static str],
@@ -112,7 +113,7 @@ impl Task for Captioned {
     }
 }
 
-/// Where the files of a captioning benchmark lie.
+/// Where the files of a captioning benchmark are.
 pub(super) fn layout(folders: &'static [&'static str]) -> Layout {
     Layout {
         folders,
@@ -150,7 +151,7 @@ pub(super) fn result(matched: &Matched<'_>) -> Result<Vec<SubmissionFile>, EvalE
     SubmissionFile::json("captions_result.json", &rows)
 }
 
-/// Captions that are scored together, and what stands before the names of their metrics.
+/// Captions that are scored together, and the prefix of their metrics' names.
 struct Set {
     prefix: String,
     scored: Vec<Scored>,

@@ -11,9 +11,9 @@ use crate::jsonl;
 use crate::problem::{ProblemKind, Problems};
 use crate::question::Question;
 
-/// What tells which entry of an array belongs to a question.
+/// Which entry of an array belongs to a question.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum EntryOrder {
+pub(crate) enum EntryOrder {
     /// Entry i is of the question at position i of its file.
     Position,
     /// Entry i is of the question with the id i; an object has ids as its keys.
@@ -22,17 +22,17 @@ pub enum EntryOrder {
 
 /// Captions of one picture.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Captions {
+pub(crate) struct Captions {
     /// What people wrote.
-    pub texts: Vec<String>,
+    pub(crate) texts: Vec<String>,
     /// NoCaps: `in-domain`, `near-domain` or `out-domain`, where the file says.
-    pub domain: Option<String>,
+    pub(crate) domain: Option<String>,
 }
 
 /// The entries of a file.
 #[derive(Debug)]
 enum Entries {
-    /// An array, with what tells which of them belongs to a question.
+    /// An array, and which of its entries belongs to a question.
     InOrder(Vec<Option<Captions>>, EntryOrder),
     /// By question id, or by the name of the picture.
     ByName(HashMap<String, Captions>),
@@ -44,7 +44,7 @@ struct Part {
     /// Whose questions they are, where the benchmark has a file for each domain.
     domain: Option<&'static str>,
     entries: Entries,
-    /// By name of the picture, where entries that stand in order tell it, too.
+    /// By name of the picture, where the entries of an array have it.
     by_picture: HashMap<String, Captions>,
 }
 
@@ -93,16 +93,16 @@ struct Sentence {
 
 impl References {
     /// Reads a reference file:
-    /// an array whose entries have `caption` or `label`, in an order; JSONL, or an object where ids
-    /// tell, whose entries have such, by question id; or the layouts of COCO (`images`,
-    /// `annotations`) and Karpathy (`images` with `sentences`, of which the test split counts), by
-    /// question id or name of the picture. Entries of an array that tell their `image` are found
-    /// by it.
+    /// an array whose entries have `caption` or `label`; JSONL of such entries, or for
+    /// [`EntryOrder::QuestionId`] an object of them, by question id; or the layouts of COCO
+    /// (`images`, `annotations`) and Karpathy (`images` with `sentences`, of which the test split
+    /// counts), by question id or name of the picture. Entries of an array that name their `image`
+    /// are found by it.
     ///
     /// # Errors
     /// If it cannot be read or has none of these layouts; single bad entries are added to
     /// `problems`.
-    pub fn read(
+    pub(crate) fn read(
         path: &Path,
         order: EntryOrder,
         problems: &mut Problems,
@@ -126,7 +126,7 @@ impl References {
     }
 
     /// The captions of a question's picture.
-    pub fn of(&self, question: &Question) -> Option<&Captions> {
+    pub(crate) fn of(&self, question: &Question) -> Option<&Captions> {
         let parts = self.parts.iter();
         let mut own = parts.filter(|part| {
             let domain = question.category.as_deref();

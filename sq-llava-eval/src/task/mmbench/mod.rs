@@ -36,10 +36,10 @@ const LEFT_OUT: [&str; 6] = [
     "l2-category",
 ];
 
-/// Where the upload's column `prediction` stands, counted from 0 (behind the options).
+/// Position of the upload's column `prediction`, counted from 0 (behind the options).
 const PREDICTION: usize = 6;
 
-/// Copies of a question in the table are this far apart.
+/// Copies of a question in the table have indices this far apart.
 const COPY: i64 = 1_000_000;
 
 /// MMBench in its two languages.
@@ -260,7 +260,7 @@ fn score(table: &Table, matched: &Matched<'_>, report: &mut Report) {
 /// The upload: the table's columns without those the server does not want, and `prediction`
 /// behind the options. A question without an answer has an empty cell.
 fn upload(table: &Table, matched: &Matched<'_>) -> Result<Vec<SubmissionFile>, EvalError> {
-    // As the official script: of several rounds the last one stands.
+    // As the official script: of several rounds the last one counts.
     let mut predictions = vec![""; table.rows().len()];
     for (question, answer) in matched.answered() {
         predictions[question.position] = &answer.text;
