@@ -8,7 +8,7 @@ use serde::Serialize;
 /// Longest n-gram of self-BLEU.
 const ORDER: usize = 4;
 
-/// What stands for no match of an order, as in nltk's `SmoothingFunction.method1`.
+/// Counted for an order without a match, as in nltk's `SmoothingFunction.method1`.
 const EPSILON: f64 = 0.1;
 
 /// Numbers of a list of questions.
@@ -30,7 +30,7 @@ pub struct Diversity {
 }
 
 /// The words of a text, and how many copies of it a list holds.
-pub type Repeated = (Vec<String>, usize);
+type Repeated = (Vec<String>, usize);
 
 /// A kind of question and its share.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
@@ -44,7 +44,7 @@ pub struct TypeCount {
 }
 
 impl Diversity {
-    /// Measures a list of questions, each with how often it stands in the list.
+    /// Measures a list of questions, each with how often it occurs in the list.
     pub fn of<S: AsRef<str>>(questions: &[(S, usize)]) -> Self {
         let words: Vec<Repeated> = questions
             .iter()
@@ -83,7 +83,7 @@ pub fn words(text: &str) -> Vec<String> {
 }
 
 /// Different n-grams over all n-grams of the texts; `None` where there are none.
-pub fn distinct(texts: &[Repeated], n: usize) -> Option<f64> {
+fn distinct(texts: &[Repeated], n: usize) -> Option<f64> {
     let mut seen = HashSet::new();
     let mut all = 0usize;
     for (text, copies) in texts {
@@ -126,7 +126,7 @@ impl Most {
 ///
 /// The work is linear in the number of words, not quadratic in the number of texts, and copies of
 /// a text cost nothing.
-pub fn self_bleu(texts: &[Repeated]) -> Option<f64> {
+fn self_bleu(texts: &[Repeated]) -> Option<f64> {
     let total: usize = texts.iter().map(|(_, copies)| copies).sum();
     if total < 2 {
         return None;
@@ -212,7 +212,7 @@ fn closest(sorted: &[usize], length: usize) -> usize {
     }
 }
 
-/// Kinds of question, told by their words.
+/// Kinds of question, recognised by their words.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum QuestionType {
@@ -330,7 +330,7 @@ fn last_question(text: &str) -> &str {
     &before[start.unwrap_or(0)..]
 }
 
-/// Whether options A and B stand in the text: `A.`, `A)`, `(A)` or `A:`.
+/// Whether options A and B are in the text: `A.`, `A)`, `(A)` or `A:`.
 fn has_options(text: &str) -> bool {
     let marked = |letter: char| {
         text.split_whitespace().any(|word| {

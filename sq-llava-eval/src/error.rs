@@ -25,7 +25,7 @@ pub enum EvalError {
         /// What the parser said, with line and column.
         source: serde_json::Error,
     },
-    /// A program beside this one cannot be run, or fails.
+    /// Another program cannot be run, or fails.
     #[error("{}: {reason}", program.display())]
     Program {
         /// The program.
@@ -41,7 +41,7 @@ pub enum EvalError {
         /// What is wrong with it and what to do.
         reason: String,
     },
-    /// A line of requests to a judge is none.
+    /// A line of a file is not a request to a judge.
     #[error("{}: line {line}: {reason}", path.display())]
     Judge {
         /// The file.
@@ -59,7 +59,7 @@ pub enum EvalError {
         /// What is wrong with it.
         reason: String,
     },
-    /// A judge's endpoint refuses, is out of reach, or may not be told the key.
+    /// A judge's endpoint refuses, is out of reach, or must not receive the key.
     #[error("{url}: {reason}")]
     Endpoint {
         /// Where it was asked.

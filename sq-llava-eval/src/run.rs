@@ -1,17 +1,19 @@
-//! Asking a benchmark's questions in batches, with the next pictures read meanwhile.
+//! Asks a benchmark's questions in batches, while the next pictures are read.
 
 use std::sync::mpsc::sync_channel;
 use std::time::Instant;
 
-use crate::benchmark::{
-    Answer, AnswerFile, AskedWith, Picture, ProblemKind, Problems, Protocol, Question, Questions,
-};
 use burn::tensor::backend::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
 use sq_llava_data::{Conversation, Ending};
 
 use crate::EvalError;
+use crate::answer::{Answer, AnswerFile};
+use crate::problem::{ProblemKind, Problems};
+use crate::protocol::{AskedWith, Protocol};
+use crate::question::{Picture, Question, Questions};
+use crate::task::Task;
 use sq_llava_model::{AnswerOptions, Assistant, ModelError, Request};
 
 /// How a benchmark's questions are asked.
@@ -21,6 +23,8 @@ pub struct Asking<'a, B: Backend> {
     /// Prepares the pictures.
     pub processor: Option<ImageProcessor>,
     /// The benchmark.
+    pub task: &'static dyn Task,
+    /// Its questions.
     pub questions: &'a Questions,
     /// Length of the answers and how tokens are chosen.
     pub options: AnswerOptions,
@@ -32,7 +36,7 @@ pub struct Asking<'a, B: Backend> {
     pub asked_with: AskedWith,
 }
 
-/// What came of it.
+/// The outcome of a run.
 #[derive(Debug, Default)]
 pub struct Asked {
     /// Answers written.
@@ -56,7 +60,7 @@ impl<B: Backend> Asking<'_, B> {
     /// If the model fails or the file cannot be written. A question that cannot be asked (a
     /// damaged picture, a text too long for the model) is a problem of its own, not an error.
     pub fn run(&self, questions: &[&Question], file: &mut AnswerFile) -> Result<Asked, EvalError> {
-        let bar = bar(self.questions, questions.len());
+        let bar = bar(self.task, questions.len());
         let start = Instant::now();
         let mut asked = Asked::default();
         std::thread::scope(|scope| {
@@ -163,7 +167,7 @@ impl<B: Backend> Asking<'_, B> {
         let given = self
             .assistant
             .answer_batch(&requests, &self.options, &mut |_, _| {})?;
-        let benchmark = self.questions.benchmark;
+        let benchmark = self.task.name();
         Ok(ready
             .iter()
             .zip(given)
@@ -219,6 +223,7 @@ fn picture(
 /// If the configuration cannot be used.
 pub fn processor<B: Backend>(
     assistant: &Assistant<B>,
+    task: &dyn Task,
     questions: &Questions,
     protocol: Protocol,
 ) -> Result<Option<ImageProcessor>, EvalError> {
@@ -229,13 +234,13 @@ pub fn processor<B: Backend>(
             .any(|question| question.image.is_some())
         {
             return Err(EvalError::Asking {
-                what: questions.benchmark.title().into(),
+                what: task.title().into(),
                 source: ModelError::NoVisionTower,
             });
         }
         return Ok(None);
     };
-    if !protocol.crops(questions.benchmark) {
+    if !task.crops(protocol) {
         return Ok(Some(own.clone()));
     }
     let cropping = own.config().clone().with_aspect(ImageAspect::Crop);
@@ -243,12 +248,12 @@ pub fn processor<B: Backend>(
 }
 
 /// A bar on standard error; nothing off a terminal.
-fn bar(questions: &Questions, count: usize) -> ProgressBar {
+fn bar(task: &dyn Task, count: usize) -> ProgressBar {
     let style = "{msg} {bar:30} {pos}/{len} {per_sec}, {eta} left";
     let bar = ProgressBar::new(count as u64);
     let bar = match ProgressStyle::with_template(style) {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
     };
-    bar.with_message(questions.benchmark.title())
+    bar.with_message(task.title())
 }

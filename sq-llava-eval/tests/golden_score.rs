@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use golden::Value;
-use sq_llava_eval::reply::{gqa, normalise, science_qa};
-use sq_llava_eval::score::caption::{CiderForm, Scored, bleu, cider, rouge_l, tokenize};
-use sq_llava_eval::score::{pope, soft_accuracy};
+use sq_llava_eval::metric::caption::{CiderForm, Scored, bleu, cider, rouge_l, tokenize};
+use sq_llava_eval::metric::{normalise, soft_accuracy};
+use sq_llava_eval::task::{gqa, pope, science_qa};
 
 /// Numbers of questions and answers.
 const EXACT: f64 = 1e-6;

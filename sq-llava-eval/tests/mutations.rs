@@ -5,10 +5,12 @@ use std::path::Path;
 
 use golden::allocations::Counting;
 use golden::mutation::{Budget, survives};
-use sq_llava_eval::benchmark::caption::References;
-use sq_llava_eval::benchmark::{Answers, Benchmark, Files, Problems, QuestionOptions, Questions};
+use sq_llava_eval::answer::Answers;
 use sq_llava_eval::judge::requests::read_requests;
-use sq_llava_eval::questions::QuestionFile;
+use sq_llava_eval::layout::Files;
+use sq_llava_eval::question::QuestionOptions;
+use sq_llava_eval::question_list::QuestionFile;
+use sq_llava_eval::registry;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -32,34 +34,35 @@ const QUESTIONS: &str = r#"[{"question_id":"1","image":"a.png","text":"Is it red
 const ANSWERS: &str = r#"[{"question_id":"1","prompt":"Is it red?","text":"Yes, it is.","answer_id":"x","model_id":"m","metadata":{}},
 {"question_id":2,"round_id":1,"prompt":"How many?","text":"3","options":["a","b"],"option_char":["A","B"]}]"#;
 
-const OWN: [(Benchmark, &str); 4] = [
+const OWN: [(&str, &str); 4] = [
     (
-        Benchmark::VqaV2,
+        "vqav2",
         r#"{"questions":[{"image_id":1,"question":"What?","question_id":10}]}"#,
     ),
     (
-        Benchmark::Gqa,
+        "gqa",
         r#"{"1":{"question":"What?","imageId":"n1","answer":"cat","isBalanced":true}}"#,
     ),
     (
-        Benchmark::VizWiz,
+        "vizwiz",
         r#"[{"image":"v.jpg","question":"What?","answers":[{"answer":"cat"}]}]"#,
     ),
     (
-        Benchmark::MmVet,
+        "mm-vet",
         r#"{"v1_0":{"imagename":"v.jpg","question":"What?","answer":"x<AND>y","capability":["ocr"]}}"#,
     ),
 ];
 
 #[test]
 fn benchmark_files_survive_damage() {
-    let read = |benchmark, path: &Path| {
+    let read = |name, path: &Path| {
         let files = Files {
             questions: path.into(),
             images: None,
             annotations: Some(path.into()),
         };
-        if let Ok(questions) = Questions::read(benchmark, &files, &QuestionOptions::default()) {
+        let task = registry::named(name).expect("a benchmark");
+        if let Ok(questions) = task.questions(&files, &QuestionOptions::default()) {
             for question in &questions.list {
                 let _ = questions.picture(question);
             }
@@ -67,22 +70,22 @@ fn benchmark_files_survive_damage() {
     };
     let table = [("mmbench.tsv".into(), TABLE.as_bytes().to_vec())];
     survives("table", &table, 2000, Budget::default(), |path| {
-        read(Benchmark::MmBench, path)
+        read("mmbench", path)
     });
     let questions = [("questions.jsonl".into(), lines(QUESTIONS))];
     survives("questions", &questions, 2000, Budget::default(), |path| {
-        for benchmark in [Benchmark::Pope, Benchmark::Seed, Benchmark::CocoCaptions] {
-            read(benchmark, path);
+        for name in ["pope", "seed", "coco"] {
+            read(name, path);
         }
     });
     let answers = [("answers.jsonl".into(), lines(ANSWERS))];
     survives("answers", &answers, 2000, Budget::default(), |path| {
         let _ = Answers::read(path);
     });
-    for (benchmark, text) in OWN {
+    for (name, text) in OWN {
         let seed = [("questions.json".into(), text.as_bytes().to_vec())];
-        survives(benchmark.name(), &seed, 1000, Budget::default(), |path| {
-            read(benchmark, path)
+        survives(name, &seed, 1000, Budget::default(), |path| {
+            read(name, path)
         });
     }
 }
@@ -116,9 +119,22 @@ const REQUESTS: &str = r#"[{"question_id":"1","prompt":"Rate 1 to 10.","content"
 
 #[test]
 fn references_and_requests_survive_damage() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let files = Files {
+        questions: folder.path().join("questions.jsonl"),
+        images: None,
+        annotations: None,
+    };
+    std::fs::write(&files.questions, lines(QUESTIONS)).expect("written");
+    let task = registry::named("coco").expect("a benchmark");
+    let questions = task.questions(&files, &QuestionOptions::default());
+    let questions = questions.expect("questions");
+    let answers = Answers::default();
     let captions = [("annotations.json".into(), CAPTIONS.as_bytes().to_vec())];
     survives("captions", &captions, 2000, Budget::default(), |path| {
-        let _ = References::read(Benchmark::CocoCaptions, path, &mut Problems::default());
+        let matched = task.matched(&questions, &answers);
+        let mut report = task.unscored(&matched);
+        let _ = task.score(&matched, path, &mut report);
     });
     let requests = [("requests.jsonl".into(), lines(REQUESTS))];
     survives("requests", &requests, 2000, Budget::default(), |path| {

@@ -8,11 +8,17 @@ use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
 use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::EvalError;
-use sq_llava_eval::benchmark::{
-    Answers, Benchmark, Files, QuestionOptions, Questions, matched, submission,
-};
-use sq_llava_eval::score::caption::{Jars, score_by_jars};
-use sq_llava_eval::score::{PublishedRow, Report, published, score, some_answered};
+use sq_llava_eval::layout::Files;
+use sq_llava_eval::matched::Matched;
+#[cfg(feature = "jars")]
+use sq_llava_eval::metric::caption::Jars;
+use sq_llava_eval::published::PublishedRow;
+use sq_llava_eval::question::QuestionOptions;
+use sq_llava_eval::registry;
+use sq_llava_eval::report::{Report, published};
+use sq_llava_eval::task::Task;
+#[cfg(feature = "jars")]
+use sq_llava_eval::task::captions::score_by_jars;
 
 use crate::output::tell;
 
@@ -20,8 +26,8 @@ use crate::output::tell;
 #[derive(Debug, Clone, Args)]
 pub struct BenchmarkArguments {
     /// Benchmark; may be repeated. All that are found under --data if none is named.
-    #[arg(long = "benchmark", short = 'b', value_name = "NAME")]
-    pub benchmarks: Vec<Benchmark>,
+    #[arg(long = "benchmark", short = 'b', value_name = "NAME", value_parser = registry::named)]
+    pub benchmarks: Vec<&'static dyn Task>,
     /// Folder with benchmarks as LLaVA's evaluation has them (pope/llava_pope_test.jsonl …).
     #[arg(long, value_name = "DIR", required_unless_present = "questions")]
     pub data: Option<PathBuf>,
@@ -51,15 +57,35 @@ pub struct BenchmarkArguments {
     /// MMBench: ask every question once for each option, options moved (circular evaluation).
     #[arg(long)]
     pub all_rounds: bool,
+    #[cfg(feature = "jars")]
+    #[command(flatten)]
+    jars: JarArguments,
+}
+
+/// The COCO toolkit's programs in Java.
+#[cfg(feature = "jars")]
+#[derive(Debug, Clone, Args)]
+struct JarArguments {
     /// Captions: meteor-1.5.jar of the COCO toolkit, for METEOR.
     #[arg(long, value_name = "FILE")]
-    pub meteor_jar: Option<PathBuf>,
+    meteor_jar: Option<PathBuf>,
     /// Captions: spice-1.0.jar of the COCO toolkit, with its lib folder beside it, for SPICE.
     #[arg(long, value_name = "FILE")]
-    pub spice_jar: Option<PathBuf>,
+    spice_jar: Option<PathBuf>,
     /// The Java runtime for them.
     #[arg(long, value_name = "PROGRAM", default_value = "java")]
-    pub java: PathBuf,
+    java: PathBuf,
+}
+
+#[cfg(feature = "jars")]
+impl JarArguments {
+    fn programs(&self) -> Jars {
+        Jars {
+            java: self.java.clone(),
+            meteor: self.meteor_jar.clone(),
+            spice: self.spice_jar.clone(),
+        }
+    }
 }
 
 impl BenchmarkArguments {
@@ -67,9 +93,9 @@ impl BenchmarkArguments {
     ///
     /// # Errors
     /// If one is not there.
-    pub fn files(&self) -> Result<Vec<(Benchmark, Files)>> {
+    pub fn files(&self) -> Result<Vec<(&'static dyn Task, Files)>> {
         if let Some(questions) = &self.questions {
-            let [benchmark] = self.benchmarks.as_slice() else {
+            let [task] = self.benchmarks.as_slice() else {
                 anyhow::bail!("--questions belongs to one benchmark: name it with --benchmark");
             };
             let files = Files {
@@ -77,33 +103,24 @@ impl BenchmarkArguments {
                 images: self.images.clone(),
                 annotations: self.annotations.clone(),
             };
-            return Ok(vec![(*benchmark, files)]);
+            return Ok(vec![(*task, files)]);
         }
         let data = self.data.as_deref().unwrap_or(Path::new("."));
         if self.benchmarks.is_empty() {
-            return Ok(Files::find_all(data)?);
+            return Ok(registry::find_all(data)?);
         }
         self.benchmarks
             .iter()
-            .map(|benchmark| {
-                let files = Files::find(*benchmark, data)?.with_context(|| {
+            .map(|task| {
+                let files = task.find(data)?.with_context(|| {
                     format!(
-                        "{}: no questions of {benchmark} in LLaVA's layout; give --questions",
+                        "{}: no questions of {task} in LLaVA's layout; give --questions",
                         data.display()
                     )
                 })?;
-                Ok((*benchmark, files))
+                Ok((*task, files))
             })
             .collect()
-    }
-
-    /// The COCO toolkit's Java programs.
-    pub fn jars(&self) -> Jars {
-        Jars {
-            java: self.java.clone(),
-            meteor: self.meteor_jar.clone(),
-            spice: self.spice_jar.clone(),
-        }
     }
 
     /// How questions are put.
@@ -119,16 +136,17 @@ impl BenchmarkArguments {
 
 /// The answers to one benchmark, to be scored.
 pub struct Scored<'a> {
-    /// What was asked.
-    pub questions: &'a Questions,
-    /// What was answered.
-    pub answers: &'a Answers,
+    /// The benchmark.
+    pub task: &'static dyn Task,
+    /// What was asked and answered.
+    pub matched: &'a Matched<'a>,
     /// Where its references are.
     pub files: &'a Files,
     /// Where its results go.
     pub folder: &'a Path,
-    /// The COCO toolkit's programs.
-    pub jars: &'a Jars,
+    /// What the command was told.
+    #[cfg_attr(not(feature = "jars"), expect(dead_code))]
+    pub which: &'a BenchmarkArguments,
 }
 
 impl Scored<'_> {
@@ -139,24 +157,25 @@ impl Scored<'_> {
     /// If files cannot be read or written, or nothing could be scored.
     pub fn report(&self) -> Result<Report> {
         let upload = self.upload()?;
-        let (questions, answers) = (self.questions, self.answers);
-        let annotations = self.files.annotations.as_deref();
-        let mut report = if annotations.is_some() || needs_no_references(questions.benchmark) {
-            score(questions, answers, annotations)?
+        let references = self.files.annotations.as_deref();
+        let mut report = if references.is_some() || !self.task.has_references() {
+            self.task.report(self.matched, references)?
         } else {
-            let matched = matched(questions, answers);
-            some_answered(questions, answers, &matched)?;
-            let mut report = Report::new(questions.benchmark, &matched);
+            self.matched.some_answered()?;
+            let mut report = self.task.unscored(self.matched);
             report.note("no references here: not scored; upload/ has what the server takes");
             report
         };
-        if let (Some(annotations), true) = (annotations, questions.benchmark.is_caption()) {
+        #[cfg(feature = "jars")]
+        if let Some(references) = references {
+            let jars = self.which.jars.programs();
+            let folder = self.folder;
             score_by_jars(
-                questions.benchmark,
-                &matched(questions, answers),
-                annotations,
-                self.jars,
-                self.folder,
+                self.task,
+                self.matched,
+                references,
+                &jars,
+                folder,
                 &mut report,
             )?;
         }
@@ -168,8 +187,8 @@ impl Scored<'_> {
 
     /// Writes what the server takes; gives the reason if it cannot be made.
     fn upload(&self) -> Result<Option<EvalError>> {
-        let annotations = self.files.annotations.as_deref();
-        match submission(self.questions, self.answers, annotations) {
+        let references = self.files.annotations.as_deref();
+        match self.task.submit(self.matched, references) {
             Ok(made) => {
                 for file in made {
                     file.write(&self.folder.join("upload"))?;
@@ -179,17 +198,6 @@ impl Scored<'_> {
             Err(error) => Ok(Some(error)),
         }
     }
-}
-
-fn needs_no_references(benchmark: Benchmark) -> bool {
-    matches!(
-        benchmark,
-        Benchmark::MmBench
-            | Benchmark::MmBenchCn
-            | Benchmark::Generic
-            | Benchmark::MmVet
-            | Benchmark::LlavaBench
-    )
 }
 
 /// What came of the benchmarks of a run.

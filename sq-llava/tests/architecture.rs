@@ -25,7 +25,9 @@ const FLOORS: [(&str, &str); 4] = [
     ),
     (
         "sq-llava-eval",
-        "error summary < questions diversity clip_score judge reply < benchmark < score < run",
+        "error problem published summary diversity \
+         < jsonl layout table submission metric clip_score judge question_list < question < answer \
+         < matched protocol shard < report < task < registry < run",
     ),
 ];
 

@@ -59,7 +59,7 @@ impl<B: Backend> ClipTextTower<B> {
         &self.config
     }
 
-    /// Hidden states behind the final norm, f32. Padding stands at the right, where no other
+    /// Hidden states behind the final norm, f32. Padding is at the right, where no other
     /// token sees it. `[texts, tokens]` → `[texts, tokens, hidden]`
     pub fn forward(&self, ids: Tensor<B, 2, Int>) -> Tensor<B, 3> {
         let [texts, tokens] = ids.dims();
@@ -80,7 +80,7 @@ impl<B: Backend> ClipTextTower<B> {
     /// `texts × ids` → `[texts, hidden]`
     ///
     /// # Errors
-    /// If there is no text, one is empty or longer than the context, or an id lies outside of the
+    /// If there is no text, one is empty or longer than the context, or an id is outside of the
     /// vocabulary.
     pub fn pooled(&self, texts: &[Vec<i64>]) -> Result<Tensor<B, 2>, ModelError> {
         let longest = texts.iter().map(Vec::len).max().unwrap_or(0);
@@ -102,7 +102,7 @@ impl<B: Backend> ClipTextTower<B> {
             return Err(ModelError::Vocabulary { id, vocabulary });
         }
         let device = self.embeddings.token_embedding.weight.val().device();
-        // Any token will do as padding: it stands behind the position that is read.
+        // Any token will do as padding: it is behind the position that is read.
         let padded = texts.iter().flat_map(|ids| {
             let padding = longest - ids.len();
             ids.iter().copied().chain(std::iter::repeat_n(0, padding))
@@ -119,7 +119,7 @@ impl<B: Backend> ClipTextTower<B> {
     }
 }
 
-/// Where a text's feature stands: at the first end token, or at the first of the highest ids
+/// Position of a text's feature: at the first end token, or at the first of the highest ids
 /// ([`ClipTextConfig::pools_at_highest`]). At the begin token if there is no end token.
 fn feature_position(config: &ClipTextConfig, ids: &[i64]) -> usize {
     let wanted = match ids.iter().max() {

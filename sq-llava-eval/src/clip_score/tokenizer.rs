@@ -74,7 +74,7 @@ impl ClipTokenizer {
     }
 
     fn new(mut inner: Tokenizer, path: &Path) -> Result<Self, DataError> {
-        // Begin, end and the cut are put on here, whatever the file says.
+        // The start and end tokens and the truncation are added here, not by the file's settings.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|e| refused(path, e))?;
         inner.with_post_processor(None::<PostProcessorWrapper>);

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::EvalError;
 
 /// Replies by run and request; the whole request is the key, so that another rubric, model or
-/// temperature is asked anew.
+/// temperature is asked again.
 #[derive(Debug)]
 pub struct ReplyCache {
     path: PathBuf,

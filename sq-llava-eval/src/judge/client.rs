@@ -22,7 +22,7 @@ pub struct Client {
     key: Option<String>,
 }
 
-/// What an attempt came to.
+/// The outcome of an attempt.
 enum Attempt {
     Reply(String),
     /// Worth another try, after the pause that the endpoint asks for.

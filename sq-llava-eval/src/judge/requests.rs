@@ -41,7 +41,7 @@ pub struct JudgeRequest {
 /// `capability` (a list; MM-Vet) or `category` (LLaVA-Bench).
 ///
 /// # Errors
-/// If the file cannot be read, or a line is no request or repeats an id; the message names it.
+/// If the file cannot be read, or a line is not a request or repeats an id; the message names it.
 pub fn read_requests(path: &Path) -> Result<Vec<JudgeRequest>, EvalError> {
     let text = files::read_to_string(path)?;
     let mut requests: Vec<JudgeRequest> = vec![];

@@ -12,7 +12,7 @@ use sq_llava_data::Ending;
 use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::image::PixelValues;
 use sq_llava_eval::diversity::{Diversity, words};
-use sq_llava_eval::questions::{AskedQuestion, QuestionFile};
+use sq_llava_eval::question_list::{AskedQuestion, QuestionFile};
 use sq_llava_model::{
     AnswerOptions, Assistant, QuestionOptions, Questions, Request, SelfQuestioner,
 };

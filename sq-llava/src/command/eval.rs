@@ -6,11 +6,14 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, anyhow, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
-use sq_llava_eval::benchmark::{
-    AnswerFile, Answers, AskedWith, Benchmark, Files, Protocol, Question, Questions, merge,
-    shard_name,
-};
-use sq_llava_eval::score::Report;
+use sq_llava_eval::answer::{AnswerFile, Answers};
+use sq_llava_eval::layout::Files;
+use sq_llava_eval::protocol::{AskedWith, Protocol};
+use sq_llava_eval::question::{Question, Questions};
+use sq_llava_eval::report::Report;
+use sq_llava_eval::run::{Asking, processor};
+use sq_llava_eval::shard::{merge, shard_name};
+use sq_llava_eval::task::Task;
 use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::generation::sampling::Sampling;
 use sq_llava_model::{AnswerOptions, Assistant};
@@ -19,7 +22,6 @@ use crate::device::Work;
 use crate::model::ModelArguments;
 use crate::output::tell;
 use crate::results::{BenchmarkArguments, Results, Scored};
-use sq_llava_eval::run::{Asking, processor};
 
 /// Ask a model the questions of benchmarks and score its answers.
 ///
@@ -61,8 +63,8 @@ pub struct Eval {
 }
 
 /// A benchmark with the questions of this run's shard.
-struct Task {
-    benchmark: Benchmark,
+struct Shard {
+    task: &'static dyn Task,
     files: Files,
     questions: Questions,
 }
@@ -97,16 +99,16 @@ impl Eval {
     }
 
     /// Reads the questions of every benchmark, before gigabytes of weights are.
-    fn tasks(&self) -> Result<Vec<Task>> {
+    fn shards(&self) -> Result<Vec<Shard>> {
         let found = self.which.files()?;
         found
             .into_iter()
-            .map(|(benchmark, files)| {
-                let mut questions = Questions::read(benchmark, &files, &self.which.options())?;
+            .map(|(task, files)| {
+                let mut questions = task.questions(&files, &self.which.options())?;
                 questions.keep_shard(self.num_chunks, self.chunk_idx);
                 questions.drop_without_image();
-                Ok(Task {
-                    benchmark,
+                Ok(Shard {
+                    task,
                     files,
                     questions,
                 })
@@ -114,54 +116,54 @@ impl Eval {
             .collect()
     }
 
-    fn answer_path(&self, benchmark: Benchmark, index: usize) -> PathBuf {
+    fn answer_path(&self, task: &dyn Task, index: usize) -> PathBuf {
         let name = match self.num_chunks {
             1 => "answers.jsonl".to_owned(),
             chunks => shard_name(chunks, index),
         };
-        self.out.join(benchmark.name()).join(name)
+        self.out.join(task.name()).join(name)
     }
 
     /// Asks what has no answer yet; adds the report once all shards are complete.
     fn evaluate<B: Backend>(
         &self,
-        task: &Task,
+        shard: &Shard,
         assistant: &Assistant<B>,
         model_id: &str,
         results: &mut Results,
     ) -> Result<()> {
-        let path = self.answer_path(task.benchmark, self.chunk_idx);
+        let path = self.answer_path(shard.task, self.chunk_idx);
         let (mut file, held) = AnswerFile::open(&path)?;
-        let asking = self.asking(task, assistant, model_id)?;
+        let asking = self.asking(shard, assistant, model_id)?;
         belong(&held, &path, &asking)?;
-        let todo = remaining(&task.questions, &held);
+        let todo = remaining(&shard.questions, &held);
         let asked = asking.run(&todo, &mut file)?;
         if !self.json {
             tell(format_args!(
                 "{}: {} answered before, {} now, {:.2} questions/s",
-                task.benchmark.title(),
-                task.questions.list.len() - todo.len(),
+                shard.task.title(),
+                shard.questions.list.len() - todo.len(),
                 asked.answered,
                 asked.answered as f64 / asked.seconds.max(1e-9)
             ));
         }
         drop(file);
         let report = match self.num_chunks {
-            1 => self.report(&task.questions, &task.files, &path),
+            1 => self.report(shard, &shard.questions, &path),
             chunks => {
-                let (all, complete) = self.all_shards(task)?;
+                let (all, complete) = self.all_shards(shard)?;
                 if !complete {
                     if !self.json {
                         tell(format_args!(
                             "{}: shard {} of {chunks} is done; others are not",
-                            task.benchmark.title(),
+                            shard.task.title(),
                             self.chunk_idx
                         ));
                     }
                     return Ok(());
                 }
-                let merged = merge(&self.out.join(task.benchmark.name()), chunks)?;
-                self.report(&all, &task.files, &merged)
+                let merged = merge(&self.out.join(shard.task.name()), chunks)?;
+                self.report(shard, &all, &merged)
             }
         };
         results.add(match (report, asked.problems.lines().first()) {
@@ -178,18 +180,19 @@ impl Eval {
     /// How a benchmark's questions are asked.
     fn asking<'a, B: Backend>(
         &self,
-        task: &'a Task,
+        shard: &'a Shard,
         assistant: &'a Assistant<B>,
         model_id: &'a str,
     ) -> Result<Asking<'a, B>> {
         let protocol = self.protocol(assistant);
-        let processor = processor(assistant, &task.questions, protocol)?;
+        let processor = processor(assistant, shard.task, &shard.questions, protocol)?;
         let aspect = processor.as_ref().map(|p| p.config().aspect);
-        let published = task.benchmark.max_new_tokens();
+        let published = shard.task.max_new_tokens();
         Ok(Asking {
             assistant,
             processor,
-            questions: &task.questions,
+            task: shard.task,
+            questions: &shard.questions,
             options: AnswerOptions {
                 max_new_tokens: self.max_new_tokens.unwrap_or(published),
                 sampling: Sampling::greedy(),
@@ -215,12 +218,12 @@ impl Eval {
     }
 
     /// All questions, and whether every shard has answered its own.
-    fn all_shards(&self, task: &Task) -> Result<(Questions, bool)> {
-        let mut all = Questions::read(task.benchmark, &task.files, &self.which.options())?;
+    fn all_shards(&self, shard: &Shard) -> Result<(Questions, bool)> {
+        let mut all = shard.task.questions(&shard.files, &self.which.options())?;
         all.drop_without_image();
         let mut answered = HashSet::new();
         for index in 0..self.num_chunks {
-            let path = self.answer_path(task.benchmark, index);
+            let path = self.answer_path(shard.task, index);
             if !path.is_file() {
                 return Ok((all, false));
             }
@@ -234,14 +237,14 @@ impl Eval {
         Ok((all, complete))
     }
 
-    fn report(&self, questions: &Questions, files: &Files, answers: &Path) -> Result<Report> {
-        let folder = self.out.join(questions.benchmark.name());
+    fn report(&self, shard: &Shard, questions: &Questions, answers: &Path) -> Result<Report> {
+        let answers = Answers::read(answers)?;
         Scored {
-            questions,
-            answers: &Answers::read(answers)?,
-            files,
-            folder: &folder,
-            jars: &self.which.jars(),
+            task: shard.task,
+            matched: &shard.task.matched(questions, &answers),
+            files: &shard.files,
+            folder: &self.out.join(shard.task.name()),
+            which: &self.which,
         }
         .report()
     }
@@ -309,15 +312,15 @@ fn remaining<'a>(questions: &'a Questions, held: &Answers) -> Vec<&'a Question> 
 
 impl Work for Eval {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let tasks = self.tasks()?;
+        let shards = self.shards()?;
         let model_id = self.model_id();
         let (mut assistant, _) = self.model.load::<B>(device)?;
         if self.model.conv.is_none() {
             assistant.template = self.protocol(&assistant).template(assistant.template);
         }
         let mut results = Results::default();
-        for task in &tasks {
-            self.evaluate(task, &assistant, &model_id, &mut results)?;
+        for shard in &shards {
+            self.evaluate(shard, &assistant, &model_id, &mut results)?;
         }
         results.show(&model_id, &self.out, self.json)
     }

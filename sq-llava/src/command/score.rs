@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use sq_llava_data::atomic::write_atomic;
-use sq_llava_eval::benchmark::{
-    Answers, Benchmark, Files, Questions, llava_bench, matched, merge, mm_vet,
-};
+use sq_llava_eval::answer::Answers;
+use sq_llava_eval::matched::Matched;
+use sq_llava_eval::shard::merge;
+use sq_llava_eval::task::Task;
 
 use crate::results::{BenchmarkArguments, Results, Scored};
 
@@ -45,27 +46,34 @@ impl Score {
     pub fn run(self) -> Result<()> {
         let (mut results, mut name) = (Results::default(), self.model_id.clone());
         let out = self.folder();
-        for (benchmark, files) in self.which.files()? {
-            let Some(path) = self.answer_file(benchmark)? else {
+        for (task, files) in self.which.files()? {
+            let Some(path) = self.answer_file(task)? else {
                 continue;
             };
-            let questions = Questions::read(benchmark, &files, &self.which.options())?;
+            let questions = task.questions(&files, &self.which.options())?;
             let answers = Answers::read(&path)?;
             if answers.list.is_empty() {
                 bail!("{}: holds no answer", path.display());
             }
             name = name.or_else(|| answers.list.first().map(|a| a.model_id.clone()));
-            let folder = out.join(benchmark.name());
+            let folder = out.join(task.name());
+            let matched = task.matched(&questions, &answers);
             let scored = Scored {
-                questions: &questions,
-                answers: &answers,
+                task,
+                matched: &matched,
                 files: &files,
                 folder: &folder,
-                jars: &self.which.jars(),
+                which: &self.which,
             };
             results.add(scored.report());
             if let Some(rubric) = &self.rubric {
-                requests(&questions, &answers, &files, rubric, &folder)?;
+                requests(
+                    task,
+                    &matched,
+                    files.annotations.as_deref(),
+                    rubric,
+                    &folder,
+                )?;
             }
         }
         if results.is_empty() {
@@ -87,14 +95,14 @@ impl Score {
     }
 
     /// The file with the answers to a benchmark.
-    fn answer_file(&self, benchmark: Benchmark) -> Result<Option<PathBuf>> {
+    fn answer_file(&self, task: &dyn Task) -> Result<Option<PathBuf>> {
         if !self.answers.is_dir() {
             if self.which.benchmarks.len() != 1 {
                 bail!("one answer file belongs to one benchmark: name it with --benchmark");
             }
             return Ok(Some(self.answers.clone()));
         }
-        let folder = self.answers.join(benchmark.name());
+        let folder = self.answers.join(task.name());
         if let Some(chunks) = self.num_chunks.filter(|_| folder.is_dir()) {
             return Ok(Some(merge(&folder, chunks)?));
         }
@@ -104,38 +112,21 @@ impl Score {
     }
 }
 
-/// Writes the requests to a judge.
+/// Writes the requests to a judge, where one scores the benchmark.
 fn requests(
-    questions: &Questions,
-    answers: &Answers,
-    files: &Files,
+    task: &dyn Task,
+    matched: &Matched<'_>,
+    annotations: Option<&Path>,
     rubric: &Path,
     folder: &Path,
 ) -> Result<()> {
-    let matched = matched(questions, answers);
-    let needed = |what: &str| {
-        let path = files.annotations.as_deref();
-        path.with_context(|| format!("{} needs {what}: give --annotations", questions.benchmark))
+    let Some(judged) = task.judged() else {
+        return Ok(());
     };
-    let lines: Vec<String> = match questions.benchmark {
-        Benchmark::MmVet => {
-            let text = sq_llava_data::files::read_to_string(rubric)?;
-            let items = needed("mm-vet.json")?;
-            let made = mm_vet::judge_requests(text.trim_end(), items, &matched)?;
-            made.iter()
-                .map(serde_json::to_string)
-                .collect::<Result<_, _>>()?
-        }
-        Benchmark::LlavaBench => {
-            let context = needed("context.jsonl")?;
-            let reference = context.with_file_name("answers_gpt4.jsonl");
-            let made = llava_bench::review_requests(context, &reference, rubric, &matched)?;
-            made.iter()
-                .map(serde_json::to_string)
-                .collect::<Result<_, _>>()?
-        }
-        _ => return Ok(()),
-    };
+    let needed = judged.annotations();
+    let annotations =
+        annotations.with_context(|| format!("{task} needs {needed}: give --annotations"))?;
+    let lines = judged.requests(matched, rubric, annotations)?;
     let path = folder.join("judge_requests.jsonl");
     std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     write_atomic(&path, lines.join("\n") + "\n").with_context(|| path.display().to_string())

@@ -15,7 +15,7 @@ use clap::Args;
 use serde::Serialize;
 use sq_llava_data::Ending;
 use sq_llava_data::image::RgbImage;
-use sq_llava_eval::benchmark::SHORT_ANSWER;
+use sq_llava_eval::question::SHORT_ANSWER;
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample};
 
