@@ -1,13 +1,15 @@
 //! The shortest way to a model: load it, ask it about a picture, let it ask.
 
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use sq_llava_data::Ending;
 use sq_llava_model::{
     AnswerOptions, AssistantOptions, ModelError, Question, QuestionOptions, Request, SelfQuestioner,
 };
+
+use crate::hub::{Hub, Part};
 
 #[cfg(feature = "cpu")]
 type DefaultBackend = burn_flex::Flex;
@@ -26,17 +28,20 @@ pub struct Assistant<B: Backend>(sq_llava_model::Assistant<B>);
 
 #[cfg(feature = "cpu")]
 impl Assistant {
-    /// Loads a checkpoint or run directory, or a GGUF file, on the CPU in f32.
+    /// Loads a checkpoint or run directory, or a GGUF file, on the CPU in f32; a path, or a name on
+    /// the Hugging Face hub (`org/name`, `org/name@revision`; see [`Hub`]).
     ///
     /// # Errors
-    /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
+    /// If there is no such model, or weights, tokenizer or processor are missing, damaged, or do
+    /// not fit together.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ModelError> {
         Self::load_on(path, &AssistantOptions::default(), &burn_flex::FlexDevice)
     }
 }
 
 impl<B: Backend> Assistant<B> {
-    /// Loads a model on any backend, in another dtype, on another base.
+    /// Loads a model on any backend, in another dtype, on another base. Base, tower and tokenizer
+    /// may be names too.
     ///
     /// # Errors
     /// As [`Assistant::load`].
@@ -45,7 +50,22 @@ impl<B: Backend> Assistant<B> {
         options: &AssistantOptions,
         device: &B::Device,
     ) -> Result<Self, ModelError> {
-        let (assistant, _) = sq_llava_model::Assistant::load(path.as_ref(), options, device)?;
+        let hub = Hub::from_env();
+        let located = |given: &Path, part: Part| {
+            let found = hub.locate(given, part);
+            found.map_err(|error| ModelError::Argument(error.to_string()))
+        };
+        let given = |given: &Option<PathBuf>, part: Part| {
+            let found = given.as_deref().map(|path| located(path, part));
+            found.transpose()
+        };
+        let mut options = options.clone();
+        options.load.base = given(&options.load.base, Part::Model)?;
+        options.load.vision = given(&options.load.vision, Part::Model)?;
+        options.tokenizer = given(&options.tokenizer, Part::Tokenizer)?;
+        options.load.look_up.get_or_insert_with(|| hub.look_up());
+        let path = located(path.as_ref(), Part::Model)?;
+        let (assistant, _) = sq_llava_model::Assistant::load(&path, &options, device)?;
         Ok(Self(assistant))
     }
 

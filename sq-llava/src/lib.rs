@@ -19,12 +19,14 @@
 //! | the model itself, its layers, weights and LoRA | [`model`] |
 //! | pictures, tokenizers, templates, data sets | [`data`] |
 //! | train: two stages, the joint loss, checkpoints | [`train`] |
+//! | a model by its name on the Hugging Face hub | [`Assistant::load`], [`hub`] |
 //! | measure: benchmarks, CLIPScore, diversity, judges | [`eval`] |
 //!
 //! Every module of [`model`] is generic over Burn's `B: Backend`; [`Assistant`] without a type means
 //! the CPU (feature `cpu`).
 
 mod assistant;
+pub mod hub;
 
 pub use assistant::Assistant;
 pub use sq_llava_data as data;

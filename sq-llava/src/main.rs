@@ -8,6 +8,7 @@ mod device;
 mod draw;
 mod histogram;
 mod model;
+mod names;
 mod output;
 mod quickstart;
 mod results;

@@ -17,11 +17,13 @@ use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
 use sq_llava_train::report::resident::proc_bytes;
 
 use crate::device::DeviceChoice;
+use crate::names;
 
 /// Which model, on which device.
 #[derive(Debug, Clone, Args)]
 pub struct ModelArguments {
-    /// Checkpoint or run directory, or a GGUF file.
+    /// Checkpoint or run directory, a GGUF file, or a name on the Hugging Face hub (org/name,
+    /// org/name@revision). So are --base, --vision and --tokenizer.
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// Model that a run was trained on.
@@ -166,32 +168,36 @@ impl ModelArguments {
         quantize: Option<Quantize>,
         device: &B::Device,
     ) -> Result<(Assistant<B>, LoadReport)> {
-        let Some(dir) = &self.model else {
-            return self.random::<B>(quantize, device);
+        let tokenizer = names::given_tokenizer(self.tokenizer.as_deref())?;
+        let Some(dir) = names::given_model(self.model.as_deref())? else {
+            return self.random::<B>(tokenizer, quantize, device);
         };
-        let bytes = weight_bytes(self.base.as_deref().unwrap_or(dir));
+        let base = names::given_model(self.base.as_deref())?;
+        let bytes = weight_bytes(base.as_deref().unwrap_or(&dir));
         let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
         let bar = bar();
         let options = AssistantOptions {
             load: LoadOptions {
                 dtype,
-                base: self.base.clone(),
-                vision: self.vision.clone(),
+                base,
+                vision: names::given_model(self.vision.as_deref())?,
+                look_up: Some(names::hub().look_up()),
                 quantize,
                 allow_unused: self.allow_unused,
                 progress: Some(progress(&bar)),
                 ..LoadOptions::default()
             },
             template: self.conv,
-            tokenizer: self.tokenizer.clone(),
+            tokenizer,
         };
-        let loaded = Assistant::load(dir, &options, device);
+        let loaded = Assistant::load(&dir, &options, device);
         bar.finish_and_clear();
         Ok(loaded?)
     }
 
     fn random<B: Backend>(
         &self,
+        tokenizer: Option<PathBuf>,
         quantize: Option<Quantize>,
         device: &B::Device,
     ) -> Result<(Assistant<B>, LoadReport)> {
@@ -199,7 +205,7 @@ impl ModelArguments {
             bail!("no model is named: give its directory with --model DIR");
         };
         let config = preset(name)?;
-        let Some(tokenizer) = &self.tokenizer else {
+        let Some(tokenizer) = tokenizer else {
             bail!("a preset has no tokenizer: give one with --tokenizer");
         };
         let dtype = match self.dtype {
@@ -219,7 +225,7 @@ impl ModelArguments {
             }
             None => None,
         };
-        let tokenizer = TextTokenizer::from_dir(tokenizer)?;
+        let tokenizer = TextTokenizer::from_dir(&tokenizer)?;
         let template = self.conv.unwrap_or(Template::V1);
         let assistant = Assistant::new(model, tokenizer, processor, template)?;
         Ok((assistant, LoadReport::default()))

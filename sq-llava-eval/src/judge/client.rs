@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
+use ureq::{Agent, Proxy};
 
 use crate::EvalError;
 
@@ -18,6 +19,7 @@ const QUOTED: usize = 300;
 #[derive(Debug)]
 pub struct Client {
     config: JudgeConfig,
+    agent: Agent,
     url: String,
     key: Option<String>,
 }
@@ -55,7 +57,20 @@ impl Client {
                 reason,
             });
         }
-        Ok(Self { config, url, key })
+        let agent = Agent::config_builder()
+            .http_status_as_error(false)
+            // The key would go along, to wherever they lead.
+            .max_redirects(0)
+            .max_redirects_will_error(false)
+            .proxy(Proxy::try_from_env().filter(|_| !is_loopback(&config.endpoint)))
+            .timeout_global(Some(Duration::from_secs(config.timeout_s)))
+            .build();
+        Ok(Self {
+            agent: agent.into(),
+            config,
+            url,
+            key,
+        })
     }
 
     /// What is sent for a message.
@@ -105,25 +120,23 @@ impl Client {
     }
 
     fn attempt(&self, body: &Value) -> Attempt {
-        let mut request = minreq::post(&self.url)
-            .with_header("Content-Type", "application/json")
-            .with_timeout(self.config.timeout_s)
-            // The key would go along, to wherever it leads.
-            .with_follow_redirects(false)
-            .with_body(body.to_string());
+        let mut request = self.agent.post(&self.url);
+        request = request.header("Content-Type", "application/json");
         if let Some(key) = &self.key {
-            request = request.with_header("Authorization", format!("Bearer {key}"));
+            request = request.header("Authorization", format!("Bearer {key}"));
         }
-        let response = match request.send() {
-            Ok(response) => response,
-            // Nothing else of minreq's errors goes away by itself.
-            Err(error @ minreq::Error::IoError(_)) => {
-                return Attempt::Busy(error.to_string(), None);
-            }
+        let received = request.send(body.to_string()).and_then(|response| {
+            let (parts, mut body) = response.into_parts();
+            Ok((parts, body.read_to_vec()?))
+        });
+        let (parts, bytes) = match received {
+            Ok(received) => received,
+            Err(error) if passes(&error) => return Attempt::Busy(error.to_string(), None),
             Err(error) => return Attempt::Refused(error.to_string()),
         };
-        let status = response.status_code;
-        let text = String::from_utf8_lossy(response.as_bytes());
+        let header = |name: &str| parts.headers.get(name)?.to_str().ok();
+        let status = parts.status.as_u16();
+        let text = String::from_utf8_lossy(&bytes);
         let quoted: String = text.chars().take(QUOTED).collect();
         match status {
             200..300 => match reply(&text) {
@@ -131,9 +144,7 @@ impl Client {
                 None => Attempt::Refused(format!("no choices[0].message.content in {quoted:?}")),
             },
             408 | 409 | 425 | 429 | 500.. => {
-                let wanted = response
-                    .header("retry-after")
-                    .and_then(|s| s.trim().parse().ok());
+                let wanted = header("retry-after").and_then(|s| s.trim().parse().ok());
                 let wanted = wanted.filter(|s: &f64| *s >= 0.0 && s.is_finite());
                 let longest = LONGEST_PAUSE.as_secs_f64();
                 let wanted = wanted.map(|s| Duration::from_secs_f64(s.min(longest)));
@@ -141,7 +152,7 @@ impl Client {
             }
             300..=399 => Attempt::Refused(format!(
                 "status {status}: it refers to {}; name the endpoint that answers itself",
-                response.header("location").unwrap_or("another address")
+                header("location").unwrap_or("another address")
             )),
             401 | 403 => Attempt::Refused(format!(
                 "status {status}: {quoted}; is the key in the environment variable {} right?",
@@ -150,6 +161,15 @@ impl Client {
             _ => Attempt::Refused(format!("status {status}: {quoted}")),
         }
     }
+}
+
+/// Whether a failure may go away by itself: the network, not the request.
+fn passes(error: &ureq::Error) -> bool {
+    use ureq::Error::{BodyStalled, ConnectionFailed, HostNotFound, Io, Timeout};
+    matches!(
+        error,
+        Io(_) | Timeout(_) | HostNotFound | ConnectionFailed | BodyStalled
+    )
 }
 
 /// `choices[0].message.content`.

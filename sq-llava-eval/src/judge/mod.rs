@@ -123,7 +123,7 @@ impl JudgeConfig {
 }
 
 /// Whether an http:// endpoint is on this machine, by its name alone.
-fn is_loopback(endpoint: &str) -> bool {
+pub fn is_loopback(endpoint: &str) -> bool {
     let rest = endpoint.strip_prefix("http://").unwrap_or(endpoint);
     let authority = rest.split(['/', '?', '#', '\\']).next().unwrap_or(rest);
     // A name before an @ is a user's, whatever it looks like.

@@ -29,6 +29,10 @@ use crate::sq_llava::SqLlava;
 /// Called with the bytes read so far and the bytes to read.
 pub type Progress = Arc<dyn Fn(u64, u64) + Send + Sync>;
 
+/// Finds the model that a checkpoint names and that is no directory here; `None` if nobody could
+/// mean one by that name, and the reason if it is not to be had.
+pub type LookUp = Arc<dyn Fn(&str) -> Result<Option<PathBuf>, String> + Send + Sync>;
+
 /// How a model is loaded.
 #[derive(Clone)]
 pub struct LoadOptions {
@@ -39,6 +43,9 @@ pub struct LoadOptions {
     /// A vision tower's directory, for checkpoints without one inside. A run directory takes it
     /// before its base's.
     pub vision: Option<PathBuf>,
+    /// Looks up the base and the tower that a checkpoint names, where none is given and no
+    /// directory of that name is here.
+    pub look_up: Option<LookUp>,
     /// A projector's file, or a directory that holds one, for a plain LLM with a vision tower.
     pub projector: Option<PathBuf>,
     /// Keep adapters, projector, prototype extractor and new tokens in f32, as training needs.
@@ -73,6 +80,7 @@ impl Default for LoadOptions {
             dtype: FloatDType::F32,
             base: None,
             vision: None,
+            look_up: None,
             projector: None,
             trainable_f32: false,
             freeze_base: false,
@@ -90,6 +98,7 @@ impl fmt::Debug for LoadOptions {
             .field("dtype", &self.dtype)
             .field("base", &self.base)
             .field("vision", &self.vision)
+            .field("look_up", &self.look_up.is_some())
             .field("projector", &self.projector)
             .field("trainable_f32", &self.trainable_f32)
             .field("freeze_base", &self.freeze_base)
@@ -219,12 +228,26 @@ pub fn load_model<B: Backend>(
         tracing::warn!("{note}");
     }
     report.notes = notes;
+    report.notes.extend(looked_up(&plan.files, options));
     report.check(dir, options.allow_unused)?;
     Ok(Loaded {
         model,
         report,
         files: plan.files,
     })
+}
+
+/// Says what stands in for the names of a checkpoint.
+fn looked_up(files: &ModelFiles, options: &LoadOptions) -> Vec<String> {
+    let parts = [
+        ("base", &files.base, &options.base),
+        ("vision tower", &files.vision, &options.vision),
+    ];
+    let named = parts.into_iter().filter(|(_, _, given)| given.is_none());
+    named
+        .filter(|_| options.look_up.is_some())
+        .filter_map(|(part, path, _)| Some(format!("the {part} is {}", path.as_ref()?.display())))
+        .collect()
 }
 
 /// A checkpoint's configuration and weights, before its vision tower is looked for.
@@ -302,10 +325,8 @@ fn plan_full(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
             dir: &dir,
             json: &json,
         }];
-        let given = options.vision.as_deref();
         let known = config.vision.take();
-        let unused = options.allow_unused;
-        let (vision, found) = find_tower(&mut weights, known, &places, given, true, unused)?;
+        let (vision, found) = find_tower(&mut weights, known, &places, options, true)?;
         config.vision = Some(vision);
         tower = found;
         name_projector(&mut config, &json, &weights);

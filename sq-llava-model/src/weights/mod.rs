@@ -31,7 +31,9 @@ mod write;
 
 pub use layout::Layout;
 pub use llava_hf::{prepare_llava_hf, save_llava_hf_files};
-pub use load::{CheckpointKind, FreshParts, LoadOptions, Loaded, ModelFiles, Progress, load_model};
+pub use load::{
+    CheckpointKind, FreshParts, LoadOptions, Loaded, LookUp, ModelFiles, Progress, load_model,
+};
 pub use module::load_module;
 pub use random::init_random;
 pub use report::{LoadReport, Mismatch};

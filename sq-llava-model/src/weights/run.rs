@@ -13,7 +13,7 @@ use super::load::{
     read_checkpoint, tokenizer_dir,
 };
 use super::source::{either, model_files, read_file, safetensors_metadata};
-use super::vision::{Described, find_tower};
+use super::vision::{Described, find_tower, look_up};
 use crate::config::{SqLlavaConfig, read_json};
 use crate::error::ModelError;
 
@@ -87,9 +87,7 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
             true => base_config.vision.clone(),
             false => None,
         };
-        let given = options.vision.as_deref();
-        let unused = options.allow_unused;
-        let (vision, found) = find_tower(&mut weights, known, &places, given, false, unused)?;
+        let (vision, found) = find_tower(&mut weights, known, &places, options, false)?;
         config.vision = Some(vision);
         tower = found;
         name_projector(&mut config, &json, &weights);
@@ -113,7 +111,8 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
     })
 }
 
-/// The base: the one given, else the one that the adapter names if it is a directory here.
+/// The base: the one given, else the one that the adapter names if it is a directory here or can be
+/// looked up.
 fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
     let base = match &options.base {
         Some(base) => base.clone(),
@@ -123,9 +122,9 @@ fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
                 .iter()
                 .flat_map(|name| [PathBuf::from(name), dir.join(name)])
                 .find(|path| path.join("config.json").is_file() || is_gguf(path));
-            found.ok_or_else(|| {
-                let named = named.map_or(String::new(), |name| {
-                    format!(" (\"base_model_name_or_path\" is \"{name}\", which is no directory here)")
+            let missing = |reason: &str| {
+                let named = named.as_ref().map_or(String::new(), |name| {
+                    format!(" (\"base_model_name_or_path\" is \"{name}\", {reason})")
                 });
                 ModelError::config(
                     dir,
@@ -133,7 +132,11 @@ fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
                         "this is a training run, not a whole model{named}; give the LLM that it was trained on with --base"
                     ),
                 )
-            })?
+            };
+            match found {
+                Some(path) => path,
+                None => look_up(named.as_deref(), options).map_err(|reason| missing(&reason))?,
+            }
         }
     };
     if !base.is_dir() && !is_gguf(&base) {

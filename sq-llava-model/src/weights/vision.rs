@@ -6,6 +6,7 @@ use serde_json::Value;
 
 use super::fill::WeightMap;
 use super::layout::Section;
+use super::load::LoadOptions;
 use super::source::{mention_index, model_files, read_files};
 use crate::config::{
     ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
@@ -19,8 +20,8 @@ pub(super) struct Described<'a> {
 }
 
 /// Finds the tower: inside the checkpoint, in the directory given, or where `mm_vision_tower`
-/// points. Puts its weights into the map and returns its configuration and, unless it is inside,
-/// its directory.
+/// points, by path or by name. Puts its weights into the map and returns its configuration and,
+/// unless it is inside, its directory.
 ///
 /// # Errors
 /// If there is none, or it is damaged.
@@ -28,10 +29,10 @@ pub(super) fn find_tower(
     weights: &mut WeightMap,
     known: Option<ClipVisionConfig>,
     places: &[Described<'_>],
-    given: Option<&Path>,
+    options: &LoadOptions,
     inside_wins: bool,
-    allow_unused: bool,
 ) -> Result<(ClipVisionConfig, Option<PathBuf>), ModelError> {
+    let (given, allow_unused) = (options.vision.as_deref(), options.allow_unused);
     let inside = weights.has(Section::Vision);
     let (mut config, dir) = match given {
         Some(dir) if !(inside && inside_wins) => (
@@ -48,7 +49,7 @@ pub(super) fn find_tower(
             (config_inside(known, places, allow_unused)?, None)
         }
         _ => {
-            let dir = local_tower(places)?;
+            let dir = named_tower(places, options)?;
             (read_tower(weights, &dir, allow_unused)?, Some(dir))
         }
     };
@@ -155,24 +156,34 @@ fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
         .collect()
 }
 
-fn local_tower(places: &[Described<'_>]) -> Result<PathBuf, ModelError> {
+/// The model that a checkpoint names, where it is no directory here; otherwise why there is none.
+pub(super) fn look_up(name: Option<&str>, options: &LoadOptions) -> Result<PathBuf, String> {
+    let no_directory = || "which is no directory here".to_owned();
+    match (name, &options.look_up) {
+        (Some(name), Some(look_up)) => look_up(name)?.ok_or_else(no_directory),
+        _ => Err(no_directory()),
+    }
+}
+
+fn named_tower(places: &[Described<'_>], options: &LoadOptions) -> Result<PathBuf, ModelError> {
     let candidates = tower_candidates(places);
     if let Some(dir) = candidates.iter().find(|dir| dir.is_dir()) {
         return Ok(dir.clone());
     }
-    let named = places
-        .iter()
-        .find_map(|place| place.json.get("mm_vision_tower")?.as_str())
-        .map_or(String::new(), |name| {
-            format!("; \"mm_vision_tower\" is \"{name}\", which is no directory here")
+    let mut places = places.iter();
+    let dir = places.clone().next().map_or(Path::new(""), |p| p.dir);
+    let name = places.find_map(|place| place.json.get("mm_vision_tower")?.as_str());
+    look_up(name, options).map_err(|reason| {
+        let named = name.map_or(String::new(), |name| {
+            format!("; \"mm_vision_tower\" is \"{name}\", {reason}")
         });
-    let dir = places
-        .first()
-        .map_or(PathBuf::new(), |p| p.dir.to_path_buf());
-    Err(ModelError::weights(
-        dir,
-        format!("no vision tower inside the checkpoint{named}; give its directory with --vision"),
-    ))
+        ModelError::weights(
+            dir,
+            format!(
+                "no vision tower inside the checkpoint{named}; give its directory with --vision"
+            ),
+        )
+    })
 }
 
 /// The kind of projector that the keys show, for checkpoints whose configuration names none.

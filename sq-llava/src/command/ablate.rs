@@ -10,6 +10,7 @@ use sq_llava_data::atomic::write_atomic;
 use sq_llava_train::{Recipe, Ui};
 
 use crate::device::{DeviceChoice, Work};
+use crate::names;
 use crate::output::tell;
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
 use crate::world::read_held_out;
@@ -77,9 +78,9 @@ impl Ablate {
             (&self.recipe, &self.llm, &self.questions)
         {
             return Ok(Task {
-                recipe: Recipe::read(recipe, &self.changes)?,
-                llm: llm.clone(),
-                vision: self.vision.clone(),
+                recipe: names::of_recipe(Recipe::read(recipe, &self.changes)?)?,
+                llm: names::model(llm)?,
+                vision: names::given_model(self.vision.as_deref())?,
                 images: self.images.clone().unwrap_or_default(),
                 questions: read_held_out(questions)?,
             });

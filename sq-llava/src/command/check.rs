@@ -10,6 +10,7 @@ use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{LabelOptions, Template, TextTokenizer, machine_threads};
 
+use crate::names;
 use crate::output::tell;
 
 /// Look a data set over before training on it.
@@ -71,7 +72,8 @@ impl Check {
         if let Some(folder) = self.images.as_ref().filter(|folder| !folder.is_dir()) {
             bail!("{}: there is no such folder", folder.display());
         }
-        let tokenizer = match (&self.tokenizer, self.template) {
+        let folder = names::given_tokenizer(self.tokenizer.as_deref())?;
+        let tokenizer = match (&folder, self.template) {
             (Some(dir), Some(template)) => {
                 let mut tokenizer = TextTokenizer::from_dir(dir)?;
                 // Training adds them too.

@@ -19,6 +19,7 @@ use crate::device::{DeviceChoice, Work};
 use crate::draw::{DrawArguments, count_bar};
 use crate::histogram::{Curve, write_histogram};
 use crate::model::{Precision, bar, progress, weight_bytes};
+use crate::names;
 use crate::output::tell;
 
 /// Failures that the report names; all are counted.
@@ -27,7 +28,8 @@ const NAMED: usize = 1000;
 /// Mean CLIPScore of the questions and of the answers of an instruction data set.
 #[derive(Debug, Args)]
 pub struct ClipScoreCommand {
-    /// CLIP: config.json, weights, tokenizer, preprocessor_config.json.
+    /// CLIP: config.json, weights, tokenizer, preprocessor_config.json; or a name on the hub
+    /// (org/name).
     #[arg(long, value_name = "DIR")]
     clip: PathBuf,
     /// LLaVA's JSON or JSONL.
@@ -139,13 +141,12 @@ impl Work for ClipScoreCommand {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
         let manifest = Manifest::open(&self.data)?;
         let indices = self.draw.indices(manifest.len());
-        let dtype = self
-            .dtype
-            .on::<B>(self.device, weight_bytes(&self.clip), device)?;
+        let clip = names::model(&self.clip)?;
+        let bytes = weight_bytes(&clip);
+        let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
         let loading = bar();
         let moved = progress(&loading);
-        let scorer =
-            ClipScorer::<B>::load(&self.clip, dtype, self.allow_unused, Some(&moved), device)?;
+        let scorer = ClipScorer::<B>::load(&clip, dtype, self.allow_unused, Some(&moved), device)?;
         loading.finish_and_clear();
 
         let mut questions = Collected::new();

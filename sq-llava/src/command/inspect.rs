@@ -17,11 +17,12 @@ use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
 use crate::device::{DeviceChoice, Work};
 use crate::model::preset;
+use crate::names;
 
 /// Show what a checkpoint or preset is made of.
 #[derive(Debug, Args)]
 pub struct Inspect {
-    /// Checkpoint or run directory.
+    /// Checkpoint or run directory, or a name on the hub (org/name).
     #[arg(value_name = "DIR", required_unless_present = "preset")]
     model: Option<PathBuf>,
     /// sq-llava-7b, sq-llava-13b or tiny.
@@ -58,17 +59,18 @@ impl Inspect {
 
 impl Work for Inspect {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let Some(dir) = &self.model else {
+        let Some(dir) = names::given_model(self.model.as_deref())? else {
             bail!("give a directory or --preset");
         };
         let options = LoadOptions {
             dtype: FloatDType::F16,
-            base: self.base,
-            vision: self.vision,
+            base: names::given_model(self.base.as_deref())?,
+            vision: names::given_model(self.vision.as_deref())?,
+            look_up: Some(names::hub().look_up()),
             allow_unused: self.allow_unused,
             ..LoadOptions::default()
         };
-        let loaded = load_model::<B>(dir, &options, device)?;
+        let loaded = load_model::<B>(&dir, &options, device)?;
         show(&loaded.model.config, Some(&loaded.report), self.json);
         Ok(())
     }

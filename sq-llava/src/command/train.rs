@@ -14,6 +14,7 @@ use sq_llava_train::{
 
 use super::nodes::NodeArguments;
 use crate::device::{DeviceChoice, Work};
+use crate::names;
 use crate::output::tell;
 
 /// Exit status of a run that was stopped and saved: 128 and the number of SIGINT.
@@ -43,7 +44,8 @@ pub struct Train {
     /// A change to the recipe, such as stage2.epochs=3; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
-    /// The LLM (a directory or a GGUF file), or a whole LLaVA.
+    /// The LLM (a directory or a GGUF file), or a whole LLaVA. Like --vision and --projector it may
+    /// be a name on the hub (org/name).
     #[arg(long, value_name = "DIR", required_unless_present = "resume")]
     llm: Option<PathBuf>,
     /// The vision tower, unless it is inside the LLaVA.
@@ -108,20 +110,22 @@ impl Train {
         paths.out = out;
         paths.allow_unused |= self.allow_unused;
         if let Some(llm) = &self.llm {
-            paths.llm.clone_from(llm);
+            paths.llm = names::model(llm)?;
         }
+        let vision = names::given_model(self.vision.as_deref())?;
+        let projector = names::given_model(self.projector.as_deref())?;
         for (given, known) in [
-            (&self.vision, &mut paths.vision),
+            (&vision, &mut paths.vision),
             (&self.data, &mut paths.data),
             (&self.images, &mut paths.images),
-            (&self.projector, &mut paths.projector),
+            (&projector, &mut paths.projector),
         ] {
             if given.is_some() {
                 known.clone_from(given);
             }
         }
         let recipe = recipe.context("give --recipe, or --resume to go on with a run")?;
-        Ok((recipe, paths))
+        Ok((names::of_recipe(recipe)?, paths))
     }
 }
 
