@@ -2,19 +2,25 @@
 //!
 //! [`ImageProcessor`] decodes (`decode.rs`), squares and resizes as Pillow and LLaVA do
 //! (`resample.rs`), and normalises; [`ImageProcessorConfig`] is `preprocessor_config.json`.
+//! For pictures of any shape `anyres.rs` has the geometry of tiles, and `packing.rs` says how the
+//! features of tiles become tokens.
 
+mod anyres;
 mod config;
 mod decode;
+mod packing;
 mod resample;
 
 use std::io::Read;
 use std::path::Path;
 use std::sync::Once;
 
+pub use anyres::{AnyResolution, FeatureWindow, PatchMerge, TileGrid};
 pub use config::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
 pub use image::{ImageFormat, Rgb, RgbImage};
+pub use packing::{Gather, ImagePacking, PackingPlan, TokenSource};
 
 use crate::{DataError, files};
 use decode::{DecodeOptions, Decoded};
