@@ -5,12 +5,15 @@
 //! for is computed, and the padded square never exists as a whole: a picture of one row and sixty
 //! thousand columns would need ten gigabytes.
 
+mod pillow;
+
 use std::ops::Range;
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
+pub(super) use pillow::resample_exactly;
 
 /// Bytes of padded rows that are held at a time.
 const BLOCK_BYTES: usize = 4 << 20;
@@ -144,6 +147,9 @@ impl Axis {
         first..last
     }
 }
+
+/// The part `x.len` × `y.len` of a resized picture on its canvas, the rest of which is background.
+pub(super) type Resample = fn(&RgbImage, Axis, Axis, [u8; 3]) -> RgbImage;
 
 /// The part `x.len` × `y.len` of a resized picture on its canvas.
 pub(super) fn resample(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> RgbImage {
