@@ -301,6 +301,28 @@ fn golden_tiles_have_the_processors_pixels() {
     assert!(compared > 0, "no model that tiles");
 }
 
+/// Their weights have fewer digits than Pillow's.
+#[test]
+fn golden_pictures_of_one_size_are_within_a_level() {
+    let mut compared = 0;
+    for vlm in vlms() {
+        for (layout, processor) in vlm.processors() {
+            if tiles(&processor) {
+                continue;
+            }
+            let deviations = processor.config().image_std.into_iter();
+            let level = deviations.map(|std| 1.01 / 255.0 / std).fold(0.0, f64::max);
+            for prompt in vlm.prompts() {
+                let what = format!("{} {layout} {}", vlm.folder.display(), prompt.name);
+                let found = prepare(&processor, &prompt);
+                check_pixels(&what, &found, &vlm.tensors, prompt.name, level as f32);
+                compared += found.len();
+            }
+        }
+    }
+    assert!(compared > 0, "no model with pictures of one size");
+}
+
 #[test]
 fn golden_pictures_have_as_many_tokens() {
     let mut compared = 0;

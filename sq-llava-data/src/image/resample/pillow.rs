@@ -138,7 +138,7 @@ impl Axis {
 
 /// Whether Pillow resamples the columns first: since version 13, where the height loses more than
 /// twice what the width does.
-fn columns_first(x: Axis, y: Axis) -> bool {
+pub(super) fn columns_first(x: Axis, y: Axis) -> bool {
     let lost = |axis: Axis| i128::from(axis.canvas) - i128::from(axis.resized);
     lost(y) > 0 && lost(y) > 2 * lost(x)
 }
