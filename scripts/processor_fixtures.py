@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from safetensors.numpy import save_file
+from transformers.models.bit.image_processing_pil_bit import BitImageProcessorPil
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
@@ -20,10 +21,11 @@ from transformers.models.siglip.image_processing_pil_siglip import SiglipImagePr
 OUT = Path("sq-llava-data/tests/fixtures/processor")
 CLASSES = {
     "CLIPImageProcessor": CLIPImageProcessorPil,
+    "BitImageProcessor": BitImageProcessorPil,
     "LlavaImageProcessor": LlavaImageProcessorPil,
     "SiglipImageProcessor": SiglipImageProcessorPil,
 }
-CLIP, LLAVA, SIGLIP = CLASSES
+CLIP, BIT, LLAVA, SIGLIP = CLASSES
 SQUARE = {"height": 9, "width": 9}
 CASES = {
     "clip_number": {"image_processor_type": CLIP, "size": 9, "crop_size": 9},
@@ -38,6 +40,7 @@ CASES = {
     "llava_pad": {"image_processor_type": LLAVA, "size": {"shortest_edge": 9}, "crop_size": SQUARE, "do_pad": True},
     "llava_pad_exact": {"image_processor_type": LLAVA, "size": {"height": 8, "width": 10}, "do_center_crop": False, "do_pad": True},
     "llava_crop": {"image_processor_type": LLAVA, "size": {"shortest_edge": 9}, "crop_size": SQUARE, "do_pad": False},
+    "dinov2": {"image_processor_type": BIT, "size": {"shortest_edge": 12}, "crop_size": SQUARE, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
     "siglip": {"image_processor_type": SIGLIP, "size": SQUARE},
     "lanczos": {"image_processor_type": CLIP, "size": 9, "crop_size": 9, "resample": 1},
     "bilinear": {"image_processor_type": CLIP, "size": 9, "crop_size": 9, "resample": 2},

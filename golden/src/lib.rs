@@ -24,6 +24,12 @@ pub fn root() -> PathBuf {
     std::env::var_os("SQ_LLAVA_GOLDEN").map_or_else(repository, PathBuf::from)
 }
 
+/// Reference data of today's families: the folder that `SQ_LLAVA_GOLDEN_FAMILIES` names, else the copy here.
+pub fn families() -> PathBuf {
+    std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES")
+        .map_or_else(|| repository().join("families"), PathBuf::from)
+}
+
 /// The 32000-token LLaMA vocabulary; always the repository's.
 pub fn llama_tokenizer() -> PathBuf {
     repository().join("llama-tokenizer")

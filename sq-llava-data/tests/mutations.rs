@@ -196,6 +196,10 @@ fn picture_settings_survive_damage() {
             "preprocessor_config.json".into(),
             file("examples/assets/world-towers/vision/preprocessor_config.json"),
         ),
+        (
+            "preprocessor_config.json".into(),
+            file("golden/data/families/vlm_next_clip_llama/hub/preprocessor_config.json"),
+        ),
     ];
     survives(
         "picture-settings",
@@ -203,8 +207,10 @@ fn picture_settings_survive_damage() {
         4000,
         Budget::default(),
         |path| {
-            if let Ok(config) = ImageProcessorConfig::read(path) {
-                let _ = ImageProcessor::new(config);
+            if let Ok(config) = ImageProcessorConfig::read(path)
+                && let Ok(processor) = ImageProcessor::new(config)
+            {
+                let _ = processor.packing((30, 700), 1).plan(16);
             }
         },
     );

@@ -2,6 +2,7 @@
 //! done to a picture before the vision tower.
 
 mod read;
+mod tiling;
 
 use std::path::Path;
 use std::str::FromStr;
@@ -9,9 +10,10 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::Kernel;
+use super::{AnyResolution, Kernel};
 use crate::DataError;
 use crate::atomic::write_atomic;
+use tiling::TilingKind;
 
 /// Twice Pillow's `MAX_IMAGE_PIXELS`: above it Pillow raises `DecompressionBombError`.
 pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
@@ -81,8 +83,9 @@ pub enum ImageSize {
 /// A Hugging Face `preprocessor_config.json`, and three fields of our own.
 ///
 /// Reads `CLIPImageProcessor` (sizes as numbers or objects), the older `CLIPFeatureExtractor`,
-/// `LlavaImageProcessor` and `SiglipImageProcessor`, each with its own defaults; CLIP's where a
-/// file names no type.
+/// `BitImageProcessor` (DINOv2's), `LlavaImageProcessor`, `SiglipImageProcessor`,
+/// `LlavaNextImageProcessor` and `LlavaOnevisionImageProcessor`, each with its own defaults; CLIP's
+/// where a file names no type.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "Map<String, Value>", into = "Map<String, Value>")]
 pub struct ImageProcessorConfig {
@@ -110,6 +113,9 @@ pub struct ImageProcessorConfig {
     /// `LlavaImageProcessor` with `do_pad`, and [`ImageAspect::Crop`] for all others. LLaVA keeps
     /// it in the model's config.json; see [`Self::with_aspect`].
     pub aspect: ImageAspect,
+    /// Pictures of any shape become tiles ([`super::ImageProcessor::prepare`]), whatever `aspect`
+    /// says; `None` where each is brought to one size.
+    pub tiling: Option<AnyResolution>,
     /// Pictures with more pixels than this are refused; default [`DEFAULT_MAX_PIXELS`].
     pub max_pixels: u64,
     /// Turn the picture as its EXIF orientation says. Off by default, as in Pillow's loader.
@@ -137,6 +143,7 @@ impl ImageProcessorConfig {
             image_mean: CLIP_MEAN,
             image_std: CLIP_STD,
             aspect: ImageAspect::Crop,
+            tiling: None,
             max_pixels: DEFAULT_MAX_PIXELS,
             apply_exif: false,
         }
@@ -162,23 +169,26 @@ impl ImageProcessorConfig {
     }
 
     /// The same treatment as transformers' own processors are told of it, which do not know
-    /// `image_aspect_ratio`: `LlavaImageProcessor` with `do_pad`, or `CLIPImageProcessor`.
+    /// `image_aspect_ratio`: `LlavaImageProcessor` with `do_pad`, `CLIPImageProcessor`, or the ones
+    /// that tile. The N of `anyres_max_N` is `vision_aspect_ratio` there, of the model's
+    /// `config.json` and of `processor_config.json`.
     ///
     /// # Errors
     /// As [`Self::input_size`].
     pub fn to_transformers(&self) -> Result<Map<String, Value>, DataError> {
         let mut config = self.clone();
-        if self.aspect == ImageAspect::Resize {
+        let aspect = self.tiling.is_none().then_some(self.aspect);
+        if aspect == Some(ImageAspect::Resize) {
             let (height, width) = self.input_size()?;
             config.size = ImageSize::Exact { height, width };
             config.do_resize = true;
             config.do_center_crop = false;
         }
         let mut json: Map<String, Value> = config.into();
-        for ours in ["image_aspect_ratio", "max_pixels", "apply_exif"] {
+        for ours in [tiling::ASPECT, tiling::MERGE, "max_pixels", "apply_exif"] {
             json.remove(ours);
         }
-        if self.aspect == ImageAspect::Pad {
+        if aspect == Some(ImageAspect::Pad) {
             json.insert("image_processor_type".into(), "LlavaImageProcessor".into());
             json.insert("do_pad".into(), true.into());
         }
@@ -254,6 +264,16 @@ impl From<ImageProcessorConfig> for Map<String, Value> {
         put("image_aspect_ratio", serde_json::json!(config.aspect));
         put("max_pixels", config.max_pixels.into());
         put("apply_exif", config.apply_exif.into());
+        if let Some(tiling) = &config.tiling {
+            put(
+                "image_processor_type",
+                TilingKind::of(tiling).class().into(),
+            );
+            put("do_pad", true.into());
+            put(tiling::PINPOINTS, serde_json::json!(tiling.pinpoints));
+            put(tiling::ASPECT, tiling.aspect_name().into());
+            put(tiling::MERGE, tiling.merge.name().into());
+        }
         json
     }
 }
@@ -336,8 +356,8 @@ mod tests {
     fn fault_08_what_a_processor_does_beyond_ours_is_refused() {
         for (json, word) in [
             (
-                json!({"image_processor_type": "LlavaNextImageProcessor"}),
-                "LlavaNext",
+                json!({"image_processor_type": "Siglip2ImageProcessor"}),
+                "Siglip2",
             ),
             (
                 json!({"image_processor_type": "CLIPImageProcessor", "do_pad": true}),

@@ -2,24 +2,32 @@
 //!
 //! [`ImageProcessor`] decodes (`decode.rs`), squares and resizes as Pillow and LLaVA do
 //! (`resample.rs`), and normalises; [`ImageProcessorConfig`] is `preprocessor_config.json`.
+//! Pictures of any shape become tiles (`tiles.rs`) by the geometry of `anyres.rs`, and `packing.rs`
+//! says how the features of tiles become tokens.
 
+mod anyres;
 mod config;
 mod decode;
+mod packing;
 mod resample;
+mod tiles;
 
 use std::io::Read;
 use std::path::Path;
 use std::sync::Once;
 
+pub use anyres::{AnyResolution, FeatureWindow, PatchMerge, TileGrid};
 pub use config::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
 pub use image::{ImageFormat, Rgb, RgbImage};
+pub use packing::{Gather, ImagePacking, PackingPlan, TokenSource};
+pub use tiles::{ImageTiles, PreparedImage};
 
 use crate::{DataError, files};
 use decode::{DecodeOptions, Decoded};
 pub use resample::Kernel;
-use resample::{Axis, filled, resample};
+use resample::{Axis, Resample, filled, resample};
 
 /// Bytes by which a picture is told from other files.
 const PICTURE_START: u64 = 4096;
@@ -73,9 +81,11 @@ impl ImageProcessor {
     /// A processor for this configuration.
     ///
     /// # Errors
-    /// [`DataError::ImageConfig`] if the inputs would have no fixed size, or an impossible one.
+    /// [`DataError::ImageConfig`] if the inputs would have no fixed size, or an impossible one; or
+    /// if tiles of that size do not fill the resolutions that pictures are brought to.
     pub fn new(config: ImageProcessorConfig) -> Result<Self, DataError> {
         let input_size = config.input_size()?;
+        config.check_tiles()?;
         // LLaVA: `tuple(int(x*255) for x in image_processor.image_mean)`.
         let background = config.image_mean.map(|mean| (mean * 255.0) as u8);
         let mut normalised = Box::new([[0.0; 256]; 3]);
@@ -225,17 +235,22 @@ impl ImageProcessor {
     ///
     /// An image without pixels, which [`Self::decode`] never gives, becomes all background.
     pub fn resize_to_input(&self, image: &RgbImage) -> RgbImage {
+        self.fit(image, self.config.aspect, resample)
+    }
+
+    /// Brings a picture to the input's size by a treatment of its shape and a way to resample.
+    fn fit(&self, image: &RgbImage, aspect: ImageAspect, resample: Resample) -> RgbImage {
         let (input_height, input_width) = self.input_size;
         if image.width() == 0 || image.height() == 0 {
             return filled(input_width, input_height, self.background);
         }
         let (width, height) = image.dimensions();
         let square = width.max(height);
-        let (canvas_width, canvas_height) = match self.config.aspect {
+        let (canvas_width, canvas_height) = match aspect {
             ImageAspect::Pad => (square, square),
             ImageAspect::Crop | ImageAspect::Resize => (width, height),
         };
-        let (resized_width, resized_height) = self.resized(canvas_width, canvas_height);
+        let (resized_width, resized_height) = self.resized(aspect, canvas_width, canvas_height);
         let kernel = self.config.resample;
         let (x, before_x) = axis(kernel, width, canvas_width, resized_width, input_width);
         let (y, before_y) = axis(kernel, height, canvas_height, resized_height, input_height);
@@ -263,8 +278,18 @@ impl ImageProcessor {
     /// Eight bits to the tower's numbers; the second half of [`Self::preprocess`].
     pub fn normalize(&self, resized: &RgbImage) -> PixelValues {
         let (width, height) = (resized.width() as usize, resized.height() as usize);
-        let area = width * height;
-        let mut data = vec![0.0; 3 * area];
+        let mut data = vec![0.0; 3 * width * height];
+        self.normalize_into(resized, &mut data);
+        PixelValues {
+            data,
+            height,
+            width,
+        }
+    }
+
+    /// The same into `[3, height, width]`.
+    fn normalize_into(&self, resized: &RgbImage, data: &mut [f32]) {
+        let area = data.len() / 3;
         let (red, rest) = data.split_at_mut(area);
         let (green, blue) = rest.split_at_mut(area);
         let [red_of, green_of, blue_of] = &*self.normalised;
@@ -279,11 +304,6 @@ impl ImageProcessor {
             *green = green_of[usize::from(pixel[1])];
             *blue = blue_of[usize::from(pixel[2])];
         }
-        PixelValues {
-            data,
-            height,
-            width,
-        }
     }
 
     /// [`Self::open`], then [`Self::preprocess`].
@@ -295,8 +315,8 @@ impl ImageProcessor {
     }
 
     /// Size after resizing and before the centre crop, in pixels.
-    fn resized(&self, width: u32, height: u32) -> (u64, u64) {
-        if self.config.aspect == ImageAspect::Resize {
+    fn resized(&self, aspect: ImageAspect, width: u32, height: u32) -> (u64, u64) {
+        if aspect == ImageAspect::Resize {
             let (height, width) = self.input_size;
             return (width.into(), height.into());
         }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
+use super::tiling::{ASPECT, MERGE, PINPOINTS, TilingKind};
 use super::{
     CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
 };
@@ -20,11 +21,14 @@ const PROCESSOR: &str = "processor_config.json";
 enum Kind {
     /// A file that names none: CLIP, or SigLIP where there is an exact size and no crop.
     Unnamed,
+    /// CLIP's; DINOv2's are the same.
     Clip,
     /// CLIP's, which may pad to a square before.
     Llava,
     /// An exact size, no crop, other means.
     Siglip,
+    /// Tiles of any shape.
+    Tiling(TilingKind),
 }
 
 impl Kind {
@@ -32,12 +36,15 @@ impl Kind {
         // The same steps in another implementation.
         let plain = name.trim_end_matches("Fast").trim_end_matches("Pil");
         match plain {
-            "CLIPImageProcessor" | "CLIPFeatureExtractor" => Ok(Self::Clip),
+            "CLIPImageProcessor" | "CLIPFeatureExtractor" | "BitImageProcessor" => Ok(Self::Clip),
             "LlavaImageProcessor" => Ok(Self::Llava),
             "SiglipImageProcessor" => Ok(Self::Siglip),
+            TilingKind::NEXT => Ok(Self::Tiling(TilingKind::Next)),
+            TilingKind::ONEVISION => Ok(Self::Tiling(TilingKind::Onevision)),
             _ => Err(DataError::ImageConfig(format!(
                 "the image processor {name} is not supported; known are CLIPImageProcessor, \
-                 LlavaImageProcessor and SiglipImageProcessor"
+                 BitImageProcessor, LlavaImageProcessor, SiglipImageProcessor, \
+                 LlavaNextImageProcessor and LlavaOnevisionImageProcessor"
             ))),
         }
     }
@@ -90,7 +97,10 @@ impl ImageProcessorConfig {
     /// If neither is there, or as [`Self::read`].
     pub fn read_dir(dir: &Path) -> Result<Self, DataError> {
         match find(dir)? {
-            Some(found) => at(&found.path, Self::try_from(found.keys)),
+            Some(found) => at(
+                &found.path,
+                Self::read_keys(found.keys, found.vision_aspect_ratio.as_deref()),
+            ),
             None => Err(DataError::ImageConfig(format!(
                 "{}: no {PREPROCESSOR} here, and no {PROCESSOR} with an \"image_processor\"",
                 dir.display()
@@ -111,23 +121,33 @@ impl ImageProcessorConfig {
 struct Found {
     path: PathBuf,
     keys: Map<String, Value>,
+    /// A key of the file of text and images together.
+    vision_aspect_ratio: Option<String>,
 }
 
 fn find(dir: &Path) -> Result<Option<Found>, DataError> {
-    let outer = dir.join(PROCESSOR);
-    if outer.is_file()
-        && let Some(Value::Object(inner)) = object(&outer)?.remove("image_processor")
-    {
+    let path = dir.join(PROCESSOR);
+    let mut outer = Keys(match path.is_file() {
+        true => object(&path)?,
+        false => Map::new(),
+    });
+    let vision_aspect_ratio = at(&path, outer.text("vision_aspect_ratio"))?.map(str::to_owned);
+    if let Some(Value::Object(keys)) = outer.0.remove("image_processor") {
         return Ok(Some(Found {
-            path: outer,
-            keys: inner,
+            path,
+            keys,
+            vision_aspect_ratio,
         }));
     }
-    let own = dir.join(PREPROCESSOR);
-    match own.is_file() {
-        true => object(&own).map(|keys| Some(Found { path: own, keys })),
-        false => Ok(None),
+    let path = dir.join(PREPROCESSOR);
+    if !path.is_file() {
+        return Ok(None);
     }
+    Ok(Some(Found {
+        keys: object(&path)?,
+        path,
+        vision_aspect_ratio,
+    }))
 }
 
 fn object(path: &Path) -> Result<Map<String, Value>, DataError> {
@@ -152,21 +172,31 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
     type Error = DataError;
 
     fn try_from(json: Map<String, Value>) -> Result<Self, DataError> {
+        Self::read_keys(json, None)
+    }
+}
+
+impl ImageProcessorConfig {
+    /// Reads the keys of a processor, and `vision_aspect_ratio` that may stand beside it.
+    fn read_keys(
+        json: Map<String, Value>,
+        vision_aspect_ratio: Option<&str>,
+    ) -> Result<Self, DataError> {
         let keys = Keys(json);
         let kind = keys.kind()?;
-        keys.refuse_unknown()?;
+        keys.refuse_unknown(kind)?;
         let size = keys.size(kind)?;
         let has_crop = keys.get("crop_size").is_some();
         let crops = match kind {
-            Kind::Clip | Kind::Llava => true,
-            Kind::Siglip => false,
+            Kind::Clip | Kind::Llava | Kind::Tiling(TilingKind::Next) => true,
+            Kind::Siglip | Kind::Tiling(TilingKind::Onevision) => false,
             Kind::Unnamed => has_crop || matches!(size, ImageSize::ShortestEdge(_)),
         };
         let (mean, std) = match kind {
             Kind::Siglip => ([0.5; 3], [0.5; 3]),
             _ => (CLIP_MEAN, CLIP_STD),
         };
-        Ok(Self {
+        let mut config = Self {
             do_resize: keys.flag("do_resize", true)?,
             size,
             resample: keys.kernel()?,
@@ -178,6 +208,7 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
             image_mean: keys.triple("image_mean", mean)?,
             image_std: keys.deviations(std)?,
             aspect: keys.aspect(kind)?,
+            tiling: None,
             max_pixels: match keys.get("max_pixels") {
                 Some(value) => value
                     .as_u64()
@@ -185,19 +216,27 @@ impl TryFrom<Map<String, Value>> for ImageProcessorConfig {
                 None => DEFAULT_MAX_PIXELS,
             },
             apply_exif: keys.flag("apply_exif", false)?,
-        })
+        };
+        if let Kind::Tiling(kind) = kind {
+            config.tiling = Some(kind.read(&keys, vision_aspect_ratio)?);
+            if kind == TilingKind::Onevision && !has_crop {
+                config.crop_size = config.input_size()?;
+            }
+            config.check_tiles()?;
+        }
+        Ok(config)
     }
 }
 
 /// Typed access to the keys.
-struct Keys(Map<String, Value>);
+pub(super) struct Keys(pub(super) Map<String, Value>);
 
 impl Keys {
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.0.get(key).filter(|v| !v.is_null())
     }
 
-    fn text(&self, key: &str) -> Result<Option<&str>, DataError> {
+    pub(super) fn text(&self, key: &str) -> Result<Option<&str>, DataError> {
         let read = |value: &'_ Value| wrong(key, "a string", value);
         self.get(key)
             .map(|value| value.as_str().ok_or_else(|| read(value)))
@@ -250,12 +289,15 @@ impl Keys {
     }
 
     /// A step that is not done here is refused, unless it is switched off.
-    fn refuse_unknown(&self) -> Result<(), DataError> {
+    fn refuse_unknown(&self, kind: Kind) -> Result<(), DataError> {
         for (key, value) in &self.0 {
             let off = value.is_null() || *value == Value::Bool(false);
             let plain = matches!(&**key, "data_format" | "input_data_format")
                 && matches!(value.as_str(), Some("channels_first"));
-            if !off && !plain && !KNOWN.contains(&&**key) {
+            let tiles = matches!(kind, Kind::Tiling(_))
+                && ([PINPOINTS, MERGE].contains(&&**key)
+                    || (key == "aspect_ratio_setting" && value == "anyres"));
+            if !off && !plain && !tiles && !KNOWN.contains(&&**key) {
                 return Err(DataError::ImageConfig(format!(
                     "{key} is {value}, which is not known and may change the pixels; take it out of the file if it does not"
                 )));
@@ -283,6 +325,10 @@ impl Keys {
                 Kind::Siglip => ImageSize::Exact {
                     height: 224,
                     width: 224,
+                },
+                Kind::Tiling(TilingKind::Onevision) => ImageSize::Exact {
+                    height: 384,
+                    width: 384,
                 },
                 _ => ImageSize::ShortestEdge(224),
             });
@@ -322,7 +368,11 @@ impl Keys {
     }
 
     fn aspect(&self, kind: Kind) -> Result<ImageAspect, DataError> {
-        if let Some(name) = self.text("image_aspect_ratio")? {
+        if let Kind::Tiling(_) = kind {
+            // `do_pad` pads the list of tiles, not the picture.
+            return Ok(ImageAspect::Resize);
+        }
+        if let Some(name) = self.text(ASPECT)? {
             return name.parse();
         }
         match (self.flag("do_pad", false)?, kind) {
@@ -333,6 +383,14 @@ impl Keys {
                     .into(),
             )),
         }
+    }
+}
+
+/// Two sides in a list.
+pub(super) fn pair(value: &Value) -> Option<(u32, u32)> {
+    match value.as_array()?.as_slice() {
+        [first, second] => Some((side(first)?, side(second)?)),
+        _ => None,
     }
 }
 
@@ -351,6 +409,6 @@ fn sides(value: &Value) -> Option<Vec<(&str, u32)>> {
     Some(sides)
 }
 
-fn wrong(key: &str, expected: &str, value: &Value) -> DataError {
+pub(super) fn wrong(key: &str, expected: &str, value: &Value) -> DataError {
     DataError::ImageConfig(format!("{key} is {value}, but {expected} is expected"))
 }
