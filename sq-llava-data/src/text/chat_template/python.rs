@@ -251,6 +251,12 @@ pub(super) fn error_text(error: &Error) -> String {
             type_name(left),
             type_name(right)
         ),
-        _ => format!("{error:#}").replace('\n', " "),
+        _ => {
+            let undefined = root.kind() == ErrorKind::UndefinedError
+                || detail.starts_with("undefined has no method")
+                || operands.is_some_and(|(left, right)| [left, right].contains(&"undefined"));
+            let name = if undefined { "UndefinedError: " } else { "" };
+            format!("{name}{error:#}").replace('\n', " ")
+        }
     }
 }

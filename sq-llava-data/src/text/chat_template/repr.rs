@@ -1,11 +1,16 @@
 //! JSON as a template sees it: lists and dicts that print as Python prints them.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use minijinja::Value;
 use minijinja::value::{Enumerator, Object, ObjectRepr, Serde};
+use regex::Regex;
 use serde_json::Value as Json;
+
+/// What Python's `repr` writes as an escape: other characters, and spaces but the usual one.
+static OTHERS_AND_SPACES: LazyLock<Regex> =
+    LazyLock::new(|| Regex::new(r"[\p{C}\p{Z}]").expect("a valid pattern"));
 
 /// A template's value of JSON.
 pub(super) fn value_of(json: &Json) -> Value {
@@ -105,8 +110,7 @@ fn write_quoted(text: &str, f: &mut fmt::Formatter<'_>) -> fmt::Result {
     f.write_char(quote)
 }
 
-/// Python's `str.isprintable`, whose rule Rust's `Debug` of a string has too: it escapes what is
-/// not. A mark that combines with a character before it is printable.
+/// Python's `str.isprintable`.
 fn is_printable(c: char) -> bool {
-    c.is_ascii_graphic() || c == ' ' || !format!("{:?}", format!("a{c}")).contains("\\u{")
+    c == ' ' || !OTHERS_AND_SPACES.is_match(c.encode_utf8(&mut [0; 4]))
 }

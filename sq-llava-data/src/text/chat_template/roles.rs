@@ -7,6 +7,7 @@
 //! its spaces; those that take a text apart (at `</think>`) get them around its lines and tags.
 //! Where none of these holds, it is an error: nothing is guessed.
 
+use std::iter::once;
 use std::ops::Range;
 use std::sync::LazyLock;
 
@@ -161,7 +162,7 @@ impl<'a> Used<'a> {
         let mut out = String::new();
         let mut done = 0;
         let tags: Vec<Range<usize>> = TAGS.find_iter(text).map(|tag| tag.range()).collect();
-        for tag in tags.into_iter().chain([text.len()..text.len()]) {
+        for tag in tags.into_iter().chain(once(text.len()..text.len())) {
             for line in text[done..tag.start].split_inclusive('\n') {
                 let core = line.trim_matches(is_space);
                 let start = line.len() - line.trim_start_matches(is_space).len();
