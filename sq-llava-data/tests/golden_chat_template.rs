@@ -63,8 +63,8 @@ fn options(case: &Value) -> ChatOptions {
     }
 }
 
-/// Whether an error is Python's. What is undefined or unsafe is told in other words, and not which
-/// kind of number was meant.
+/// Whether an error is Python's. What is undefined is told in other words, and not which kind of
+/// number was meant.
 fn says(found: &DataError, expected: &str) -> bool {
     let plain = |text: &str| {
         text.replace("'float'", "'int'")
@@ -72,7 +72,6 @@ fn says(found: &DataError, expected: &str) -> bool {
     };
     match expected.split_once(':') {
         Some(("UndefinedError", _)) => found.to_string().contains("UndefinedError: "),
-        Some(("SecurityError", _)) => found.to_string().contains("unknown method: "),
         _ => plain(&found.to_string()).ends_with(&plain(expected)),
     }
 }
@@ -451,5 +450,26 @@ fn golden_pictures_need_no_token_of_their_own() {
             );
         }
         assert_eq!(answers.len(), 2, "{}", set.name);
+    }
+}
+
+#[test]
+fn golden_answers_end_where_the_template_writes_no_end() {
+    let bare =
+        "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}";
+    for set in sets() {
+        let chat = ChatTemplate::new(bare, set.tokenizer.named_tokens()).expect("a template");
+        let template = CheckpointTemplate::new(chat, &set.tokenizer, None).expect("a template");
+        let labels = LabelOptions::new(template);
+        let encoded = encode_sample(&set.tokenizer, &sample(0), &[], &labels).expect("ids");
+        let eos = set
+            .tokenizer
+            .eos_id()
+            .and_then(|id| set.tokenizer.token(id));
+        let eos = eos.expect("an end token");
+        let found = set.learnt(&encoded, TokenRole::Answer);
+        let ended = ANSWERS.map(|said| format!("{said}{eos}"));
+        let found: Vec<&str> = found.iter().map(|text| text.trim()).collect();
+        assert_eq!(found, ended, "{}", set.name);
     }
 }

@@ -46,8 +46,8 @@ pub struct CheckpointTemplate {
     /// The special token that it writes after a question.
     question_end: Option<String>,
     asking: Option<AskingRole>,
-    /// Its end token where nothing is written after a question: put behind an asked one.
-    own_end: Option<String>,
+    /// The tokenizer's end token: put behind what is learnt where the template writes none.
+    eos: Option<String>,
 }
 
 impl PartialEq for CheckpointTemplate {
@@ -106,7 +106,7 @@ impl CheckpointTemplate {
             user,
             assistant,
             answer_end,
-            own_end: eos.filter(|_| question_end.is_none()),
+            eos,
             question_end,
             asking,
         })
@@ -225,7 +225,12 @@ impl CheckpointTemplate {
         for turn in &conversation.turns {
             let text = said(&turn.text);
             messages.push(match turn.speaker {
-                Speaker::Assistant => message("assistant", self.assistant, 0, &text),
+                Speaker::Assistant => {
+                    // Without an end token an answer teaches no end.
+                    let end = self.end_after(&self.answer_end);
+                    let end = end.filter(|_| ending == Ending::Closed).unwrap_or_default();
+                    message("assistant", self.assistant, 0, &format!("{text}{end}"))
+                }
                 Speaker::User => message("user", self.user, turn.images, &text),
                 Speaker::Asked => message("user", self.user, turn.images, &self.asked(&text)),
             });
@@ -272,8 +277,13 @@ impl CheckpointTemplate {
             Some(AskingRole::Text(_)) => " ",
             _ => "",
         };
-        let end = self.own_end.as_deref().unwrap_or_default();
+        let end = self.end_after(&self.question_end).unwrap_or_default();
         format!("{}{space}{text}{end}", self.head())
+    }
+
+    /// The end token where the template writes none.
+    fn end_after(&self, written: &Option<String>) -> Option<&str> {
+        self.eos.as_deref().filter(|_| written.is_none())
     }
 
     /// What is learnt of a rendered conversation, in order.

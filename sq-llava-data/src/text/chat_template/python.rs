@@ -223,6 +223,24 @@ pub(super) fn type_name(kind: &str) -> &str {
     }
 }
 
+/// Methods that change a value are not for templates.
+fn no_method(kind: &str, method: &str) -> String {
+    let changes = match kind {
+        "list" => "append clear extend insert pop remove reverse sort",
+        "dict" => "clear pop popitem setdefault update",
+        _ => "",
+    };
+    if changes.split(' ').any(|name| name == method) {
+        return format!(
+            "SecurityError: access to attribute '{method}' of '{kind}' object is unsafe."
+        );
+    }
+    match kind {
+        "Undefined" => format!("UndefinedError: what has the method {method} is undefined"),
+        _ => format!("UndefinedError: '{kind} object' has no attribute '{method}'"),
+    }
+}
+
 /// An error in one line, in Python's words where templates run into it.
 pub(super) fn error_text(error: &Error) -> String {
     let mut root = error;
@@ -237,6 +255,9 @@ pub(super) fn error_text(error: &Error) -> String {
     let operands = detail
         .strip_prefix("tried to use + operator on unsupported types ")
         .and_then(|types| types.split_once(" and "));
+    if let Some((kind, method)) = detail.split_once(" has no method named ") {
+        return no_method(type_name(kind), method);
+    }
     match operands {
         Some(("string", right)) if right != "undefined" => format!(
             "TypeError: can only concatenate str (not \"{}\") to str",
@@ -253,7 +274,6 @@ pub(super) fn error_text(error: &Error) -> String {
         ),
         _ => {
             let undefined = root.kind() == ErrorKind::UndefinedError
-                || detail.starts_with("undefined has no method")
                 || operands.is_some_and(|(left, right)| [left, right].contains(&"undefined"));
             let name = if undefined { "UndefinedError: " } else { "" };
             format!("{name}{error:#}").replace('\n', " ")
