@@ -67,6 +67,9 @@ pub enum DataError {
     /// A text could not be encoded or ids could not be decoded.
     #[error("tokenizer: {0}")]
     Encoding(String),
+    /// A checkpoint's chat template is damaged, refuses a conversation, or cannot hold it.
+    #[error("chat template: {0}")]
+    ChatTemplate(String),
     /// A template needs a token that the tokenizer lacks.
     #[error("the template `{template}` needs {token}, which the tokenizer lacks: {remedy}")]
     MissingToken {

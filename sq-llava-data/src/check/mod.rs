@@ -55,9 +55,9 @@ pub fn check(
 ) -> Result<CheckReport, DataError> {
     if let Some((tokenizer, labels)) = options.labels {
         // What is wrong with the tokenizer is no fault of the samples.
-        let mut trial = Conversation::new(labels.template);
+        let mut trial = Conversation::new(labels.template.clone());
         trial.push_user("q").push_assistant("a");
-        trial.segments(tokenizer, Ending::Closed)?;
+        trial.encode(tokenizer, Ending::Closed)?;
     }
     let manifest = Manifest::open_all(paths)?;
     let count = |phase, total| {

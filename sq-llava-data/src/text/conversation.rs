@@ -4,9 +4,9 @@
 //! SQ-LLaVA, `sq` the paper's with its four tokens: `{system}`, then per turn `[usr]{q}` or
 //! `[vusr]{q}` and `[aswr]{a}<o^d>`, with `<image>\n` before the role token.
 
-use crate::text::segments::{self, Segment, TokenRole, text_of, with_spoken};
+use crate::text::segments::{self, EncodedSegments, Segment, TokenRole, text_of, with_spoken};
 use crate::text::template::{ASWR, END, USR, VUSR};
-use crate::{DataError, Template, TextTokenizer};
+use crate::{DataError, Layout, Template, TextTokenizer};
 
 /// How a prompt's text writes an image.
 pub const IMAGE_TOKEN: &str = "<image>";
@@ -51,7 +51,7 @@ pub enum Ending {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Conversation {
     /// The layout.
-    pub template: Template,
+    pub template: Layout,
     /// A system message in place of the template's own.
     pub system: Option<String>,
     /// Questions and answers by turns, a question first.
@@ -71,9 +71,9 @@ struct Spelling {
 
 impl Conversation {
     /// Without turns.
-    pub fn new(template: Template) -> Self {
+    pub fn new(template: impl Into<Layout>) -> Self {
         Self {
-            template,
+            template: template.into(),
             system: None,
             turns: Vec::new(),
             pending_images: 0,
@@ -127,16 +127,30 @@ impl Conversation {
         self.turns.iter().map(|turn| turn.images).sum::<usize>() + self.pending_images
     }
 
-    /// The prompt as text, with `<image>`, and `<s>` and `</s>` for the begin and end tokens.
+    /// Number of images that a prompt with this `ending` marks.
+    pub(crate) fn images_before(&self, ending: Ending) -> usize {
+        let pending = match ending {
+            Ending::Ask => self.pending_images,
+            Ending::Answer | Ending::Closed => 0,
+        };
+        self.turns.iter().map(|turn| turn.images).sum::<usize>() + pending
+    }
+
+    /// The prompt as text, with `<image>`, and `<s>` and `</s>` for the begin and end tokens of our
+    /// own templates.
     ///
     /// # Errors
     /// If the turns do not alternate, or the template has no role for one of them.
     pub fn prompt(&self, ending: Ending) -> Result<String, DataError> {
+        self.check(ending)?;
         let spelling = Spelling {
             bos: "<s>".to_owned(),
             eos: "</s>".to_owned(),
         };
-        Ok(text_of(self.render(&spelling, ending)?))
+        match &self.template {
+            Layout::BuiltIn(template) => Ok(text_of(self.render(*template, &spelling, ending))),
+            Layout::Checkpoint(template) => template.text(self, ending),
+        }
     }
 
     /// The prompt as text, with `<image>`, and begin and end tokens as a tokenizer spells them.
@@ -145,7 +159,11 @@ impl Conversation {
         tokenizer: &TextTokenizer,
         ending: Ending,
     ) -> Result<String, DataError> {
-        self.segments(tokenizer, ending).map(text_of)
+        self.check(ending)?;
+        match &self.template {
+            Layout::BuiltIn(template) => self.segments(*template, tokenizer, ending).map(text_of),
+            Layout::Checkpoint(template) => template.text(self, ending),
+        }
     }
 
     /// Ids of the prompt, with [`IMAGE_TOKEN_INDEX`] for each image and the tokenizer's own begin
@@ -158,17 +176,32 @@ impl Conversation {
         tokenizer: &TextTokenizer,
         ending: Ending,
     ) -> Result<Vec<i64>, DataError> {
-        let segments = self.segments(tokenizer, ending)?;
-        Ok(segments::encode(tokenizer, &segments)?.ids)
+        Ok(self.encode(tokenizer, ending)?.ids)
     }
 
-    /// The prompt in segments, spelt for a tokenizer.
-    pub(crate) fn segments(
+    /// As [`Self::encode_prompt`], with the role of each id and where answers end.
+    pub(crate) fn encode(
         &self,
         tokenizer: &TextTokenizer,
         ending: Ending,
+    ) -> Result<EncodedSegments, DataError> {
+        self.check(ending)?;
+        match &self.template {
+            Layout::BuiltIn(template) => {
+                let segments = self.segments(*template, tokenizer, ending)?;
+                segments::encode(tokenizer, &segments)
+            }
+            Layout::Checkpoint(template) => template.encode(tokenizer, self, ending),
+        }
+    }
+
+    /// The prompt in segments, spelt for a tokenizer.
+    fn segments(
+        &self,
+        template: Template,
+        tokenizer: &TextTokenizer,
+        ending: Ending,
     ) -> Result<Vec<Segment>, DataError> {
-        let template = self.template;
         template.require_tokens(tokenizer)?;
         let spell = |id: Option<i64>| id.and_then(|id| tokenizer.token(id));
         let eos = match (template, spell(tokenizer.eos_id())) {
@@ -186,7 +219,7 @@ impl Conversation {
         let bos = Some(tokenizer.bos_id()).filter(|_| tokenizer.adds_bos());
         let bos = bos.and_then(spell).unwrap_or_default();
         let spelling = Spelling { bos, eos };
-        let segments = self.render(&spelling, ending)?;
+        let segments = self.render(template, &spelling, ending);
         match self.spoken_end_tokens && !spelling.eos.is_empty() {
             true => Ok(with_spoken(segments, &spelling.eos)),
             false => Ok(segments),
@@ -221,20 +254,22 @@ impl Conversation {
         }
     }
 
-    fn render(&self, spelling: &Spelling, ending: Ending) -> Result<Vec<Segment>, DataError> {
-        self.check(ending)?;
+    fn render(&self, template: Template, spelling: &Spelling, ending: Ending) -> Vec<Segment> {
         let mut page = Page::default();
-        match self.template {
+        match template {
             Template::Plain => self.render_plain(&mut page),
             Template::V1 | Template::V1Sq => self.render_roles(&mut page, spelling, ending),
             Template::Sq => self.render_tokens(&mut page, ending),
             Template::Llama2 => self.render_llama_2(&mut page, spelling),
         }
-        Ok(page.segments)
+        page.segments
     }
 
     fn system(&self) -> &str {
-        let own = self.template.system();
+        let own = match &self.template {
+            Layout::BuiltIn(template) => template.system(),
+            Layout::Checkpoint(_) => "",
+        };
         self.system.as_deref().unwrap_or(own)
     }
 

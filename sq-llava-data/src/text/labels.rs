@@ -6,8 +6,8 @@
 use crate::manifest::LlavaSample;
 use crate::text::conversation::{Ending, IMAGE_TOKEN_INDEX};
 use crate::text::sample::conversation_of;
-use crate::text::segments::{self, EncodedSegments, TokenRole};
-use crate::{DataError, Template, TextTokenizer};
+use crate::text::segments::{EncodedSegments, TokenRole};
+use crate::{DataError, Layout, TextTokenizer};
 
 /// The label of a token that is not learnt.
 pub const IGNORE_INDEX: i64 = -100;
@@ -52,7 +52,7 @@ pub struct Cut {
 #[derive(Debug, Clone, PartialEq)]
 pub struct LabelOptions {
     /// The layout.
-    pub template: Template,
+    pub template: Layout,
     /// A system message in place of the template's own.
     pub system: Option<String>,
     /// Tokens that the model makes of one image; counted by `max_length`.
@@ -65,9 +65,9 @@ pub struct LabelOptions {
 
 impl LabelOptions {
     /// The template's own system message and no cap.
-    pub fn new(template: Template) -> Self {
+    pub fn new(template: impl Into<Layout>) -> Self {
         Self {
-            template,
+            template: template.into(),
             system: None,
             tokens_per_image: 1,
             max_length: None,
@@ -95,7 +95,7 @@ pub fn encode_sample(
                 sample: None,
                 reason,
             } => reason,
-            error @ DataError::NoAskingRole(_) => error.to_string(),
+            error @ (DataError::NoAskingRole(_) | DataError::ChatTemplate(_)) => error.to_string(),
             DataError::Encoding(reason) => reason,
             other => return other,
         };
@@ -105,12 +105,10 @@ pub fn encode_sample(
         }
     };
     let system = options.system.as_deref();
-    let mut conversation = conversation_of(sample, options.template, system, asked)?;
+    let mut conversation = conversation_of(sample, options.template.clone(), system, asked)?;
     conversation.spoken_end_tokens = options.spoken_end_tokens;
-    let segments = conversation
-        .segments(tokenizer, Ending::Closed)
-        .map_err(named)?;
-    let mut encoded = segments::encode(tokenizer, &segments).map_err(named)?;
+    let encoded = conversation.encode(tokenizer, Ending::Closed);
+    let mut encoded = encoded.map_err(named)?;
     let cut = match options.max_length {
         Some(max) => truncate(&mut encoded, max, options.tokens_per_image),
         None => None,
@@ -179,8 +177,8 @@ fn truncate(encoded: &mut EncodedSegments, max: usize, tokens_per_image: usize) 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::SQ_TOKENS;
     use crate::manifest::{Author, Message};
+    use crate::{SQ_TOKENS, Template};
 
     fn tokenizer() -> TextTokenizer {
         let path = golden::llama_tokenizer().join("tokenizer.model");

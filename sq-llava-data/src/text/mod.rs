@@ -1,8 +1,9 @@
 //! Text: tokenizers, conversation templates, and what of a conversation is learnt.
 
-mod chat_template;
+pub mod chat_template;
 pub mod conversation;
 pub mod labels;
+pub mod layout;
 mod pieces;
 pub mod sample;
 pub(crate) mod segments;

@@ -2,7 +2,7 @@
 
 use crate::manifest::{Author, LlavaSample, Message};
 use crate::text::conversation::{Conversation, IMAGE_TOKEN, Speaker};
-use crate::{DataError, Template};
+use crate::{DataError, Layout};
 
 /// The messages from the human's first on: LLaVA leaves out a first one that is not by the human.
 pub(crate) fn spoken(sample: &LlavaSample) -> &[Message] {
@@ -12,9 +12,14 @@ pub(crate) fn spoken(sample: &LlavaSample) -> &[Message] {
     }
 }
 
-/// Python's `str.strip()`, which also takes the four ASCII separators for spaces.
+/// What Python takes for a space: the four ASCII separators too.
+pub(crate) fn is_space(c: char) -> bool {
+    c.is_whitespace() || ('\x1c'..='\x1f').contains(&c)
+}
+
+/// Python's `str.strip()`.
 pub(crate) fn strip(text: &str) -> &str {
-    text.trim_matches(|c: char| c.is_whitespace() || ('\x1c'..='\x1f').contains(&c))
+    text.trim_matches(is_space)
 }
 
 /// `<image>` marks of a message.
@@ -61,7 +66,7 @@ fn places(images: usize, messages: &[Message]) -> Result<Vec<usize>, String> {
 /// If the marks do not fit the number of images, or there is no message by a human.
 pub fn conversation_of(
     sample: &LlavaSample,
-    template: Template,
+    template: impl Into<Layout>,
     system: Option<&str>,
     asked: &[bool],
 ) -> Result<Conversation, DataError> {
@@ -102,6 +107,7 @@ pub fn conversation_of(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Template;
 
     fn shown(images: usize, turns: &[&str]) -> Result<Vec<(usize, String)>, DataError> {
         let message = |(i, text): (usize, &&str)| Message {

@@ -56,6 +56,8 @@ pub struct TextTokenizer {
     /// The `tokenizer.model` that lay in the folder.
     model_file: Option<Arc<[u8]>>,
     config: Map<String, Value>,
+    /// `bos_token` and the like, as the files name them.
+    named: Map<String, Value>,
     special: HashSet<i64>,
     added: HashSet<u32>,
     /// The ids that there are, in order; none of the ranges touch.

@@ -503,7 +503,7 @@ impl Trainer<'_> {
             tokenizer: Arc::new(self.tokenizer.clone()),
             processor: self.processor.clone(),
             labels: LabelOptions {
-                template: settings.template,
+                template: settings.template.into(),
                 system: None,
                 tokens_per_image: per_image,
                 max_length: Some(settings.max_length),

@@ -32,6 +32,8 @@ pub(crate) struct TokenizerFiles {
     pub(crate) eos: Option<String>,
     pub(crate) unk: Option<String>,
     pub(crate) pad: Option<String>,
+    /// Further tokens with a name: `cls_token`, and what `extra_special_tokens` lists.
+    pub(crate) named: Vec<(String, String)>,
     /// Sorted by id.
     pub(crate) added: Vec<ListedToken>,
     /// `eos_token_id` of config.json (one or several).
@@ -53,6 +55,17 @@ impl TokenizerFiles {
         }
         let map = object(dir.join("special_tokens_map.json"))?;
         let token = |key: &str| token_text(config.get(key)).or_else(|| token_text(map.get(key)));
+        let further = ["sep_token", "cls_token", "mask_token"];
+        let further = further.map(|key| (key.to_owned(), token(key)));
+        let extra = config
+            .get("extra_special_tokens")
+            .and_then(Value::as_object);
+        let extra = extra
+            .into_iter()
+            .flatten()
+            .map(|(key, value)| (key.clone(), token_text(Some(value))));
+        let named = further.into_iter().chain(extra);
+        let named = named.filter_map(|(key, text)| Some((key, text?))).collect();
         let model = object(dir.join("config.json"))?;
         // LLaVA in the llava-hf layout keeps the language model's settings one level down.
         let model_key = |key: &str| {
@@ -69,6 +82,7 @@ impl TokenizerFiles {
             eos: token("eos_token"),
             unk: token("unk_token"),
             pad: token("pad_token"),
+            named,
             added: added_tokens(dir, &config, &map)?,
             config_eos: ids(model_key("eos_token_id")),
             generation_eos: ids(generation.get("eos_token_id")),
@@ -86,17 +100,16 @@ fn object(path: PathBuf) -> Result<Map<String, Value>, DataError> {
     serde_json::from_str(&text).map_err(|source| DataError::Json { path, source })
 }
 
-/// A chat template in a file of its own, which goes before the one in tokenizer_config.json.
+/// A chat template in a file beside tokenizer_config.json, which goes before the one inside: that of
+/// processor_config.json, of chat_template.json, or chat_template.jinja.
 fn chat_template(dir: &Path) -> Result<Option<String>, DataError> {
-    let path = dir.join("chat_template.jinja");
-    if let Some(text) = text_of(&path)? {
-        return Ok(Some(text));
+    for name in ["processor_config.json", "chat_template.json"] {
+        let found = object(dir.join(name))?;
+        if let Some(text) = found.get("chat_template").and_then(Value::as_str) {
+            return Ok(Some(text.to_owned()));
+        }
     }
-    let old = object(dir.join("chat_template.json"))?;
-    Ok(old
-        .get("chat_template")
-        .and_then(Value::as_str)
-        .map(Into::into))
+    text_of(&dir.join("chat_template.jinja"))
 }
 
 /// The text of a file that may be absent.
@@ -226,6 +239,25 @@ mod tests {
             added,
             [(8, "<pad>", true), (9, "<x>", true), (10, "word", false)]
         );
+    }
+
+    #[test]
+    fn a_chat_template_is_found_where_transformers_looks() {
+        let dir = tempfile::tempdir().unwrap();
+        let found = |name: &str, text: &str| {
+            fs::write(dir.path().join(name), text).unwrap();
+            let files = TokenizerFiles::read(dir.path()).unwrap();
+            files.config["chat_template"].as_str().unwrap().to_owned()
+        };
+        let inside = r#"{"chat_template": "inside"}"#;
+        assert_eq!(found("tokenizer_config.json", inside), "inside");
+        assert_eq!(found("chat_template.jinja", "apart\n"), "apart\n");
+        let old = r#"{"chat_template": "old"}"#;
+        assert_eq!(found("chat_template.json", old), "old");
+        let none = r#"{"processor_class": "LlavaProcessor"}"#;
+        assert_eq!(found("processor_config.json", none), "old");
+        let processor = r#"{"chat_template": "processor's"}"#;
+        assert_eq!(found("processor_config.json", processor), "processor's");
     }
 
     #[test]

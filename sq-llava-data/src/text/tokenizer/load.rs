@@ -236,6 +236,17 @@ impl TextTokenizer {
         eos.extend(named_eos);
         eos.extend(&files.generation_eos);
         let bos = id(&files.bos).or(files.config_bos);
+        let usual = [
+            ("bos_token", &files.bos),
+            ("eos_token", &files.eos),
+            ("unk_token", &files.unk),
+            ("pad_token", &files.pad),
+        ];
+        let usual = usual
+            .into_iter()
+            .filter_map(|(key, text)| Some((key.to_owned(), text.clone()?)));
+        let named = usual.chain(files.named.iter().cloned());
+        let named = named.map(|(key, text)| (key, text.into())).collect();
         let mut tokenizer = Self {
             bos: None,
             eos: Vec::new(),
@@ -247,6 +258,7 @@ impl TextTokenizer {
             sentencepiece: None,
             model_file: None,
             config: files.config,
+            named,
             special: HashSet::new(),
             added: HashSet::new(),
             runs: Vec::new(),

@@ -42,6 +42,13 @@ impl TextTokenizer {
         self.finish_spans(text, found, add_bos)
     }
 
+    /// Ids of a text in which no special token counts, with the bytes that each covers
+    /// (`split_special_tokens`).
+    pub(crate) fn encode_plain_text(&self, text: &str) -> Result<Vec<TokenSpan>, DataError> {
+        let plain = self.plain.get_or_init(|| Box::new(plain_of(&self.inner)));
+        self.finish_spans(text, spans_of(plain, text)?, false)
+    }
+
     /// Special tokens that stand in a text as they are spelt, and where each begins.
     fn spelt_specials<'a>(
         &'a self,

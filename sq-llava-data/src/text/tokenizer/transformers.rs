@@ -3,7 +3,7 @@
 
 use std::path::Path;
 
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokenizers::normalizers::replace::ReplacePattern;
 use tokenizers::normalizers::{NormalizerWrapper, Replace, Sequence};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
@@ -29,6 +29,11 @@ impl TextTokenizer {
                 .and_then(|one| one["template"].as_str()),
             _ => None,
         }
+    }
+
+    /// The tokens that the files name (`bos_token`, `eos_token`, …): variables of a chat template.
+    pub fn named_tokens(&self) -> Map<String, Value> {
+        self.named.clone()
     }
 
     /// Writes `tokenizer.json` and `tokenizer_config.json` from which transformers' `AutoTokenizer`

@@ -24,6 +24,12 @@ impl TextTokenizer {
         self.plain = OnceLock::new();
     }
 
+    /// Added tokens, and whether each is special.
+    pub(crate) fn added_tokens(&self) -> Vec<(String, bool)> {
+        let added = self.inner.get_added_tokens_decoder().into_values();
+        added.map(|token| (token.content, token.special)).collect()
+    }
+
     /// Number of tokens, added ones included. Ids may leave holes: see [`Self::id_end`].
     pub fn len(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -1,16 +1,11 @@
 //! The conversation templates as Jinja, which transformers reads, and whether the one that a
 //! checkpoint carries is the same.
 
-use minijinja::syntax::SyntaxConfig;
-use minijinja::value::Serde;
-use minijinja::{Environment, Value, context};
-use serde_json::json;
+use serde_json::{Map, json};
 
+use super::{ChatOptions, ChatTemplate};
 use crate::text::conversation::{Conversation, Ending};
 use crate::{DataError, Template, TextTokenizer};
-
-/// Steps after which a template counts as endless.
-const FUEL: u64 = 200_000;
 
 /// What is said and shown in a message whose content is a text or a list of parts; pictures come
 /// first, a line break after each. `system` and `turns` are the messages apart.
@@ -119,7 +114,7 @@ impl Template {
                 false => json!({"role": role, "content": text}),
             };
             let turns = [said("user", "Q"), said("assistant", "A"), said("user", "R")];
-            let found = render(chat_template, &turns, &bos, &eos);
+            let found = render(chat_template, &turns, &bos, &eos).map_err(|e| e.to_string());
             // The tokenizer puts the begin token where the template does not.
             let found = found.map(|text| text.strip_prefix(&bos).unwrap_or(&text).to_owned());
             if found.as_ref().is_ok_and(|text| *text == ours) {
@@ -148,43 +143,20 @@ fn quoted(text: &str) -> String {
 }
 
 /// What a chat template makes of messages whose turn it is to be answered.
-///
-/// # Errors
-/// What the template engine says.
 fn render(
     chat_template: &str,
     messages: &[serde_json::Value],
     bos: &str,
     eos: &str,
-) -> Result<String, String> {
-    let failed = |error: minijinja::Error| format!("{error:#}").replace('\n', " ");
-    let mut environment = Environment::new();
-    environment.set_fuel(Some(FUEL));
-    // As transformers sets Jinja up.
-    let syntax = SyntaxConfig::builder()
-        .trim_blocks(true)
-        .lstrip_blocks(true)
-        .build();
-    environment.set_syntax(syntax.map_err(failed)?);
-    environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    environment.add_function("raise_exception", |reason: String| -> Result<Value, _> {
-        Err(minijinja::Error::new(
-            minijinja::ErrorKind::InvalidOperation,
-            reason,
-        ))
-    });
-    environment.add_function("strftime_now", |_format: String| "today");
-    let template = environment
-        .template_from_str(chat_template)
-        .map_err(failed)?;
-    template
-        .render(context! {
-            messages => Value::from(Serde(messages)),
-            add_generation_prompt => true,
-            bos_token => bos,
-            eos_token => eos,
-        })
-        .map_err(failed)
+) -> Result<String, DataError> {
+    let tokens = [("bos_token", bos), ("eos_token", eos)];
+    let tokens = tokens.map(|(name, token)| (name.to_owned(), token.into()));
+    let options = ChatOptions {
+        add_generation_prompt: true,
+        ..ChatOptions::default()
+    };
+    let template = ChatTemplate::new(chat_template, Map::from_iter(tokens))?;
+    Ok(template.render(messages, &options)?.text)
 }
 
 #[cfg(test)]
