@@ -29,6 +29,12 @@ pub fn llama_tokenizer() -> PathBuf {
     repository().join("llama-tokenizer")
 }
 
+/// Reference data of today's families: the folder that `SQ_LLAVA_GOLDEN_FAMILIES` names, else the copy here.
+pub fn families() -> PathBuf {
+    std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES")
+        .map_or_else(|| repository().join("families"), PathBuf::from)
+}
+
 /// Folders of one part, by the prefix of their name (`"a_"`, `"a2_"`, `"b_"` …), sorted.
 ///
 /// # Panics

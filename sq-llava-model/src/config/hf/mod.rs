@@ -1,8 +1,10 @@
 //! Reading and writing Hugging Face `config.json` in the layouts that people have.
 
+mod decoder;
 mod known;
 mod object;
 mod read;
+mod rope;
 mod towers;
 mod write;
 
