@@ -1,6 +1,9 @@
 //! Parameter counts by arithmetic, without building a model.
 
-use super::{ClipVisionConfig, LlamaConfig, ProjectorConfig, PrototypeConfig, SqLlavaConfig};
+use super::{
+    ClipVisionConfig, LlamaConfig, NormPlacement, ProjectorConfig, PrototypeConfig, QkNorm,
+    SqLlavaConfig,
+};
 use crate::ops::lora::LoraConfig;
 
 /// Parameters of each part of a model.
@@ -62,18 +65,20 @@ impl LlamaConfig {
         let layer: usize = self
             .linears()
             .iter()
-            .map(|&(name, i, o)| {
-                let mlp = matches!(name, "gate_proj" | "up_proj" | "down_proj");
-                let bias = if mlp {
-                    self.mlp_bias
-                } else {
-                    self.attention_bias
-                };
-                i * o + usize::from(bias) * o
-            })
+            .map(|&(name, i, o)| i * o + usize::from(self.has_bias(name)) * o)
             .sum();
+        let norms = match self.norm_placement {
+            NormPlacement::Before | NormPlacement::Behind => 2 * h,
+            NormPlacement::Around => 4 * h,
+        };
+        let (queries, keys) = (self.num_attention_heads, self.num_key_value_heads);
+        let qk_norms = match self.qk_norm {
+            QkNorm::None => 0,
+            QkNorm::Head => 2 * self.head_dim(),
+            QkNorm::All => (queries + keys) * self.head_dim(),
+        };
         let head = if self.tie_word_embeddings { 1 } else { 2 };
-        self.num_hidden_layers * (layer + 2 * h) + head * self.vocab_size * h + h
+        self.num_hidden_layers * (layer + norms + qk_norms) + head * self.vocab_size * h + h
     }
 
     /// Parameters of the adapters on the decoder.

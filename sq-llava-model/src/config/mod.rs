@@ -2,10 +2,12 @@
 
 mod clip;
 mod count;
+mod family;
 mod hf;
 
 pub use clip::{ClipConfig, ClipTextConfig};
 pub use count::ParameterCount;
+pub use family::{Family, NormPlacement, QkNorm, SlidingWindow};
 pub(crate) use hf::{judge_unknown, vision_json};
 pub use hf::{read_json, read_vision_config};
 
@@ -15,9 +17,13 @@ use serde::{Deserialize, Serialize};
 use crate::ops::activation::Activation;
 use crate::ops::rope::RopeScaling;
 
-/// LLaMA decoder sizes; field names as in Hugging Face's `LlamaConfig`.
+/// A decoder: LLaMA's sizes, and what other families add to it ([`Family::preset`]); field names as
+/// in Hugging Face's configurations.
 #[derive(Config, Debug, PartialEq)]
 pub struct LlamaConfig {
+    /// The family; it names the model in a written configuration.
+    #[config(default = "Family::Llama")]
+    pub family: Family,
     /// Width of the residual stream.
     #[config(default = 4096)]
     pub hidden_size: usize,
@@ -55,12 +61,40 @@ pub struct LlamaConfig {
     /// Whether the output head is the embedding.
     #[config(default = false)]
     pub tie_word_embeddings: bool,
-    /// Whether the attention projections have biases.
+    /// Whether the projections to queries, keys and values have biases.
     #[config(default = false)]
     pub attention_bias: bool,
+    /// Whether the attention's output projection has a bias.
+    #[config(default = false)]
+    pub output_bias: bool,
     /// Whether the MLP projections have biases.
     #[config(default = false)]
     pub mlp_bias: bool,
+    /// Where the norms of a layer stand.
+    #[config(default = "NormPlacement::Before")]
+    pub norm_placement: NormPlacement,
+    /// Whether norms multiply by one more than their weight.
+    #[config(default = false)]
+    pub norm_offset: bool,
+    /// Norms of queries and keys.
+    #[config(default = "QkNorm::None")]
+    pub qk_norm: QkNorm,
+    /// Whether token embeddings are multiplied by the root of `hidden_size`.
+    #[config(default = false)]
+    pub embedding_scale: bool,
+    /// Scores are divided by the root of this; `None` is the width of a head.
+    pub query_pre_attn_scalar: Option<f64>,
+    /// Soft limit c of the scores: `c · tanh(score / c)`.
+    pub attn_logit_softcapping: Option<f64>,
+    /// Soft limit of the logits.
+    pub final_logit_softcapping: Option<f64>,
+    /// Layers that see the last tokens only.
+    pub sliding_window: Option<SlidingWindow>,
+    /// Base of the rotary frequencies, unscaled, in the layers with a sliding window.
+    pub rope_local_base_freq: Option<f64>,
+    /// Layers that do not rotate.
+    #[config(default = "vec![]")]
+    pub unrotated_layers: Vec<usize>,
 }
 
 impl LlamaConfig {
@@ -68,6 +102,21 @@ impl LlamaConfig {
     pub fn head_dim(&self) -> usize {
         self.head_dim
             .unwrap_or(self.hidden_size / self.num_attention_heads)
+    }
+
+    /// Whether a layer sees the last tokens only.
+    pub fn slides(&self, layer: usize) -> bool {
+        let window = self.sliding_window.as_ref();
+        window.is_some_and(|window| window.layers.get(layer).copied().unwrap_or(false))
+    }
+
+    /// Whether a linear of a layer has a bias, by its name.
+    pub(crate) fn has_bias(&self, linear: &str) -> bool {
+        match linear {
+            "q_proj" | "k_proj" | "v_proj" => self.attention_bias,
+            "o_proj" => self.output_bias,
+            _ => self.mlp_bias,
+        }
     }
 }
 

@@ -1,14 +1,15 @@
-//! LLaMA decoder (`modeling_llama.py` in transformers): RMSNorm, rotary positions, grouped-query
-//! attention, SwiGLU.
+//! The decoder: LLaMA's (`modeling_llama.py` in transformers: RMSNorm, rotary positions,
+//! grouped-query attention, SwiGLU) with what other families add, as their description says
+//! ([`crate::config::Family::preset`]).
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 
-use crate::config::LlamaConfig;
+use crate::config::{LlamaConfig, NormPlacement, QkNorm};
 use crate::language::cache::{KvCache, LayerCache};
 use crate::ops::activation::Activation;
-use crate::ops::attention::{AttentionMask, attention, join_heads, split_heads};
+use crate::ops::attention::{AttentionMask, ScoreOptions, attention_with, join_heads, split_heads};
 use crate::ops::cat::cat;
 use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Linear, product, together};
@@ -26,6 +27,17 @@ pub struct Llama<B: Backend> {
     pub new_tokens: Option<NewTokens<B>>,
     #[module(skip)]
     rope: RotaryEmbedding,
+    /// Frequencies in the layers with a window, where they differ.
+    #[module(skip)]
+    local_rope: Option<RotaryEmbedding>,
+    /// Tokens that layers with a window see.
+    #[module(skip)]
+    window: Option<usize>,
+    #[module(skip)]
+    final_logit_softcapping: Option<f64>,
+    /// Factor of token embeddings.
+    #[module(skip)]
+    embedding_scale: Option<f64>,
 }
 
 /// Embedding, layers and last norm.
@@ -52,17 +64,29 @@ pub struct NewTokens<B: Backend> {
     pub start: usize,
 }
 
-/// One decoder layer.
+/// One decoder layer. In LLaMA the norms stand before attention and MLP, and the second one is
+/// `post_attention_layernorm`; where norms stand behind the parts that one follows the attention,
+/// and the MLP has norms of its own.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend> {
     /// Norm before the attention.
-    pub input_layernorm: RmsNorm<B>,
+    pub input_layernorm: Option<RmsNorm<B>>,
     /// Attention.
     pub self_attn: LlamaAttention<B>,
-    /// Norm before the MLP.
+    /// Norm before the MLP, or behind the attention.
     pub post_attention_layernorm: RmsNorm<B>,
+    /// Norm before the MLP, where the one above is behind the attention.
+    pub pre_feedforward_layernorm: Option<RmsNorm<B>>,
+    /// Norm behind the MLP.
+    pub post_feedforward_layernorm: Option<RmsNorm<B>>,
     /// Gated MLP.
     pub mlp: LlamaMlp<B>,
+    /// Whether it sees the last tokens only.
+    #[module(skip)]
+    slides: bool,
+    /// Whether queries and keys rotate.
+    #[module(skip)]
+    rotates: bool,
 }
 
 /// Grouped-query attention.
@@ -76,10 +100,19 @@ pub struct LlamaAttention<B: Backend> {
     pub v_proj: Linear<B>,
     /// Output.
     pub o_proj: Linear<B>,
+    /// Norm of the queries.
+    pub q_norm: Option<RmsNorm<B>>,
+    /// Norm of the keys.
+    pub k_norm: Option<RmsNorm<B>>,
     #[module(skip)]
     heads: usize,
     #[module(skip)]
     kv_heads: usize,
+    /// Whether the norms take all heads at once.
+    #[module(skip)]
+    joint_norm: bool,
+    #[module(skip)]
+    scores: ScoreOptions,
 }
 
 /// `down(act(gate(x)) · up(x))`.
@@ -98,50 +131,75 @@ pub struct LlamaMlp<B: Backend> {
 impl LlamaConfig {
     /// A decoder with lazily drawn weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
-        let (hidden, eps) = (self.hidden_size, self.rms_norm_eps);
-        let layers = (0..self.num_hidden_layers).map(|_| {
-            let [q, k, v, o, gate, up, down] = self.linears().map(|(name, i, o)| {
-                let mlp = matches!(name, "gate_proj" | "up_proj" | "down_proj");
-                let bias = if mlp {
-                    self.mlp_bias
-                } else {
-                    self.attention_bias
-                };
-                Linear::init(i, o, bias, device)
-            });
-            LlamaLayer {
-                input_layernorm: RmsNorm::init(hidden, eps, device),
-                self_attn: LlamaAttention {
-                    q_proj: q,
-                    k_proj: k,
-                    v_proj: v,
-                    o_proj: o,
-                    heads: self.num_attention_heads,
-                    kv_heads: self.num_key_value_heads,
-                },
-                post_attention_layernorm: RmsNorm::init(hidden, eps, device),
-                mlp: LlamaMlp {
-                    gate_proj: gate,
-                    up_proj: up,
-                    down_proj: down,
-                    act: self.hidden_act,
-                },
-            }
-        });
+        let layers = (0..self.num_hidden_layers).map(|layer| self.init_layer(layer, device));
+        let hidden = self.hidden_size;
         let head = || Linear::init(hidden, self.vocab_size, false, device);
+        let rope = |theta, scaling| RotaryEmbedding::new(self.head_dim(), theta, scaling);
         Llama {
             model: LlamaModel {
                 embed_tokens: Embedding::init(self.vocab_size, hidden, device),
                 layers: layers.collect(),
-                norm: RmsNorm::init(hidden, eps, device),
+                norm: self.norm(hidden, device),
             },
             lm_head: (!self.tie_word_embeddings).then(head),
             new_tokens: None,
-            rope: RotaryEmbedding::new(
-                self.head_dim(),
-                self.rope_theta,
-                self.rope_scaling.as_ref(),
-            ),
+            rope: rope(self.rope_theta, self.rope_scaling.as_ref()),
+            local_rope: self.rope_local_base_freq.map(|theta| rope(theta, None)),
+            window: self.sliding_window.as_ref().map(|window| window.tokens),
+            final_logit_softcapping: self.final_logit_softcapping,
+            embedding_scale: self.embedding_scale.then(|| (hidden as f64).sqrt()),
+        }
+    }
+
+    fn norm<B: Backend>(&self, width: usize, device: &B::Device) -> RmsNorm<B> {
+        RmsNorm::init_offset(width, self.rms_norm_eps, self.norm_offset, device)
+    }
+
+    fn init_layer<B: Backend>(&self, layer: usize, device: &B::Device) -> LlamaLayer<B> {
+        let [q, k, v, o, gate, up, down] = self
+            .linears()
+            .map(|(name, i, o)| Linear::init(i, o, self.has_bias(name), device));
+        let norm = |width: usize| self.norm(width, device);
+        let hidden = self.hidden_size;
+        let (before, behind) = match self.norm_placement {
+            NormPlacement::Before => (true, false),
+            NormPlacement::Behind => (false, true),
+            NormPlacement::Around => (true, true),
+        };
+        let (heads, kv_heads) = (self.num_attention_heads, self.num_key_value_heads);
+        let qk_norm = |heads: usize| match self.qk_norm {
+            QkNorm::None => None,
+            QkNorm::Head => Some(norm(self.head_dim())),
+            QkNorm::All => Some(norm(heads * self.head_dim())),
+        };
+        LlamaLayer {
+            input_layernorm: before.then(|| norm(hidden)),
+            self_attn: LlamaAttention {
+                q_proj: q,
+                k_proj: k,
+                v_proj: v,
+                o_proj: o,
+                q_norm: qk_norm(heads),
+                k_norm: qk_norm(kv_heads),
+                heads,
+                kv_heads,
+                joint_norm: self.qk_norm == QkNorm::All,
+                scores: ScoreOptions {
+                    scale: self.query_pre_attn_scalar.map(|n| n.powf(-0.5)),
+                    softcap: self.attn_logit_softcapping,
+                },
+            },
+            post_attention_layernorm: norm(hidden),
+            pre_feedforward_layernorm: (before && behind).then(|| norm(hidden)),
+            post_feedforward_layernorm: behind.then(|| norm(hidden)),
+            mlp: LlamaMlp {
+                gate_proj: gate,
+                up_proj: up,
+                down_proj: down,
+                act: self.hidden_act,
+            },
+            slides: self.slides(layer),
+            rotates: !self.unrotated_layers.contains(&layer),
         }
     }
 }
@@ -156,8 +214,17 @@ impl<B: Backend> Llama<B> {
         }
     }
 
-    /// Embeddings of token ids in f32. `[n]` → `[n, hidden]`
+    /// Embeddings of token ids in f32, as they enter the first layer. `[n]` → `[n, hidden]`
     pub fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        let rows = self.embedding_rows(ids);
+        match self.embedding_scale {
+            Some(scale) => rows.mul_scalar(scale),
+            None => rows,
+        }
+    }
+
+    /// `[n]` → `[n, hidden]`
+    fn embedding_rows(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let Some(new) = &self.new_tokens else {
             return self.model.embed_tokens.forward(ids).cast(DType::F32);
         };
@@ -216,14 +283,27 @@ impl<B: Backend> Llama<B> {
         } else {
             padding.iter().map(|&pad| row(pad)).collect()
         };
+        let local = self.local_rope.as_ref();
         LayerContext {
             rotation: self.rope.rotation(&positions, device),
+            local_rotation: local.map(|rope| rope.rotation(&positions, device)),
             mask: AttentionMask::causal(padding, past, tokens, device),
+            sliding_mask: self
+                .window
+                .map(|window| AttentionMask::sliding(padding, past, tokens, window, device)),
         }
     }
 
     /// Last norm and head. `[n, hidden]` → `[n, vocabulary]`, f32
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        let logits = self.scores(hidden);
+        match self.final_logit_softcapping {
+            Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
+            None => logits,
+        }
+    }
+
+    fn scores(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
         let hidden = self.model.norm.forward(hidden);
         let base = match &self.lm_head {
             Some(head) => head.forward(hidden.clone()),
@@ -292,7 +372,11 @@ impl<B: Backend> NewTokens<B> {
 #[derive(Debug, Clone)]
 pub struct LayerContext<B: Backend> {
     rotation: Rotation<B>,
+    /// Of layers with a window, where it differs.
+    local_rotation: Option<Rotation<B>>,
     mask: AttentionMask<B>,
+    /// Of layers with a window.
+    sliding_mask: Option<AttentionMask<B>>,
 }
 
 impl<B: AutodiffBackend> LayerContext<B> {
@@ -300,7 +384,9 @@ impl<B: AutodiffBackend> LayerContext<B> {
     pub fn inner(&self) -> LayerContext<B::InnerBackend> {
         LayerContext {
             rotation: self.rotation.inner(),
+            local_rotation: self.local_rotation.as_ref().map(Rotation::inner),
             mask: self.mask.inner(),
+            sliding_mask: self.sliding_mask.as_ref().map(AttentionMask::inner),
         }
     }
 }
@@ -325,10 +411,35 @@ impl<B: Backend> LlamaLayer<B> {
         context: &LayerContext<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
-        let normed = self.input_layernorm.forward(hidden.clone());
-        let hidden = hidden + self.self_attn.forward(normed, context, cache);
-        let normed = self.post_attention_layernorm.forward(hidden.clone());
-        hidden + self.mlp.forward(normed)
+        let (rotation, mask) = self.place(context);
+        let normed = match &self.input_layernorm {
+            Some(norm) => norm.forward(hidden.clone()),
+            None => hidden.clone(),
+        };
+        let attended = self.self_attn.forward(normed, rotation, mask, cache);
+        let Some(behind) = &self.post_feedforward_layernorm else {
+            let hidden = hidden + attended;
+            let normed = self.post_attention_layernorm.forward(hidden.clone());
+            return hidden + self.mlp.forward(normed);
+        };
+        let hidden = hidden + self.post_attention_layernorm.forward(attended);
+        let normed = match &self.pre_feedforward_layernorm {
+            Some(norm) => norm.forward(hidden.clone()),
+            None => hidden.clone(),
+        };
+        hidden + behind.forward(self.mlp.forward(normed))
+    }
+
+    /// Rotation and mask of this layer.
+    fn place<'a>(
+        &self,
+        context: &'a LayerContext<B>,
+    ) -> (Option<&'a Rotation<B>>, &'a AttentionMask<B>) {
+        let local = context.local_rotation.as_ref().filter(|_| self.slides);
+        let rotation = local.unwrap_or(&context.rotation);
+        let sliding = context.sliding_mask.as_ref().filter(|_| self.slides);
+        let mask = sliding.unwrap_or(&context.mask);
+        (self.rotates.then_some(rotation), mask)
     }
 }
 
@@ -337,15 +448,14 @@ impl<B: Backend> LlamaAttention<B> {
     pub fn forward(
         &self,
         hidden: Tensor<B, 3>,
-        context: &LayerContext<B>,
+        rotation: Option<&Rotation<B>>,
+        mask: &AttentionMask<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
         let [query, key, value] = together([&self.q_proj, &self.k_proj, &self.v_proj], hidden);
-        let query = split_heads(query, self.heads);
-        let key = split_heads(key, self.kv_heads);
+        let query = self.heads_of(query, self.heads, self.q_norm.as_ref(), rotation);
+        let key = self.heads_of(key, self.kv_heads, self.k_norm.as_ref(), rotation);
         let value = split_heads(value, self.kv_heads);
-        let query = context.rotation.apply(query);
-        let key = context.rotation.apply(key);
         let (key, value) = match cache {
             Some(cache) => {
                 let stored = self.k_proj.cache_dtype(key.dtype());
@@ -353,8 +463,27 @@ impl<B: Backend> LlamaAttention<B> {
             }
             None => (key, value),
         };
-        let output = attention(query, key, value, &context.mask);
+        let output = attention_with(query, key, value, mask, self.scores);
         self.o_proj.forward(join_heads(output))
+    }
+
+    /// Normalised and rotated heads. `[batch, tokens, heads · dim]` → `[batch, heads, tokens, dim]`
+    fn heads_of(
+        &self,
+        joined: Tensor<B, 3>,
+        heads: usize,
+        norm: Option<&RmsNorm<B>>,
+        rotation: Option<&Rotation<B>>,
+    ) -> Tensor<B, 4> {
+        let split = match norm {
+            Some(norm) if self.joint_norm => split_heads(norm.forward(joined), heads),
+            Some(norm) => norm.forward(split_heads(joined, heads)),
+            None => split_heads(joined, heads),
+        };
+        match rotation {
+            Some(rotation) => rotation.apply(split),
+            None => split,
+        }
     }
 }
 

@@ -23,20 +23,34 @@ pub enum AttentionMask<B: Backend> {
 impl<B: Backend> AttentionMask<B> {
     /// Mask of `queries` new tokens behind `past` tokens, each sample with its padding at the left.
     pub fn causal(padding: &[usize], past: usize, queries: usize, device: &B::Device) -> Self {
-        let padded = padding.iter().any(|&p| p > 0);
-        if !padded && queries == 1 {
+        Self::sliding(padding, past, queries, usize::MAX, device)
+    }
+
+    /// As [`Self::causal`], where a token sees the last `window` tokens, itself included.
+    pub fn sliding(
+        padding: &[usize],
+        past: usize,
+        queries: usize,
+        window: usize,
+        device: &B::Device,
+    ) -> Self {
+        let keys = past + queries;
+        let hides = padding.iter().any(|&p| p > 0) || keys > window;
+        if !hides && queries == 1 {
             return Self::Full;
         }
-        if !padded && past == 0 {
+        if !hides && past == 0 {
             return Self::Causal;
         }
-        let keys = past + queries;
         let mut hidden = Vec::with_capacity(padding.len() * queries * keys);
         for &pad in padding {
             for position in past..keys {
                 // A padding token sees itself, so that its row of the softmax is not empty.
-                hidden
-                    .extend((0..keys).map(|key| key > position || (key < pad && key != position)));
+                hidden.extend((0..keys).map(|key| {
+                    key > position
+                        || (key < pad && key != position)
+                        || position.saturating_sub(key) >= window
+                }));
             }
         }
         let data = TensorData::new(hidden, [padding.len(), 1, queries, keys]);
@@ -53,6 +67,43 @@ impl<B: AutodiffBackend> AttentionMask<B> {
             Self::Hidden(hidden) => AttentionMask::Hidden(hidden.clone().inner()),
         }
     }
+}
+
+/// What is done with the scores of queries and keys before the softmax.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ScoreOptions {
+    /// Factor of the scores; `None` is `1/√head_dim`.
+    pub scale: Option<f64>,
+    /// Soft limit c: `c · tanh(score / c)`. On the CPU it has no kernel of its own.
+    pub softcap: Option<f64>,
+}
+
+/// As [`attention`], with a scale or soft limit of their own.
+pub fn attention_with<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &AttentionMask<B>,
+    options: ScoreOptions,
+) -> Tensor<B, 4> {
+    let query = match options.scale {
+        Some(scale) => {
+            let usual = (query.dims()[3] as f64).sqrt();
+            query.mul_scalar(scale * usual)
+        }
+        None => query,
+    };
+    if options.softcap.is_none() {
+        return attention(query, key, value, mask);
+    }
+    let dtype = query.dtype();
+    portable(
+        query,
+        key.cast(dtype),
+        value.cast(dtype),
+        mask,
+        options.softcap,
+    )
 }
 
 /// Attention of grouped queries. Scale `1/√head_dim`.
@@ -72,7 +123,7 @@ pub fn attention<B: Backend>(
     };
     // A cache may hold keys and values in fewer bits.
     let dtype = query.dtype();
-    portable(query, key.cast(dtype), value.cast(dtype), mask)
+    portable(query, key.cast(dtype), value.cast(dtype), mask, None)
 }
 
 /// Our kernel, where the tensors are the CPU backend's.
@@ -104,6 +155,7 @@ pub(crate) fn portable<B: Backend>(
     key: Tensor<B, 4>,
     value: Tensor<B, 4>,
     mask: &AttentionMask<B>,
+    softcap: Option<f64>,
 ) -> Tensor<B, 4> {
     let [batch, heads, queries, dim] = query.dims();
     let [_, kv_heads, keys, _] = key.dims();
@@ -113,23 +165,19 @@ pub(crate) fn portable<B: Backend>(
         // values need not be repeated.
         let grouped = query.reshape([batch, kv_heads, group, dim]);
         let hidden = expand(mask, [batch, kv_heads, group, keys]);
-        return masked(grouped, key, value, hidden, false).reshape([batch, heads, 1, dim]);
+        let options = AttentionModuleOptions {
+            softcap,
+            ..Default::default()
+        };
+        return fused_attention(grouped, key, value, hidden, None, options)
+            .reshape([batch, heads, 1, dim]);
     }
     let causal = matches!(mask, AttentionMask::Causal);
     let hidden = expand(mask, [batch, heads, queries, keys]);
     let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-    masked(query, key, value, hidden, causal)
-}
-
-fn masked<B: Backend>(
-    query: Tensor<B, 4>,
-    key: Tensor<B, 4>,
-    value: Tensor<B, 4>,
-    hidden: Option<Tensor<B, 4, Bool>>,
-    is_causal: bool,
-) -> Tensor<B, 4> {
     let options = AttentionModuleOptions {
-        is_causal,
+        is_causal: causal,
+        softcap,
         ..Default::default()
     };
     fused_attention(query, key, value, hidden, None, options)

@@ -54,6 +54,9 @@ pub struct RmsNorm<B: Backend> {
     /// Added to the mean square.
     #[module(skip)]
     pub eps: f64,
+    /// Whether the factor is one more than the weight, as in Gemma.
+    #[module(skip)]
+    pub offset: bool,
 }
 
 impl<B: Backend> RmsNorm<B> {
@@ -62,14 +65,27 @@ impl<B: Backend> RmsNorm<B> {
         Self {
             weight: Initializer::Ones.init([hidden], device),
             eps,
+            offset: false,
         }
+    }
+
+    /// Factor one, as one more than the weight where there is an `offset`.
+    pub fn init_offset(hidden: usize, eps: f64, offset: bool, device: &B::Device) -> Self {
+        let mut norm = Self::init(hidden, eps, device);
+        if offset {
+            norm.weight = Initializer::Zeros.init([hidden], device);
+        }
+        Self { offset, ..norm }
     }
 
     /// `[.., hidden]` → `[.., hidden]`
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let dtype = input.dtype();
         let x = input.cast(DType::F32);
-        let weight = self.weight.val().cast(DType::F32);
+        let mut weight = self.weight.val().cast(DType::F32);
+        if self.offset {
+            weight = weight.add_scalar(1.0);
+        }
         #[cfg(feature = "cpu")]
         let (x, weight) = {
             let inputs = [cpu::float(x), cpu::float(weight)];

@@ -1,8 +1,10 @@
 //! Reading and writing Hugging Face `config.json` in the layouts that people have.
 
+mod decoder;
 mod known;
 mod object;
 mod read;
+mod rope;
 mod towers;
 mod write;
 
@@ -16,7 +18,7 @@ pub(crate) use towers::{check_vision_type, vision, vision_json};
 mod tests {
     use serde_json::{Value, json};
 
-    use crate::config::SqLlavaConfig;
+    use crate::config::{Family, SqLlavaConfig};
     use crate::error::ModelError;
     use crate::ops::rope::RopeScaling;
 
@@ -94,21 +96,20 @@ mod tests {
         };
         from_value(&with("llama", "clip_vision_model")).unwrap();
         from_value(&json!({"model_type": "llava", "text_config": {}})).unwrap();
-        for text in ["qwen2", "qwen3", "gemma", "phi3", "mixtral"] {
+        for family in Family::ALL {
+            let read = from_value(&with(family.model_type(), "clip_vision_model")).unwrap();
+            assert_eq!(read.llama.family, family);
+        }
+        for text in ["qwen9", "gemma", "phi3", "mixtral"] {
             refused(
                 &with(text, "clip_vision_model"),
                 &["text_config.model_type", text],
             );
         }
-        // transformers gives Mistral a window of 4096 tokens in a context of 131072.
-        refused(
-            &with("mistral", "clip_vision_model"),
-            &["sliding window", "4096"],
-        );
         for vision in ["siglip_vision_model", "clip", "pixtral"] {
             refused(&with("llama", vision), &["vision tower", vision]);
         }
-        for model in ["qwen2", "gemma", "phi", "llava_next", "llava_mistral"] {
+        for model in ["gemma", "phi", "llava_next", "llava_mpt"] {
             refused(&json!({"model_type": model}), &[model]);
         }
         refused(
@@ -118,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn fault_03_a_mistral_without_a_window_is_a_llama_with_other_defaults() {
+    fn fault_03_the_window_of_a_mistral_is_read_and_of_a_llama_refused() {
         let mistral = |window: Value, positions: usize| {
             json!({"model_type": "mistral", "sliding_window": window,
                 "max_position_embeddings": positions})
@@ -131,10 +132,14 @@ mod tests {
             (14336, 8)
         );
         // A window as long as the context hides nothing.
-        from_value(&mistral(json!(4096), 4096)).unwrap();
-        refused(&mistral(json!(4095), 4096), &["sliding window", "4095"]);
+        let window = |value: &Value| {
+            let window = from_value(value).unwrap().llama.sliding_window;
+            window.map(|window| (window.tokens, window.layers.contains(&false)))
+        };
+        assert_eq!(window(&mistral(json!(4096), 4096)), None);
+        assert_eq!(window(&mistral(json!(4095), 4096)), Some((4095, false)));
         let absent = json!({"model_type": "mistral", "max_position_embeddings": 8192});
-        refused(&absent, &["sliding window", "4096"]);
+        assert_eq!(window(&absent), Some((4096, false)));
         let unused =
             json!({"model_type": "llama", "sliding_window": 5, "use_sliding_window": false});
         from_value(&unused).unwrap();

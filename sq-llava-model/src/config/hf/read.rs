@@ -4,21 +4,36 @@ use std::path::Path;
 
 use serde_json::Value;
 
+use super::decoder::decoder;
 use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
-use super::towers::{Family, check_quantization, check_vision_type, llama, vision};
+use super::towers::{check_quantization, check_vision_type, vision};
 use crate::config::{
-    ClipVisionConfig, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
+    ClipVisionConfig, Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
 };
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 
 /// Model types in LLaVA's own layout; ShareGPT4V's is LLaVA by another name.
-const LLAVA: [&str; 4] = ["llava", "llava_llama", "sq_llava", "share4v"];
+const LLAVA: [&str; 6] = [
+    "llava",
+    "llava_llama",
+    "llava_mistral",
+    "llava_qwen",
+    "sq_llava",
+    "share4v",
+];
+
+/// LLaVA's classes around language models that are not built here.
+const OTHER_CLASSES: [&str; 3] = [
+    "LlavaGemmaForCausalLM",
+    "LlavaMixtralForCausalLM",
+    "LlavaMptForCausalLM",
+];
 
 impl SqLlavaConfig {
-    /// Reads the `config.json` of a model: original LLaVA and SQ-LLaVA, llava-hf, or a LLaMA-type
-    /// language model alone. The vision tower of an original LLaVA stands in a file of its own
+    /// Reads the `config.json` of a model: original LLaVA and SQ-LLaVA, llava-hf, or a language
+    /// model alone. The vision tower of an original LLaVA stands in a file of its own
     /// ([`read_vision_config`](crate::config::read_vision_config)) unless `vision_config` is inside.
     ///
     /// # Errors
@@ -37,11 +52,16 @@ impl SqLlavaConfig {
                 unknown.extend(text.unknown(Described::Text));
                 config
             }
-            (None, _) if is_llava => original(&r, Family::Llama, &mut unknown)?,
+            (None, _) if is_llava => {
+                let family = language_model(&r, model_type)?;
+                original(&r, family, &mut unknown)?
+            }
             (None, Some(family)) => original(&r, family, &mut unknown)?,
             _ => {
                 return Err(r.error(&format!(
-                    "the model type \"{model_type}\" is not supported; known are llava (also llava_llama, sq_llava, share4v), llama and mistral without a sliding window"
+                    "the model type \"{model_type}\" is not supported; known are llava (also {}) and the language models {}",
+                    LLAVA[1..].join(", "),
+                    Family::known()
                 )));
             }
         };
@@ -86,13 +106,38 @@ fn model_type<'a>(r: &Reader<'a>) -> Result<&'a str, ModelError> {
     }
 }
 
+/// The language model of a LLaVA in its own layout: by our own key, else by its type or class.
+fn language_model(r: &Reader, model_type: &str) -> Result<Family, ModelError> {
+    let unknown = |name: &str| {
+        let known = Family::known();
+        r.error(&format!(
+            "the language model is a \"{name}\", which is not supported; known are {known}"
+        ))
+    };
+    if let Some(name) = r.text("sq_language_model")? {
+        return Family::of(name).ok_or_else(|| unknown(name));
+    }
+    match model_type {
+        "llava_mistral" => return Ok(Family::Mistral),
+        "llava_qwen" => return Ok(Family::Qwen2),
+        _ => {}
+    }
+    let classes = r.get("architectures");
+    match classes.and_then(|list| list.get(0)?.as_str()) {
+        Some("LlavaMistralForCausalLM") => Ok(Family::Mistral),
+        Some("LlavaQwenForCausalLM") => Ok(Family::Qwen2),
+        Some(other) if OTHER_CLASSES.contains(&other) => Err(unknown(other)),
+        _ => Ok(Family::Llama),
+    }
+}
+
 /// Original LLaVA and SQ-LLaVA: the language model's keys and `mm_*` in one object.
 fn original(
     r: &Reader,
     family: Family,
     unknown: &mut Vec<String>,
 ) -> Result<SqLlavaConfig, ModelError> {
-    let mut config = SqLlavaConfig::new(llama(r, family, unknown)?);
+    let mut config = SqLlavaConfig::new(decoder(r, family, unknown)?);
     token_ids(&mut config, r)?;
     if let Some(name) = r.text("mm_projector_type")? {
         let latents = match r.size("num_latents", 0)? {
@@ -138,10 +183,11 @@ fn llava_hf(
     let name = text.text("model_type")?.unwrap_or("llama");
     let family = Family::of(name).ok_or_else(|| {
         r.error(&format!(
-            "the text model is a \"{name}\" (\"text_config.model_type\"), which is not supported; known are llama, and mistral without a sliding window"
+            "the text model is a \"{name}\" (\"text_config.model_type\"), which is not supported; known are {}",
+            Family::known()
         ))
     })?;
-    let mut config = SqLlavaConfig::new(llama(text, family, unknown)?);
+    let mut config = SqLlavaConfig::new(decoder(text, family, unknown)?);
     // Either may say that the head is tied.
     config.llama.tie_word_embeddings |= r.flag("tie_word_embeddings", false)?;
     check_quantization(r)?;

@@ -2,15 +2,16 @@
 
 use serde_json::{Value, json};
 
-use super::towers::{llama_json, vision_json};
-use crate::config::{ProjectorConfig, SelectFeature, SqLlavaConfig};
+use super::decoder::decoder_json;
+use super::towers::vision_json;
+use crate::config::{Family, ProjectorConfig, SelectFeature, SqLlavaConfig};
 use crate::error::ModelError;
 
 impl SqLlavaConfig {
     /// `config.json` in the original LLaVA layout, with this project's additions under `sq_` keys
     /// and the vision tower under `vision_config`.
     pub fn to_hf(&self) -> Value {
-        let mut out = llama_json(&self.llama);
+        let mut out = decoder_json(&self.llama);
         out["architectures"] = json!(["LlavaLlamaForCausalLM"]);
         out["model_type"] = json!("llava");
         self.write_ids(&mut out);
@@ -18,9 +19,11 @@ impl SqLlavaConfig {
             out["mm_hidden_size"] = json!(vision.hidden_size);
             out["vision_config"] = vision_json(vision);
         } else {
-            out["architectures"] = json!(["LlamaForCausalLM"]);
-            out["model_type"] = json!("llama");
+            self.write_family(&mut out);
             return out;
+        }
+        if self.llama.family != Family::Llama {
+            out["sq_language_model"] = json!(self.llama.family.model_type());
         }
         out["mm_projector_type"] = json!(self.projector.name());
         if let ProjectorConfig::Cluster(cluster) = &self.projector {
@@ -65,9 +68,8 @@ impl SqLlavaConfig {
                 "the llava-hf layout holds a vision tower and an mlp2x_gelu projector only; export to the original layout instead".into(),
             ));
         };
-        let mut text = llama_json(&self.llama);
-        text["model_type"] = json!("llama");
-        text["architectures"] = json!(["LlamaForCausalLM"]);
+        let mut text = decoder_json(&self.llama);
+        self.write_family(&mut text);
         self.write_ids(&mut text);
         let strategy = match self.select_feature {
             SelectFeature::Patch => "default",
@@ -100,6 +102,11 @@ impl SqLlavaConfig {
             out["pad_token_id"] = json!(id);
         }
         Ok(out)
+    }
+
+    fn write_family(&self, out: &mut Value) {
+        out["architectures"] = json!([self.llama.family.architecture()]);
+        out["model_type"] = json!(self.llama.family.model_type());
     }
 
     fn write_ids(&self, out: &mut Value) {

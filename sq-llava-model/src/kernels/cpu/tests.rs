@@ -277,7 +277,7 @@ fn attend(
     let query = q.clone().swap_dims(1, 2);
     let value = v.clone().swap_dims(1, 2);
     let out = match kernel {
-        false => portable(query, k.clone(), value, mask),
+        false => portable(query, k.clone(), value, mask, None),
         true => {
             let hidden = match mask {
                 AttentionMask::Full => Hidden::Nothing,

@@ -123,6 +123,7 @@ pub(super) fn read_config(
         .with_rope_scaling(rope_scaling(header, rope_factors, head_dim)?)
         .with_tie_word_embeddings(shapes.find("output.weight").is_none())
         .with_attention_bias(shapes.find("blk.0.attn_q.bias").is_some())
+        .with_output_bias(shapes.find("blk.0.attn_output.bias").is_some())
         .with_mlp_bias(shapes.find("blk.0.ffn_gate.bias").is_some());
     let mut config = SqLlavaConfig::new(llama);
     let id = |key: &str| -> Result<Option<i64>, ModelError> {

@@ -1,0 +1,296 @@
+//! Language models of today's families against transformers and peft.
+
+#![allow(clippy::print_stderr)] // A case that is not built is named.
+
+use std::path::{Path, PathBuf};
+
+use burn::backend::Autodiff;
+use burn::module::Module;
+use burn::tensor::backend::Backend;
+use burn::tensor::{Int, Tensor, TensorData};
+use burn_flex::Flex;
+use golden::{Tensors, Value, assert_close};
+use sq_llava_model::config::Family;
+use sq_llava_model::generation::generate::GenerateConfig;
+use sq_llava_model::ops::cross_entropy::token_losses;
+use sq_llava_model::ops::linear::Linear;
+use sq_llava_model::weights::{LoadOptions, load_model};
+use sq_llava_model::{Sample, SqLlava};
+
+/// A case and its reference.
+struct Case {
+    dir: PathBuf,
+    json: Value,
+    tensors: Tensors,
+}
+
+impl Case {
+    fn name(&self) -> String {
+        golden::file_name(&self.dir)
+    }
+
+    fn ids(&self, name: &str) -> Vec<i64> {
+        self.tensors.i64(name)
+    }
+}
+
+/// Cases of language models; a family that is not built must be refused by name.
+fn cases() -> Vec<Case> {
+    let mut found = Vec::new();
+    for dir in golden::entries(&golden::families()) {
+        let outputs = dir.join("outputs.json");
+        if !outputs.is_file() {
+            continue;
+        }
+        let json = golden::json(&outputs);
+        if json["kind"] != "llm" {
+            continue;
+        }
+        let family = json["family"].as_str().expect("a family");
+        if Family::of(family).is_none() {
+            eprintln!("{}: {family} is not built", dir.display());
+            let error = load_model::<Flex>(
+                &dir.join("model"),
+                &LoadOptions::default(),
+                &Default::default(),
+            );
+            let message = error.map(|_| ()).expect_err("not built").to_string();
+            assert!(message.contains(family), "{message}");
+            continue;
+        }
+        let tensors = Tensors::read(&dir.join("outputs.safetensors"));
+        found.push(Case { dir, json, tensors });
+    }
+    assert!(!found.is_empty(), "no language model among the families");
+    found
+}
+
+fn load<B: Backend>(dir: &Path, base: Option<PathBuf>) -> SqLlava<B> {
+    let options = LoadOptions {
+        freeze_base: base.is_some(),
+        base,
+        ..LoadOptions::default()
+    };
+    match load_model::<B>(dir, &options, &Default::default()) {
+        Ok(loaded) => {
+            assert!(
+                loaded.report.is_clean(),
+                "{}: {}",
+                dir.display(),
+                loaded.report
+            );
+            loaded.model
+        }
+        Err(error) => panic!("{}: {error}", dir.display()),
+    }
+}
+
+fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().to_vec().expect("f32 values")
+}
+
+/// Embeddings of a row of ids. `[tokens, hidden]`
+fn embeddings<B: Backend>(model: &SqLlava<B>, ids: &[i64]) -> Tensor<B, 2> {
+    let sample = Sample {
+        ids,
+        images: vec![],
+    };
+    model.embed(&[sample]).expect("embeds").remove(0)
+}
+
+fn logits<B: Backend>(model: &SqLlava<B>, ids: &[i64]) -> Tensor<B, 2> {
+    model.logits(embeddings(model, ids))
+}
+
+#[test]
+fn golden_hidden_states_and_logits() {
+    for case in cases() {
+        let model = load::<Flex>(&case.dir.join("model"), None);
+        let llama = &model.language_model;
+        let ids = case.ids("input_ids");
+        let mut hidden = embeddings(&model, &ids).unsqueeze::<3>();
+        let context = llama.context(&[0], 0, ids.len(), &Default::default());
+        let layers = &llama.model.layers;
+        for (index, layer) in layers.iter().enumerate() {
+            let what = format!("{} hidden_{index}", case.name());
+            let reference = case.tensors.f64(&format!("hidden_{index}"));
+            assert_close(&what, &values(hidden.clone()), &reference, 5e-5);
+            hidden = layer.forward(hidden, &context, None);
+        }
+        let last = case.tensors.f64(&format!("hidden_{}", layers.len()));
+        assert_close(&case.name(), &values(hidden.clone()), &last, 5e-5);
+        let found = llama.model.norm.forward(hidden);
+        let reference = case.tensors.f64("hidden_final");
+        assert_close(&case.name(), &values(found), &reference, 5e-5);
+        let reference = case.tensors.f64("logits");
+        assert_close(
+            &case.name(),
+            &values(logits(&model, &ids)),
+            &reference,
+            2e-4,
+        );
+    }
+}
+
+/// The keys of the hub's files, and those that we write, describe the same model.
+#[test]
+fn golden_configurations_of_the_hub_and_of_our_own() {
+    for case in cases() {
+        let source = case.dir.join("model");
+        let model = load::<Flex>(&source, None);
+        let ids = case.ids("input_ids");
+        let reference = case.tensors.f64("logits");
+        let hub = golden::json(&case.dir.join("config.hub.json"));
+        for (kind, config) in [("hub", hub), ("written", model.config.to_hf())] {
+            let dir = tempfile::tempdir().expect("a folder");
+            for path in golden::entries(&source) {
+                std::fs::copy(&path, dir.path().join(golden::file_name(&path))).expect("copied");
+            }
+            std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+            let twin = load::<Flex>(dir.path(), None);
+            assert_eq!(
+                twin.config.llama,
+                model.config.llama,
+                "{} {kind}",
+                case.name()
+            );
+            let what = format!("{} {kind}", case.name());
+            assert_close(&what, &values(logits(&twin, &ids)), &reference, 2e-4);
+        }
+    }
+}
+
+#[test]
+fn golden_greedy_ids() {
+    for case in cases() {
+        let model = load::<Flex>(&case.dir.join("model"), None);
+        let ids = case.ids("input_ids");
+        let list = |key: &str| -> Vec<i64> {
+            let list = case.json["greedy"][key].as_array().expect("a list");
+            list.iter().map(|id| id.as_i64().expect("an id")).collect()
+        };
+        let expected = list("ids_without_stopping");
+        let mut config = GenerateConfig::greedy(expected.len());
+        let prompt = || Sample::<Flex> {
+            ids: &ids,
+            images: vec![],
+        };
+        let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
+        let found = model
+            .generate(&[prompt()], &config, &mut go_on)
+            .expect("answers");
+        assert_eq!(found[0].ids, expected, "{}", case.name());
+        // Padding at the left changes nothing, nor does a batch.
+        let short = Sample {
+            ids: &ids[..5],
+            images: vec![],
+        };
+        let found = model
+            .generate(&[short, prompt()], &config, &mut go_on)
+            .expect("answers");
+        assert_eq!(found[1].ids, expected, "{} in a batch", case.name());
+        config.stop_ids = model.config.eos_token_ids.clone();
+        config.stop_ids.extend(list("end_ids_in_generation_config"));
+        let found = model
+            .generate(&[prompt()], &config, &mut go_on)
+            .expect("answers");
+        let mut until = list("ids_until_end");
+        until.pop_if(|last| config.stop_ids.contains(last));
+        assert_eq!(found[0].ids, until, "{} until its end", case.name());
+    }
+}
+
+/// The model with peft's adapter beside it.
+fn adapted<B: Backend>(case: &Case) -> SqLlava<B> {
+    load(&case.dir.join("lora_adapter"), Some(case.dir.join("model")))
+}
+
+/// Rows of the adapter's batch without the padding at their right.
+fn rows(case: &Case) -> Vec<(usize, Vec<i64>)> {
+    let width = case.tensors.shape("lora_input_ids")[1];
+    let (ids, mask) = (case.ids("lora_input_ids"), case.ids("lora_attention_mask"));
+    let rows = ids.chunks_exact(width).zip(mask.chunks_exact(width));
+    rows.enumerate()
+        .map(|(row, (ids, mask))| {
+            let real = mask.iter().filter(|&&m| m == 1).count();
+            (row * width, ids[..real].to_vec())
+        })
+        .collect()
+}
+
+#[test]
+fn golden_adapters_beside_and_merged() {
+    for case in cases() {
+        let model = adapted::<Flex>(&case);
+        let merged = model.clone().merge_lora();
+        let reference = case.tensors.f64("lora_logits");
+        let vocabulary = case.tensors.shape("lora_logits")[2];
+        for (start, ids) in rows(&case) {
+            let expected = &reference[start * vocabulary..][..ids.len() * vocabulary];
+            for (kind, model) in [("beside", &model), ("merged", &merged)] {
+                let what = format!("{} {kind}", case.name());
+                assert_close(&what, &values(logits(model, &ids)), expected, 2e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn golden_gradients_of_adapters() {
+    type Ad = Autodiff<Flex>;
+    for case in cases() {
+        let mut model = adapted::<Ad>(&case);
+        let labels = case.ids("lora_labels");
+        let mut losses = Vec::new();
+        for (start, ids) in rows(&case) {
+            let logits = logits(&model, &ids);
+            let targets = &labels[start + 1..start + ids.len()];
+            let learnt: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] != -100).collect();
+            if learnt.is_empty() {
+                continue;
+            }
+            let places: Vec<i64> = learnt.iter().map(|&t| t as i64).collect();
+            let targets: Vec<i64> = learnt.iter().map(|&t| targets[t]).collect();
+            let places = TensorData::new(places, [learnt.len()]);
+            let places = Tensor::<Ad, 1, Int>::from_data(places, &Default::default());
+            losses.push(token_losses(logits.select(0, places), &targets));
+        }
+        let loss = Tensor::cat(losses, 0).mean();
+        let expected = case.json["lora"]["loss_f64"].as_f64().expect("a loss");
+        let found = f64::from(loss.clone().into_scalar());
+        assert!(
+            (found - expected).abs() < 1e-5 * expected,
+            "{}: {found}",
+            case.name()
+        );
+        let grads = loss.backward();
+        let mut compared = 0;
+        let mut compare = |path: &str, linear: &mut Linear<Ad>| {
+            let Some(lora) = &linear.lora else { return };
+            for (part, param) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
+                let key = format!("lora_grad.base_model.model.{path}.{part}.weight");
+                if !case.tensors.contains(&key) {
+                    continue;
+                }
+                let grad = param.val().grad(&grads).expect("a gradient");
+                let reference = case.tensors.f64(&key);
+                let what = format!("{} {key}", case.name());
+                assert_close(&what, &values(grad), &reference, 1e-4);
+                compared += 1;
+            }
+        };
+        for (index, layer) in model.language_model.model.layers.iter_mut().enumerate() {
+            layer.for_each_linear(|name, linear| {
+                let part = match name {
+                    "gate_proj" | "up_proj" | "down_proj" => "mlp",
+                    _ => "self_attn",
+                };
+                compare(&format!("model.layers.{index}.{part}.{name}"), linear);
+            });
+        }
+        let all = case.tensors.names();
+        let all = all.filter(|name| name.starts_with("lora_grad.")).count();
+        assert_eq!(compared, all, "{}", case.name());
+        assert!(all > 0 && model.num_params() > 0);
+    }
+}
