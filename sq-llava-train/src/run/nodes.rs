@@ -28,12 +28,12 @@ use serde::{Deserialize, Serialize};
 use self::meeting::port_of;
 use self::ring::{Lost, Ring};
 use crate::error::TrainError;
-use crate::step::groups::ParamGroups;
 use crate::step::loss::LossSums;
 use crate::step::report::StepReport;
 
+pub(crate) use self::gradients::Trainable;
 pub use self::meeting::Orchestrator;
-pub(crate) use self::start::{agree, agree_on_stage};
+pub(crate) use self::start::{StageStart, agree, agree_on_stage};
 
 /// Values that are added up at a time: 64 MiB of f32 on the host.
 const BUCKET_VALUES: usize = 16 << 20;
@@ -190,11 +190,21 @@ impl StepNews {
 
 /// Which step it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepPlace {
+pub(crate) struct StepPlace {
     /// From 0.
     pub step: usize,
     /// Learnable tokens of the whole step, over all nodes.
     pub step_tokens: usize,
+}
+
+/// What a node has of a step, or all of them together.
+pub(crate) struct NodeStep {
+    /// Sums of the gradients.
+    pub grads: GradientsParams,
+    /// Sums and counts.
+    pub report: StepReport,
+    /// Whether the node, or any of them, was asked to stop.
+    pub stop: bool,
 }
 
 impl Nodes {
@@ -319,24 +329,26 @@ impl Nodes {
         Ok(f64::from_bits(self.gather(at, &number.to_bits())?[0]))
     }
 
-    /// The gradients and the report of a whole step, from those of each node. All nodes get the
-    /// same, bit for bit. Returns also whether any of them was asked to stop.
+    /// A whole step, from each node's share of it. All nodes get the same, bit for bit.
     ///
     /// # Errors
     /// If a node is lost, has failed or does another step.
-    pub fn exchange<B: AutodiffBackend, M: Module<B>>(
+    pub(crate) fn exchange<B: AutodiffBackend, M: Module<B>>(
         &self,
-        (model, groups): (&M, &ParamGroups),
+        trainable: &Trainable<'_, M>,
         place: StepPlace,
-        mut grads: GradientsParams,
-        report: &mut StepReport,
-        stop: bool,
-    ) -> Result<(GradientsParams, bool), TrainError> {
+        mine: NodeStep,
+    ) -> Result<NodeStep, TrainError> {
+        let NodeStep {
+            mut grads,
+            report,
+            stop,
+        } = mine;
         let deadline = Instant::now() + self.timeout;
         let at = format!("at step {}", place.step + 1);
-        let places = gradients::places(model, groups, &grads);
+        let places = gradients::places(trainable, &grads);
         let present: Vec<bool> = places.iter().map(|place| place.has_gradient).collect();
-        let mine = StepNews::new(place, stop, &present, report);
+        let mine = StepNews::new(place, stop, &present, &report);
         let all = self.gather_until(&at, Ok(&mine), deadline)?;
         check(&all)?;
         let mut wanted = vec![false; places.len()];
@@ -347,15 +359,19 @@ impl Nodes {
         }
         let mut sum = GradientsParams::new();
         for range in gradients::buckets(&places, &wanted, self.bucket_values) {
-            let mut values = gradients::take(model, groups, &mut grads, &range, &wanted)?;
+            let mut values = gradients::take(trainable, &mut grads, &range, &wanted)?;
             self.on_ring(&at, |ring| ring.sum(&mut values, deadline))?;
-            gradients::put(model, groups, &mut sum, &range, &wanted, &values);
+            gradients::put(trainable, &mut sum, &range, &wanted, &values);
         }
-        *report = StepReport::default();
+        let mut report = StepReport::default();
         for news in &all {
             report.merge(&news.report());
         }
-        Ok((sum, all.iter().any(|news| news.stop)))
+        Ok(NodeStep {
+            grads: sum,
+            report,
+            stop: all.iter().any(|news| news.stop),
+        })
     }
 }
 

@@ -28,10 +28,15 @@ impl Place {
     }
 }
 
+/// A model, and which of its parameters train.
+pub(crate) struct Trainable<'a, M> {
+    pub model: &'a M,
+    pub groups: &'a ParamGroups,
+}
+
 /// All trainable parameters of a model in order.
 pub(super) fn places<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+    trainable: &Trainable<'_, M>,
     grads: &GradientsParams,
 ) -> Vec<Place> {
     struct List<'a> {
@@ -53,11 +58,11 @@ pub(super) fn places<B: AutodiffBackend, M: Module<B>>(
         }
     }
     let mut list = List {
-        groups,
+        groups: trainable.groups,
         grads,
         places: Vec::new(),
     };
-    model.visit(&mut list);
+    trainable.model.visit(&mut list);
     list.places
 }
 
@@ -103,8 +108,7 @@ impl Members<'_> {
 /// The gradients of the parameters in `range`, taken out of `grads` and put one behind the other
 /// on the host; zeros stand for one that is wanted and missing.
 pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+    trainable: &Trainable<'_, M>,
     grads: &mut GradientsParams,
     range: &Range<usize>,
     wanted: &[bool],
@@ -129,7 +133,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
     }
     let mut take = Take::<B> {
         members: Members {
-            groups,
+            groups: trainable.groups,
             range,
             wanted,
             index: 0,
@@ -137,7 +141,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
         grads,
         found: Vec::new(),
     };
-    model.visit(&mut take);
+    trainable.model.visit(&mut take);
     if take.found.is_empty() {
         return Ok(Vec::new());
     }
@@ -148,8 +152,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
 
 /// Puts what [`take`] took back into `grads`.
 pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+    trainable: &Trainable<'_, M>,
     grads: &mut GradientsParams,
     range: &Range<usize>,
     wanted: &[bool],
@@ -176,7 +179,7 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
     }
     let mut put = Put {
         members: Members {
-            groups,
+            groups: trainable.groups,
             range,
             wanted,
             index: 0,
@@ -184,11 +187,11 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
         grads,
         values,
     };
-    model.visit(&mut put);
+    trainable.model.visit(&mut put);
 }
 
 /// CRC-32 of the values of all trainable parameters, in order.
-pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(model: &M, groups: &ParamGroups) -> u32 {
+pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(trainable: &Trainable<'_, M>) -> u32 {
     struct Sum<'a> {
         groups: &'a ParamGroups,
         hasher: crc32fast::Hasher,
@@ -202,10 +205,10 @@ pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(model: &M, groups: &Par
         }
     }
     let mut sum = Sum {
-        groups,
+        groups: trainable.groups,
         hasher: crc32fast::Hasher::new(),
     };
-    model.visit(&mut sum);
+    trainable.model.visit(&mut sum);
     sum.hasher.finalize()
 }
 
