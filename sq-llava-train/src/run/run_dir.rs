@@ -192,8 +192,8 @@ impl RunDirectory {
         let saved = self.save(&checkpoint_name(stage, step), model, files, more)?;
         let mut steps: Vec<usize> = checkpoints(&self.path)?
             .into_iter()
-            .filter(|found| found.0 == stage && found.1 <= step)
-            .map(|found| found.1)
+            .filter(|found| found.stage == stage && found.step <= step)
+            .map(|found| found.step)
             .collect();
         steps.sort_unstable();
         for &old in &steps[..steps.len().saturating_sub(self.keep)] {
@@ -284,12 +284,24 @@ fn checkpoint_name(stage: u8, step: usize) -> String {
     format!("checkpoint-{stage}-{step}")
 }
 
-/// Stage and step of the checkpoints in a run directory, in no order.
-pub(crate) fn checkpoints(run: &Path) -> Result<Vec<(u8, usize, PathBuf)>, TrainError> {
+/// A checkpoint in a run directory; in order, the oldest first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CheckpointDir {
+    pub stage: u8,
+    pub step: usize,
+    pub path: PathBuf,
+}
+
+/// The checkpoints in a run directory, in no order.
+pub(crate) fn checkpoints(run: &Path) -> Result<Vec<CheckpointDir>, TrainError> {
     let read = |path: PathBuf| {
         let name = path.file_name()?.to_str()?;
         let (stage, step) = name.strip_prefix("checkpoint-")?.split_once('-')?;
-        Some((stage.parse().ok()?, step.parse().ok()?, path.clone()))
+        Some(CheckpointDir {
+            stage: stage.parse().ok()?,
+            step: step.parse().ok()?,
+            path: path.clone(),
+        })
     };
     Ok(entries(run)?.into_iter().filter_map(read).collect())
 }

@@ -13,11 +13,11 @@ use sq_llava_model::weights::RunOrigin;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
-use crate::report::loss_log::LossLog;
+use crate::report::loss_log::{LoggedStep, LossLog};
 use crate::run::base::{Base, TrainPaths};
 use crate::run::nodes::{self, NodeConfig, Nodes};
 use crate::run::precision::check_dtype;
-use crate::run::resume::{Resume, find};
+use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
@@ -125,7 +125,7 @@ enum Begin {
     /// With its first step, or from a checkpoint.
     At {
         run: RunDirectory,
-        from: Option<(PathBuf, RunState)>,
+        from: Option<Checkpoint>,
     },
 }
 
@@ -156,7 +156,7 @@ impl RunRequest<'_> {
             }
         };
         let base = match &from {
-            Some((directory, _)) => Base::<B>::resume(recipe, paths, directory, device)?,
+            Some(checkpoint) => Base::<B>::resume(recipe, paths, &checkpoint.path, device)?,
             None => Base::<B>::load(recipe, paths, device)?,
         };
         if resume.is_some() {
@@ -183,7 +183,7 @@ impl RunRequest<'_> {
         };
         let point = find(resume, recipe, &paths.out, self.sources)?;
         let from = match (point.finished, point.from) {
-            (true, Some((_, state))) => return Ok(Begin::Finished(state)),
+            (true, Some(end)) => return Ok(Begin::Finished(end.state)),
             (_, from) => from,
         };
         let run = RunDirectory::open(&paths.out, recipe)?;
@@ -196,11 +196,14 @@ impl RunRequest<'_> {
 }
 
 /// Takes back what was logged after the checkpoint that a run goes on from.
-fn rewind_logs(run: &RunDirectory, from: Option<&(PathBuf, RunState)>) -> Result<(), TrainError> {
-    let step = from.map(|(_, state)| (state.stage, state.progress.step));
-    LossLog::rewind(run.path(), step)?;
+fn rewind_logs(run: &RunDirectory, from: Option<&Checkpoint>) -> Result<(), TrainError> {
+    let last = from.map(|Checkpoint { state, .. }| LoggedStep {
+        stage: state.stage,
+        step: state.progress.step,
+    });
+    LossLog::rewind(run.path(), last)?;
     match from {
-        Some((directory, _)) => tracing::info!("the run goes on from {}", directory.display()),
+        Some(from) => tracing::info!("the run goes on from {}", from.path.display()),
         None => tracing::info!("the run left no checkpoint: it begins anew"),
     }
     Ok(())
@@ -247,10 +250,10 @@ impl Trainer<'_> {
         mut self,
         mut model: SqLlava<B>,
         splits: Vec<StageSplit>,
-        mut from: Option<(PathBuf, RunState)>,
+        mut from: Option<Checkpoint>,
     ) -> Result<TrainOutcome, TrainError> {
-        if let Some((_, state)) = &from {
-            self.done.clone_from(&state.done);
+        if let Some(from) = &from {
+            self.done.clone_from(&from.state.done);
         }
         let last = splits.len().saturating_sub(1);
         let mut checkpoint = None;
@@ -259,7 +262,7 @@ impl Trainer<'_> {
             if self.done.iter().any(|outcome| outcome.stage == stage) {
                 continue;
             }
-            let start = from.take_if(|(_, state)| state.stage == stage);
+            let start = from.take_if(|from| from.state.stage == stage);
             let stop = self.request.options.stop.is_set();
             let stop = match self.request.nodes {
                 None => stop,

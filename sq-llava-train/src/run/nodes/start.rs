@@ -14,7 +14,7 @@ use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
-use crate::run::resume::{HOW, Resume, differing, flat, whole_checkpoints};
+use crate::run::resume::{Difference, HOW, Resume, differing, flat, whole_checkpoints};
 use crate::run::state::Sources;
 
 /// When it is compared, for messages.
@@ -107,8 +107,8 @@ fn decide(all: &[Start]) -> Result<Option<Resume>, String> {
     let mut different = Vec::new();
     for (rank, other) in all.iter().enumerate().skip(1) {
         let recipe = differing(&all[0].recipe, &other.recipe).into_iter();
-        different.extend(recipe.map(|(key, a, b)| {
-            format!("the recipe's {key} is {a} on rank 0 and {b} on rank {rank}")
+        different.extend(recipe.map(|Difference { key, first, second }| {
+            format!("the recipe's {key} is {first} on rank 0 and {second} on rank {rank}")
         }));
         let ranks = ["on rank 0", &format!("on rank {rank}")];
         different.extend(all[0].sources.differences(&other.sources, ranks));

@@ -1,7 +1,6 @@
 //! One stage: its data, its place in the schedule, its loaders, and Burn's Learner around them.
 
 use std::io::IsTerminal;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use burn::lr_scheduler::LrScheduler;
@@ -27,6 +26,7 @@ use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
 use crate::run::base::processor_of;
 use crate::run::devices::devices_of;
 use crate::run::nodes::{StageStart, Trainable, agree_on_stage};
+use crate::run::resume::Checkpoint;
 use crate::run::stage::StageModel;
 use crate::run::state::{RunState, StageOutcome, StageProgress};
 use crate::run::strategy::{Components, Finished, Save, Saved, StepStrategy, ValidationPlan};
@@ -44,7 +44,7 @@ impl Trainer<'_> {
         &mut self,
         model: SqLlava<B>,
         split: StageSplit,
-        from: Option<(PathBuf, RunState)>,
+        from: Option<Checkpoint>,
     ) -> Result<Finished<B>, TrainError> {
         let number = split.stage;
         let recipe = self.request.recipe;
@@ -88,7 +88,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         trainer: &'a Trainer<'_>,
         prepared: &StageModel<B>,
         split: StageSplit,
-        from: Option<(PathBuf, RunState)>,
+        from: Option<Checkpoint>,
     ) -> Result<Self, TrainError> {
         let (number, recipe) = (split.stage, trainer.request.recipe);
         let settings = recipe.stage(number);
@@ -106,9 +106,9 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
         let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
         let mut start = StageProgress::default();
-        if let Some((directory, state)) = from {
-            optimizer.restore(&directory, &prepared.model)?;
-            start = state.progress;
+        if let Some(checkpoint) = from {
+            optimizer.restore(&checkpoint.path, &prepared.model)?;
+            start = checkpoint.state.progress;
             schedule = LrScheduler::load_record::<B>(schedule, start.step);
         }
         Ok(Self {

@@ -189,7 +189,7 @@ impl Bench {
         device: &B::Device,
     ) -> Result<()> {
         for &batch in &self.batch {
-            let prompt = prompt::<B>([batch, PROMPT], config, device);
+            let prompt = prompt::<B>(batch, PROMPT, config, device);
             let seconds = self.time(|| {
                 prefill(config, llama, prompt.clone());
                 sync::<B>(device)
@@ -222,7 +222,7 @@ impl Bench {
         for &context in contexts {
             for &batch in &self.batch {
                 let name = format!("decode {weights} behind {context} tokens");
-                let seconds = self.decode_shape(config, llama, [batch, context], device)?;
+                let seconds = self.decode_shape(config, llama, batch, context, device)?;
                 let steps = self.tokens as f64;
                 // Every weight once a step, for all sequences together.
                 let bytes = llama.bytes_per_token() as f64;
@@ -238,15 +238,17 @@ impl Bench {
         Ok(())
     }
 
-    /// Seconds for `--tokens` tokens of each sequence behind a context. `[batch, context]`
+    /// Seconds for `--tokens` tokens of each of `batch` sequences behind `context` tokens.
     fn decode_shape<B: Backend>(
         &self,
         config: &LlamaConfig,
         llama: &Llama<B>,
-        shape @ [batch, context]: [usize; 2],
+        batch: usize,
+        context: usize,
         device: &B::Device,
     ) -> Result<f64> {
-        let (mut cache, _) = prefill(config, llama, prompt::<B>(shape, config, device));
+        let prompt = prompt::<B>(batch, context, config, device);
+        let (mut cache, _) = prefill(config, llama, prompt);
         let (padding, ids) = (vec![0; batch], vec![5; batch]);
         self.time(|| {
             cache.truncate(context);
@@ -338,7 +340,8 @@ fn batched(name: String, batch: usize) -> String {
 
 /// Embeddings of prompts. `[batch, tokens, hidden]`
 fn prompt<B: Backend>(
-    [batch, tokens]: [usize; 2],
+    batch: usize,
+    tokens: usize,
     config: &LlamaConfig,
     device: &B::Device,
 ) -> Tensor<B, 3> {
