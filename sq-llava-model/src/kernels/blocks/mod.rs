@@ -16,6 +16,7 @@ use std::sync::Arc;
 
 use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
+use rayon::prelude::*;
 
 /// Elements of a block.
 pub const BLOCK: usize = 32;
@@ -150,32 +151,27 @@ impl BlockMatrix {
         if quants.is_empty() {
             return Self::from_parts(format, [rows, columns], quants, scales, mins);
         }
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let part = rows.div_ceil(threads);
-        std::thread::scope(|scope| {
-            let mut min_parts = mins.chunks_mut(part * blocks);
-            let parts = quants
-                .chunks_mut(part * width)
-                .zip(scales.chunks_mut(part * blocks));
-            for (index, (quants, scales)) in parts.enumerate() {
-                let mins = min_parts.next().unwrap_or_default();
-                let read = &read;
-                scope.spawn(move || {
-                    let mut values = vec![0.0f32; columns];
-                    let rows = quants.chunks_mut(width).zip(scales.chunks_mut(blocks));
-                    for (i, (quants, scales)) in rows.enumerate() {
-                        read(index * part + i, &mut values);
-                        match format {
-                            QuantFormat::Q8 => encode::write_q8(&values, quants, scales),
-                            QuantFormat::Q4 => {
-                                let mins = &mut mins[i * blocks..(i + 1) * blocks];
-                                encode::write_q4(&values, quants, scales, mins);
-                            }
-                        }
-                    }
-                });
+        let row = || vec![0.0f32; columns];
+        let parts = quants
+            .par_chunks_mut(width)
+            .zip(scales.par_chunks_mut(blocks));
+        match format {
+            QuantFormat::Q8 => {
+                parts
+                    .enumerate()
+                    .for_each_init(row, |values, (index, (quants, scales))| {
+                        read(index, values);
+                        encode::write_q8(values, quants, scales);
+                    })
             }
-        });
+            QuantFormat::Q4 => parts
+                .zip(mins.par_chunks_mut(blocks))
+                .enumerate()
+                .for_each_init(row, |values, (index, ((quants, scales), mins))| {
+                    read(index, values);
+                    encode::write_q4(values, quants, scales, mins);
+                }),
+        }
         Self::from_parts(format, [rows, columns], quants, scales, mins)
     }
 
