@@ -147,7 +147,8 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         components: &mut TrainingComponents<Components<B>>,
     ) -> Result<Finished<B>, TrainError> {
         let several = self.devices.len() > 1;
-        let pool = several.then(|| DevicePool::new(&self.devices, &learner.model(), &self.groups));
+        let pool = || DevicePool::new(&self.devices, &learner.model(), &self.groups);
+        let pool = several.then(pool).transpose()?;
         let mut state = Loop {
             learner,
             components,

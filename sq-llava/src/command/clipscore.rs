@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::atomic::write_atomic;
@@ -115,22 +116,7 @@ impl ClipScoreCommand {
                 .map_err(|e| failure(sample.id.clone(), e.to_string()))?;
             Ok((sample, pictures))
         };
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let share = indices.len().div_ceil(threads).max(1);
-        let mut found = Vec::with_capacity(indices.len());
-        std::thread::scope(|scope| {
-            let parts: Vec<_> = indices
-                .chunks(share)
-                .map(|part| scope.spawn(move || part.iter().map(|&i| read(i)).collect::<Vec<_>>()))
-                .collect();
-            for part in parts {
-                match part.join() {
-                    Ok(part) => found.extend(part),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
-        found
+        indices.par_iter().map(|&index| read(index)).collect()
     }
 }
 
