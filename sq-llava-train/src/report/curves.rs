@@ -167,6 +167,27 @@ mod tests {
     use crate::step::report::StepReport;
 
     #[test]
+    fn a_step_without_a_loss_has_no_point() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = String::new();
+        for step in 1..=10 {
+            let asking = (step % 2 == 1).then_some(0.5);
+            let line = serde_json::json!({"stage": 2, "step": step, "loss_answer": 1.0,
+                "loss_question": asking});
+            log += &format!("{line}\n");
+        }
+        // Killed in the middle of a line.
+        log += "{\"stage\":2,\"st";
+        std::fs::write(dir.path().join(Curve::Training.files()[0]), log).unwrap();
+        let stages = read(dir.path(), Curve::Training).unwrap();
+        assert_eq!(stages.keys().collect::<Vec<_>>(), [&2]);
+        let points = |name: &str| stages[&2].get(name).map_or(0, Vec::len);
+        assert_eq!(points("loss_answer"), 10);
+        assert_eq!(points("loss_question"), 5);
+        assert_eq!(points("loss"), 0);
+    }
+
+    #[test]
     fn a_panel_for_each_stage_and_a_line_for_each_loss() {
         let dir = tempfile::tempdir().unwrap();
         draw(dir.path()).unwrap();
