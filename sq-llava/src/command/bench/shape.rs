@@ -41,12 +41,27 @@ pub enum Shape {
     VitS,
     /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
     Prototype,
+    /// Training steps of SmolLM2-135M, f32, with adapters of rank 128 and dropout on one sequence of
+    /// each of `--lengths`: tokens/s, and memory beside the estimate, with and without recompute.
+    TrainStep,
     /// Preprocessing: the picture `--image` to 336 pixels, padded and normalised.
     Image,
 }
 
 /// Tokens of a prompt: an image of 576 and a question.
 const PROMPT: usize = 640;
+
+/// SmolLM2-135M's sizes.
+pub(super) fn smollm2() -> LlamaConfig {
+    LlamaConfig::new()
+        .with_hidden_size(576)
+        .with_intermediate_size(1536)
+        .with_num_hidden_layers(30)
+        .with_num_attention_heads(9)
+        .with_num_key_value_heads(3)
+        .with_vocab_size(49_152)
+        .with_tie_word_embeddings(true)
+}
 
 impl Shape {
     fn llama(self) -> Option<(LlamaConfig, TrainShape)> {
@@ -61,17 +76,7 @@ impl Shape {
                     .with_rms_norm_eps(1e-5),
                 TrainShape::new(128, 1, 256),
             )),
-            Self::Smollm2 => Some((
-                LlamaConfig::new()
-                    .with_hidden_size(576)
-                    .with_intermediate_size(1536)
-                    .with_num_hidden_layers(30)
-                    .with_num_attention_heads(9)
-                    .with_num_key_value_heads(3)
-                    .with_vocab_size(49_152)
-                    .with_tie_word_embeddings(true),
-                TrainShape::new(16, 4, 128),
-            )),
+            Self::Smollm2 => Some((smollm2(), TrainShape::new(16, 4, 128))),
             _ => None,
         }
     }
