@@ -95,7 +95,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If another process trains in it, or it cannot be written.
-    pub fn open(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
+    pub(crate) fn open(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
         let run = Self::lock(path, recipe)?;
         // What a killed process left.
         run.clear(UNFINISHED)?;
@@ -181,7 +181,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// As [`Self::save`].
-    pub fn checkpoint<B: Backend>(
+    pub(crate) fn checkpoint<B: Backend>(
         &self,
         stage: u8,
         step: usize,
@@ -231,7 +231,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If it cannot be removed.
-    pub fn remove(&self, directory: &Path) -> Result<(), TrainError> {
+    pub(crate) fn remove(&self, directory: &Path) -> Result<(), TrainError> {
         self.clear(REMOVED)?;
         let target = self.path.join(REMOVED);
         std::fs::rename(directory, &target).map_err(|e| TrainError::io(directory, e))?;
