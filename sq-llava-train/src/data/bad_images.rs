@@ -64,8 +64,8 @@ impl Line {
 }
 
 impl BadImageLog {
-    /// The list of a run directory for a stage, behind what stands there already. The file is made
-    /// with the first entry.
+    /// The list of a run directory for a stage, after the entries that are there already. The file
+    /// is made with the first entry.
     ///
     /// # Errors
     /// If the file is there and cannot be read.

@@ -159,7 +159,7 @@ impl MicroBatch {
         self.micro + self.stride >= self.micros
     }
 
-    /// Whether the step has no batch for this device, which takes part nonetheless.
+    /// Whether the step has no batch for this device, which still takes part.
     pub(crate) fn is_idle(&self) -> bool {
         self.micro > 0 && self.micro >= self.micros
     }

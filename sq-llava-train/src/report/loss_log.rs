@@ -56,7 +56,7 @@ pub struct LossLog {
 }
 
 impl LossLog {
-    /// Opens a log of a run directory, behind what is written already.
+    /// Opens a log of a run directory, after the lines that are there already.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -80,7 +80,7 @@ impl LossLog {
         Ok(log)
     }
 
-    /// Takes back what was logged after a step; `None` takes back everything. A run that goes on
+    /// Takes back what was logged after a step; `None` takes back everything. A run that resumes
     /// from there writes those lines again.
     ///
     /// # Errors

@@ -1,4 +1,4 @@
-//! A run: its stages, its directory, checkpoints and how it goes on after a stop.
+//! A run: its stages, its directory, checkpoints and resuming.
 
 pub(crate) mod base;
 pub(crate) mod devices;

@@ -143,11 +143,11 @@ struct StepNews {
 }
 
 impl StepNews {
-    fn new(place: StepPlace, stop: bool, present: &[bool], report: &StepReport) -> Self {
+    fn new(id: StepId, stop: bool, present: &[bool], report: &StepReport) -> Self {
         let sums = &report.sums;
         Self {
-            step: place.step,
-            step_tokens: place.step_tokens,
+            step: id.step,
+            step_tokens: id.step_tokens,
             stop,
             gradients: pack(present),
             loss: [sums.question, sums.answer].map(f64::to_bits),
@@ -190,7 +190,7 @@ impl StepNews {
 
 /// Which step it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct StepPlace {
+pub(crate) struct StepId {
     /// From 0.
     pub step: usize,
     /// Learnable tokens of the whole step, over all nodes.
@@ -320,8 +320,8 @@ impl Nodes {
         Ok(self.gather(at, &wish)?.contains(&true))
     }
 
-    /// Rank 0's number, for decisions that all must take alike: on other hardware the same sums may
-    /// differ in their last bits.
+    /// Rank 0's number, for decisions that must be the same on all nodes: on other hardware the
+    /// same sums may differ in their last bits.
     ///
     /// # Errors
     /// As [`Self::gather`].
@@ -336,7 +336,7 @@ impl Nodes {
     pub(crate) fn exchange<B: AutodiffBackend, M: Module<B>>(
         &self,
         trainable: &Trainable<'_, M>,
-        place: StepPlace,
+        id: StepId,
         mine: NodeStep,
     ) -> Result<NodeStep, TrainError> {
         let NodeStep {
@@ -345,20 +345,20 @@ impl Nodes {
             stop,
         } = mine;
         let deadline = Instant::now() + self.timeout;
-        let at = format!("at step {}", place.step + 1);
-        let places = gradients::places(trainable, &grads);
-        let present: Vec<bool> = places.iter().map(|place| place.has_gradient).collect();
-        let mine = StepNews::new(place, stop, &present, &report);
+        let at = format!("at step {}", id.step + 1);
+        let entries = gradients::entries(trainable, &grads);
+        let present: Vec<bool> = entries.iter().map(|entry| entry.has_gradient).collect();
+        let mine = StepNews::new(id, stop, &present, &report);
         let all = self.gather_until(&at, Ok(&mine), deadline)?;
         check(&all)?;
-        let mut wanted = vec![false; places.len()];
+        let mut wanted = vec![false; entries.len()];
         for news in &all {
             for (wanted, present) in wanted.iter_mut().zip(unpack(&news.gradients)) {
                 *wanted |= present;
             }
         }
         let mut sum = GradientsParams::new();
-        for range in gradients::buckets(&places, &wanted, self.bucket_values) {
+        for range in gradients::buckets(&entries, &wanted, self.bucket_values) {
             let mut values = gradients::take(trainable, &mut grads, &range, &wanted)?;
             self.on_ring(&at, |ring| ring.sum(&mut values, deadline))?;
             gradients::put(trainable, &mut sum, &range, &wanted, &values);

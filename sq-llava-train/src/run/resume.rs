@@ -1,4 +1,4 @@
-//! Where a run goes on, and whether it may.
+//! Where a run resumes, and whether it may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -10,7 +10,7 @@ use crate::run::manifest::{MANIFEST, verify};
 use crate::run::run_dir::{CheckpointDir, RunDirectory, checkpoints};
 use crate::run::state::{RunState, STATE, Sources};
 
-/// Which checkpoint a run goes on from.
+/// Which checkpoint a run resumes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Resume {
     /// The newest. If it is torn the run does not start, and the one before it is named.
@@ -20,7 +20,7 @@ pub enum Resume {
     Checkpoint(String),
 }
 
-/// A checkpoint that a run goes on from.
+/// A checkpoint that a run resumes from.
 #[derive(Debug)]
 pub(crate) struct Checkpoint {
     /// A run directory with the weights.
@@ -28,7 +28,7 @@ pub(crate) struct Checkpoint {
     pub state: RunState,
 }
 
-/// Where a run goes on.
+/// Where a run resumes.
 #[derive(Debug)]
 pub(crate) struct ResumePoint {
     /// `None` if the run left no checkpoint.
@@ -39,7 +39,7 @@ pub(crate) struct ResumePoint {
     pub torn: Vec<PathBuf>,
 }
 
-/// Keys of a recipe that say how, not what; and paths, which `Sources` look behind.
+/// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
 pub(crate) const HOW: [&str; 13] = [
     "log_every",
     "save_every",
@@ -69,7 +69,7 @@ impl ResumePoint {
     /// Finds the checkpoint to go on from.
     ///
     /// # Errors
-    /// If it is torn, or there is none of that name; the message says what to do.
+    /// If it is torn, or does not exist; the message says what to do.
     pub fn find(run: &Path, resume: &Resume) -> Result<Self, TrainError> {
         let fail = |reason: String| TrainError::RunDirectory {
             path: run.to_path_buf(),
@@ -115,15 +115,7 @@ impl ResumePoint {
             }
         };
         if let Err(torn) = verify(chosen) {
-            let mut older = found.iter().skip_while(|path| *path != chosen).skip(1);
-            let whole = older.find(|path| verify(path).is_ok());
-            let advice = match whole {
-                Some(path) => {
-                    let name = name_of(path);
-                    format!("{name} before it is whole: go on from it with --resume={name}")
-                }
-                None => "and none before it is whole: begin anew in another directory".into(),
-            };
+            let advice = advice(&found, chosen);
             return Err(fail(format!(
                 "{} is torn: {torn}; {advice}",
                 name_of(chosen)
@@ -142,7 +134,19 @@ impl ResumePoint {
     }
 }
 
-/// Where a run goes on, once it is clear that it may.
+/// What to do where the chosen one of these checkpoints, the newest first, is torn.
+fn advice(found: &[PathBuf], chosen: &Path) -> String {
+    let mut older = found.iter().skip_while(|path| *path != chosen).skip(1);
+    match older.find(|path| verify(path).is_ok()) {
+        Some(path) => {
+            let name = name_of(path);
+            format!("{name} before it is whole: go on from it with --resume={name}")
+        }
+        None => "and none before it is whole: begin anew in another directory".into(),
+    }
+}
+
+/// Where a run resumes, once it is clear that it may.
 ///
 /// # Errors
 /// If recipe or sources are others, or as [`ResumePoint::find`].

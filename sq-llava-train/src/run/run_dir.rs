@@ -111,7 +111,7 @@ impl RunDirectory {
             .append(true)
             .open(&file)
             .map_err(|e| TrainError::io(&file, e))?;
-        // Some network file systems know no locks; then nobody is kept out.
+        // Some network file systems have no locks; then no process is kept out.
         if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),

@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::devices::DevicePool;
-use crate::run::nodes::{NodeStep, Nodes, StepPlace, Trainable};
+use crate::run::nodes::{NodeStep, Nodes, StepId, Trainable};
 use crate::run::state::{BestValidation, StageProgress};
 use crate::run::stop::StopSignal;
 use crate::step::groups::ParamGroups;
@@ -67,9 +67,9 @@ pub struct Finished<B: AutodiffBackend> {
 /// When a model is validated and training ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ValidationPlan {
-    /// Validate every so many steps, and after the last.
+    /// Validate every this many steps, and after the last.
     pub every: usize,
-    /// End the stage after so many validations without a better one; 0 for never.
+    /// End the stage after this many validations without a better one; 0 for never.
     pub patience: usize,
 }
 
@@ -79,7 +79,7 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub stage: u8,
     /// Its steps.
     pub plan: Plan,
-    /// Where it begins, or goes on.
+    /// Where it begins or resumes.
     pub start: StageProgress,
     /// Schedule of the learning rates, for the log.
     pub schedule: CosineWarmup,
@@ -95,7 +95,7 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub log: Mutex<LossLog>,
     /// The log of validations, and when there are any.
     pub validation: Option<(ValidationPlan, Mutex<LossLog>)>,
-    /// Save every so many steps; 0 for never.
+    /// Save every this many steps; 0 for never.
     pub save_every: usize,
     /// How.
     pub save: Box<Save<B>>,
@@ -135,7 +135,7 @@ struct Loop<'a, B: AutodiffBackend> {
 struct WholeStep {
     /// From 0.
     epoch: usize,
-    place: StepPlace,
+    id: StepId,
 }
 
 impl<B: AutodiffBackend> StepStrategy<B> {
@@ -165,7 +165,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             let is_last = batch.is_last();
             let step = WholeStep {
                 epoch: batch.epoch,
-                place: StepPlace {
+                id: StepId {
                     step: batch.step,
                     step_tokens: batch.step_tokens,
                 },
@@ -199,7 +199,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
     fn end_step(
         &self,
         state: &mut Loop<'_, B>,
-        WholeStep { epoch, place }: WholeStep,
+        WholeStep { epoch, id }: WholeStep,
     ) -> Result<ControlFlow<()>, TrainError> {
         let mut grads = state.grads.grads();
         let mut agreed = None;
@@ -214,23 +214,23 @@ impl<B: AutodiffBackend> StepStrategy<B> {
                 model: &model,
                 groups: &self.groups,
             };
-            let all = nodes.exchange::<B, _>(&trainable, place, mine)?;
+            let all = nodes.exchange::<B, _>(&trainable, id, mine)?;
             (grads, state.report, agreed) = (all.grads, all.report, Some(all.stop));
         }
-        self.step(state, place.step, grads)?;
+        self.step(state, id.step, grads)?;
         if let Some(pool) = &state.pool {
             pool.update(&state.learner.model())?;
         }
         let mut report = std::mem::take(&mut state.report);
         report.seconds = state.sitting.step();
         state.progress.seconds = state.sitting.total();
-        self.log_step(epoch, place.step + 1, &report)?;
+        self.log_step(epoch, id.step + 1, &report)?;
         self.show(state, &report, epoch);
 
         self.validate(state, epoch)?;
         let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(state));
         let stop = wish && !state.progress.complete;
-        let due = self.save_every > 0 && (place.step + 1).is_multiple_of(self.save_every);
+        let due = self.save_every > 0 && (id.step + 1).is_multiple_of(self.save_every);
         if (due && !state.progress.complete) || stop {
             let saved = self.checkpoint(state)?;
             state.stopped = stop.then_some(saved);

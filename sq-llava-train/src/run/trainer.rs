@@ -66,7 +66,7 @@ pub struct TrainOutcome {
     pub stages: Vec<StageOutcome>,
     /// Whether it was stopped before its end.
     pub interrupted: bool,
-    /// Where a stopped run goes on.
+    /// The checkpoint that a stopped run resumes from.
     pub checkpoint: Option<PathBuf>,
 }
 
@@ -172,7 +172,7 @@ impl RunRequest<'_> {
         trainer.run(base.model, splits, from)
     }
 
-    /// Makes the run directory, or opens it and finds where the run goes on.
+    /// Makes the run directory, or opens it and finds where the run resumes.
     fn begin(&self, resume: Option<&Resume>) -> Result<Begin, TrainError> {
         let Self { recipe, paths, .. } = *self;
         let Some(resume) = resume else {
@@ -195,7 +195,7 @@ impl RunRequest<'_> {
     }
 }
 
-/// Takes back what was logged after the checkpoint that a run goes on from.
+/// Takes back what was logged after the checkpoint that a run resumes from.
 fn rewind_logs(run: &RunDirectory, from: Option<&Checkpoint>) -> Result<(), TrainError> {
     let last = from.map(|Checkpoint { state, .. }| LoggedStep {
         stage: state.stage,

@@ -43,11 +43,11 @@ pub struct LossSums {
 pub struct AnswerCounts {
     /// Tokens of answers, their end included.
     pub tokens: usize,
-    /// Those of them that are the likeliest.
+    /// Those of them that are the most likely.
     pub correct: usize,
     /// Answers.
     pub answers: usize,
-    /// Those of them of which every token is the likeliest: greedy decoding gives just them.
+    /// Those of them of which every token is the most likely: greedy decoding gives exactly them.
     pub exact: usize,
 }
 

@@ -138,8 +138,8 @@ impl<B: Backend> TrainModel<B> {
         Ok(Pictures { keys, values })
     }
 
-    /// Features of a frozen tower, those known from before and new ones, which `see` makes of pixels.
-    /// `[pictures, tokens, d]`
+    /// Features of a frozen tower, those known from before and new ones, which `see` makes of
+    /// pixels. `[pictures, tokens, d]`
     fn frozen_features(
         &self,
         batch: &MicroBatch,

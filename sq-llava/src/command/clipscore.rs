@@ -18,7 +18,7 @@ use sq_llava_eval::summary::{ScoreCollector, ScoreSummary};
 
 use crate::device::{DeviceChoice, Work};
 use crate::draw::{DrawArguments, count_bar};
-use crate::histogram::{Curve, write_histogram};
+use crate::histogram::{Distribution, write_histogram};
 use crate::model::{Precision, bar, progress, weight_bytes};
 
 /// Failures that the report names; all are counted.
@@ -331,13 +331,17 @@ impl ClipScoreCommand {
 }
 
 fn draw(path: &Path, sides: &[(&str, Option<Side>); 2]) -> Result<()> {
-    let curves: Vec<Curve<'_>> = sides
+    let distributions: Vec<Distribution<'_>> = sides
         .iter()
         .filter_map(|(name, side)| Some((*name, &side.as_ref()?.cosine)))
-        .map(|(name, cosine)| Curve {
+        .map(|(name, cosine)| Distribution {
             name,
             scores: cosine,
         })
         .collect();
-    write_histogram(path, "CLIPScore: cosine of text and picture", &curves)
+    write_histogram(
+        path,
+        "CLIPScore: cosine of text and picture",
+        &distributions,
+    )
 }

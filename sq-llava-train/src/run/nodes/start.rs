@@ -181,8 +181,8 @@ pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
         order.update(&(index as u64).to_le_bytes());
     }
     let mut names = crc32fast::Hasher::new();
-    for place in gradients::places(trainable, &GradientsParams::new()) {
-        names.update(format!("{} {:?}\n", place.path, place.shape).as_bytes());
+    for entry in gradients::entries(trainable, &GradientsParams::new()) {
+        names.update(format!("{} {:?}\n", entry.path, entry.shape).as_bytes());
     }
     let mine = StageNews {
         stage: start.stage,

@@ -116,7 +116,7 @@ fn exchange(
     nodes: &Nodes,
     model: &Vec<Linear<B>>,
     groups: &ParamGroups,
-    place: StepPlace,
+    place: StepId,
     mine: NodeStep,
 ) -> Result<NodeStep, TrainError> {
     nodes.exchange(&Trainable { model, groups }, place, mine)
@@ -131,7 +131,7 @@ fn gradients_are_summed_whatever_the_buckets() {
             // The fifth tensor has a gradient on one node alone, the sixth on none.
             let has = |place: usize| place < 4 || (place == 4 && nodes.rank() == 1);
             let own = grads(&model, nodes.rank(), has);
-            let place = StepPlace {
+            let place = StepId {
                 step: 6,
                 step_tokens: 9,
             };
@@ -180,7 +180,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
     };
     let reports = nodes(2, 1000, LONG, |nodes| {
         let (model, groups) = model();
-        let place = StepPlace {
+        let place = StepId {
             step: 0,
             step_tokens: 2,
         };
@@ -209,7 +209,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
 }
 
 /// What each of two nodes says where they do not do the same.
-fn errors(news: impl Fn(usize) -> StepPlace + Sync) -> Vec<String> {
+fn errors(news: impl Fn(usize) -> StepId + Sync) -> Vec<String> {
     nodes(2, 1000, LONG, |nodes| {
         let (model, groups) = model();
         let mine = NodeStep {
@@ -224,7 +224,7 @@ fn errors(news: impl Fn(usize) -> StepPlace + Sync) -> Vec<String> {
 
 #[test]
 fn nodes_at_different_steps_stop() {
-    let place = |step, step_tokens| StepPlace { step, step_tokens };
+    let place = |step, step_tokens| StepId { step, step_tokens };
     for error in errors(|rank| place(4 + rank, 2)) {
         assert!(
             error.contains("rank 0 is at step 5, rank 1 at step 6"),

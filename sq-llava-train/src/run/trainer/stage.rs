@@ -19,7 +19,7 @@ use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::StageRecipe;
 use crate::report::announce::StageAnnouncement;
-use crate::report::curves::draw;
+use crate::report::curves::plot;
 use crate::report::loss_log::{Curve, LossLog};
 use crate::report::metrics::{Quantity, StepMetric};
 use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
@@ -74,7 +74,7 @@ struct Stage<'a, B: AutodiffBackend> {
     plan: Plan,
     schedule: CosineWarmup,
     optimizer: GroupedAdamW<B>,
-    /// Where it begins, or goes on.
+    /// Where it begins or resumes.
     start: StageProgress,
     /// Pictures that cannot be used.
     bad_images: BadImageLog,
@@ -83,7 +83,7 @@ struct Stage<'a, B: AutodiffBackend> {
 }
 
 impl<'a, B: AutodiffBackend> Stage<'a, B> {
-    /// Opens the data and restores where the stage goes on.
+    /// Opens the data and restores the checkpoint that it resumes from.
     fn open(
         trainer: &'a Trainer<'_>,
         prepared: &StageModel<B>,
@@ -185,7 +185,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         if let Some(error) = self.failure.take() {
             return Err(error);
         }
-        draw(self.trainer.run.path())?;
+        plot(self.trainer.run.path())?;
         let mut slot = finished.lock().unwrap_or_else(PoisonError::into_inner);
         slot.take()
             .ok_or_else(|| TrainError::Internal("the training ended without a result".into()))
@@ -261,7 +261,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
                     state.write(directory)
                 }),
                 Saved::Checkpoint => {
-                    draw(run.path())?;
+                    plot(run.path())?;
                     run.checkpoint(stage, progress.step, model, &files, |directory| {
                         state.write(directory)?;
                         optimizer.save(directory, model)
