@@ -1,4 +1,4 @@
-//! About how long every sample of a manifest is, for batches of like lengths.
+//! About how long every sample of a manifest is, for batches of samples of similar length.
 //!
 //! Tokenising a whole data set to sort it would take minutes. What sorting needs is known from the
 //! bytes of the messages: one pass over the manifest on all threads, no tokenizer and no image, and
@@ -53,7 +53,7 @@ impl LengthIndex {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -3,7 +3,7 @@
 use crate::DataError;
 
 /// Runs `work` on a pool of `threads` threads, which rayon's parallel iterators inside it use. A
-/// panic of any of them goes on here.
+/// panic of any of them continues in the caller.
 ///
 /// # Errors
 /// As `work`, or if the threads cannot be started.

@@ -1,9 +1,9 @@
 //! Resampling with antialiasing, equal to Pillow's `Image.resize`.
 //!
-//! The kernel (for bicubic Catmull-Rom's, a = −0.5) is widened by the scale when shrinking. As in Pillow rows
-//! come first, then columns, with eight bits between. Only the part of the result that is asked
-//! for is computed, and the padded square never exists as a whole: a picture of one row and sixty
-//! thousand columns would need ten gigabytes.
+//! The kernel (for bicubic Catmull-Rom's, a = −0.5) is widened by the scale when shrinking. As in
+//! Pillow rows come first, then columns, with eight bits between. Only the part of the result that
+//! is asked for is computed, and the padded square never exists as a whole: a picture of one row
+//! and sixty thousand columns would need ten gigabytes.
 
 use std::ops::Range;
 
@@ -157,7 +157,7 @@ pub(super) fn resample(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) 
     }
     let mut result = filled(x.len, y.len, background);
     let (left, top) = (touched_x.start - x.start, touched_y.start - y.start);
-    // Both lie within `len`, thus within i64.
+    // Both are within `len`, so they fit i64.
     image::imageops::replace(&mut result, &part, left as i64, top as i64);
     result
 }
