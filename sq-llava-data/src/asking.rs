@@ -6,12 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
+use crate::DataError;
 use crate::manifest::{Author, LlavaSample, Manifest};
 use crate::mix::{fnv1a, splitmix64};
+use crate::parallel::on_threads;
 use crate::text::sample::spoken;
-use crate::{DataError, parallel};
 
 /// How δ goes from its first to its last value over the training.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -95,7 +97,7 @@ impl AskingPolicy {
     /// likely. Reads the whole manifest on `threads` threads.
     ///
     /// # Errors
-    /// For the first sample that is not LLaVA's.
+    /// For a sample that is not LLaVA's, or if the threads cannot be started.
     pub fn unused_sources(
         &self,
         manifest: &Manifest,
@@ -109,27 +111,17 @@ impl AskingPolicy {
             let found = self.source(&manifest.file_name(index), &sample);
             Ok(found.map(|(name, _)| name))
         };
-        let parts = parallel::fold(
-            manifest.len(),
-            threads,
-            || Ok(BTreeSet::new()),
-            |found: &mut Result<BTreeSet<&str>, DataError>, index| match (look(index), &mut *found)
-            {
-                (Ok(name), Ok(names)) => {
-                    names.extend(name);
-                    true
-                }
-                (Err(error), _) => {
-                    *found = Err(error);
-                    false
-                }
-                (Ok(_), Err(_)) => false,
-            },
-        );
-        let mut found = BTreeSet::new();
-        for part in parts {
-            found.extend(part?);
-        }
+        let found = on_threads(threads, || {
+            let samples = (0..manifest.len()).into_par_iter();
+            let parts = samples.try_fold(BTreeSet::new, |mut names, index| {
+                names.extend(look(index)?);
+                Ok::<_, DataError>(names)
+            });
+            parts.try_reduce(BTreeSet::new, |mut names, more| {
+                names.extend(more);
+                Ok(names)
+            })
+        })?;
         let unused = self
             .sources
             .keys()

@@ -94,6 +94,14 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The system does not start as many threads.
+    #[error("{threads} threads cannot be started: {reason}; ask for fewer")]
+    Threads {
+        /// How many were asked for.
+        threads: usize,
+        /// What the system says.
+        reason: String,
+    },
     /// An instruction file is not LLaVA's JSON, or one of its samples is not.
     #[error("{}: {sample} at byte {offset}: {reason}", path.display())]
     Manifest {

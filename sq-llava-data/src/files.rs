@@ -9,7 +9,7 @@ use crate::DataError;
 /// Opens a regular file. A pipe or a device is refused: reading it could wait without end.
 ///
 /// # Errors
-/// [`DataError::Io`], which names the path, if it is no such file or cannot be opened.
+/// [`DataError::Io`], which names the path, if it is not a regular file or cannot be opened.
 pub fn open(path: &Path) -> Result<File, DataError> {
     let fault = |source| DataError::Io {
         path: path.to_path_buf(),

@@ -133,7 +133,7 @@ impl GgufHeader {
         }
         let data = cursor.at.next_multiple_of(alignment);
         for tensor in &mut list {
-            // A header may lie about offsets; the reader of the tensors checks the ends.
+            // Offsets in a header may be wrong; the reader of the tensors checks the ends.
             tensor.start = tensor.start.saturating_add(data);
         }
         Ok(Self {

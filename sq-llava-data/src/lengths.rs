@@ -1,12 +1,15 @@
-//! About how long every sample of a manifest is, for batches of like lengths.
+//! About how long every sample of a manifest is, for batches of samples of similar length.
 //!
 //! Tokenising a whole data set to sort it would take minutes. What sorting needs is known from the
 //! bytes of the messages: one pass over the manifest on all threads, no tokenizer and no image, and
 //! four bytes a sample (LLaVA counts words for the same purpose).
 
+use rayon::prelude::*;
+
+use crate::DataError;
 use crate::manifest::{LlavaSample, Manifest};
+use crate::parallel::on_threads;
 use crate::text::conversation::IMAGE_TOKEN;
-use crate::{DataError, parallel};
 
 /// Bytes of text that make a token, about, in the vocabularies of LLaMA.
 const BYTES_PER_TOKEN: usize = 4;
@@ -22,7 +25,7 @@ impl LengthIndex {
     /// Estimates every length on `threads` threads.
     ///
     /// # Errors
-    /// For the first sample that is not LLaVA's.
+    /// For a sample that is not LLaVA's, or if the threads cannot be started.
     pub fn estimate(
         manifest: &Manifest,
         tokens_per_image: usize,
@@ -30,32 +33,13 @@ impl LengthIndex {
         threads: usize,
     ) -> Result<Self, DataError> {
         let cap = max_length.unwrap_or(usize::MAX);
-        let parts = parallel::fold(
-            manifest.len(),
-            threads,
-            || (Vec::new(), None),
-            |(found, fault), index| match manifest.get(index) {
-                Ok(sample) => {
-                    let tokens = estimate(&sample, tokens_per_image).min(cap);
-                    found.push((index, pack(tokens, !sample.images.is_empty())));
-                    true
-                }
-                Err(error) => {
-                    *fault = Some(error);
-                    false
-                }
-            },
-        );
-        let mut packed = vec![0; manifest.len()];
-        for (found, fault) in parts {
-            if let Some(error) = fault {
-                return Err(error);
-            }
-            for (index, length) in found {
-                packed[index] = length;
-            }
-        }
-        Ok(Self(packed))
+        let length = |index| {
+            let sample = manifest.get(index)?;
+            let tokens = estimate(&sample, tokens_per_image).min(cap);
+            Ok(pack(tokens, !sample.images.is_empty()))
+        };
+        let samples = (0..manifest.len()).into_par_iter();
+        on_threads(threads, || samples.map(length).collect()).map(Self)
     }
 
     /// Lengths that are known: tokens, and whether there is an image.
@@ -69,7 +53,7 @@ impl LengthIndex {
         self.0.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

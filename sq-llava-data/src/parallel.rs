@@ -1,50 +1,24 @@
-//! The same work for every number of a range, on several threads.
+//! Work on a number of threads that the caller chooses.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use crate::DataError;
 
-/// Most numbers that a thread takes at a time.
-const CHUNK: usize = 64;
-
-/// Calls `work` once for each number below `count`, in no order, from `threads` threads. Each
-/// thread folds what it finds into a state of its own, made by `start`; all states are returned.
-/// A `work` that gives `false` ends the whole before its time.
-pub(crate) fn fold<T: Send>(
-    count: usize,
+/// Runs `work` on a pool of `threads` threads, which rayon's parallel iterators inside it use. A
+/// panic of any of them continues in the caller.
+///
+/// # Errors
+/// As `work`, or if the threads cannot be started.
+pub(crate) fn on_threads<T: Send>(
     threads: usize,
-    start: impl Fn() -> T + Sync,
-    work: impl Fn(&mut T, usize) -> bool + Sync,
-) -> Vec<T> {
-    let next = AtomicUsize::new(0);
-    let threads = threads.clamp(1, count.max(1));
-    // Little enough that all threads end at about the same time.
-    let chunk = (count / (threads * 8)).clamp(1, CHUNK);
-    let run = || {
-        let mut state = start();
-        loop {
-            let first = next.fetch_add(chunk, Ordering::Relaxed);
-            if first >= count {
-                return state;
-            }
-            for index in first..(first + chunk).min(count) {
-                if !work(&mut state, index) {
-                    next.store(count, Ordering::Relaxed);
-                    return state;
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(run)).collect();
-        let mut states = vec![run()];
-        for thread in others {
-            match thread.join() {
-                Ok(state) => states.push(state),
-                // What went wrong there goes on here.
-                Err(panic) => std::panic::resume_unwind(panic),
-            }
-        }
-        states
-    })
+    work: impl FnOnce() -> Result<T, DataError> + Send,
+) -> Result<T, DataError> {
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.max(1))
+        .build()
+        .map_err(|error| DataError::Threads {
+            threads,
+            reason: error.to_string(),
+        })?;
+    pool.install(work)
 }
 
 /// Threads that the machine runs at once.
@@ -54,32 +28,35 @@ pub fn machine_threads() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use rayon::prelude::*;
+
     use super::*;
 
     #[test]
-    fn every_number_is_worked_on_once() {
-        for (count, threads) in [(0, 3), (1, 4), (7, 2), (1000, 3), (10_000, 1)] {
-            let parts = fold(count, threads, Vec::new, |seen, index| {
-                seen.push(index);
-                true
-            });
-            let mut seen = parts.concat();
-            seen.sort_unstable();
+    fn every_number_is_worked_on_once_and_in_order() {
+        for (count, threads) in [(0, 3), (1, 4), (7, 2), (1000, 3), (10_000, 1), (5, 0)] {
+            let seen: Vec<usize> = on_threads(threads, || {
+                assert_eq!(rayon::current_num_threads(), threads.max(1));
+                (0..count).into_par_iter().map(Ok).collect()
+            })
+            .unwrap();
             assert_eq!(seen, (0..count).collect::<Vec<_>>());
         }
     }
 
     #[test]
-    fn a_refusal_ends_the_work() {
-        let parts = fold(
-            1_000_000,
-            2,
-            || 0usize,
-            |done, index| {
-                *done += 1;
-                index < 100
-            },
-        );
-        assert!(parts.iter().sum::<usize>() < 100_000);
+    fn an_error_ends_the_work() {
+        let done = AtomicUsize::new(0);
+        let work = |index: usize| {
+            done.fetch_add(1, Ordering::Relaxed);
+            match index < 100 {
+                true => Ok(()),
+                false => Err(DataError::UnknownTemplate(index.to_string())),
+            }
+        };
+        let ended = on_threads(2, || (0..1_000_000).into_par_iter().try_for_each(work));
+        assert!(ended.is_err() && done.into_inner() < 100_000);
     }
 }

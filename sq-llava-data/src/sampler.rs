@@ -23,8 +23,8 @@ pub enum Grouping {
     /// The longest of a step first, so that a batch is padded little.
     Length,
     /// As `length`, and a step has samples with an image or samples without, as LLaVA's
-    /// `group_by_modality_length` makes them. What fills no step of one kind comes at the end of the
-    /// epoch, those with an image first.
+    /// `group_by_modality_length` makes them. What fills no step of one kind comes at the end of
+    /// the epoch, those with an image first.
     ModalityLength,
 }
 
@@ -66,7 +66,7 @@ impl Sampler {
         self.samples
     }
 
-    /// Whether there is none.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.samples == 0
     }

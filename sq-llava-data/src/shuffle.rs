@@ -1,6 +1,6 @@
 //! The turns of a conversation in another order in each epoch.
 //!
-//! Where later questions stand on their own, a model that always sees them behind the same turns
+//! Where later questions stand on their own, a model that always sees them after the same turns
 //! learns to answer from those turns instead of from the picture.
 
 use crate::manifest::{Author, LlavaSample};

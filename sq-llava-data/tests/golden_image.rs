@@ -40,7 +40,8 @@ fn processor_of(config: &ImageProcessorConfig, aspect: ImageAspect) -> ImageProc
     ImageProcessor::new(config.clone().with_aspect(aspect)).expect("a valid configuration")
 }
 
-/// The picture called `stem`: a file whose name without extension, or with its dots replaced, it is.
+/// The picture called `stem`: a file whose name without extension, or with its dots replaced, it
+/// is.
 fn picture(folder: &Path, stem: &str) -> PathBuf {
     golden::entries(folder)
         .into_iter()

@@ -11,7 +11,7 @@ const SIZE: (u32, u32) = (720, 420);
 const COLOURS: [RGBColor; 2] = [RGBColor(31, 119, 180), RGBColor(214, 90, 20)];
 
 /// One of the distributions in a picture.
-pub struct Curve<'a> {
+pub struct Distribution<'a> {
     /// Name in the legend.
     pub name: &'a str,
     /// The distribution.
@@ -22,9 +22,9 @@ pub struct Curve<'a> {
 ///
 /// # Errors
 /// If there is none, or the file cannot be written.
-pub fn write_histogram(path: &Path, title: &str, curves: &[Curve<'_>]) -> Result<()> {
+pub fn write_histogram(path: &Path, title: &str, distributions: &[Distribution<'_>]) -> Result<()> {
     let failed = |reason: String| anyhow!("{}: {reason}", path.display());
-    let text = svg(title, curves).map_err(|e| failed(e.to_string()))?;
+    let text = svg(title, distributions).map_err(|e| failed(e.to_string()))?;
     write_atomic(path, text).map_err(|e| failed(e.to_string()))
 }
 
@@ -37,13 +37,16 @@ fn steps(scores: &ScoreSummary) -> impl Iterator<Item = (f64, f64)> + '_ {
     })
 }
 
-fn svg(title: &str, curves: &[Curve<'_>]) -> Result<String, Box<dyn std::error::Error>> {
+fn svg(
+    title: &str,
+    distributions: &[Distribution<'_>],
+) -> Result<String, Box<dyn std::error::Error>> {
     // Only the bins that hold something, and one more at either side.
-    let filled: Vec<(f64, f64)> = curves
+    let filled: Vec<(f64, f64)> = distributions
         .iter()
-        .flat_map(|c| steps(c.scores).filter(|(_, share)| *share > 0.0))
+        .flat_map(|one| steps(one.scores).filter(|(_, share)| *share > 0.0))
         .collect();
-    let width = curves.first().map_or(0.0, |c| c.scores.width);
+    let width = distributions.first().map_or(0.0, |one| one.scores.width);
     let edge = |start: f64, pick: fn(f64, f64) -> f64| {
         filled.iter().map(|(left, _)| *left).fold(start, pick)
     };
@@ -71,16 +74,16 @@ fn svg(title: &str, curves: &[Curve<'_>]) -> Result<String, Box<dyn std::error::
             .y_desc("share of the texts")
             .light_line_style(TRANSPARENT)
             .draw()?;
-        for (curve, colour) in curves.iter().zip(COLOURS) {
-            let bars = steps(curve.scores).filter(|(_, share)| *share > 0.0);
+        for (one, colour) in distributions.iter().zip(COLOURS) {
+            let bars = steps(one.scores).filter(|(_, share)| *share > 0.0);
             let bars = bars.map(|(left, share)| {
                 Rectangle::new(
                     [(left, 0.0), (left + width, share)],
                     colour.mix(0.45).filled(),
                 )
             });
-            let mean = curve.scores.mean;
-            let label = format!("{}, mean {mean:.4}", curve.name);
+            let mean = one.scores.mean;
+            let label = format!("{}, mean {mean:.4}", one.name);
             chart.draw_series(bars)?.label(label).legend(move |(x, y)| {
                 Rectangle::new([(x, y - 5), (x + 14, y + 5)], colour.mix(0.45).filled())
             });
@@ -104,15 +107,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_picture_names_its_curves_and_means() {
+    fn a_picture_names_its_distributions_and_means() {
         let mut collector = ScoreCollector::new(-1.0, 0.01, 200);
         collector.add(&[0.181, 0.185, 0.201]);
         let scores = collector.summary().unwrap();
-        let curve = Curve {
+        let questions = Distribution {
             name: "questions",
             scores: &scores,
         };
-        let text = svg("A title", &[curve]).unwrap();
+        let text = svg("A title", &[questions]).unwrap();
         assert!(text.starts_with("<svg") && text.trim_end().ends_with("</svg>"));
         for part in ["A title", "questions, mean 0.1890", "cosine"] {
             assert!(text.contains(part), "{part}");

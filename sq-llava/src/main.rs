@@ -62,8 +62,6 @@ enum Command {
     Ablate(command::ablate::Ablate),
     /// Measure speed beside the machine's limits.
     Bench(command::bench::Bench),
-    /// Measure memory and speed of a training step.
-    BenchTrain(command::bench_train::BenchTrain),
     /// Print the logits of token ids, to compare with other implementations.
     Logits(command::logits::Logits),
     /// Mean CLIPScore of the questions and of the answers of an instruction data set.
@@ -116,7 +114,6 @@ fn main() -> ExitCode {
             Command::Quickstart(command) => command.run(),
             Command::Ablate(command) => command.run(),
             Command::Bench(command) => command.run(),
-            Command::BenchTrain(command) => command.run(),
             Command::Logits(command) => command.run(),
             Command::ClipScore(command) => command.run(),
             Command::Diversity(command) => command.run(),

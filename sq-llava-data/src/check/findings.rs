@@ -11,7 +11,7 @@ use serde::Serialize;
 pub enum Severity {
     /// Training stops, or needs another `bad_images`.
     Error,
-    /// Training goes on, perhaps not as was meant.
+    /// Training continues, perhaps not as intended.
     Warning,
 }
 

@@ -5,13 +5,16 @@ use std::io::ErrorKind;
 use std::path::Path;
 use std::time::Instant;
 
+use rayon::prelude::*;
+
 use super::CheckOptions;
 use super::findings::{Finding, FindingKind, Findings};
 use super::report::ImageSummary;
 use super::samples::{ImageUse, finding};
 use crate::foreign::guarded;
 use crate::image::ImageProcessor;
-use crate::{DataError, Manifest, parallel};
+use crate::parallel::on_threads;
+use crate::{DataError, Manifest};
 
 /// Where images are and how they are decoded.
 pub(super) struct Look<'a> {
@@ -20,10 +23,18 @@ pub(super) struct Look<'a> {
     pub processor: &'a ImageProcessor,
 }
 
-/// What one thread has seen.
+/// What was seen of some images.
 struct Seen {
     findings: Findings,
     summary: ImageSummary,
+}
+
+impl Seen {
+    fn merged(mut self, other: Self) -> Self {
+        self.findings.merge(other.findings);
+        self.summary.merge(other.summary);
+        self
+    }
 }
 
 impl Look<'_> {
@@ -33,24 +44,23 @@ impl Look<'_> {
         options: &CheckOptions<'_>,
         findings: &mut Findings,
         tick: &(impl Fn() + Sync),
-    ) -> ImageSummary {
+    ) -> Result<ImageSummary, DataError> {
         let begin = Instant::now();
         let start = || Seen {
             findings: Findings::new(options.listed),
             summary: ImageSummary::default(),
         };
-        let parts = parallel::fold(images.len(), options.threads, start, |seen, index| {
-            self.look(seen, images[index]);
-            tick();
-            true
-        });
-        let mut all = ImageSummary::default();
-        for part in parts {
-            all.merge(part.summary);
-            findings.merge(part.findings);
-        }
-        all.seconds = begin.elapsed().as_secs_f64();
-        all
+        let mut all = on_threads(options.threads, || {
+            let parts = images.par_iter().fold(start, |mut seen, image| {
+                self.look(&mut seen, *image);
+                tick();
+                seen
+            });
+            Ok(parts.reduce(start, Seen::merged))
+        })?;
+        findings.merge(all.findings);
+        all.summary.seconds = begin.elapsed().as_secs_f64();
+        Ok(all.summary)
     }
 
     fn look(&self, seen: &mut Seen, image: ImageUse) {

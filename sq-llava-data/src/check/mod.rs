@@ -46,8 +46,8 @@ pub enum CheckPhase {
 /// Checks a data set. `progress` is called, from any thread, with what is done and the whole.
 ///
 /// # Errors
-/// If a manifest cannot be opened, or the tokenizer lacks a token of the template. What is wrong
-/// with samples and images is in the report.
+/// If a manifest cannot be opened, the tokenizer lacks a token of the template, or the threads
+/// cannot be started. What is wrong with samples and images is in the report.
 pub fn check(
     paths: &[PathBuf],
     options: &CheckOptions<'_>,
@@ -65,11 +65,8 @@ pub fn check(
         progress(phase, 0, total);
         move || progress(phase, done.fetch_add(1, Ordering::Relaxed) + 1, total)
     };
-    let samples = samples::scan(
-        &manifest,
-        options,
-        &count(CheckPhase::Samples, manifest.len()),
-    );
+    let tick = count(CheckPhase::Samples, manifest.len());
+    let samples = samples::scan(&manifest, options, &tick)?;
     let mut findings = samples.findings;
     let images = match options.images {
         Some((folder, processor)) => {
@@ -79,7 +76,7 @@ pub fn check(
                 folder,
                 processor,
             };
-            Some(look.scan(&samples.images, options, &mut findings, &tick))
+            Some(look.scan(&samples.images, options, &mut findings, &tick)?)
         }
         None => None,
     };

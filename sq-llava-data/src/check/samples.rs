@@ -3,15 +3,18 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Component, Path};
 
+use rayon::prelude::*;
+
 use super::CheckOptions;
 use super::findings::{Finding, FindingKind, Findings};
 use crate::lengths::estimate;
 use crate::manifest::{Author, LlavaSample, Manifest};
 use crate::mix::fnv1a;
+use crate::parallel::on_threads;
 use crate::text::conversation::{Ending, IMAGE_TOKEN};
 use crate::text::sample::{conversation_of, marks, spoken, strip};
 use crate::text::segments::TokenRole;
-use crate::{DataError, Template, encode_sample, parallel};
+use crate::{DataError, Template, encode_sample};
 
 /// Upper ends of the bins of the length histogram; a last bin has the rest.
 pub(super) const BINS: [usize; 8] = [64, 128, 256, 512, 1024, 2048, 4096, 8192];
@@ -105,7 +108,7 @@ pub(super) struct Samples {
     pub images: Vec<ImageUse>,
 }
 
-/// What one thread has seen.
+/// What was seen of some samples.
 struct Seen {
     counts: Counts,
     findings: Findings,
@@ -119,38 +122,30 @@ pub(super) fn scan(
     manifest: &Manifest,
     options: &CheckOptions<'_>,
     tick: &(impl Fn() + Sync),
-) -> Samples {
+) -> Result<Samples, DataError> {
     let start = || Seen {
         counts: Counts::default(),
         findings: Findings::new(options.listed),
         ids: Vec::new(),
         images: HashMap::new(),
     };
-    let parts = parallel::fold(manifest.len(), options.threads, start, |seen, index| {
-        seen.look(manifest, options, index);
-        tick();
-        true
-    });
-    let mut all = start();
-    for part in parts {
-        all.counts.merge(&part.counts);
-        all.findings.merge(part.findings);
-        all.ids.extend(part.ids);
-        for (hash, found) in part.images {
-            all.images
-                .entry(hash)
-                .and_modify(|known| known.merge(&found))
-                .or_insert(found);
-        }
-    }
+    let mut all = on_threads(options.threads, || {
+        let samples = (0..manifest.len()).into_par_iter();
+        let parts = samples.fold(start, |mut seen, index| {
+            seen.look(manifest, options, index);
+            tick();
+            seen
+        });
+        Ok(parts.reduce(start, Seen::merged))
+    })?;
     all.find_duplicates(manifest);
     let mut images: Vec<ImageUse> = all.images.into_values().collect();
     images.sort_unstable_by_key(|image| (image.sample, image.place));
-    Samples {
+    Ok(Samples {
         counts: all.counts,
         findings: all.findings,
         images,
-    }
+    })
 }
 
 impl ImageUse {
@@ -173,6 +168,19 @@ fn path_hash(path: &str) -> u64 {
 }
 
 impl Seen {
+    fn merged(mut self, other: Self) -> Self {
+        self.counts.merge(&other.counts);
+        self.findings.merge(other.findings);
+        self.ids.extend(other.ids);
+        for (hash, found) in other.images {
+            self.images
+                .entry(hash)
+                .and_modify(|known| known.merge(&found))
+                .or_insert(found);
+        }
+        self
+    }
+
     fn look(&mut self, manifest: &Manifest, options: &CheckOptions<'_>, index: usize) {
         let sample = match manifest.get(index) {
             Ok(sample) => sample,

@@ -208,7 +208,7 @@ impl ImageProcessor {
     /// first picture that it would turn. `name` is for messages.
     ///
     /// # Errors
-    /// [`DataError::Image`] if the bytes are no such image, are cut short or damaged;
+    /// [`DataError::Image`] if the bytes are not such an image, are cut short or damaged;
     /// [`DataError::ImageTooLarge`] above `max_pixels`, before the pixels are decoded.
     pub fn decode(&self, bytes: &[u8], name: &str) -> Result<RgbImage, DataError> {
         let Decoded {
@@ -354,7 +354,7 @@ fn axis(kernel: Kernel, length: u32, canvas: u32, resized: u64, input: u32) -> (
     let (start, len, before) = if resized >= u64::from(input) {
         ((resized - u64::from(input)) / 2, input, 0)
     } else {
-        // Below `input`, thus within u32.
+        // Below `input`, so it fits u32.
         let len = resized as u32;
         (0, len, (input - len).div_ceil(2))
     };

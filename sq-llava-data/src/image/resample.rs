@@ -1,11 +1,11 @@
 //! Resampling with antialiasing, equal to Pillow's `Image.resize`.
 //!
-//! The kernel (for bicubic Catmull-Rom's, a = −0.5) is widened by the scale when shrinking. As in Pillow rows
-//! come first, then columns, with eight bits between. Only the part of the result that is asked
-//! for is computed, and the padded square never exists as a whole: a picture of one row and sixty
-//! thousand columns would need ten gigabytes. Weights have 15 binary digits, so that a few in a
-//! thousand values differ from Pillow's by one; [`resample_exactly`] has Pillow's 22, and takes
-//! over where Pillow begins with the columns, which would differ by more.
+//! The kernel (for bicubic Catmull-Rom's, a = −0.5) is widened by the scale when shrinking. As in
+//! Pillow rows come first, then columns, with eight bits between. Only the part of the result that
+//! is asked for is computed, and the padded square never exists as a whole: a picture of one row
+//! and sixty thousand columns would need ten gigabytes. Weights have 15 binary digits, so that a
+//! few in a thousand values differ from Pillow's by one; [`resample_exactly`] has Pillow's 22, and
+//! takes over where Pillow begins with the columns, which would differ by more.
 
 mod pillow;
 
@@ -169,7 +169,7 @@ pub(super) fn resample(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) 
     }
     let mut result = filled(x.len, y.len, background);
     let (left, top) = (touched_x.start - x.start, touched_y.start - y.start);
-    // Both lie within `len`, thus within i64.
+    // Both are within `len`, so they fit i64.
     image::imageops::replace(&mut result, &part, left as i64, top as i64);
     result
 }
@@ -184,14 +184,23 @@ fn resample_touched(image: &RgbImage, x: Axis, y: Axis, background: [u8; 3]) -> 
     let mut result = RgbImage::new(x.len, y.len);
     let (begin, len) = y.source();
     let (begin, height) = (begin - f64::from(rows.start), f64::from(narrow.height()));
-    convolve(
-        narrow.as_raw(),
-        (narrow.width(), narrow.height()),
-        &mut result,
-        (x.len, y.len),
-        (0.0, begin, f64::from(x.len), len.min(height - begin)),
-        y.kernel,
-    );
+    let part = Part {
+        left: 0.0,
+        top: begin,
+        width: f64::from(x.len),
+        height: len.min(height - begin),
+    };
+    let source = Pixels {
+        width: narrow.width(),
+        height: narrow.height(),
+        bytes: narrow.as_raw(),
+    };
+    let target = PixelsMut {
+        width: x.len,
+        height: y.len,
+        bytes: &mut result,
+    };
+    convolve(source, part, target, y.kernel);
     result
 }
 
@@ -254,39 +263,63 @@ fn resample_rows(
             target.copy_from_slice(pixels);
         } else {
             let height = count as u32;
-            convolve(
-                pixels,
-                (width as u32, height),
-                target,
-                (x.len, height),
-                (begin, 0.0, len.min(width as f64 - begin), f64::from(height)),
-                x.kernel,
-            );
+            let part = Part {
+                left: begin,
+                top: 0.0,
+                width: len.min(width as f64 - begin),
+                height: f64::from(height),
+            };
+            let source = Pixels {
+                width: width as u32,
+                height,
+                bytes: pixels,
+            };
+            let target = PixelsMut {
+                width: x.len,
+                height,
+                bytes: target,
+            };
+            convolve(source, part, target, x.kernel);
         }
     }
     result
 }
 
-/// One pass from the box (left, top, width, height) of `source` into `target`.
-fn convolve(
-    source: &[u8],
-    (source_width, source_height): (u32, u32),
-    target: &mut [u8],
-    (width, height): (u32, u32),
-    (left, top, box_width, box_height): (f64, f64, f64, f64),
-    kernel: Kernel,
-) {
+/// RGB pixels, row by row.
+struct Pixels<'a> {
+    width: u32,
+    height: u32,
+    bytes: &'a [u8],
+}
+
+/// Where RGB pixels go.
+struct PixelsMut<'a> {
+    width: u32,
+    height: u32,
+    bytes: &'a mut [u8],
+}
+
+/// A rectangle of an image, which may begin and end within a pixel.
+struct Part {
+    left: f64,
+    top: f64,
+    width: f64,
+    height: f64,
+}
+
+/// One pass from a part of `source` into `target`.
+fn convolve(source: Pixels<'_>, part: Part, target: PixelsMut<'_>, kernel: Kernel) {
     let options = ResizeOptions::new()
         .resize_alg(ResizeAlg::Convolution(kernel.filter()))
-        .crop(left, top, box_width, box_height);
-    // The buffers are as long as the sizes say and the box lies inside: the callers cut it so.
-    let source = TypedImageRef::<U8x3>::from_buffer(source_width, source_height, source)
+        .crop(part.left, part.top, part.width, part.height);
+    // The buffers are as long as the sizes say and the part lies inside: the callers cut it so.
+    let source = TypedImageRef::<U8x3>::from_buffer(source.width, source.height, source.bytes)
         .expect("three bytes a pixel");
-    let mut target =
-        TypedImage::<U8x3>::from_buffer(width, height, target).expect("three bytes a pixel");
+    let mut target = TypedImage::<U8x3>::from_buffer(target.width, target.height, target.bytes)
+        .expect("three bytes a pixel");
     Resizer::new()
         .resize_typed(&source, &mut target, &options)
-        .expect("a box inside the source");
+        .expect("a part inside the source");
 }
 
 /// An image of one colour.

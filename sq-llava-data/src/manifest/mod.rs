@@ -189,7 +189,7 @@ impl Manifest {
         }
     }
 
-    /// Whether there is none.
+    /// Whether there are no samples.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -230,7 +230,7 @@ impl Manifest {
     /// Reads one sample. May be called from several threads.
     ///
     /// # Errors
-    /// If there is no such sample, or it is not LLaVA's; the message names its id and offset.
+    /// If there is no sample `index`, or it is not LLaVA's; the message names its id and offset.
     pub fn get(&self, index: usize) -> Result<LlavaSample, DataError> {
         let Some((number, part, element)) = self.find(index) else {
             return Err(self.no_sample(index));
@@ -313,7 +313,7 @@ impl Part {
     fn read(&self, Element { offset, bytes }: Element) -> std::io::Result<Vec<u8>> {
         // The scanner refuses elements above its limit, so this fits in memory.
         let mut text = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-        // A panic while the lock was held leaves only the position behind, and we set that.
+        // A panic while the lock was held can only leave a wrong position, and it is set here.
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         file.seek(SeekFrom::Start(offset))?;
         file.read_exact(&mut text)?;
@@ -441,7 +441,7 @@ mod tests {
 
         let part = manifest.select(&[2, 1]).unwrap();
         assert_eq!((part.len(), part.path(0)), (2, Some(&*paths[2])));
-        // Its number in all files, for want of an id.
+        // Its number in all files, because it has no id.
         assert_eq!(part.get(1).unwrap().id, "1");
         assert_eq!(part.select(&[1]).unwrap().get(0).unwrap().id, "1");
         assert!(part.select(&[2]).is_err() && part.get(2).is_err());

@@ -7,7 +7,7 @@ use crate::DataError;
 /// A sample is text; one above this is a damaged file, not to be read into memory.
 const MAX_SAMPLE_BYTES: u64 = 64 << 20;
 
-/// Where a sample lies in the file.
+/// Position of a sample in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Element {
     pub offset: u64,

@@ -59,7 +59,7 @@ impl Alphabet {
     }
 
     /// Moves the finished text from the front of `pending` to `text`. A character that may still
-    /// become whole stays, unless this is the `last` call. Bytes that are no UTF-8 become U+FFFD:
+    /// become whole stays, unless this is the `last` call. Bytes that are not UTF-8 become U+FFFD:
     /// one for each in SentencePiece, one for each broken character in a byte-level vocabulary.
     pub(crate) fn drain(self, pending: &mut Vec<u8>, last: bool, text: &mut String) {
         let mut done = 0;

@@ -98,7 +98,7 @@ pub(crate) struct SentencePieceModel {
 /// Reads the content of a `tokenizer.model`; `path` is for messages.
 ///
 /// # Errors
-/// If the bytes are no SentencePiece model, or one that is not a BPE with plain normalisation.
+/// If the bytes are not a SentencePiece model, or not a BPE with plain normalisation.
 pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, DataError> {
     let fail = |reason: String| DataError::Tokenizer {
         path: path.to_path_buf(),
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn fault_29_a_score_that_is_not_a_number_is_refused() {
-        // Enough of them that a sort notices an order that is none.
+        // Enough of them that a sort notices an inconsistent order.
         let mut pieces = vec![piece("<unk>", 0.0, UNKNOWN), piece("a", 0.0, NORMAL)];
         for i in 2..200usize {
             let score = if i % 3 == 0 { f32::NAN } else { -(i as f32) };

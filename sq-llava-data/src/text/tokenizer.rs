@@ -180,7 +180,7 @@ impl TextTokenizer {
         u32::try_from(token.id).is_ok_and(|id| self.added.contains(&id)) && spelt().unwrap_or(false)
     }
 
-    /// Text of ids. Bytes that are no UTF-8 become U+FFFD, as in Python; no spaces are put
+    /// Text of ids. Bytes that are not UTF-8 become U+FFFD, as in Python; no spaces are put
     /// around special tokens.
     ///
     /// # Errors

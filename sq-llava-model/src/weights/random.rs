@@ -1,13 +1,12 @@
 //! Random weights in the target dtype, to develop with models whose checkpoint is not at hand.
 
-use std::num::NonZero;
-
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{
     DType, Distribution, Element, FloatDType, Tensor, TensorData, backend::Backend,
 };
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use rayon::prelude::*;
 use sq_llava_data::mix::{fnv1a, splitmix64};
 
 use super::layout::canonical;
@@ -121,26 +120,15 @@ fn fill<T: Element + Send>(
     narrow: impl Fn(&[f32], &mut [T]) + Sync,
 ) -> TensorData {
     let mut out = vec![zero; count];
-    let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-    let part = count.div_ceil(threads).next_multiple_of(CHUNK).max(CHUNK);
-    std::thread::scope(|scope| {
-        for (index, out) in out.chunks_mut(part).enumerate() {
-            let narrow = &narrow;
-            scope.spawn(move || {
-                let mut wide = [0.0f32; CHUNK];
-                for (number, out) in out.chunks_mut(CHUNK).enumerate() {
-                    let wide = &mut wide[..out.len()];
-                    match draw {
-                        Draw::Constant(value) => wide.fill(value),
-                        Draw::Uniform(seed) => {
-                            let chunk = (index * part / CHUNK + number) as u64;
-                            uniform(splitmix64(seed ^ chunk), wide);
-                        }
-                    }
-                    narrow(wide, out);
-                }
-            });
+    let chunks = out.par_chunks_mut(CHUNK).enumerate();
+    chunks.for_each(|(chunk, out)| {
+        let mut wide = [0.0f32; CHUNK];
+        let wide = &mut wide[..out.len()];
+        match draw {
+            Draw::Constant(value) => wide.fill(value),
+            Draw::Uniform(seed) => uniform(splitmix64(seed ^ chunk as u64), wide),
         }
+        narrow(wide, out);
     });
     TensorData::new(out, [count])
 }

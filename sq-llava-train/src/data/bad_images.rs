@@ -13,9 +13,9 @@ use sq_llava_data::{DataError, files};
 use crate::error::TrainError;
 
 /// The list in a run directory, one JSON object a line.
-pub const BAD_IMAGES_FILE: &str = "skipped.jsonl";
+pub(crate) const BAD_IMAGES_FILE: &str = "skipped.jsonl";
 
-pub use crate::recipe::BadImagePolicy;
+pub(crate) use crate::recipe::BadImagePolicy;
 
 /// A picture that could not be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,7 +31,7 @@ pub struct BadImage {
 /// The list of a run as it grows: written line by line, and each entry once although a resumed run
 /// meets it again. A handle; clones write the same list.
 #[derive(Debug, Clone, Default)]
-pub struct BadImageLog(Option<Arc<Mutex<List>>>);
+pub(crate) struct BadImageLog(Option<Arc<Mutex<List>>>);
 
 #[derive(Debug)]
 struct List {
@@ -64,8 +64,8 @@ impl Line {
 }
 
 impl BadImageLog {
-    /// The list of a run directory for a stage, behind what stands there already. The file is made
-    /// with the first entry.
+    /// The list of a run directory for a stage, after the entries that are there already. The file
+    /// is made with the first entry.
     ///
     /// # Errors
     /// If the file is there and cannot be read.

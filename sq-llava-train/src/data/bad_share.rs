@@ -5,7 +5,7 @@ use crate::data::batch::MicroBatch;
 use crate::data::dataset::BLANK;
 use crate::error::TrainError;
 
-/// Fewer lost samples are let pass, whatever part they are.
+/// Fewer lost samples are accepted, whatever part they are.
 const FEW: usize = 10;
 
 /// Counts the samples that are lost to bad pictures as the batches of a device are taken.

@@ -63,7 +63,7 @@ pub struct MicroBatch {
 
 /// Tokens to be predicted, with the places that predict them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Targets {
+pub(crate) struct Targets {
     /// Row of the predicting position in `[batch · tokens, hidden]`.
     pub rows: Vec<i64>,
     /// The token id that follows it.
@@ -155,23 +155,23 @@ impl MicroBatch {
     }
 
     /// Whether the optimizer step is complete, on its device, with this batch.
-    pub fn is_last(&self) -> bool {
+    pub(crate) fn is_last(&self) -> bool {
         self.micro + self.stride >= self.micros
     }
 
-    /// Whether the step has no batch for this device, which takes part nonetheless.
-    pub fn is_idle(&self) -> bool {
+    /// Whether the step has no batch for this device, which still takes part.
+    pub(crate) fn is_idle(&self) -> bool {
         self.micro > 0 && self.micro >= self.micros
     }
 
     /// Length of the longest sequence, images in place.
-    pub fn tokens(&self, tokens_per_image: usize) -> usize {
+    pub(crate) fn tokens(&self, tokens_per_image: usize) -> usize {
         let len = |sample: &TrainSample| sample.len(tokens_per_image);
         self.samples.iter().map(len).max().unwrap_or(0)
     }
 
     /// What is to be predicted, in sequences padded at the right to the longest.
-    pub fn targets(&self, tokens_per_image: usize) -> Targets {
+    pub(crate) fn targets(&self, tokens_per_image: usize) -> Targets {
         let tokens = self.tokens(tokens_per_image);
         let mut targets = Targets::default();
         for (index, sample) in self.samples.iter().enumerate() {

@@ -106,11 +106,6 @@ impl StageData {
         self.manifest.len()
     }
 
-    /// Whether there is none.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
     /// Ids and roles of a sample, and how many tokens were cut off. Pictures are named, not read.
     ///
     /// # Errors

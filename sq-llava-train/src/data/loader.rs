@@ -78,8 +78,8 @@ impl Plan {
         step / self.steps_per_epoch().max(1)
     }
 
-    /// Places of a step's samples in the order of its epoch.
-    fn places(&self, step: usize) -> Range<usize> {
+    /// Positions of a step's samples in the order of its epoch.
+    fn positions(&self, step: usize) -> Range<usize> {
         let start = step % self.steps_per_epoch().max(1) * self.samples_per_step;
         start..(start + self.samples_per_step).min(self.samples)
     }
@@ -93,7 +93,7 @@ pub struct BatchLoader {
     /// The step to start with.
     first_step: usize,
     /// The part of each epoch's order that this loader covers.
-    places: Range<usize>,
+    positions: Range<usize>,
     shard: Shard,
     workers: usize,
     bad_images: BadImageLog,
@@ -118,7 +118,7 @@ impl BatchLoader {
         failure: Failure,
     ) -> Self {
         Self {
-            places: 0..data.len(),
+            positions: 0..data.len(),
             share: BadShare::new(data.bad_images),
             data: Some(data),
             plan,
@@ -141,7 +141,7 @@ impl BatchLoader {
                 samples: 0,
             },
             first_step: 0,
-            places: 0..0,
+            positions: 0..0,
             shard: Shard { index: 0, count: 1 },
             workers: 1,
             bad_images: BadImageLog::default(),
@@ -150,8 +150,8 @@ impl BatchLoader {
         }
     }
 
-    /// Ends with an error once more than this part of the samples is lost to bad pictures, at a
-    /// step that has nothing else. `what` names the steps.
+    /// Ends with an error as soon as more than this part of the samples is lost to bad pictures, at
+    /// a step that has nothing else. `what` names the steps.
     #[must_use]
     pub fn with_most_bad(mut self, most: f64, what: &'static str) -> Self {
         self.share = self.share.with_most(most, what);
@@ -166,7 +166,7 @@ impl BatchLoader {
     }
 
     /// The part of each step that device `index` of `count` takes: every `count`-th batch, so that
-    /// devices have batches of like lengths at a time. Each step has a batch for every device,
+    /// devices have batches of similar length at a time. Each step has a batch for every device,
     /// one of nothing to learn where there are too few; all know the learnable tokens of the whole
     /// step. An index that is too large is taken modulo `count`.
     #[must_use]
@@ -189,12 +189,12 @@ impl BatchLoader {
                     let worker = Worker {
                         data: data.clone(),
                         plan: self.plan,
-                        places: self.places.clone(),
+                        positions: self.positions.clone(),
                         shard: self.shard,
                         sender,
                     };
                     let own = (self.first_step + number..steps).step_by(self.workers);
-                    // Ends when its steps are done or nobody listens any more.
+                    // Ends when its steps are done or the receiver is gone.
                     let started = std::thread::Builder::new()
                         .name(format!("loader {number}"))
                         .spawn(move || worker.run_guarded(own));
@@ -223,7 +223,7 @@ impl BatchLoader {
 struct Worker {
     data: Arc<StageData>,
     plan: Plan,
-    places: Range<usize>,
+    positions: Range<usize>,
     shard: Shard,
     sender: SyncSender<Result<MicroBatch, TrainError>>,
 }
@@ -236,7 +236,7 @@ struct Prepared {
 }
 
 impl Worker {
-    /// Prepares its steps; whatever panics on the way becomes an error for who takes the batches.
+    /// Prepares its steps; a panic becomes an error for the receiver of the batches.
     fn run_guarded(&self, steps: impl Iterator<Item = usize>) {
         if let Err(panic) = guarded(|| self.run(steps)) {
             let error = TrainError::Internal(format!("a thread that loads the data: {panic}"));
@@ -251,11 +251,11 @@ impl Worker {
             let epoch = self.plan.epoch(step);
             if order.0 != Some(epoch) {
                 let whole = self.data.sampler.order(epoch);
-                order = (Some(epoch), whole[self.places.clone()].to_vec());
+                order = (Some(epoch), whole[self.positions.clone()].to_vec());
             }
-            let chosen = &order.1[self.plan.places(step)];
+            let chosen = &order.1[self.plan.positions(step)];
             if let Err(error) = self.send_step(step, chosen) {
-                // If nobody listens, nobody needs the error.
+                // Without a receiver nobody needs the error.
                 let _ = self.sender.send(Err(error));
                 return;
             }
@@ -431,18 +431,18 @@ impl<B: Backend> DataLoader<B, MicroBatch> for BatchLoader {
 
     /// Samples of one epoch.
     fn num_items(&self) -> usize {
-        self.places.len()
+        self.positions.len()
     }
 
     fn to_device(&self, _device: &B::Device) -> Arc<dyn DataLoader<B, MicroBatch>> {
         Arc::new(self.clone())
     }
 
-    /// The samples at these places of each epoch's order.
+    /// The samples at these positions of each epoch's order.
     fn slice(&self, start: usize, end: usize) -> Arc<dyn DataLoader<B, MicroBatch>> {
         let mut part = self.clone();
-        part.places = self.places.start + start..self.places.start + end;
-        part.plan.samples = part.places.len();
+        part.positions = self.positions.start + start..self.positions.start + end;
+        part.plan.samples = part.positions.len();
         Arc::new(part)
     }
 }

@@ -3,6 +3,6 @@
 pub mod bad_images;
 pub(crate) mod bad_share;
 pub mod batch;
-pub mod dataset;
+pub(crate) mod dataset;
 pub mod features;
-pub mod loader;
+pub(crate) mod loader;

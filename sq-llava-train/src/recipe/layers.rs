@@ -18,7 +18,7 @@ pub(super) fn merge(whole: &mut toml::Table, given: toml::Table) {
     }
 }
 
-/// Applies `a.b=value`; a value that is not TOML is taken as a string.
+/// Applies `a.b=value`; a value that is not TOML is a string.
 pub(super) fn apply(table: &mut toml::Table, change: &str) -> Result<(), TrainError> {
     let Some((key, value)) = change.split_once('=') else {
         return Err(TrainError::Recipe(format!(

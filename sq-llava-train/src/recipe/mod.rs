@@ -51,7 +51,7 @@ pub enum Flavour {
 pub enum BaseDtype {
     /// 32 bits.
     F32,
-    /// 16 bits; on the CPU alone, whose gradients are f32 nonetheless.
+    /// 16 bits; on the CPU alone, whose gradients are still f32.
     F16,
     /// 16 bits with the range of f32; slow on CPUs.
     Bf16,
@@ -90,9 +90,9 @@ pub struct Recipe {
     /// A run directory whose projector (and prototypes) a run without stage 1 starts from.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub init_from: Option<PathBuf>,
-    /// One progress line every so many steps where there is no terminal.
+    /// One progress line every this many steps where there is no terminal.
     pub log_every: usize,
-    /// A checkpoint every so many steps; 0 for none but the last.
+    /// A checkpoint every this many steps; 0 for none but the last.
     pub save_every: usize,
     /// How many of those checkpoints are kept.
     pub keep_checkpoints: usize,
@@ -103,9 +103,9 @@ pub struct Recipe {
     pub bad_images: BadImagePolicy,
     /// The part of the samples so far that may be lost to such pictures before a step that is left
     /// with nothing to learn (`skip`), or with no picture but blank ones (`blank`), stops the
-    /// training. Ten are always let pass.
+    /// training. Ten are always accepted.
     pub max_bad_images: f64,
-    /// Whether `</s>` in the words of the data is the end token, as in LLaVA's code. By default it
+    /// Whether `</s>` in the text of the data is the end token, as in LLaVA's code. By default it
     /// is plain text, as the names of all other special tokens are in any case.
     pub spoken_end_tokens: bool,
     /// Devices that share the batches of each optimizer step, by their numbers among those of the

@@ -63,11 +63,11 @@ pub struct LossRecipe {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ValidationRecipe {
-    /// Validate every so many optimizer steps, and at a stage's end; 0 for never.
+    /// Validate every this many optimizer steps, and at a stage's end; 0 for never.
     pub every: usize,
     /// Part of a stage's samples that is held out, where the stage names no `validation` file.
     pub fraction: f64,
-    /// End a stage after so many validations without a better loss; 0 for never. The run's own
+    /// End a stage after this many validations without a better loss; 0 for never. The run's own
     /// files are always the last step's; the best are in `best-S`.
     pub patience: usize,
 }

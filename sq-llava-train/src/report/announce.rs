@@ -8,69 +8,93 @@ use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::step::counts::trainable_counts;
 use crate::step::groups::ParamGroup;
-use crate::step::schedule::CosineWarmup;
 
 /// Samples that the token count is estimated from.
 const ESTIMATE_SAMPLES: usize = 512;
 
-/// Says what will train and how long. `data` are the training data and the validation split's,
-/// `plan` the steps and how many of them are done already.
-///
-/// # Errors
-/// If nothing would be learnt, or a sample cannot be used.
-pub(crate) fn announce(
-    config: &SqLlavaConfig,
-    recipe: &Recipe,
-    stage: u8,
-    (data, valid): (&StageData, Option<&StageData>),
-    (plan, done): (&Plan, usize),
-    schedule: &CosineWarmup,
-    trainable: [usize; 3],
-) -> Result<(), TrainError> {
-    let settings = recipe.stage(stage);
-    let fresh = trainable_counts(config, recipe, stage);
-    let rates = [settings.lr_llm, settings.lr_projector, settings.lr_vision];
-    for group in ParamGroup::ALL {
-        let (count, rate) = (trainable[group.index()], rates[group.index()]);
-        tracing::info!(
-            "stage {stage}: {} trains {count} parameters at rate {rate:e}",
-            group.name()
-        );
-        if count != fresh[group.index()] {
-            // Adapters that were loaded keep their own rank.
+/// What will train, and how long.
+pub(crate) struct StageAnnouncement<'a> {
+    pub config: &'a SqLlavaConfig,
+    pub recipe: &'a Recipe,
+    /// 1 or 2.
+    pub stage: u8,
+    /// What it trains on.
+    pub data: &'a StageData,
+    /// What it is validated on.
+    pub validation: Option<&'a StageData>,
+    pub plan: Plan,
+    /// Steps that a resumed run has taken already.
+    pub steps_done: usize,
+    pub warmup_steps: usize,
+    /// Trainable values of each group.
+    pub trainable: [usize; 3],
+}
+
+impl StageAnnouncement<'_> {
+    /// Says it.
+    ///
+    /// # Errors
+    /// If nothing would be learnt, or a sample cannot be used.
+    pub fn say(&self) -> Result<(), TrainError> {
+        self.say_trainable();
+        let learnable = self.say_data()?;
+        let Some((what, _)) = learnable.into_iter().find(|(_, tokens)| *tokens == 0.0) else {
+            return Ok(());
+        };
+        let stage = self.stage;
+        Err(TrainError::Recipe(format!(
+            "stage {stage}: no token of the {what} would be learnt with template {}",
+            self.recipe.stage(stage).template
+        )))
+    }
+
+    fn say_trainable(&self) {
+        let stage = self.stage;
+        let settings = self.recipe.stage(stage);
+        let fresh = trainable_counts(self.config, self.recipe, stage);
+        let rates = [settings.lr_llm, settings.lr_projector, settings.lr_vision];
+        for group in ParamGroup::ALL {
+            let (count, rate) = (self.trainable[group.index()], rates[group.index()]);
             tracing::info!(
-                "stage {stage}: by the recipe alone {} would train {} parameters",
-                group.name(),
-                fresh[group.index()]
+                "stage {stage}: {} trains {count} parameters at rate {rate:e}",
+                group.name()
             );
+            if count != fresh[group.index()] {
+                // Adapters that were loaded keep their own rank.
+                tracing::info!(
+                    "stage {stage}: by the recipe alone {} would train {} parameters",
+                    group.name(),
+                    fresh[group.index()]
+                );
+            }
         }
     }
-    let estimate = data.estimate(ESTIMATE_SAMPLES)?;
-    tracing::info!(
-        "stage {stage}: {} samples, {} epochs, {} steps of {} samples, {} of them warm-up; {}{:.0} tokens an epoch, {:.0} of them learnt",
-        plan.samples,
-        plan.epochs,
-        plan.steps(),
-        plan.samples_per_step,
-        schedule.warmup_steps,
-        if estimate.exact { "" } else { "about " },
-        estimate.tokens,
-        estimate.learnable,
-    );
-    if done > 0 {
-        tracing::info!("stage {stage}: {done} steps are done");
-    }
-    let mut learnable = vec![("data", estimate.learnable)];
-    if let Some(valid) = valid {
-        let estimate = valid.estimate(ESTIMATE_SAMPLES)?;
-        tracing::info!("stage {stage}: {} samples to validate on", valid.len());
-        learnable.push(("validation split", estimate.learnable));
-    }
-    match learnable.into_iter().find(|(_, tokens)| *tokens == 0.0) {
-        None => Ok(()),
-        Some((what, _)) => Err(TrainError::Recipe(format!(
-            "stage {stage}: no token of the {what} would be learnt with template {}",
-            settings.template
-        ))),
+
+    /// Returns about how many tokens of each part of the data are learnt.
+    fn say_data(&self) -> Result<Vec<(&'static str, f64)>, TrainError> {
+        let (stage, plan) = (self.stage, self.plan);
+        let estimate = self.data.estimate(ESTIMATE_SAMPLES)?;
+        tracing::info!(
+            "stage {stage}: {} samples, {} epochs, {} steps of {} samples, {} of them warm-up; {}{:.0} tokens an epoch, {:.0} of them learnt",
+            plan.samples,
+            plan.epochs,
+            plan.steps(),
+            plan.samples_per_step,
+            self.warmup_steps,
+            if estimate.exact { "" } else { "about " },
+            estimate.tokens,
+            estimate.learnable,
+        );
+        if self.steps_done > 0 {
+            tracing::info!("stage {stage}: {} steps are done", self.steps_done);
+        }
+        let mut learnable = vec![("data", estimate.learnable)];
+        if let Some(validation) = self.validation {
+            let estimate = validation.estimate(ESTIMATE_SAMPLES)?;
+            let samples = validation.len();
+            tracing::info!("stage {stage}: {samples} samples to validate on");
+            learnable.push(("validation split", estimate.learnable));
+        }
+        Ok(learnable)
     }
 }

@@ -1,4 +1,4 @@
-//! The loss curves of a run as a picture, drawn from its logs.
+//! A plot of the loss curves of a run, made from its logs.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
@@ -11,8 +11,8 @@ use sq_llava_data::atomic::write_atomic;
 use crate::error::TrainError;
 use crate::report::loss_log::Curve;
 
-/// Name of the picture in a run directory.
-pub(crate) const PICTURE: &str = "loss.svg";
+/// Name of the plot in a run directory.
+pub(crate) const PLOT: &str = "loss.svg";
 
 /// Size of one stage's panel in pixels.
 const PANEL: (u32, u32) = (640, 420);
@@ -52,18 +52,18 @@ const LINES: [(Curve, &str, &str, RGBColor); 6] = [
 /// Points `(step, value)` of each quantity of a log, by stage.
 type Stages = BTreeMap<u64, BTreeMap<String, Vec<(f64, f64)>>>;
 
-/// Draws the loss over the steps, a panel for each stage; nothing if no step was taken.
+/// Plots the loss over the steps, a panel for each stage; nothing if no step was taken.
 ///
 /// # Errors
-/// If a log cannot be read or the picture not written.
-pub(crate) fn draw(run: &Path) -> Result<(), TrainError> {
+/// If a log cannot be read or the plot not written.
+pub(crate) fn plot(run: &Path) -> Result<(), TrainError> {
     let training = read(run, Curve::Training)?;
     let validation = read(run, Curve::Validation)?;
     if training.is_empty() {
         return Ok(());
     }
     let mut svg = String::new();
-    let path = run.join(PICTURE);
+    let path = run.join(PLOT);
     render(&training, &validation, &mut svg)
         .map_err(|e| TrainError::Internal(format!("{}: {e}", path.display())))?;
     write_atomic(&path, svg).map_err(|e| TrainError::io(path, e))
@@ -167,10 +167,31 @@ mod tests {
     use crate::step::report::StepReport;
 
     #[test]
+    fn a_step_without_a_loss_has_no_point() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = String::new();
+        for step in 1..=10 {
+            let asking = (step % 2 == 1).then_some(0.5);
+            let line = serde_json::json!({"stage": 2, "step": step, "loss_answer": 1.0,
+                "loss_question": asking});
+            log += &format!("{line}\n");
+        }
+        // Killed in the middle of a line.
+        log += "{\"stage\":2,\"st";
+        std::fs::write(dir.path().join(Curve::Training.files()[0]), log).unwrap();
+        let stages = read(dir.path(), Curve::Training).unwrap();
+        assert_eq!(stages.keys().collect::<Vec<_>>(), [&2]);
+        let points = |name: &str| stages[&2].get(name).map_or(0, Vec::len);
+        assert_eq!(points("loss_answer"), 10);
+        assert_eq!(points("loss_question"), 5);
+        assert_eq!(points("loss"), 0);
+    }
+
+    #[test]
     fn a_panel_for_each_stage_and_a_line_for_each_loss() {
         let dir = tempfile::tempdir().unwrap();
-        draw(dir.path()).unwrap();
-        assert!(!dir.path().join(PICTURE).exists());
+        plot(dir.path()).unwrap();
+        assert!(!dir.path().join(PLOT).exists());
         let mut log = LossLog::open(dir.path(), Curve::Training).unwrap();
         let mut valid = LossLog::open(dir.path(), Curve::Validation).unwrap();
         for stage in [1, 2] {
@@ -192,8 +213,8 @@ mod tests {
                 }
             }
         }
-        draw(dir.path()).unwrap();
-        let svg = std::fs::read_to_string(dir.path().join(PICTURE)).unwrap();
+        plot(dir.path()).unwrap();
+        let svg = std::fs::read_to_string(dir.path().join(PLOT)).unwrap();
         let count = |text: &str| svg.matches(text).count();
         assert!(svg.starts_with("<svg") && svg.trim_end().ends_with("</svg>"));
         assert_eq!((count("stage 1"), count("stage 2")), (1, 1));

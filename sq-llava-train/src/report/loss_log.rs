@@ -38,6 +38,15 @@ impl Curve {
     }
 }
 
+/// A step of a stage, in the order in which they are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LoggedStep {
+    /// 1 or 2.
+    pub stage: u8,
+    /// From 1.
+    pub step: usize,
+}
+
 /// Writes a line to both files of a curve and flushes it, so that a run can be watched and a
 /// killed one keeps its curve.
 #[derive(Debug)]
@@ -47,7 +56,7 @@ pub struct LossLog {
 }
 
 impl LossLog {
-    /// Opens a log of a run directory, behind what is written already.
+    /// Opens a log of a run directory, after the lines that are there already.
     ///
     /// # Errors
     /// If a file cannot be written.
@@ -71,12 +80,12 @@ impl LossLog {
         Ok(log)
     }
 
-    /// Takes back what was logged after a step of a stage; `None` takes back everything. A run
-    /// that goes on from there writes those lines again.
+    /// Takes back what was logged after a step; `None` takes back everything. A run that resumes
+    /// from there writes those lines again.
     ///
     /// # Errors
     /// If a file cannot be read or written.
-    pub fn rewind(directory: &Path, to: Option<(u8, usize)>) -> Result<(), TrainError> {
+    pub fn rewind(directory: &Path, to: Option<LoggedStep>) -> Result<(), TrainError> {
         for curve in [Curve::Training, Curve::Validation] {
             for name in curve.files() {
                 let path = directory.join(name);
@@ -139,20 +148,20 @@ impl LossLog {
 }
 
 /// Keeps the lines up to a step, in a new file that then takes the old one's place.
-fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Result<()> {
+fn rewind_file(path: &Path, csv: bool, to: Option<LoggedStep>) -> std::io::Result<()> {
     let mut reader = BufReader::new(File::open(path)?);
     let mut writer = BufWriter::new(AtomicFile::create(path)?);
     let mut line = String::new();
     let mut first = true;
     while reader.read_line(&mut line)? > 0 {
         let header = csv && std::mem::take(&mut first);
-        let place = if csv {
-            place_csv(&line)
+        let step = if csv {
+            step_of_csv(&line)
         } else {
-            place_json(&line)
+            step_of_json(&line)
         };
-        // A line that a kill cut short has no end, and perhaps no place.
-        let keep = line.ends_with('\n') && (header || (place.is_some() && place <= to));
+        // A line that a kill cut short has no end, and perhaps no step.
+        let keep = line.ends_with('\n') && (header || (step.is_some() && step <= to));
         if !keep {
             break;
         }
@@ -162,18 +171,21 @@ fn rewind_file(path: &Path, csv: bool, to: Option<(u8, usize)>) -> std::io::Resu
     writer.into_inner().map_err(|e| e.into_error())?.commit()
 }
 
-fn place_csv(line: &str) -> Option<(u8, usize)> {
+fn step_of_csv(line: &str) -> Option<LoggedStep> {
     let mut parts = line.split(',');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+    Some(LoggedStep {
+        stage: parts.next()?.parse().ok()?,
+        step: parts.next()?.parse().ok()?,
+    })
 }
 
-fn place_json(line: &str) -> Option<(u8, usize)> {
+fn step_of_json(line: &str) -> Option<LoggedStep> {
     let line: Value = serde_json::from_str(line).ok()?;
     let number = |key: &str| line[key].as_u64();
-    Some((
-        u8::try_from(number("stage")?).ok()?,
-        usize::try_from(number("step")?).ok()?,
-    ))
+    Some(LoggedStep {
+        stage: u8::try_from(number("stage")?).ok()?,
+        step: usize::try_from(number("step")?).ok()?,
+    })
 }
 
 #[cfg(test)]
@@ -238,10 +250,13 @@ mod tests {
             let mut file = OpenOptions::new().append(true).open(path).unwrap();
             file.write_all(half.as_bytes()).unwrap();
         }
-        LossLog::rewind(dir.path(), Some((2, 9))).unwrap();
+        let rewind = |stage, step| {
+            LossLog::rewind(dir.path(), Some(LoggedStep { stage, step })).unwrap();
+        };
+        rewind(2, 9);
         assert_eq!(read(&dir, "log.jsonl").lines().count(), 7);
         assert_eq!(read(&dir, "log.csv").lines().count(), 8);
-        LossLog::rewind(dir.path(), Some((2, 2))).unwrap();
+        rewind(2, 2);
         assert_eq!(read(&dir, "log.jsonl").lines().count(), 5);
         assert!(
             read(&dir, "log.csv")
@@ -250,7 +265,7 @@ mod tests {
                 .unwrap()
                 .starts_with("2,2,")
         );
-        LossLog::rewind(dir.path(), Some((1, usize::MAX))).unwrap();
+        rewind(1, usize::MAX);
         assert_eq!(read(&dir, "log.jsonl").lines().count(), 3);
         LossLog::rewind(dir.path(), None).unwrap();
         assert_eq!(read(&dir, "log.jsonl"), "");

@@ -2,7 +2,7 @@
 
 pub(crate) mod announce;
 pub(crate) mod curves;
-pub mod loss_log;
-pub mod metrics;
-pub mod renderer;
+pub(crate) mod loss_log;
+pub(crate) mod metrics;
+pub(crate) mod renderer;
 pub mod resident;

@@ -1,4 +1,4 @@
-//! Progress where there is no terminal: one line every so many steps.
+//! Progress where there is no terminal: one line every few steps.
 
 use std::collections::HashMap;
 use std::io::Write;

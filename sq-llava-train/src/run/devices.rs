@@ -58,26 +58,39 @@ pub struct DevicePool<B: AutodiffBackend> {
 
 impl<B: AutodiffBackend> DevicePool<B> {
     /// Copies a model to the devices; the first one is where the optimizer runs.
-    pub fn new(devices: &[B::Device], model: &TrainModel<B>, groups: &Arc<ParamGroups>) -> Self {
-        let workers = devices
-            .iter()
-            .map(|device| {
-                let (jobs, inbox) = channel();
-                let (outbox, results) = channel();
-                let (device, model, groups) = (device.clone(), model.clone(), groups.clone());
-                std::thread::spawn(move || work::<B>(&device, model, &groups, &inbox, &outbox));
-                Worker { jobs, results }
-            })
-            .collect();
-        Self {
-            workers,
+    ///
+    /// # Errors
+    /// If a thread cannot be started.
+    pub fn new(
+        devices: &[B::Device],
+        model: &TrainModel<B>,
+        groups: &Arc<ParamGroups>,
+    ) -> Result<Self, TrainError> {
+        let start = |device: &B::Device| {
+            let (jobs, inbox) = channel();
+            let (outbox, results) = channel();
+            let (device, model, groups) = (device.clone(), model.clone(), groups.clone());
+            std::thread::Builder::new()
+                .name(format!("training on {device:?}"))
+                .spawn(move || work::<B>(&device, model, &groups, &inbox, &outbox))
+                .map_err(|e| TrainError::Internal(format!("no thread for a device: {e}")))?;
+            Ok(Worker { jobs, results })
+        };
+        Ok(Self {
+            workers: devices
+                .iter()
+                .map(start)
+                .collect::<Result<_, TrainError>>()?,
             main: devices[0].clone(),
             groups: groups.clone(),
             busy: 0,
-        }
+        })
     }
 
     /// Sends what trains to every device; to be called after each optimizer step.
+    ///
+    /// # Errors
+    /// If the thread of one has ended.
     pub fn update(&self, model: &TrainModel<B>) -> Result<(), TrainError> {
         for worker in &self.workers {
             let mut collect = Collect::<B> {
@@ -94,6 +107,9 @@ impl<B: AutodiffBackend> DevicePool<B> {
     /// Gives a batch to the next device. Where all are busy, or the step is complete, waits for
     /// the results of the batches given so far and returns them in their order, gradients on the
     /// first device.
+    ///
+    /// # Errors
+    /// If the thread of a device has ended.
     pub fn step(
         &mut self,
         batch: MicroBatch,

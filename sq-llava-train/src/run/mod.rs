@@ -1,15 +1,15 @@
-//! A run: its stages, its directory, checkpoints and how it goes on after a stop.
+//! A run: its stages, its directory, checkpoints and resuming.
 
 pub(crate) mod base;
-pub mod devices;
+pub(crate) mod devices;
 pub(crate) mod manifest;
-pub mod nodes;
+pub(crate) mod nodes;
 pub(crate) mod precision;
 pub(crate) mod resume;
 pub(crate) mod run_dir;
 pub mod stage;
 pub mod state;
 pub(crate) mod stop;
-pub mod strategy;
+pub(crate) mod strategy;
 pub(crate) mod trainer;
 pub(crate) mod validation;

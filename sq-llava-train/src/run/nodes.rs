@@ -28,12 +28,12 @@ use serde::{Deserialize, Serialize};
 use self::meeting::port_of;
 use self::ring::{Lost, Ring};
 use crate::error::TrainError;
-use crate::step::groups::ParamGroups;
 use crate::step::loss::LossSums;
 use crate::step::report::StepReport;
 
+pub(crate) use self::gradients::Trainable;
 pub use self::meeting::Orchestrator;
-pub(crate) use self::start::{agree, agree_on_stage};
+pub(crate) use self::start::{StageStart, agree, agree_on_stage};
 
 /// Values that are added up at a time: 64 MiB of f32 on the host.
 const BUCKET_VALUES: usize = 16 << 20;
@@ -143,11 +143,11 @@ struct StepNews {
 }
 
 impl StepNews {
-    fn new(place: StepPlace, stop: bool, present: &[bool], report: &StepReport) -> Self {
+    fn new(id: StepId, stop: bool, present: &[bool], report: &StepReport) -> Self {
         let sums = &report.sums;
         Self {
-            step: place.step,
-            step_tokens: place.step_tokens,
+            step: id.step,
+            step_tokens: id.step_tokens,
             stop,
             gradients: pack(present),
             loss: [sums.question, sums.answer].map(f64::to_bits),
@@ -190,11 +190,21 @@ impl StepNews {
 
 /// Which step it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StepPlace {
+pub(crate) struct StepId {
     /// From 0.
     pub step: usize,
     /// Learnable tokens of the whole step, over all nodes.
     pub step_tokens: usize,
+}
+
+/// What a node has of a step, or all of them together.
+pub(crate) struct NodeStep {
+    /// Sums of the gradients.
+    pub grads: GradientsParams,
+    /// Sums and counts.
+    pub report: StepReport,
+    /// Whether the node, or any of them, was asked to stop.
+    pub stop: bool,
 }
 
 impl Nodes {
@@ -310,8 +320,8 @@ impl Nodes {
         Ok(self.gather(at, &wish)?.contains(&true))
     }
 
-    /// Rank 0's number, for decisions that all must take alike: on other hardware the same sums may
-    /// differ in their last bits.
+    /// Rank 0's number, for decisions that must be the same on all nodes: on other hardware the
+    /// same sums may differ in their last bits.
     ///
     /// # Errors
     /// As [`Self::gather`].
@@ -319,43 +329,49 @@ impl Nodes {
         Ok(f64::from_bits(self.gather(at, &number.to_bits())?[0]))
     }
 
-    /// The gradients and the report of a whole step, from those of each node. All nodes get the
-    /// same, bit for bit. Returns also whether any of them was asked to stop.
+    /// A whole step, from each node's share of it. All nodes get the same, bit for bit.
     ///
     /// # Errors
     /// If a node is lost, has failed or does another step.
-    pub fn exchange<B: AutodiffBackend, M: Module<B>>(
+    pub(crate) fn exchange<B: AutodiffBackend, M: Module<B>>(
         &self,
-        (model, groups): (&M, &ParamGroups),
-        place: StepPlace,
-        mut grads: GradientsParams,
-        report: &mut StepReport,
-        stop: bool,
-    ) -> Result<(GradientsParams, bool), TrainError> {
+        trainable: &Trainable<'_, M>,
+        id: StepId,
+        mine: NodeStep,
+    ) -> Result<NodeStep, TrainError> {
+        let NodeStep {
+            mut grads,
+            report,
+            stop,
+        } = mine;
         let deadline = Instant::now() + self.timeout;
-        let at = format!("at step {}", place.step + 1);
-        let places = gradients::places(model, groups, &grads);
-        let present: Vec<bool> = places.iter().map(|place| place.has_gradient).collect();
-        let mine = StepNews::new(place, stop, &present, report);
+        let at = format!("at step {}", id.step + 1);
+        let entries = gradients::entries(trainable, &grads);
+        let present: Vec<bool> = entries.iter().map(|entry| entry.has_gradient).collect();
+        let mine = StepNews::new(id, stop, &present, &report);
         let all = self.gather_until(&at, Ok(&mine), deadline)?;
         check(&all)?;
-        let mut wanted = vec![false; places.len()];
+        let mut wanted = vec![false; entries.len()];
         for news in &all {
             for (wanted, present) in wanted.iter_mut().zip(unpack(&news.gradients)) {
                 *wanted |= present;
             }
         }
         let mut sum = GradientsParams::new();
-        for range in gradients::buckets(&places, &wanted, self.bucket_values) {
-            let mut values = gradients::take(model, groups, &mut grads, &range, &wanted)?;
+        for range in gradients::buckets(&entries, &wanted, self.bucket_values) {
+            let mut values = gradients::take(trainable, &mut grads, &range, &wanted)?;
             self.on_ring(&at, |ring| ring.sum(&mut values, deadline))?;
-            gradients::put(model, groups, &mut sum, &range, &wanted, &values);
+            gradients::put(trainable, &mut sum, &range, &wanted, &values);
         }
-        *report = StepReport::default();
+        let mut report = StepReport::default();
         for news in &all {
             report.merge(&news.report());
         }
-        Ok((sum, all.iter().any(|news| news.stop)))
+        Ok(NodeStep {
+            grads: sum,
+            report,
+            stop: all.iter().any(|news| news.stop),
+        })
     }
 }
 

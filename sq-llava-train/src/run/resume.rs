@@ -1,4 +1,4 @@
-//! Where a run goes on, and whether it may.
+//! Where a run resumes, and whether it may.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::manifest::{MANIFEST, verify};
-use crate::run::run_dir::{RunDirectory, checkpoints};
+use crate::run::run_dir::{CheckpointDir, RunDirectory, checkpoints};
 use crate::run::state::{RunState, STATE, Sources};
 
-/// Which checkpoint a run goes on from.
+/// Which checkpoint a run resumes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Resume {
     /// The newest. If it is torn the run does not start, and the one before it is named.
@@ -20,18 +20,26 @@ pub enum Resume {
     Checkpoint(String),
 }
 
-/// Where a run goes on.
+/// A checkpoint that a run resumes from.
+#[derive(Debug)]
+pub(crate) struct Checkpoint {
+    /// A run directory with the weights.
+    pub path: PathBuf,
+    pub state: RunState,
+}
+
+/// Where a run resumes.
 #[derive(Debug)]
 pub(crate) struct ResumePoint {
-    /// A run directory with the weights; `None` if the run left no checkpoint.
-    pub from: Option<(PathBuf, RunState)>,
+    /// `None` if the run left no checkpoint.
+    pub from: Option<Checkpoint>,
     /// Whether the run is over.
     pub finished: bool,
     /// Newer checkpoints that are of no use.
     pub torn: Vec<PathBuf>,
 }
 
-/// Keys of a recipe that say how, not what; and paths, which `Sources` look behind.
+/// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
 pub(crate) const HOW: [&str; 13] = [
     "log_every",
     "save_every",
@@ -48,11 +56,20 @@ pub(crate) const HOW: [&str; 13] = [
     "stage2.validation",
 ];
 
+impl Checkpoint {
+    fn read(path: &Path) -> Result<Self, TrainError> {
+        Ok(Self {
+            path: path.to_path_buf(),
+            state: RunState::read(path)?,
+        })
+    }
+}
+
 impl ResumePoint {
     /// Finds the checkpoint to go on from.
     ///
     /// # Errors
-    /// If it is torn, or there is none of that name; the message says what to do.
+    /// If it is torn, or does not exist; the message says what to do.
     pub fn find(run: &Path, resume: &Resume) -> Result<Self, TrainError> {
         let fail = |reason: String| TrainError::RunDirectory {
             path: run.to_path_buf(),
@@ -81,9 +98,8 @@ impl ResumePoint {
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
                 if is_finished(run) {
-                    let state = RunState::read(run)?;
                     return Ok(Self {
-                        from: Some((run.to_path_buf(), state)),
+                        from: Some(Checkpoint::read(run)?),
                         finished: true,
                         torn: Vec::new(),
                     });
@@ -99,23 +115,14 @@ impl ResumePoint {
             }
         };
         if let Err(torn) = verify(chosen) {
-            let mut older = found.iter().skip_while(|path| *path != chosen).skip(1);
-            let whole = older.find(|path| verify(path).is_ok());
-            let advice = match whole {
-                Some(path) => {
-                    let name = name_of(path);
-                    format!("{name} before it is whole: go on from it with --resume={name}")
-                }
-                None => "and none before it is whole: begin anew in another directory".into(),
-            };
+            let advice = advice(&found, chosen);
             return Err(fail(format!(
                 "{} is torn: {torn}; {advice}",
                 name_of(chosen)
             )));
         }
-        let state = RunState::read(chosen)?;
         Ok(Self {
-            from: Some((chosen.clone(), state)),
+            from: Some(Checkpoint::read(chosen)?),
             finished: false,
             torn: found
                 .iter()
@@ -127,7 +134,19 @@ impl ResumePoint {
     }
 }
 
-/// Where a run goes on, once it is clear that it may.
+/// What to do where the chosen one of these checkpoints, the newest first, is torn.
+fn advice(found: &[PathBuf], chosen: &Path) -> String {
+    let mut older = found.iter().skip_while(|path| *path != chosen).skip(1);
+    match older.find(|path| verify(path).is_ok()) {
+        Some(path) => {
+            let name = name_of(path);
+            format!("{name} before it is whole: go on from it with --resume={name}")
+        }
+        None => "and none before it is whole: begin anew in another directory".into(),
+    }
+}
+
+/// Where a run resumes, once it is clear that it may.
 ///
 /// # Errors
 /// If recipe or sources are others, or as [`ResumePoint::find`].
@@ -140,8 +159,8 @@ pub(crate) fn find(
     let (then, _) = RunDirectory::asked(run)?;
     same_recipe(run, &then, recipe)?;
     let point = ResumePoint::find(run, resume)?;
-    if let Some((_, state)) = &point.from {
-        same_sources(run, &state.sources, sources)?;
+    if let Some(checkpoint) = &point.from {
+        same_sources(run, &checkpoint.state.sources, sources)?;
     }
     Ok(point)
 }
@@ -152,11 +171,15 @@ fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     for stage in [1, 2] {
         let end = run.join(format!("stage{stage}"));
         if end.is_dir() {
-            found.push((stage, usize::MAX, end));
+            found.push(CheckpointDir {
+                stage,
+                step: usize::MAX,
+                path: end,
+            });
         }
     }
     found.sort();
-    Ok(found.into_iter().rev().map(|(.., path)| path).collect())
+    Ok(found.into_iter().rev().map(|found| found.path).collect())
 }
 
 /// Whether a run is over, and the names of its checkpoints that are whole, the newest first.
@@ -195,8 +218,8 @@ fn name_of(path: &Path) -> String {
 fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
     let differences = differing(&flat(then)?, &flat(now)?)
         .into_iter()
-        .filter(|(key, ..)| !HOW.contains(&key.as_str()))
-        .map(|(key, then, now)| format!("{key} was {then} and is {now}"));
+        .filter(|found| !HOW.contains(&found.key.as_str()))
+        .map(|found| format!("{} was {} and is {}", found.key, found.first, found.second));
     let differences = differences.collect();
     refuse(run, "the recipe differs", differences)
 }
@@ -226,17 +249,28 @@ fn refuse(run: &Path, what: &str, differences: Vec<String>) -> Result<(), TrainE
     })
 }
 
-/// The keys whose values differ, with both as they are to be shown.
+/// A key that has two values, as they are to be shown.
+pub(crate) struct Difference {
+    pub key: String,
+    pub first: String,
+    pub second: String,
+}
+
+/// The keys whose values differ.
 pub(crate) fn differing<V: PartialEq + Display>(
     a: &BTreeMap<String, V>,
     b: &BTreeMap<String, V>,
-) -> Vec<(String, String, String)> {
+) -> Vec<Difference> {
     let shown = |v: Option<&V>| v.map_or("unset".into(), ToString::to_string);
     let keys: BTreeSet<&String> = a.keys().chain(b.keys()).collect();
     keys.into_iter()
         .map(|key| (key, a.get(key), b.get(key)))
         .filter(|(_, a, b)| a != b)
-        .map(|(key, a, b)| (key.clone(), shown(a), shown(b)))
+        .map(|(key, a, b)| Difference {
+            key: key.clone(),
+            first: shown(a),
+            second: shown(b),
+        })
         .collect()
 }
 

@@ -95,7 +95,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If another process trains in it, or it cannot be written.
-    pub fn open(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
+    pub(crate) fn open(path: &Path, recipe: &Recipe) -> Result<Self, TrainError> {
         let run = Self::lock(path, recipe)?;
         // What a killed process left.
         run.clear(UNFINISHED)?;
@@ -111,7 +111,7 @@ impl RunDirectory {
             .append(true)
             .open(&file)
             .map_err(|e| TrainError::io(&file, e))?;
-        // Some network file systems know no locks; then nobody is kept out.
+        // Some network file systems have no locks; then no process is kept out.
         if let Err(std::fs::TryLockError::WouldBlock) = lock.try_lock() {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),
@@ -181,7 +181,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// As [`Self::save`].
-    pub fn checkpoint<B: Backend>(
+    pub(crate) fn checkpoint<B: Backend>(
         &self,
         stage: u8,
         step: usize,
@@ -192,8 +192,8 @@ impl RunDirectory {
         let saved = self.save(&checkpoint_name(stage, step), model, files, more)?;
         let mut steps: Vec<usize> = checkpoints(&self.path)?
             .into_iter()
-            .filter(|found| found.0 == stage && found.1 <= step)
-            .map(|found| found.1)
+            .filter(|found| found.stage == stage && found.step <= step)
+            .map(|found| found.step)
             .collect();
         steps.sort_unstable();
         for &old in &steps[..steps.len().saturating_sub(self.keep)] {
@@ -231,7 +231,7 @@ impl RunDirectory {
     ///
     /// # Errors
     /// If it cannot be removed.
-    pub fn remove(&self, directory: &Path) -> Result<(), TrainError> {
+    pub(crate) fn remove(&self, directory: &Path) -> Result<(), TrainError> {
         self.clear(REMOVED)?;
         let target = self.path.join(REMOVED);
         std::fs::rename(directory, &target).map_err(|e| TrainError::io(directory, e))?;
@@ -284,12 +284,24 @@ fn checkpoint_name(stage: u8, step: usize) -> String {
     format!("checkpoint-{stage}-{step}")
 }
 
-/// Stage and step of the checkpoints in a run directory, in no order.
-pub(crate) fn checkpoints(run: &Path) -> Result<Vec<(u8, usize, PathBuf)>, TrainError> {
+/// A checkpoint in a run directory; in order, the oldest first.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct CheckpointDir {
+    pub stage: u8,
+    pub step: usize,
+    pub path: PathBuf,
+}
+
+/// The checkpoints in a run directory, in no order.
+pub(crate) fn checkpoints(run: &Path) -> Result<Vec<CheckpointDir>, TrainError> {
     let read = |path: PathBuf| {
         let name = path.file_name()?.to_str()?;
         let (stage, step) = name.strip_prefix("checkpoint-")?.split_once('-')?;
-        Some((stage.parse().ok()?, step.parse().ok()?, path.clone()))
+        Some(CheckpointDir {
+            stage: stage.parse().ok()?,
+            step: step.parse().ok()?,
+            path: path.clone(),
+        })
     };
     Ok(entries(run)?.into_iter().filter_map(read).collect())
 }

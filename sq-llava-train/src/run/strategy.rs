@@ -5,13 +5,14 @@
 //! accumulates whole ones, stops at what is not a number, and validates and saves between two
 //! steps.
 
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use burn::data::dataloader::Progress;
 use burn::module::AutodiffModule;
-use burn::optim::GradientsAccumulator;
+use burn::optim::{GradientsAccumulator, GradientsParams};
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{
     EventProcessorTraining, InferenceStep, Learner, LearnerEvent, LearningComponentsMarker,
@@ -20,13 +21,14 @@ use burn::train::{
 };
 
 use crate::data::bad_images::BAD_IMAGES_FILE;
+use crate::data::batch::MicroBatch;
 use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::devices::DevicePool;
-use crate::run::nodes::{Nodes, StepPlace};
+use crate::run::nodes::{NodeStep, Nodes, StepId, Trainable};
 use crate::run::state::{BestValidation, StageProgress};
 use crate::run::stop::StopSignal;
 use crate::step::groups::ParamGroups;
@@ -65,9 +67,9 @@ pub struct Finished<B: AutodiffBackend> {
 /// When a model is validated and training ends early.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ValidationPlan {
-    /// Validate every so many steps, and after the last.
+    /// Validate every this many steps, and after the last.
     pub every: usize,
-    /// End the stage after so many validations without a better one; 0 for never.
+    /// End the stage after this many validations without a better one; 0 for never.
     pub patience: usize,
 }
 
@@ -77,7 +79,7 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub stage: u8,
     /// Its steps.
     pub plan: Plan,
-    /// Where it begins, or goes on.
+    /// Where it begins or resumes.
     pub start: StageProgress,
     /// Schedule of the learning rates, for the log.
     pub schedule: CosineWarmup,
@@ -93,7 +95,7 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub log: Mutex<LossLog>,
     /// The log of validations, and when there are any.
     pub validation: Option<(ValidationPlan, Mutex<LossLog>)>,
-    /// Save every so many steps; 0 for never.
+    /// Save every this many steps; 0 for never.
     pub save_every: usize,
     /// How.
     pub save: Box<Save<B>>,
@@ -109,14 +111,31 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub finished: Arc<Mutex<Option<Finished<B>>>>,
 }
 
-/// Loaders and Burn's parts of one run of the loop.
+/// One run of the loop.
 struct Loop<'a, B: AutodiffBackend> {
     learner: &'a mut Learner<Components<B>>,
     components: &'a mut TrainingComponents<Components<B>>,
     valid: &'a ValidLoader<Components<B>>,
+    /// Where batches run on several devices.
+    pool: Option<DevicePool<B>>,
+    /// Gradients of the step at hand, added up.
+    grads: GradientsAccumulator<TrainModel<B>>,
+    /// What is known of the step at hand.
+    report: StepReport,
     progress: StageProgress,
+    sitting: Sitting,
     /// Tokens learnt in this sitting.
     learnt: usize,
+    /// The checkpoint of a loop that was asked to stop.
+    stopped: Option<PathBuf>,
+}
+
+/// An optimizer step whose batches are all done.
+#[derive(Clone, Copy)]
+struct WholeStep {
+    /// From 0.
+    epoch: usize,
+    id: StepId,
 }
 
 impl<B: AutodiffBackend> StepStrategy<B> {
@@ -127,70 +146,106 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         valid: &ValidLoader<Components<B>>,
         components: &mut TrainingComponents<Components<B>>,
     ) -> Result<Finished<B>, TrainError> {
+        let several = self.devices.len() > 1;
+        let pool = || DevicePool::new(&self.devices, &learner.model(), &self.groups);
+        let pool = several.then(pool).transpose()?;
         let mut state = Loop {
             learner,
             components,
             valid,
+            pool,
+            grads: GradientsAccumulator::new(),
+            report: StepReport::default(),
             progress: self.start.clone(),
+            sitting: Sitting::new(self.start.seconds),
             learnt: 0,
+            stopped: None,
         };
-        let mut sitting = Sitting::new(self.start.seconds);
-        let mut accumulated = GradientsAccumulator::new();
-        let mut report = StepReport::default();
-        let mut stopped = None;
-        let mut pool = (self.devices.len() > 1)
-            .then(|| DevicePool::new(&self.devices, &state.learner.model(), &self.groups));
         for batch in train.iter() {
-            let (is_last, step, epoch) = (batch.is_last(), batch.step, batch.epoch);
-            let step_tokens = batch.step_tokens;
-            let outputs = match &mut pool {
-                _ if batch.is_idle() => Vec::new(),
-                None => vec![state.learner.train_step(batch)],
-                Some(pool) => pool.step(batch, &state.learner.model())?,
+            let is_last = batch.is_last();
+            let step = WholeStep {
+                epoch: batch.epoch,
+                id: StepId {
+                    step: batch.step,
+                    step_tokens: batch.step_tokens,
+                },
             };
-            self.check()?;
-            for output in outputs {
-                accumulated.accumulate::<B>(&state.learner.model(), output.grads);
-                report.merge(&output.item);
-            }
-            if !is_last {
-                continue;
-            }
-            let mut grads = accumulated.grads();
-            let mut agreed = None;
-            if let Some(nodes) = &self.nodes {
-                let place = StepPlace { step, step_tokens };
-                let model = (&state.learner.model(), &*self.groups);
-                let wish = self.wishes_to_stop(&state);
-                let (sum, stop) = nodes.exchange::<B, _>(model, place, grads, &mut report, wish)?;
-                (grads, agreed) = (sum, Some(stop));
-            }
-            self.step(&mut state, step, grads, &mut report)?;
-            if let Some(pool) = &pool {
-                pool.update(&state.learner.model())?;
-            }
-            report.seconds = sitting.step();
-            state.progress.seconds = sitting.total();
-            self.log_step(epoch, step + 1, &report)?;
-            self.show(&mut state, &report, epoch);
-            report = StepReport::default();
-
-            self.validate(&mut state, epoch)?;
-            let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(&state));
-            let stop = wish && !state.progress.complete;
-            let due = self.save_every > 0 && (step + 1).is_multiple_of(self.save_every);
-            if (due && !state.progress.complete) || stop {
-                let saved = self.checkpoint(&state)?;
-                stopped = stop.then_some(saved);
-            }
-            sitting.pause_ends();
-            if stop || state.progress.complete {
+            self.learn(&mut state, batch)?;
+            if is_last && self.end_step(&mut state, step)?.is_break() {
                 break;
             }
         }
         self.check()?;
+        self.finish(state)
+    }
+
+    /// Adds a batch to the step at hand.
+    fn learn(&self, state: &mut Loop<'_, B>, batch: MicroBatch) -> Result<(), TrainError> {
+        let outputs = match &mut state.pool {
+            _ if batch.is_idle() => Vec::new(),
+            None => vec![state.learner.train_step(batch)],
+            Some(pool) => pool.step(batch, &state.learner.model())?,
+        };
+        self.check()?;
+        for output in outputs {
+            let model = state.learner.model();
+            state.grads.accumulate::<B>(&model, output.grads);
+            state.report.merge(&output.item);
+        }
+        Ok(())
+    }
+
+    /// Takes the step, tells about it, validates and saves. Breaks where the loop ends.
+    fn end_step(
+        &self,
+        state: &mut Loop<'_, B>,
+        WholeStep { epoch, id }: WholeStep,
+    ) -> Result<ControlFlow<()>, TrainError> {
+        let mut grads = state.grads.grads();
+        let mut agreed = None;
+        if let Some(nodes) = &self.nodes {
+            let mine = NodeStep {
+                grads,
+                report: std::mem::take(&mut state.report),
+                stop: self.wishes_to_stop(state),
+            };
+            let model = state.learner.model();
+            let trainable = Trainable {
+                model: &model,
+                groups: &self.groups,
+            };
+            let all = nodes.exchange::<B, _>(&trainable, id, mine)?;
+            (grads, state.report, agreed) = (all.grads, all.report, Some(all.stop));
+        }
+        self.step(state, id.step, grads)?;
+        if let Some(pool) = &state.pool {
+            pool.update(&state.learner.model())?;
+        }
+        let mut report = std::mem::take(&mut state.report);
+        report.seconds = state.sitting.step();
+        state.progress.seconds = state.sitting.total();
+        self.log_step(epoch, id.step + 1, &report)?;
+        self.show(state, &report, epoch);
+
+        self.validate(state, epoch)?;
+        let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(state));
+        let stop = wish && !state.progress.complete;
+        let due = self.save_every > 0 && (id.step + 1).is_multiple_of(self.save_every);
+        if (due && !state.progress.complete) || stop {
+            let saved = self.checkpoint(state)?;
+            state.stopped = stop.then_some(saved);
+        }
+        state.sitting.pause_ends();
+        Ok(match stop || state.progress.complete {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        })
+    }
+
+    /// What came out of the loop.
+    fn finish(&self, state: Loop<'_, B>) -> Result<Finished<B>, TrainError> {
         let (done, planned) = (state.progress.step, self.plan.steps());
-        if !state.progress.complete && stopped.is_none() {
+        if !state.progress.complete && state.stopped.is_none() {
             return Err(TrainError::Internal(format!(
                 "the data ended at step {done} of {planned}"
             )));
@@ -204,7 +259,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         Ok(Finished {
             model: state.learner.model(),
             progress: state.progress,
-            stopped,
+            stopped: state.stopped,
         })
     }
 
@@ -218,9 +273,9 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         &self,
         state: &mut Loop<'_, B>,
         step: usize,
-        grads: burn::optim::GradientsParams,
-        report: &mut StepReport,
+        grads: GradientsParams,
     ) -> Result<(), TrainError> {
+        let report = &mut state.report;
         report.loss = report.sums.mean(&self.loss);
         if !report.loss.is_finite() {
             return Err(not_finite(step, "the loss"));

@@ -43,11 +43,11 @@ pub struct LossSums {
 pub struct AnswerCounts {
     /// Tokens of answers, their end included.
     pub tokens: usize,
-    /// Those of them that are the likeliest.
+    /// Those of them that are the most likely.
     pub correct: usize,
     /// Answers.
     pub answers: usize,
-    /// Those of them of which every token is the likeliest: greedy decoding gives just them.
+    /// Those of them of which every token is the most likely: greedy decoding gives exactly them.
     pub exact: usize,
 }
 
@@ -73,7 +73,7 @@ impl AnswerCounts {
 
 /// The loss with its way back.
 #[derive(Debug)]
-pub struct JointLoss<B: AutodiffBackend> {
+pub(crate) struct JointLoss<B: AutodiffBackend> {
     /// Sums for the log.
     pub sums: LossSums,
     /// Its gradient on the states, `[n, hidden]`. `None` if there is nothing to learn.
@@ -146,7 +146,7 @@ impl LossSettings {
 
     /// Loss and gradients. `states [n, hidden]` are those before the last norm at `targets.rows`;
     /// `denominator` is the number of learnable tokens of the optimizer step.
-    pub fn joint_loss<B: AutodiffBackend>(
+    pub(crate) fn joint_loss<B: AutodiffBackend>(
         &self,
         llama: &Llama<B>,
         states: Tensor<B::InnerBackend, 2>,
@@ -185,7 +185,7 @@ impl LossSettings {
     }
 
     /// The loss alone, and how answers are predicted. As [`Self::joint_loss`].
-    pub fn evaluate<B: Backend>(
+    pub(crate) fn evaluate<B: Backend>(
         &self,
         llama: &Llama<B>,
         hidden: Tensor<B, 2>,

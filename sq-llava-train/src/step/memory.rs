@@ -1,8 +1,9 @@
 //! Memory of a training step, by arithmetic.
 //!
 //! Activations are what the graph keeps: that of Burn's own tensor operations, or that of the CPU
-//! backend's kernels, which keep no scores of attention and less of the activations. Left out: the graph of prototypes and projector,
-//! buffers that live within one operation, the allocator's slack, and the framework itself.
+//! backend's kernels, which keep no scores of attention and less of the activations. Left out: the
+//! graph of prototypes and projector, buffers that live within one operation, the allocator's
+//! slack, and the framework itself.
 
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{ClipVisionConfig, LlamaConfig};
@@ -398,7 +399,8 @@ mod tests {
         // 4·11008 of the gate; masks and inputs of seven adapters, 2·(6·4096 + 11008), with 7·128.
         let token = 8_192 + 12_288 + 131_072 + 44_032 + 71_168 + 896;
         assert_eq!(token, 267_648);
-        // In a layer of the tower: 2·1024; 3·1024 and 2·16·577; 2·4096; 2·(5·1024 + 4096) with 6·32.
+        // In a layer of the tower: 2·1024; 3·1024 and 2·16·577; 2·4096; 2·(5·1024 + 4096) with
+        // 6·32.
         let patch = 2_048 + 3_072 + 18_464 + 8_192 + 18_432 + 192;
         assert_eq!(patch, 50_400);
         let (llm_layer, vit_layer) = (8 * 2048 * token, 8 * 577 * patch);

@@ -1,7 +1,7 @@
 //! One optimizer step: the joint loss, its gradients with or without recompute, and AdamW over the
 //! parameters that train.
 
-pub mod counts;
+pub(crate) mod counts;
 pub mod groups;
 pub mod loss;
 pub mod memory;
@@ -9,5 +9,5 @@ pub(crate) mod moments;
 pub mod optimizer;
 pub(crate) mod recompute;
 pub mod report;
-pub mod schedule;
+pub(crate) mod schedule;
 pub mod whole;

@@ -87,7 +87,7 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
     ///
     /// # Errors
     /// If the file cannot be written.
-    pub fn save<M: Module<B>>(&self, directory: &Path, model: &M) -> Result<(), TrainError> {
+    pub(crate) fn save<M: Module<B>>(&self, directory: &Path, model: &M) -> Result<(), TrainError> {
         moments::write(directory, model, &self.groups, &self.lock().moments)
     }
 
@@ -95,7 +95,11 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
     ///
     /// # Errors
     /// If the file is damaged or of another model.
-    pub fn restore<M: Module<B>>(&self, directory: &Path, model: &M) -> Result<(), TrainError> {
+    pub(crate) fn restore<M: Module<B>>(
+        &self,
+        directory: &Path,
+        model: &M,
+    ) -> Result<(), TrainError> {
         self.lock().moments = moments::read(directory, model, &self.groups)?;
         Ok(())
     }

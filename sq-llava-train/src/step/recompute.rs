@@ -2,8 +2,8 @@
 //! "Training deep nets with sublinear memory cost").
 //!
 //! With recompute the layers run on the backend without a graph and only the input of each is kept.
-//! On the way back each layer, from the last to the first, runs again with a graph of its own, which
-//! its backward pass frees. Gradients are the same; memory holds one layer's activations.
+//! On the way back each layer, from the last to the first, runs again with a graph of its own,
+//! which its backward pass frees. Gradients are the same; memory holds one layer's activations.
 //!
 //! Layers that no gradient has to reach never have a graph, in either way.
 

@@ -50,8 +50,12 @@ pub struct TrainModel<B: Backend> {
     pub context: StepContext,
 }
 
-/// Names of pictures and a tensor with a row for each; `None` if there are none.
-type Pictures<B, const D: usize> = (Vec<Arc<str>>, Option<Tensor<B, D>>);
+/// A batch's pictures, each once, in order of appearance.
+struct Pictures<B: Backend, const D: usize> {
+    keys: Vec<Arc<str>>,
+    /// Pixels or features, a row for each; `None` if there are none.
+    values: Option<Tensor<B, D>>,
+}
 
 /// The batch's sequences as the first layer sees them.
 struct Sequences<B: Backend> {
@@ -64,10 +68,8 @@ struct Sequences<B: Backend> {
 
 /// What the vision tower made of the batch's pictures.
 struct Seen<B: AutodiffBackend> {
-    /// Each picture once, in order of appearance.
-    keys: Vec<Arc<str>>,
     /// `[pictures, tokens, d]`
-    features: Option<Tensor<B, 3>>,
+    features: Pictures<B, 3>,
     /// With recompute: the tower's pass and its last states, a leaf of the graph above.
     tower: Option<(Pass<B>, Tensor<B, 3>)>,
 }
@@ -129,15 +131,15 @@ impl<B: Backend> TrainModel<B> {
             keys.push(picture.key.clone());
             pixels.push(values);
         }
-        let tensor = match pixels.is_empty() {
+        let values = match pixels.is_empty() {
             true => None,
             false => Some(self.model.pixels(&pixels)?),
         };
-        Ok((keys, tensor))
+        Ok(Pictures { keys, values })
     }
 
-    /// Features of a frozen tower, those known from before and new ones, which `see` makes of pixels.
-    /// `[pictures, tokens, d]`
+    /// Features of a frozen tower, those known from before and new ones, which `see` makes of
+    /// pixels. `[pictures, tokens, d]`
     fn frozen_features(
         &self,
         batch: &MicroBatch,
@@ -161,7 +163,7 @@ impl<B: Backend> TrainModel<B> {
             }
         }
         let Some(first) = keys.first() else {
-            return Ok((keys, None));
+            return Ok(Pictures { keys, values: None });
         };
         if !fresh.is_empty() {
             let pixels: Vec<&[f32]> = fresh.iter().map(|(_, pixels)| *pixels).collect();
@@ -178,22 +180,21 @@ impl<B: Backend> TrainModel<B> {
         let all: Vec<f32> = keys.iter().flat_map(|k| found[k].iter().copied()).collect();
         let data = TensorData::new(all, [keys.len(), tokens, width]);
         let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
-        Ok((keys, Some(features)))
+        Ok(Pictures {
+            keys,
+            values: Some(features),
+        })
     }
 
     /// The LLM's image tokens of features, by picture.
-    fn project(
-        &self,
-        keys: Vec<Arc<str>>,
-        features: Option<Tensor<B, 3>>,
-    ) -> HashMap<Arc<str>, Tensor<B, 2>> {
-        let Some(features) = features else {
+    fn project(&self, pictures: Pictures<B, 3>) -> HashMap<Arc<str>, Tensor<B, 2>> {
+        let Some(features) = pictures.values else {
             return HashMap::new();
         };
         let projected = self.model.project(features);
         let [images, tokens, width] = projected.dims();
-        keys.into_iter()
-            .zip(0..images)
+        let keys = pictures.keys.into_iter();
+        keys.zip(0..images)
             .map(|(key, i)| {
                 let one = projected.clone().slice([i..i + 1, 0..tokens, 0..width]);
                 (key, one.reshape([tokens, width]))
@@ -221,10 +222,9 @@ impl<B: AutodiffBackend> TrainModel<B> {
             let used = batch.samples.iter().map(|sample| sample.len(per_image));
             return Ok((GradientsParams::new(), self.report(batch, used.sum())));
         }
-        let seen = self.see(batch)?;
-        let images = with_keys(&[self.key(batch, "centers")], || {
-            self.project(seen.keys.clone(), seen.features)
-        });
+        let Seen { features, tower } = self.see(batch)?;
+        let picture_keys = self.picture_keys(batch, &features.keys);
+        let images = with_keys(&[self.key(batch, "centers")], || self.project(features));
         let image_side = trains.projector || trains.vision;
         let below = trains.new_tokens || (image_side && !images.is_empty());
         let sequences = self.sequences(batch, &images)?;
@@ -261,11 +261,11 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let found = with_keys(&keys, || {
             blocks.backward(pass, gradient, &context, &self.model, &mut grads)
         });
-        if let (Some(mut found), Some((pass, states))) = (found, seen.tower)
+        if let (Some(mut found), Some((pass, states))) = (found, tower)
             && let Some(gradient) = states.grad_remove(&mut found)
         {
             let blocks = self.tower_blocks()?;
-            with_keys(&self.picture_keys(batch, &seen.keys), || {
+            with_keys(&picture_keys, || {
                 blocks.backward(pass, gradient, &(), &self.model, &mut grads)
             });
         }
@@ -297,32 +297,30 @@ impl<B: AutodiffBackend> TrainModel<B> {
     fn see(&self, batch: &MicroBatch) -> Result<Seen<B>, TrainError> {
         if !self.context.trains.vision {
             // The tower runs without a graph, once per picture.
-            let (keys, features) = self.frozen_features(batch, |pixels| {
+            let features = self.frozen_features(batch, |pixels| {
                 self.inner_features(self.model.pixels(pixels)?.inner())
                     .map(host)
             })?;
             return Ok(Seen {
-                keys,
                 features,
                 tower: None,
             });
         }
-        let (keys, pixels) = self.pixels(batch)?;
+        let Pictures { keys, values } = self.pixels(batch)?;
         let mut seen = Seen {
-            keys,
-            features: None,
+            features: Pictures { keys, values: None },
             tower: None,
         };
-        let (Some(pixels), Some(tower)) = (pixels, &self.model.vision_tower) else {
+        let (Some(pixels), Some(tower)) = (values, &self.model.vision_tower) else {
             return Ok(seen);
         };
         let blocks = self.tower_blocks()?;
         let hidden = tower.embed(pixels);
-        let pass = with_keys(&self.picture_keys(batch, &seen.keys), || {
+        let pass = with_keys(&self.picture_keys(batch, &seen.features.keys), || {
             blocks.forward(hidden, &())
         });
         let states = pass.states();
-        seen.features = Some(self.model.config.select_feature.of(states.clone()));
+        seen.features.values = Some(self.model.config.select_feature.of(states.clone()));
         if pass.is_kept() {
             seen.tower = Some((pass, states));
         }
@@ -362,14 +360,15 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
     fn step(&self, batch: MicroBatch) -> StepReport {
         let run = || -> Result<StepReport, TrainError> {
             let see = |pixels| self.model.vision_features(pixels);
-            let (keys, features) = if self.context.trains.vision {
-                let (keys, pixels) = self.pixels(&batch)?;
-                (keys, pixels.map(see).transpose()?)
+            let features = if self.context.trains.vision {
+                let Pictures { keys, values } = self.pixels(&batch)?;
+                let values = values.map(see).transpose()?;
+                Pictures { keys, values }
             } else {
                 // The loader leaves out the pixels of pictures whose features are known.
                 self.frozen_features(&batch, |pixels| see(self.model.pixels(pixels)?).map(host))?
             };
-            let sequences = self.sequences(&batch, &self.project(keys, features))?;
+            let sequences = self.sequences(&batch, &self.project(features))?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
             let padding = vec![0; batch.samples.len()];
             let hidden = llama.forward_layers(sequences.hidden, &padding, None);

@@ -1,5 +1,5 @@
-//! Gradients of adapters on a base in 16 bits, by the operations that every backend has, beside what
-//! PyTorch loses there (`scripts/half_gradients.py`).
+//! Gradients of adapters on a base in 16 bits, by the operations that every backend has, beside
+//! what PyTorch loses there (`scripts/half_gradients.py`).
 
 use burn::tensor::FloatDType;
 use golden::Value;

@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
+use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::atomic::write_atomic;
@@ -17,7 +18,7 @@ use sq_llava_eval::summary::{ScoreCollector, ScoreSummary};
 
 use crate::device::{DeviceChoice, Work};
 use crate::draw::{DrawArguments, count_bar};
-use crate::histogram::{Curve, write_histogram};
+use crate::histogram::{Distribution, write_histogram};
 use crate::model::{Precision, bar, progress, weight_bytes};
 use crate::names;
 use crate::output::tell;
@@ -118,22 +119,7 @@ impl ClipScoreCommand {
                 .map_err(|e| failure(sample.id.clone(), e.to_string()))?;
             Ok((sample, pictures))
         };
-        let threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let share = indices.len().div_ceil(threads).max(1);
-        let mut found = Vec::with_capacity(indices.len());
-        std::thread::scope(|scope| {
-            let parts: Vec<_> = indices
-                .chunks(share)
-                .map(|part| scope.spawn(move || part.iter().map(|&i| read(i)).collect::<Vec<_>>()))
-                .collect();
-            for part in parts {
-                match part.join() {
-                    Ok(part) => found.extend(part),
-                    Err(panic) => std::panic::resume_unwind(panic),
-                }
-            }
-        });
-        found
+        indices.par_iter().map(|&index| read(index)).collect()
     }
 }
 
@@ -350,13 +336,17 @@ impl ClipScoreCommand {
 }
 
 fn draw(path: &Path, sides: &[(&str, Option<Side>); 2]) -> Result<()> {
-    let curves: Vec<Curve<'_>> = sides
+    let distributions: Vec<Distribution<'_>> = sides
         .iter()
         .filter_map(|(name, side)| Some((*name, &side.as_ref()?.cosine)))
-        .map(|(name, cosine)| Curve {
+        .map(|(name, cosine)| Distribution {
             name,
             scores: cosine,
         })
         .collect();
-    write_histogram(path, "CLIPScore: cosine of text and picture", &curves)
+    write_histogram(
+        path,
+        "CLIPScore: cosine of text and picture",
+        &distributions,
+    )
 }

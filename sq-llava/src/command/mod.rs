@@ -5,7 +5,6 @@
 pub mod ablate;
 pub mod ask;
 pub mod bench;
-pub mod bench_train;
 pub mod chat;
 pub mod check;
 pub mod clipscore;

@@ -151,7 +151,7 @@ impl Work for Quickstart {
         tell(format_args!(
             "{:.0} s in all on {} CPU threads: {}",
             start.elapsed().as_secs_f64(),
-            std::thread::available_parallelism().map_or(1, usize::from),
+            sq_llava_data::machine_threads(),
             parts.join(", ")
         ));
         tell(format_args!(

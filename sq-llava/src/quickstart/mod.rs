@@ -2,7 +2,6 @@
 
 pub mod ablation;
 mod asking;
-mod curves;
 mod evaluate;
 mod report;
 

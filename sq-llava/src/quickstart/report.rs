@@ -7,7 +7,6 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
-use super::curves::stage_svg;
 use super::{Asked, Results, Score, Scores, is_right};
 use crate::world::{About, HeldOut};
 
@@ -24,7 +23,7 @@ pub struct Sheet<'a> {
     pub asked: &'a [Asked],
     /// Folder of the pictures.
     pub images: &'a Path,
-    /// The run directory, for its loss log.
+    /// The run directory, for its loss curves.
     pub run: &'a Path,
 }
 
@@ -32,7 +31,7 @@ const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;ma
 h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}\
 table{border-collapse:collapse}td,th{padding:.25em .9em;text-align:right;border-bottom:1px solid #ddd}\
 td:first-child,th:first-child{text-align:left}\
-svg text{font:11px system-ui,sans-serif}\
+svg{max-width:100%;height:auto}\
 .sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(350px,1fr));gap:1em}\
 .card{border:1px solid #ddd;border-radius:6px;padding:.8em;font-size:13px}\
 .card img{width:144px;height:144px;float:left;margin:0 .8em .4em 0;border-radius:4px}\
@@ -42,7 +41,7 @@ svg text{font:11px system-ui,sans-serif}\
 /// The page.
 ///
 /// # Errors
-/// If a picture or the loss log cannot be read.
+/// If a picture or the loss curves cannot be read.
 pub fn html(results: &Results, sheet: &Sheet<'_>) -> Result<String> {
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
@@ -53,17 +52,16 @@ pub fn html(results: &Results, sheet: &Sheet<'_>) -> Result<String> {
     page.push_str(&scores(results));
     page.push_str("<h2>Questions that it asked</h2>");
     page.push_str(&asked(results));
-    page.push_str("<h2>Loss per token</h2>");
-    for (stage, name) in [
-        (1, "Stage 1: captions; projector and prototypes learn"),
-        (2, "Stage 2: asking and answering; adapters learn as well"),
-    ] {
-        let svg = stage_svg(sheet.run, stage)?;
-        // Writing to a string cannot fail.
-        let _ = write!(page, "<p>{name}</p>{svg}");
-    }
+    page.push_str(
+        "<h2>Loss per token</h2>\
+         <p>Stage 1: captions; projector and prototypes learn.<br>\
+         Stage 2: asking and answering; adapters learn as well.</p>",
+    );
+    let curves = sheet.run.join("loss.svg");
+    page.push_str(&sq_llava_data::files::read_to_string(&curves)?);
     page.push_str("<h2>Time</h2><table><tr><th>part</th><th>seconds</th></tr>");
     for (part, seconds) in &results.seconds {
+        // Writing to a string cannot fail.
         let _ = write!(page, "<tr><td>{part}</td><td>{seconds:.1}</td></tr>");
     }
     page.push_str("</table><h2>Scenes</h2><div class=\"sheet\">");

@@ -3,7 +3,7 @@
 /// Bytes in which the beginning of an SVG or a web page is looked for.
 const TEXT_BYTES: usize = 4096;
 
-/// A name for each beginning; the longer one first where two begin alike.
+/// A name for each beginning; the longer one first where two begin the same.
 const BEGINNINGS: [(&[u8], &str); 40] = [
     (b"II*\0\x10\0\0\0CR", "Canon CR2"),
     (b"II*\0", "TIFF"),

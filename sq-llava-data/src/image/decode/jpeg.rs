@@ -129,7 +129,7 @@ fn has_end(bytes: &[u8]) -> bool {
     markers(bytes).any(|marker| marker == 0xd9)
 }
 
-/// The markers behind the start-of-image marker that begin a segment or end the image. Thumbnails
+/// The markers after the start-of-image marker that begin a segment or end the image. Thumbnails
 /// with markers of their own lie within a segment.
 fn markers(bytes: &[u8]) -> impl Iterator<Item = u8> + '_ {
     let mut at = 2;

@@ -252,7 +252,7 @@ fn jpeg_colour_spaces() {
     let cmyk = fixture!("cmyk.jpg");
     let expected = ([216, 137, 49], [42, 180, 126]);
     assert_eq!(first_and_last(cmyk), expected);
-    // Byte 11 behind "Adobe" is the colour transform: 2 means YCCK.
+    // Byte 11 after "Adobe" is the colour transform: 2 means YCCK.
     let adobe = cmyk.windows(5).position(|w| w == b"Adobe").unwrap();
     let mut ycck = cmyk.to_vec();
     ycck[adobe + 11] = 2;

@@ -91,7 +91,7 @@ impl TextTokenizer {
 
     /// A bare model's own steps in the words of `tokenizer.json`. With `legacy` a space goes before
     /// every stretch of text, as the library has it. Without, only before the first; but a prompt
-    /// is encoded by itself behind a picture, where it begins with a line break.
+    /// is encoded by itself after a picture, where it begins with a line break.
     fn as_written(&self, whole: &mut Tokenizer, model: &SentencePiece) -> tokenizers::Result<()> {
         if model.legacy || !self.strips_first_space() {
             return Ok(());

@@ -17,6 +17,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use burn::tensor::{Bytes, DType, Element, Int, Tensor, TensorData, backend::Backend};
 use half::f16;
+use rayon::prelude::*;
 
 use crate::error::ModelError;
 use crate::ops::finite::all_finite;
@@ -161,38 +162,36 @@ impl BlockMatrix {
             return Ok(Self::from_parts(format, shape, quants, scales, mins));
         }
         let finite = AtomicBool::new(true);
-        let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-        let part = rows.div_ceil(threads);
-        std::thread::scope(|scope| {
-            let mut min_parts = mins.chunks_mut(part * blocks);
-            let parts = quants
-                .chunks_mut(part * width)
-                .zip(scales.chunks_mut(part * blocks));
-            for (index, (quants, scales)) in parts.enumerate() {
-                let mins = min_parts.next().unwrap_or_default();
-                let (read, finite) = (&read, &finite);
-                scope.spawn(move || {
-                    let mut values = vec![0.0f32; columns];
-                    let rows = quants.chunks_mut(width).zip(scales.chunks_mut(blocks));
-                    for (i, (quants, scales)) in rows.enumerate() {
-                        read(index * part + i, &mut values);
-                        let mins: &mut [f16] = match format {
-                            QuantFormat::Q8 => &mut [],
-                            QuantFormat::Q4 => &mut mins[i * blocks..(i + 1) * blocks],
-                        };
-                        match format {
-                            QuantFormat::Q8 => encode::write_q8(&values, quants, scales),
-                            QuantFormat::Q4 => encode::write_q4(&values, quants, scales, mins),
-                        }
-                        // NaN leaves no trace in a block; what f16 cannot hold shows in the scales.
-                        let mut halves = scales.iter().chain(&*mins);
-                        if !(all_finite(&values) && halves.all(|half| half.is_finite())) {
-                            finite.store(false, Ordering::Relaxed);
-                        }
-                    }
-                });
+        // NaN leaves no trace in a block; what f16 cannot hold shows in the scales.
+        let check = |values: &[f32], scales: &[f16], mins: &[f16]| {
+            let mut halves = scales.iter().chain(mins);
+            if !(all_finite(values) && halves.all(|half| half.is_finite())) {
+                finite.store(false, Ordering::Relaxed);
             }
-        });
+        };
+        let row = || vec![0.0f32; columns];
+        let parts = quants
+            .par_chunks_mut(width)
+            .zip(scales.par_chunks_mut(blocks));
+        match format {
+            QuantFormat::Q8 => {
+                parts
+                    .enumerate()
+                    .for_each_init(row, |values, (index, (quants, scales))| {
+                        read(index, values);
+                        encode::write_q8(values, quants, scales);
+                        check(values, scales, &[]);
+                    })
+            }
+            QuantFormat::Q4 => parts
+                .zip(mins.par_chunks_mut(blocks))
+                .enumerate()
+                .for_each_init(row, |values, (index, ((quants, scales), mins))| {
+                    read(index, values);
+                    encode::write_q4(values, quants, scales, mins);
+                    check(values, scales, mins);
+                }),
+        }
         match finite.into_inner() {
             true => Ok(Self::from_parts(format, shape, quants, scales, mins)),
             false => Err(not_finite(name)),

@@ -13,7 +13,7 @@ use crate::step::groups::ParamGroups;
 
 /// A trainable parameter in the row.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct Entry {
     /// Path in the model.
     pub path: String,
     /// Its shape.
@@ -22,22 +22,27 @@ pub(super) struct Place {
     pub has_gradient: bool,
 }
 
-impl Place {
+impl Entry {
     fn values(&self) -> usize {
         self.shape.iter().product()
     }
 }
 
+/// A model, and which of its parameters train.
+pub(crate) struct Trainable<'a, M> {
+    pub model: &'a M,
+    pub groups: &'a ParamGroups,
+}
+
 /// All trainable parameters of a model in order.
-pub(super) fn places<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+pub(super) fn entries<B: AutodiffBackend, M: Module<B>>(
+    trainable: &Trainable<'_, M>,
     grads: &GradientsParams,
-) -> Vec<Place> {
+) -> Vec<Entry> {
     struct List<'a> {
         groups: &'a ParamGroups,
         grads: &'a GradientsParams,
-        places: Vec<Place>,
+        entries: Vec<Entry>,
     }
     impl<B: AutodiffBackend> ModuleVisitor<B> for List<'_> {
         fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
@@ -45,7 +50,7 @@ pub(super) fn places<B: AutodiffBackend, M: Module<B>>(
                 return;
             };
             let grad = self.grads.get::<B::InnerBackend, D>(param.id);
-            self.places.push(Place {
+            self.entries.push(Entry {
                 path: path.to_owned(),
                 shape: param.lazy_shape().to_vec(),
                 has_gradient: grad.is_some(),
@@ -53,21 +58,21 @@ pub(super) fn places<B: AutodiffBackend, M: Module<B>>(
         }
     }
     let mut list = List {
-        groups,
+        groups: trainable.groups,
         grads,
-        places: Vec::new(),
+        entries: Vec::new(),
     };
-    model.visit(&mut list);
-    list.places
+    trainable.model.visit(&mut list);
+    list.entries
 }
 
 /// Which parameters go together: as many as have at most `limit` values, at least one. Those that
 /// are not `wanted` have no gradient on any node and stay out.
-pub(super) fn buckets(places: &[Place], wanted: &[bool], limit: usize) -> Vec<Range<usize>> {
+pub(super) fn buckets(entries: &[Entry], wanted: &[bool], limit: usize) -> Vec<Range<usize>> {
     let mut buckets: Vec<Range<usize>> = Vec::new();
     let mut filled = 0;
-    for (index, place) in places.iter().enumerate() {
-        let values = if wanted[index] { place.values() } else { 0 };
+    for (index, entry) in entries.iter().enumerate() {
+        let values = if wanted[index] { entry.values() } else { 0 };
         match buckets.last_mut() {
             Some(last) if filled + values <= limit => last.end = index + 1,
             _ => {
@@ -100,11 +105,10 @@ impl Members<'_> {
     }
 }
 
-/// The gradients of the parameters in `range`, taken out of `grads` and put one behind the other
+/// The gradients of the parameters in `range`, taken out of `grads` and put one after the other
 /// on the host; zeros stand for one that is wanted and missing.
 pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+    trainable: &Trainable<'_, M>,
     grads: &mut GradientsParams,
     range: &Range<usize>,
     wanted: &[bool],
@@ -129,7 +133,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
     }
     let mut take = Take::<B> {
         members: Members {
-            groups,
+            groups: trainable.groups,
             range,
             wanted,
             index: 0,
@@ -137,7 +141,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
         grads,
         found: Vec::new(),
     };
-    model.visit(&mut take);
+    trainable.model.visit(&mut take);
     if take.found.is_empty() {
         return Ok(Vec::new());
     }
@@ -148,8 +152,7 @@ pub(super) fn take<B: AutodiffBackend, M: Module<B>>(
 
 /// Puts what [`take`] took back into `grads`.
 pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
-    model: &M,
-    groups: &ParamGroups,
+    trainable: &Trainable<'_, M>,
     grads: &mut GradientsParams,
     range: &Range<usize>,
     wanted: &[bool],
@@ -176,7 +179,7 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
     }
     let mut put = Put {
         members: Members {
-            groups,
+            groups: trainable.groups,
             range,
             wanted,
             index: 0,
@@ -184,11 +187,11 @@ pub(super) fn put<B: AutodiffBackend, M: Module<B>>(
         grads,
         values,
     };
-    model.visit(&mut put);
+    trainable.model.visit(&mut put);
 }
 
 /// CRC-32 of the values of all trainable parameters, in order.
-pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(model: &M, groups: &ParamGroups) -> u32 {
+pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(trainable: &Trainable<'_, M>) -> u32 {
     struct Sum<'a> {
         groups: &'a ParamGroups,
         hasher: crc32fast::Hasher,
@@ -202,10 +205,10 @@ pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(model: &M, groups: &Par
         }
     }
     let mut sum = Sum {
-        groups,
+        groups: trainable.groups,
         hasher: crc32fast::Hasher::new(),
     };
-    model.visit(&mut sum);
+    trainable.model.visit(&mut sum);
     sum.hasher.finalize()
 }
 
@@ -213,8 +216,8 @@ pub(super) fn checksum<B: AutodiffBackend, M: Module<B>>(model: &M, groups: &Par
 mod tests {
     use super::*;
 
-    fn place(values: usize) -> Place {
-        Place {
+    fn entry(values: usize) -> Entry {
+        Entry {
             path: "p".into(),
             shape: vec![values],
             has_gradient: true,
@@ -223,16 +226,16 @@ mod tests {
 
     #[test]
     fn buckets_keep_the_order_and_their_limit() {
-        let places: Vec<Place> = [3, 3, 4, 20, 1, 1].map(place).to_vec();
+        let entries: Vec<Entry> = [3, 3, 4, 20, 1, 1].map(entry).to_vec();
         let all = [true; 6];
-        assert_eq!(buckets(&places, &all, 6), [0..2, 2..3, 3..4, 4..6]);
+        assert_eq!(buckets(&entries, &all, 6), [0..2, 2..3, 3..4, 4..6]);
         // One that is too large for any bucket has its own; a limit of nothing is one each.
-        assert_eq!(buckets(&places, &all, 0).len(), 6);
-        let whole = buckets(&places, &all, 1000);
+        assert_eq!(buckets(&entries, &all, 0).len(), 6);
+        let whole = buckets(&entries, &all, 1000);
         assert_eq!((whole.len(), whole[0].clone()), (1, 0..6));
-        // What nobody has a gradient of takes no room.
+        // Parameters without a gradient on any node take no room.
         let wanted = [true, false, true, false, true, true];
-        assert_eq!(buckets(&places, &wanted, 7), [0..4, 4..6]);
+        assert_eq!(buckets(&entries, &wanted, 7), [0..4, 4..6]);
         assert!(buckets(&[], &[], 7).is_empty());
     }
 }

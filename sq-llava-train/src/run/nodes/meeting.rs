@@ -77,7 +77,7 @@ impl Orchestrator {
     /// Listens at `HOST:PORT`, or at a port of all addresses of this machine. 0 is any free port.
     ///
     /// # Errors
-    /// If it is no such address, or not to be had.
+    /// If it is not an address, or cannot be used.
     pub fn bind(listen: &str) -> Result<Self, TrainError> {
         let fail = |reason: String| TrainError::NodeMeeting(format!("{listen}: {reason}"));
         let bound = match listen.parse::<u16>() {
@@ -126,7 +126,7 @@ fn unusable(error: Error) -> TrainError {
     TrainError::NodeMeeting(format!("the orchestrator's port cannot be used: {error}"))
 }
 
-/// Whether another try may do: nobody has come, or whoever came has gone.
+/// Whether another try may succeed: no connection came, or it was closed again.
 fn is_passing(error: &Error) -> bool {
     matches!(
         error.kind(),
@@ -137,17 +137,18 @@ fn is_passing(error: &Error) -> bool {
     )
 }
 
-/// Hears who somebody is, apart from the others: who says nothing holds nobody up.
+/// Reads who a connection is from on a thread of its own: one that says nothing delays no other.
 fn introduce(stream: TcpStream, arrivals: Sender<(Hello, TcpStream)>) {
-    std::thread::spawn(move || {
+    let started = std::thread::Builder::new().spawn(move || {
         let deadline = Instant::now() + INTRODUCTION;
         let ready = stream.set_nonblocking(false);
         match ready.and_then(|()| receive::<Hello>(&stream, deadline)) {
-            // If nobody listens any more the orchestrator has ended.
+            // Without a receiver the orchestrator has ended.
             Ok(hello) => drop(arrivals.send((hello, stream))),
             Err(error) => tracing::warn!("somebody who is no node of a run: {error}"),
         }
     });
+    started.map_or_else(|e| tracing::warn!("no thread for a connection: {e}"), drop);
 }
 
 /// The nodes that wait, by rank.
@@ -468,7 +469,7 @@ mod tests {
         };
         let error = join(&config).expect_err("alone").to_string();
         assert!(error.contains("not all 2 nodes came"), "{error}");
-        // It has gone, so it is in nobody's way.
+        // It has gone, so it delays no other.
         let configs = [running.config(2, 0), running.config(2, 1)];
         assert!(running.join(&configs).iter().all(Result::is_ok));
 

@@ -129,11 +129,15 @@ impl Ring {
         passed
     }
 
-    /// Sends and receives at the same time: a node that only sent would wait for ever once all
+    /// Sends and receives at the same time: a node that only sent would wait forever once all
     /// buffers on the way around are full.
     fn turn(&self, deadline: Instant, out: &[u8], into: &mut [u8]) -> Result<(), Lost> {
         let (sent, received) = std::thread::scope(|scope| {
-            let sender = scope.spawn(|| write_all(&self.next, out, deadline));
+            let send = || write_all(&self.next, out, deadline);
+            let sender = match std::thread::Builder::new().spawn_scoped(scope, send) {
+                Ok(sender) => sender,
+                Err(error) => return (Ok(Err(error)), Ok(())),
+            };
             let received = read_exact(&self.previous, into, deadline);
             if received.is_err() {
                 // Nothing is to be gained from what is still being sent. The first error is told.
@@ -154,12 +158,12 @@ impl Ring {
     }
 }
 
-/// Part `index` of `count` parts of so many values, as even as can be.
+/// Part `index` of `count` parts of `values`, as equal as possible.
 fn part(values: usize, index: usize, count: usize) -> Range<usize> {
     values * index / count..values * (index + 1) / count
 }
 
-/// What is left until then; an error if nothing is.
+/// Time left until the deadline; an error if there is none.
 fn left(deadline: Instant) -> std::io::Result<Duration> {
     let left = deadline.saturating_duration_since(Instant::now());
     match left.is_zero() {
@@ -219,7 +223,7 @@ mod tests {
 
     use super::*;
 
-    /// Rings of so many nodes on this machine.
+    /// Rings of this many nodes on this machine.
     fn rings(count: usize) -> Vec<Ring> {
         let listeners: Vec<TcpListener> = (0..count)
             .map(|_| TcpListener::bind("127.0.0.1:0").expect("a port"))

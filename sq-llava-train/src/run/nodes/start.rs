@@ -7,15 +7,15 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Deserialize, Serialize};
 
-use super::{Nodes, gradients};
+use super::Nodes;
+use super::gradients::{self, Trainable};
 use crate::data::dataset::StageData;
 use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
-use crate::run::resume::{HOW, Resume, differing, flat, whole_checkpoints};
+use crate::run::resume::{Difference, HOW, Resume, differing, flat, whole_checkpoints};
 use crate::run::state::Sources;
-use crate::step::groups::ParamGroups;
 
 /// When it is compared, for messages.
 const AT: &str = "at the start";
@@ -41,12 +41,22 @@ struct Kept {
     whole: Vec<String>,
 }
 
-/// What a node is about to do in a stage.
+/// What this node is about to do in a stage.
+pub(crate) struct StageStart<'a> {
+    /// 1 or 2.
+    pub stage: u8,
+    pub plan: Plan,
+    /// Steps that a resumed run has taken already.
+    pub steps_done: usize,
+    pub data: &'a StageData,
+}
+
+/// What each node says of it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-struct StageStart {
+struct StageNews {
     stage: u8,
-    /// Steps taken, and all steps.
-    steps: [usize; 2],
+    steps_done: usize,
+    steps: usize,
     samples: usize,
     /// CRC-32 of the order of the epoch's samples, of the trainable parameters' paths and shapes,
     /// and of their values.
@@ -97,8 +107,8 @@ fn decide(all: &[Start]) -> Result<Option<Resume>, String> {
     let mut different = Vec::new();
     for (rank, other) in all.iter().enumerate().skip(1) {
         let recipe = differing(&all[0].recipe, &other.recipe).into_iter();
-        different.extend(recipe.map(|(key, a, b)| {
-            format!("the recipe's {key} is {a} on rank 0 and {b} on rank {rank}")
+        different.extend(recipe.map(|Difference { key, first, second }| {
+            format!("the recipe's {key} is {first} on rank 0 and {second} on rank {rank}")
         }));
         let ranks = ["on rank 0", &format!("on rank {rank}")];
         different.extend(all[0].sources.differences(&other.sources, ranks));
@@ -162,26 +172,26 @@ fn decide(all: &[Start]) -> Result<Option<Resume>, String> {
 /// If it is not the same.
 pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
     nodes: &Nodes,
-    stage: u8,
-    (model, groups): (&M, &ParamGroups),
-    data: &StageData,
-    (plan, step): (&Plan, usize),
+    start: &StageStart<'_>,
+    trainable: &Trainable<'_, M>,
 ) -> Result<(), TrainError> {
+    let epoch = start.plan.epoch(start.steps_done);
     let mut order = crc32fast::Hasher::new();
-    for index in data.sampler.order(plan.epoch(step)) {
+    for index in start.data.sampler.order(epoch) {
         order.update(&(index as u64).to_le_bytes());
     }
     let mut names = crc32fast::Hasher::new();
-    for place in gradients::places(model, groups, &GradientsParams::new()) {
-        names.update(format!("{} {:?}\n", place.path, place.shape).as_bytes());
+    for entry in gradients::entries(trainable, &GradientsParams::new()) {
+        names.update(format!("{} {:?}\n", entry.path, entry.shape).as_bytes());
     }
-    let mine = StageStart {
-        stage,
-        steps: [step, plan.steps()],
-        samples: data.len(),
+    let mine = StageNews {
+        stage: start.stage,
+        steps_done: start.steps_done,
+        steps: start.plan.steps(),
+        samples: start.data.len(),
         order: order.finalize(),
         names: names.finalize(),
-        values: gradients::checksum(model, groups),
+        values: gradients::checksum(trainable),
     };
     let all = nodes.gather(AT, &mine)?;
     let different: Vec<String> = (1..all.len())
@@ -193,7 +203,7 @@ pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
     }
 }
 
-fn stage_differences(first: &StageStart, other: &StageStart, rank: usize) -> Vec<String> {
+fn stage_differences(first: &StageNews, other: &StageNews, rank: usize) -> Vec<String> {
     let mut found = Vec::new();
     let mut compare = |what: &str, a: String, b: String| {
         if a != b {
@@ -209,10 +219,10 @@ fn stage_differences(first: &StageStart, other: &StageStart, rank: usize) -> Vec
     );
     compare(
         "steps taken are",
-        number(first.steps[0]),
-        number(other.steps[0]),
+        number(first.steps_done),
+        number(other.steps_done),
     );
-    compare("steps are", number(first.steps[1]), number(other.steps[1]));
+    compare("steps are", number(first.steps), number(other.steps));
     compare("samples are", number(first.samples), number(other.samples));
     compare(
         "the order of the samples is",
@@ -304,17 +314,18 @@ mod tests {
         let error = decide(&named).expect_err("other places");
         assert!(error.contains("rank 0: c-2, rank 1: the newest"), "{error}");
 
-        let first = StageStart {
+        let first = StageNews {
             stage: 2,
-            steps: [4, 10],
+            steps_done: 4,
+            steps: 10,
             samples: 20,
             order: 1,
             names: 2,
             values: 3,
         };
         assert!(stage_differences(&first, &first, 1).is_empty());
-        let other = StageStart {
-            steps: [6, 10],
+        let other = StageNews {
+            steps_done: 6,
             values: 4,
             ..first.clone()
         };

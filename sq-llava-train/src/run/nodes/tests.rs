@@ -6,7 +6,7 @@ use burn_flex::Flex;
 
 use super::*;
 use crate::run::stop::StopSignal;
-use crate::step::groups::{ParamGroup, TrainedParam};
+use crate::step::groups::{ParamGroup, ParamGroups, TrainedParam};
 
 type B = Autodiff<Flex>;
 
@@ -112,6 +112,16 @@ fn all_values(model: &[Linear<B>], grads: &GradientsParams) -> Vec<Option<Tensor
     model.iter().flat_map(both).collect()
 }
 
+fn exchange(
+    nodes: &Nodes,
+    model: &Vec<Linear<B>>,
+    groups: &ParamGroups,
+    place: StepId,
+    mine: NodeStep,
+) -> Result<NodeStep, TrainError> {
+    nodes.exchange(&Trainable { model, groups }, place, mine)
+}
+
 #[test]
 fn gradients_are_summed_whatever_the_buckets() {
     // One bucket; some; one for each parameter.
@@ -121,16 +131,18 @@ fn gradients_are_summed_whatever_the_buckets() {
             // The fifth tensor has a gradient on one node alone, the sixth on none.
             let has = |place: usize| place < 4 || (place == 4 && nodes.rank() == 1);
             let own = grads(&model, nodes.rank(), has);
-            let mut report = StepReport::default();
-            let place = StepPlace {
+            let place = StepId {
                 step: 6,
                 step_tokens: 9,
             };
-            let (sum, stop) = nodes
-                .exchange((&model, &groups), place, own, &mut report, false)
-                .expect("a sum");
-            assert!(!stop);
-            all_values(&model, &sum)
+            let mine = NodeStep {
+                grads: own,
+                report: StepReport::default(),
+                stop: false,
+            };
+            let all = exchange(nodes, &model, &groups, place, mine).expect("a sum");
+            assert!(!all.stop);
+            all_values(&model, &all.grads)
         });
         for sum in sums {
             let shapes = [vec![2, 3], vec![3], vec![3, 5], vec![5], vec![1, 4]];
@@ -168,21 +180,23 @@ fn reports_are_added_up_and_one_wish_is_enough() {
     };
     let reports = nodes(2, 1000, LONG, |nodes| {
         let (model, groups) = model();
-        let mut report = report(nodes.rank());
-        let place = StepPlace {
+        let place = StepId {
             step: 0,
             step_tokens: 2,
         };
-        let own = GradientsParams::new();
         let wish = nodes.rank() == 1;
-        let exchanged = nodes.exchange((&model, &groups), place, own, &mut report, wish);
-        let (sum, stop) = exchanged.expect("a sum");
-        assert!(stop && sum.is_empty());
+        let mine = NodeStep {
+            grads: GradientsParams::new(),
+            report: report(nodes.rank()),
+            stop: wish,
+        };
+        let all = exchange(nodes, &model, &groups, place, mine).expect("a sum");
+        assert!(all.stop && all.grads.is_empty());
         assert!(nodes.any("now", wish).expect("an answer"));
         assert!(!nodes.any("now", false).expect("an answer"));
         let first = nodes.of_first("now", nodes.rank() as f64 + 0.1);
         assert_eq!(first.expect("a number"), 0.1);
-        report
+        all.report
     });
     for report in reports {
         assert_eq!(report.sums.question, 0.1 + 0.2);
@@ -195,19 +209,22 @@ fn reports_are_added_up_and_one_wish_is_enough() {
 }
 
 /// What each of two nodes says where they do not do the same.
-fn errors(news: impl Fn(usize) -> StepPlace + Sync) -> Vec<String> {
+fn errors(news: impl Fn(usize) -> StepId + Sync) -> Vec<String> {
     nodes(2, 1000, LONG, |nodes| {
         let (model, groups) = model();
-        let mut report = StepReport::default();
-        let (place, own) = (news(nodes.rank()), GradientsParams::new());
-        let exchanged = nodes.exchange((&model, &groups), place, own, &mut report, false);
-        exchanged.expect_err("they differ").to_string()
+        let mine = NodeStep {
+            grads: GradientsParams::new(),
+            report: StepReport::default(),
+            stop: false,
+        };
+        let exchanged = exchange(nodes, &model, &groups, news(nodes.rank()), mine);
+        exchanged.err().expect("they differ").to_string()
     })
 }
 
 #[test]
 fn nodes_at_different_steps_stop() {
-    let place = |step, step_tokens| StepPlace { step, step_tokens };
+    let place = |step, step_tokens| StepId { step, step_tokens };
     for error in errors(|rank| place(4 + rank, 2)) {
         assert!(
             error.contains("rank 0 is at step 5, rank 1 at step 6"),

@@ -60,7 +60,7 @@ impl Bench {
         self.say(&format!(
             "processor: {}, {} threads; kernels: {path} (of {}; {VARIABLE} chooses)",
             processor_name(),
-            std::thread::available_parallelism().map_or(1, usize::from),
+            sq_llava_data::machine_threads(),
             KernelPath::available()
                 .iter()
                 .map(|p| p.name())

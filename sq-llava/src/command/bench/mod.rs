@@ -3,6 +3,7 @@
 mod limits;
 mod pictures;
 mod shape;
+mod step_memory;
 mod train_step;
 
 use std::ops::ControlFlow;
@@ -18,6 +19,8 @@ use sq_llava_data::image::RgbImage;
 use sq_llava_eval::question::SHORT_ANSWER;
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample};
+use sq_llava_train::GradientCheckpointing;
+use sq_llava_train::step::memory::gib;
 
 use self::limits::Limits;
 use self::shape::Shape;
@@ -49,6 +52,17 @@ pub struct Bench {
     /// Only prefill and decoding of `--shape llama-7b`.
     #[arg(long)]
     skip_training: bool,
+    /// Tokens of the sequences of `--shape train-step`.
+    #[arg(
+        long,
+        value_delimiter = ',',
+        default_value = "512,1024,2048",
+        value_parser = step_memory::length
+    )]
+    lengths: Vec<usize>,
+    /// Only one way of `--shape train-step`: `none`, or `blocks` with recompute.
+    #[arg(long, value_name = "WAY", value_parser = step_memory::checkpointing)]
+    gradient_checkpointing: Option<GradientCheckpointing>,
     /// Tokens of the prompt.
     #[arg(long, default_value_t = 640)]
     prompt: usize,
@@ -85,6 +99,34 @@ struct Row {
     gb_per_s: Option<f64>,
     /// Of the limit that the work could reach: arithmetic or reading.
     share_of_limit: Option<f64>,
+    #[serde(flatten)]
+    memory: Option<MemoryRow>,
+}
+
+/// Memory of a training step in bytes.
+#[derive(Debug, Serialize)]
+struct MemoryRow {
+    /// Growth of the process by a forward and a backward pass, where the system says.
+    measured_bytes: Option<u64>,
+    /// What the layers keep, by arithmetic.
+    activation_bytes: usize,
+    /// That, gradients and the logits of a chunk.
+    expected_bytes: usize,
+}
+
+impl std::fmt::Display for MemoryRow {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.measured_bytes {
+            Some(bytes) => write!(f, "  {:.2} GiB measured", gib(bytes as usize))?,
+            None => write!(f, "  memory not measured")?,
+        }
+        write!(
+            f,
+            ", {:.2} by arithmetic, of that activations {:.2}",
+            gib(self.expected_bytes),
+            gib(self.activation_bytes)
+        )
+    }
 }
 
 impl Row {
@@ -98,6 +140,7 @@ impl Row {
             gflop_per_s: None,
             gb_per_s: None,
             share_of_limit: None,
+            memory: None,
         }
     }
 }
@@ -106,10 +149,13 @@ impl Bench {
     /// Runs the command.
     ///
     /// # Errors
-    /// Whatever goes wrong.
+    /// If the arguments do not fit together, a file cannot be used or the device fails.
     pub fn run(self) -> Result<()> {
         if self.repeat == 0 || self.prompt == 0 || self.tokens == 0 {
             bail!("--repeat, --prompt and --tokens must be at least 1");
+        }
+        if self.shape == Some(Shape::TrainStep) && self.one_step().is_none() {
+            return self.steps_apart();
         }
         self.model.device.run(self)
     }
@@ -126,6 +172,9 @@ impl Work for Bench {
         }
         if let (Some(Shape::Image), Some(picture)) = (self.shape, &self.image) {
             return self.pictures(picture);
+        }
+        if let (Some(Shape::TrainStep), Some(step)) = (self.shape, self.one_step()) {
+            return self.step_memory::<B>(&step, device);
         }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {
@@ -176,7 +225,7 @@ impl Bench {
             value.map_or(String::new(), |v| format!("{v:>9.1} {unit}"))
         };
         println!(
-            "{:<34}{:>10.4} s {:>10.1} {:<10}{:>17}{:>14}{}",
+            "{:<34}{:>10.4} s {:>10.1} {:<10}{:>17}{:>14}{}{}",
             row.name,
             row.seconds,
             row.per_second,
@@ -185,6 +234,9 @@ impl Bench {
             number(row.gb_per_s, "GB/s"),
             row.share_of_limit
                 .map_or(String::new(), |s| format!("{:>6.0} %", 100.0 * s)),
+            row.memory
+                .as_ref()
+                .map_or(String::new(), ToString::to_string),
         );
         Ok(())
     }
@@ -215,15 +267,8 @@ impl Bench {
                 std::hint::black_box(answers);
                 Ok(())
             })?;
-            self.report(&Row {
-                name: format!("questions in batches of {batch}"),
-                seconds,
-                per_second: batch as f64 / seconds,
-                unit: "questions/s",
-                gflop_per_s: None,
-                gb_per_s: None,
-                share_of_limit: None,
-            })?;
+            let name = format!("questions in batches of {batch}");
+            self.report(&Row::new(name, seconds, batch as f64, "questions/s"))?;
         }
         Ok(())
     }
@@ -239,15 +284,8 @@ impl Bench {
             std::hint::black_box(values);
             Ok(())
         })?;
-        self.report(&Row {
-            name: "preprocess a 640×427 picture".into(),
-            seconds,
-            per_second: 1.0 / seconds,
-            unit: "images/s",
-            gflop_per_s: None,
-            gb_per_s: None,
-            share_of_limit: None,
-        })
+        let name = "preprocess a 640×427 picture".into();
+        self.report(&Row::new(name, seconds, 1.0, "images/s"))
     }
 
     fn tower<B: Backend>(
@@ -274,14 +312,11 @@ impl Bench {
         // Products with the weights, and scores and values of the attention.
         let flop = layers * (2.0 * tokens * weights + 4.0 * tokens * tokens * hidden);
         let gflop_per_s = flop / 1e9 / seconds;
+        let name = format!("vision tower, {side}×{side}");
         self.report(&Row {
-            name: format!("vision tower, {side}×{side}"),
-            seconds,
-            per_second: 1.0 / seconds,
-            unit: "images/s",
             gflop_per_s: Some(gflop_per_s),
-            gb_per_s: None,
             share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            ..Row::new(name, seconds, 1.0, "images/s")
         })
     }
 
@@ -331,14 +366,11 @@ impl Bench {
         let attention = 2.0 * prompt * prompt * width * llama.num_hidden_layers as f64;
         let flop = 2.0 * prompt * layers + attention + 2.0 * head as f64;
         let gflop_per_s = flop / 1e9 / seconds;
+        let name = format!("prefill of {} tokens", self.prompt);
         self.report(&Row {
-            name: format!("prefill of {} tokens", self.prompt),
-            seconds,
-            per_second: prompt / seconds,
-            unit: "tokens/s",
             gflop_per_s: Some(gflop_per_s),
-            gb_per_s: None,
             share_of_limit: Some(gflop_per_s / limits.gflop_per_s),
+            ..Row::new(name, seconds, prompt, "tokens/s")
         })?;
 
         let prefix = model.prefix(&sample)?;
@@ -351,14 +383,11 @@ impl Bench {
         let bytes = model.language_model.bytes_per_token() as f64;
         let tokens = self.tokens as f64;
         let gb_per_s = bytes * tokens / 1e9 / seconds;
+        let name = format!("decode behind {} tokens", self.prompt);
         self.report(&Row {
-            name: format!("decode behind {} tokens", self.prompt),
-            seconds,
-            per_second: tokens / seconds,
-            unit: "tokens/s",
-            gflop_per_s: None,
             gb_per_s: Some(gb_per_s),
             share_of_limit: Some(gb_per_s / limits.read(bytes)),
+            ..Row::new(name, seconds, tokens, "tokens/s")
         })
     }
 }

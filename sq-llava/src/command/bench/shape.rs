@@ -41,12 +41,27 @@ pub enum Shape {
     VitS,
     /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
     Prototype,
+    /// Training steps of SmolLM2-135M, f32, with adapters of rank 128 and dropout on one sequence of
+    /// each of `--lengths`: tokens/s, and memory beside the estimate, with and without recompute.
+    TrainStep,
     /// Preprocessing: the picture `--image` to 336 pixels, padded and normalised.
     Image,
 }
 
 /// Tokens of a prompt: an image of 576 and a question.
 const PROMPT: usize = 640;
+
+/// SmolLM2-135M's sizes.
+pub(super) fn smollm2() -> LlamaConfig {
+    LlamaConfig::new()
+        .with_hidden_size(576)
+        .with_intermediate_size(1536)
+        .with_num_hidden_layers(30)
+        .with_num_attention_heads(9)
+        .with_num_key_value_heads(3)
+        .with_vocab_size(49_152)
+        .with_tie_word_embeddings(true)
+}
 
 impl Shape {
     fn llama(self) -> Option<(LlamaConfig, TrainShape)> {
@@ -61,17 +76,7 @@ impl Shape {
                     .with_rms_norm_eps(1e-5),
                 TrainShape::new(128, 1, 256),
             )),
-            Self::Smollm2 => Some((
-                LlamaConfig::new()
-                    .with_hidden_size(576)
-                    .with_intermediate_size(1536)
-                    .with_num_hidden_layers(30)
-                    .with_num_attention_heads(9)
-                    .with_num_key_value_heads(3)
-                    .with_vocab_size(49_152)
-                    .with_tie_word_embeddings(true),
-                TrainShape::new(16, 4, 128),
-            )),
+            Self::Smollm2 => Some((smollm2(), TrainShape::new(16, 4, 128))),
             _ => None,
         }
     }
@@ -189,7 +194,7 @@ impl Bench {
         device: &B::Device,
     ) -> Result<()> {
         for &batch in &self.batch {
-            let prompt = prompt::<B>([batch, PROMPT], config, device);
+            let prompt = prompt::<B>(batch, PROMPT, config, device);
             let seconds = self.time(|| {
                 prefill(config, llama, prompt.clone());
                 sync::<B>(device)
@@ -222,7 +227,7 @@ impl Bench {
         for &context in contexts {
             for &batch in &self.batch {
                 let name = format!("decode {weights} behind {context} tokens");
-                let seconds = self.decode_shape(config, llama, [batch, context], device)?;
+                let seconds = self.decode_shape(config, llama, batch, context, device)?;
                 let steps = self.tokens as f64;
                 // Every weight once a step, for all sequences together.
                 let bytes = llama.bytes_per_token() as f64;
@@ -238,15 +243,17 @@ impl Bench {
         Ok(())
     }
 
-    /// Seconds for `--tokens` tokens of each sequence behind a context. `[batch, context]`
+    /// Seconds for `--tokens` tokens of each of `batch` sequences behind `context` tokens.
     fn decode_shape<B: Backend>(
         &self,
         config: &LlamaConfig,
         llama: &Llama<B>,
-        shape @ [batch, context]: [usize; 2],
+        batch: usize,
+        context: usize,
         device: &B::Device,
     ) -> Result<f64> {
-        let (mut cache, _) = prefill(config, llama, prompt::<B>(shape, config, device));
+        let prompt = prompt::<B>(batch, context, config, device);
+        let (mut cache, _) = prefill(config, llama, prompt);
         let (padding, ids) = (vec![0; batch], vec![5; batch]);
         self.time(|| {
             cache.truncate(context);
@@ -338,7 +345,8 @@ fn batched(name: String, batch: usize) -> String {
 
 /// Embeddings of prompts. `[batch, tokens, hidden]`
 fn prompt<B: Backend>(
-    [batch, tokens]: [usize; 2],
+    batch: usize,
+    tokens: usize,
     config: &LlamaConfig,
     device: &B::Device,
 ) -> Tensor<B, 3> {

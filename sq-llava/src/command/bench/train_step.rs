@@ -12,6 +12,7 @@ use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_train::data::batch::{MicroBatch, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::report::resident::resident_bytes;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::optimizer::GroupedAdamW;
@@ -19,29 +20,67 @@ use sq_llava_train::step::whole::{StepContext, TrainModel};
 use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
 use super::{Bench, Row, sync};
+use crate::model::peak_memory;
 
-/// Size of a step.
+/// A step: all seven linears of every layer adapted, every token but the first learnt.
 pub(super) struct TrainShape {
     pub rank: usize,
+    pub dropout: f64,
     pub batch: usize,
     pub tokens: usize,
+    /// Tokens whose logits are in memory at once.
+    pub chunk_tokens: usize,
     pub checkpointing: GradientCheckpointing,
 }
 
 impl TrainShape {
-    /// Without recompute.
+    /// Without dropout and recompute.
     pub(super) fn new(rank: usize, batch: usize, tokens: usize) -> Self {
         Self {
             rank,
+            dropout: 0.0,
             batch,
             tokens,
+            chunk_tokens: 512,
             checkpointing: GradientCheckpointing::None,
         }
+    }
+
+    pub(super) fn lora(&self) -> LoraConfig {
+        LoraConfig::llm(self.rank, 2.0 * self.rank as f64, self.dropout)
+    }
+
+    /// The row of a step; `base` says what its frozen weights are.
+    pub(super) fn row(&self, base: &str, seconds: f64) -> Row {
+        let recompute = match self.checkpointing {
+            GradientCheckpointing::None => "",
+            GradientCheckpointing::Blocks => ", recompute",
+        };
+        let name = format!(
+            "LoRA step, rank {}, {}×{} tokens{recompute}{base}",
+            self.rank, self.batch, self.tokens
+        );
+        Row::new(name, seconds, (self.batch * self.tokens) as f64, "tokens/s")
+    }
+}
+
+/// What a step costs.
+pub(super) struct StepCost {
+    /// Median of the repetitions.
+    pub seconds: f64,
+    /// Growth of the process by the first forward and backward pass, where the system says.
+    pub grown_bytes: Option<u64>,
+}
+
+pub(super) fn llm_adapters_only() -> Trains {
+    Trains {
+        llm: true,
+        ..Trains::default()
     }
 }
 
 impl Bench {
-    /// All seven linears of every layer adapted, no dropout, every token but the first learnt.
+    /// Reports the time of a step; `base` says what the frozen weights are.
     pub(super) fn train_shape<B: AutodiffBackend>(
         &self,
         model: SqLlava<B>,
@@ -49,13 +88,19 @@ impl Bench {
         base: &str,
         device: &B::Device,
     ) -> Result<()> {
-        let trains = Trains {
-            llm: true,
-            ..Trains::default()
-        };
+        let cost = self.train_step(model, shape, device)?;
+        self.report(&shape.row(base, cost.seconds))
+    }
+
+    pub(super) fn train_step<B: AutodiffBackend>(
+        &self,
+        model: SqLlava<B>,
+        shape: &TrainShape,
+        device: &B::Device,
+    ) -> Result<StepCost> {
+        let trains = llm_adapters_only();
         let vocabulary = model.config.llama.vocab_size;
-        let lora = LoraConfig::llm(shape.rank, 2.0 * shape.rank as f64, 0.0);
-        let (model, groups) = ParamGroups::mark(model.with_llm_lora(&lora), trains);
+        let (model, groups) = ParamGroups::mark(model.with_llm_lora(&shape.lora()), trains);
         let stage = Recipe::published(Flavour::Paper).stage2;
         let mut optimizer = GroupedAdamW::<B>::new(&stage, Arc::new(groups));
         let failure = Failure::default();
@@ -63,7 +108,7 @@ impl Bench {
             loss: LossSettings {
                 question_weight: 1.0,
                 answer_weight: 1.0,
-                chunk_tokens: 512,
+                chunk_tokens: shape.chunk_tokens,
             },
             trains,
             features: Arc::new(FeatureCache::new(0)),
@@ -73,10 +118,14 @@ impl Bench {
         };
         let mut model = Some(TrainModel { model, context });
         let batch = batch(shape, vocabulary);
+        sync::<B>(device)?;
+        let resident = resident_from_here();
+        let mut peak = None;
         let seconds = self.time(|| {
             // Put back below, unless the step failed.
             if let Some(before) = model.take() {
                 let output = TrainStep::step(&before, batch.clone());
+                peak = peak.or_else(peak_memory);
                 if let Some(error) = failure.take() {
                     return Err(error.into());
                 }
@@ -84,17 +133,19 @@ impl Bench {
             }
             sync::<B>(device)
         })?;
-        let tokens = shape.batch * shape.tokens;
-        let recompute = match shape.checkpointing {
-            GradientCheckpointing::None => "",
-            GradientCheckpointing::Blocks => ", recompute",
-        };
-        let name = format!(
-            "LoRA step, rank {}, {}×{} tokens{recompute}{base}",
-            shape.rank, shape.batch, shape.tokens
-        );
-        self.report(&Row::new(name, seconds, tokens as f64, "tokens/s"))
+        let grown = |resident: u64| peak.map(|peak| peak.saturating_sub(resident));
+        Ok(StepCost {
+            seconds,
+            grown_bytes: resident.and_then(grown),
+        })
     }
+}
+
+/// Memory of the process now, from which its peak is counted again; `None` where the system does
+/// not tell.
+fn resident_from_here() -> Option<u64> {
+    std::fs::write("/proc/self/clear_refs", "5").ok()?;
+    resident_bytes()
 }
 
 /// Ids that differ from row to row.

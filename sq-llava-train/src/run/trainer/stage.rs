@@ -1,0 +1,388 @@
+//! One stage: its data, its place in the schedule, its loaders, and Burn's Learner around them.
+
+use std::io::IsTerminal;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use burn::lr_scheduler::LrScheduler;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use sq_llava_data::{LabelOptions, Manifest};
+use sq_llava_model::SqLlava;
+use sq_llava_model::kernels::blocks::is_native;
+
+use super::{Trainer, Ui};
+use crate::data::bad_images::BadImageLog;
+use crate::data::dataset::{StageData, check_sources, sampler};
+use crate::data::features::FeatureCache;
+use crate::data::loader::{BatchLoader, Plan};
+use crate::error::TrainError;
+use crate::failure::Failure;
+use crate::recipe::StageRecipe;
+use crate::report::announce::StageAnnouncement;
+use crate::report::curves::plot;
+use crate::report::loss_log::{Curve, LossLog};
+use crate::report::metrics::{Quantity, StepMetric};
+use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
+use crate::run::base::processor_of;
+use crate::run::devices::devices_of;
+use crate::run::nodes::{StageStart, Trainable, agree_on_stage};
+use crate::run::resume::Checkpoint;
+use crate::run::stage::StageModel;
+use crate::run::state::{RunState, StageOutcome, StageProgress};
+use crate::run::strategy::{Components, Finished, Save, Saved, StepStrategy, ValidationPlan};
+use crate::run::validation::StageSplit;
+use crate::step::loss::LossSettings;
+use crate::step::memory::{self, StepMemory};
+use crate::step::optimizer::GroupedAdamW;
+use crate::step::schedule::CosineWarmup;
+use crate::step::whole::{StepContext, TrainModel};
+
+impl Trainer<'_> {
+    /// Trains a stage from its beginning, or from the checkpoint `from`, and adds what it did to
+    /// the stages that are done.
+    pub(super) fn stage<B: AutodiffBackend>(
+        &mut self,
+        model: SqLlava<B>,
+        split: StageSplit,
+        from: Option<Checkpoint>,
+    ) -> Result<Finished<B>, TrainError> {
+        let number = split.stage;
+        let recipe = self.request.recipe;
+        self.processor = Arc::new(processor_of(&self.processor, recipe, number)?);
+        let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, number)?;
+        let trainable = prepared.counts();
+        let stage = Stage::open(self, &prepared, split, from)?;
+        stage.announce(&prepared)?;
+        stage.agree(&prepared)?;
+        let finished = stage.train(prepared)?;
+        self.done
+            .push(StageOutcome::new(number, &finished.progress, trainable));
+        Ok(finished)
+    }
+}
+
+/// A stage about to be trained.
+struct Stage<'a, B: AutodiffBackend> {
+    trainer: &'a Trainer<'a>,
+    /// 1 or 2.
+    number: u8,
+    settings: &'a StageRecipe,
+    data: Arc<StageData>,
+    validation: Option<(Arc<StageData>, ValidationPlan)>,
+    /// What a frozen vision tower made of the pictures so far.
+    features: Arc<FeatureCache>,
+    plan: Plan,
+    schedule: CosineWarmup,
+    optimizer: GroupedAdamW<B>,
+    /// Where it begins or resumes.
+    start: StageProgress,
+    /// Pictures that cannot be used.
+    bad_images: BadImageLog,
+    /// Where loader and strategy leave their errors.
+    failure: Failure,
+}
+
+impl<'a, B: AutodiffBackend> Stage<'a, B> {
+    /// Opens the data and restores the checkpoint that it resumes from.
+    fn open(
+        trainer: &'a Trainer<'_>,
+        prepared: &StageModel<B>,
+        split: StageSplit,
+        from: Option<Checkpoint>,
+    ) -> Result<Self, TrainError> {
+        let (number, recipe) = (split.stage, trainer.request.recipe);
+        let settings = recipe.stage(number);
+        let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
+        let open = |manifest| {
+            let data = trainer.stage_data(prepared, number, manifest, &features);
+            data.map(Arc::new)
+        };
+        let validation = match split.validation {
+            Some((manifest, plan)) => Some((open(manifest)?, plan)),
+            None => None,
+        };
+        let data = open(split.training)?;
+        let plan = Plan::new(settings, data.len());
+        let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
+        let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
+        let mut start = StageProgress::default();
+        if let Some(checkpoint) = from {
+            optimizer.restore(&checkpoint.path, &prepared.model)?;
+            start = checkpoint.state.progress;
+            schedule = LrScheduler::load_record::<B>(schedule, start.step);
+        }
+        Ok(Self {
+            bad_images: BadImageLog::open(trainer.run.path(), number, recipe.bad_images)?,
+            trainer,
+            number,
+            settings,
+            data,
+            validation,
+            features,
+            plan,
+            schedule,
+            optimizer,
+            start,
+            failure: Failure::default(),
+        })
+    }
+
+    /// Says what will train, how long, and in what memory.
+    fn announce(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
+        let recipe = self.trainer.request.recipe;
+        let trainable = prepared.counts();
+        let config = &prepared.model.config;
+        let (trains, count) = (prepared.trains, trainable.iter().sum());
+        let memory = StepMemory {
+            kernels: is_native::<B>(),
+            ..StepMemory::of_stage(config, recipe, self.number, trains, count)
+        };
+        memory::announce(&memory, self.number, recipe.gradient_checkpointing);
+        let announcement = StageAnnouncement {
+            config,
+            recipe,
+            stage: self.number,
+            data: &self.data,
+            validation: self.validation.as_ref().map(|(data, _)| &**data),
+            plan: self.plan,
+            steps_done: self.start.step,
+            warmup_steps: self.schedule.warmup_steps,
+            trainable,
+        };
+        announcement.say()
+    }
+
+    /// Looks whether all nodes are about to do the same.
+    fn agree(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
+        let Some(nodes) = self.trainer.request.nodes else {
+            return Ok(());
+        };
+        let start = StageStart {
+            stage: self.number,
+            plan: self.plan,
+            steps_done: self.start.step,
+            data: &self.data,
+        };
+        let trainable = Trainable {
+            model: &prepared.model,
+            groups: &prepared.groups,
+        };
+        agree_on_stage::<B, _>(nodes, &start, &trainable)
+    }
+
+    /// Runs the training loop inside Burn's Learner.
+    fn train(self, prepared: StageModel<B>) -> Result<Finished<B>, TrainError> {
+        let finished = Arc::new(Mutex::new(None));
+        let strategy = self.strategy(&prepared, finished.clone())?;
+        let training = self.supervised(strategy);
+        let model = self.train_model(prepared);
+        let learner = Learner::new(model, self.optimizer, self.schedule);
+        // Closes the dashboard.
+        drop(training.launch(learner));
+        if let Some(summary) = self.bad_images.summary() {
+            tracing::warn!("{summary}");
+        }
+        if let Some(error) = self.failure.take() {
+            return Err(error);
+        }
+        plot(self.trainer.run.path())?;
+        let mut slot = finished.lock().unwrap_or_else(PoisonError::into_inner);
+        slot.take()
+            .ok_or_else(|| TrainError::Internal("the training ended without a result".into()))
+    }
+
+    fn loss(&self) -> LossSettings {
+        let loss = &self.trainer.request.recipe.loss;
+        LossSettings {
+            question_weight: loss.question_weight,
+            answer_weight: loss.answer_weight,
+            chunk_tokens: loss.chunk_tokens,
+        }
+    }
+
+    fn train_model(&self, prepared: StageModel<B>) -> TrainModel<B> {
+        let recipe = self.trainer.request.recipe;
+        TrainModel {
+            model: prepared.model,
+            context: StepContext {
+                loss: self.loss(),
+                trains: prepared.trains,
+                features: self.features.clone(),
+                checkpointing: recipe.gradient_checkpointing,
+                seed: recipe.seed,
+                failure: self.failure.clone(),
+            },
+        }
+    }
+
+    /// The training loop; its result is left in `finished`.
+    fn strategy(
+        &self,
+        prepared: &StageModel<B>,
+        finished: Arc<Mutex<Option<Finished<B>>>>,
+    ) -> Result<StepStrategy<B>, TrainError> {
+        let (request, settings) = (&self.trainer.request, self.settings);
+        let log = |curve| LossLog::open(self.trainer.run.path(), curve).map(Mutex::new);
+        let validation = match &self.validation {
+            Some((_, plan)) => Some((*plan, log(Curve::Validation)?)),
+            None => None,
+        };
+        Ok(StepStrategy {
+            stage: self.number,
+            plan: self.plan,
+            start: self.start.clone(),
+            schedule: self.schedule,
+            rates: [settings.lr_llm, settings.lr_projector, settings.lr_vision],
+            loss: self.loss(),
+            optimizer: self.optimizer.clone(),
+            failure: self.failure.clone(),
+            log: log(Curve::Training)?,
+            validation,
+            save_every: request.recipe.save_every,
+            save: self.saver(),
+            devices: devices_of::<B>(&prepared.model.device(), &request.recipe.devices),
+            groups: prepared.groups.clone(),
+            nodes: request.nodes.cloned(),
+            stop: request.options.stop.clone(),
+            finished,
+        })
+    }
+
+    /// Saves what the stage has so far.
+    fn saver(&self) -> Box<Save<B>> {
+        let (trainer, stage, optimizer) = (self.trainer, self.number, self.optimizer.clone());
+        let (run, files) = (trainer.run.clone(), trainer.files());
+        let (done, sources) = (trainer.done.clone(), trainer.request.sources.clone());
+        Box::new(move |what, progress, train: &TrainModel<B>| {
+            let model = &train.model;
+            let state = RunState::new(stage, progress.clone(), &done, &sources);
+            match what {
+                Saved::Best => run.save(&format!("best-{stage}"), model, &files, |directory| {
+                    state.write(directory)
+                }),
+                Saved::Checkpoint => {
+                    plot(run.path())?;
+                    run.checkpoint(stage, progress.step, model, &files, |directory| {
+                        state.write(directory)?;
+                        optimizer.save(directory, model)
+                    })
+                }
+            }
+        })
+    }
+
+    /// Loads `data` along a plan, from an optimizer step on.
+    fn loader(&self, data: &Arc<StageData>, plan: Plan, first_step: usize) -> BatchLoader {
+        let workers = self.trainer.request.recipe.workers;
+        BatchLoader::new(
+            data.clone(),
+            plan,
+            first_step,
+            workers,
+            self.failure.clone(),
+        )
+        .with_bad_images(self.bad_images.clone())
+    }
+
+    /// The batches that this node trains on.
+    fn training_loader(&self) -> BatchLoader {
+        let most_bad = self.trainer.request.recipe.max_bad_images;
+        let loader = self
+            .loader(&self.data, self.plan, self.start.step)
+            .with_most_bad(most_bad, "step");
+        match self.trainer.request.nodes {
+            Some(nodes) => loader.shard(nodes.rank(), nodes.count()),
+            None => loader,
+        }
+    }
+
+    /// The batches of one validation; none without a split.
+    fn validation_loader(&self) -> BatchLoader {
+        let Some((data, _)) = &self.validation else {
+            return BatchLoader::empty();
+        };
+        let plan = Plan {
+            samples_per_step: self.settings.batch_size,
+            epochs: 1.0,
+            ..Plan::new(self.settings, data.len())
+        };
+        let most_bad = self.trainer.request.recipe.max_bad_images;
+        self.loader(data, plan, 0)
+            .with_most_bad(most_bad, "batch of the validation")
+    }
+
+    /// Burn's training: loaders, the loop, metrics and what shows them.
+    fn supervised(&self, strategy: StepStrategy<B>) -> SupervisedTraining<Components<B>> {
+        let mut training = SupervisedTraining::<Components<B>>::new(
+            self.trainer.run.path(),
+            Arc::new(self.training_loader()),
+            Arc::new(self.validation_loader()),
+        )
+        .num_epochs(self.plan.passes())
+        .with_application_logger(None)
+        .with_metric_logger(SilentLogger)
+        .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
+        for quantity in Quantity::DASHBOARD {
+            training = training.metric_train_numeric(StepMetric::new(quantity));
+        }
+        if self.validation.is_some() {
+            for quantity in Quantity::DASHBOARD_VALIDATION {
+                training = training.metric_valid_numeric(StepMetric::new(quantity));
+            }
+        }
+        let lines = || {
+            let every = self.trainer.request.recipe.log_every;
+            let (plan, done) = (&self.plan, self.start.step);
+            LineRenderer::new(std::io::stdout(), self.number, every, plan, done)
+        };
+        match self.trainer.request.options.ui {
+            Ui::Auto if std::io::stdout().is_terminal() => training,
+            Ui::Auto | Ui::Lines => training.renderer(lines()),
+            Ui::Quiet => training.renderer(NoRenderer),
+        }
+    }
+}
+
+impl Trainer<'_> {
+    /// Samples of a manifest as a stage sees them.
+    fn stage_data<B: AutodiffBackend>(
+        &self,
+        prepared: &StageModel<B>,
+        stage: u8,
+        manifest: Manifest,
+        features: &Arc<FeatureCache>,
+    ) -> Result<StageData, TrainError> {
+        let recipe = self.request.recipe;
+        let settings = recipe.stage(stage);
+        let per_image = prepared.model.config.tokens_per_image();
+        let asking = recipe.asking.policy(recipe.seed);
+        if recipe.asking.is_overruled() {
+            tracing::info!(
+                "stage {stage}: asking.delta is 0, so nothing is asked, whatever asking.sources and \
+                 asking.delta_end say"
+            );
+        }
+        let asking = asking.filter(|_| settings.template.asks());
+        if let Some(policy) = &asking {
+            check_sources(&manifest, policy)?;
+        }
+        Ok(StageData {
+            shuffle_turns: settings.shuffle_turns.then_some(recipe.seed),
+            sampler: sampler(&manifest, settings, per_image, recipe.seed)?,
+            bad_images: recipe.bad_images,
+            manifest,
+            images: settings.images.clone().unwrap_or_default(),
+            tokenizer: Arc::new(self.tokenizer.clone()),
+            processor: self.processor.clone(),
+            labels: LabelOptions {
+                template: settings.template.into(),
+                system: None,
+                tokens_per_image: per_image,
+                max_length: Some(settings.max_length),
+                spoken_end_tokens: recipe.spoken_end_tokens,
+            },
+            asking,
+            features: (!prepared.trains.vision).then(|| features.clone()),
+        })
+    }
+}
