@@ -24,7 +24,8 @@ pub fn root() -> PathBuf {
     std::env::var_os("SQ_LLAVA_GOLDEN").map_or_else(repository, PathBuf::from)
 }
 
-/// Reference data of today's families: the folder that `SQ_LLAVA_GOLDEN_FAMILIES` names, else the copy here.
+/// Reference data of today's families: the folder that `SQ_LLAVA_GOLDEN_FAMILIES` names, else the
+/// copy here.
 pub fn families() -> PathBuf {
     std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES")
         .map_or_else(|| repository().join("families"), PathBuf::from)
@@ -33,12 +34,6 @@ pub fn families() -> PathBuf {
 /// The 32000-token LLaMA vocabulary; always the repository's.
 pub fn llama_tokenizer() -> PathBuf {
     repository().join("llama-tokenizer")
-}
-
-/// Reference data of today's families: the folder that `SQ_LLAVA_GOLDEN_FAMILIES` names, else the copy here.
-pub fn families() -> PathBuf {
-    std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES")
-        .map_or_else(|| repository().join("families"), PathBuf::from)
 }
 
 /// Folders of one part, by the prefix of their name (`"a_"`, `"a2_"`, `"b_"` …), sorted.
