@@ -6,7 +6,6 @@
 //! a golden test that finds no case must fail.
 
 pub mod allocations;
-pub mod mutation;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

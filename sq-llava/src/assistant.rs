@@ -11,20 +11,38 @@ use sq_llava_model::{
 
 use crate::hub::{Hub, Part};
 
-#[cfg(feature = "cpu")]
-type DefaultBackend = burn_flex::Flex;
-
-/// A model with its tokenizer, picture processor and conversation template, which are those of
-/// [`sq_llava_model::Assistant`], to which it dereferences.
+/// A model with its tokenizer, picture processor and conversation template. It dereferences to
+/// [`sq_llava_model::Assistant`], which has several turns, options for the answer and token ids:
+///
+/// ```
+/// use sq_llava::{AnswerOptions, Assistant, Ending, Request};
+///
+/// # std::env::set_current_dir("..")?;
+/// let assistant = Assistant::load("examples/assets/tiny-llava")?;
+/// let photo = assistant.open_image("golden/data/e_image/tiny_13x9.png".as_ref())?;
+/// let mut conversation = assistant.conversation();
+/// conversation.push_images(1).push_user("What is this?");
+/// let options = AnswerOptions {
+///     max_new_tokens: 8,
+///     ..AnswerOptions::default()
+/// };
+/// for next in ["Why?", "Where?"] {
+///     let request = Request {
+///         conversation: &conversation,
+///         ending: Ending::Answer,
+///         images: std::slice::from_ref(&photo),
+///     };
+///     let answer = assistant.answer(&request, &options, &mut |text| print!("{text}"))?;
+///     assert!(answer.output_ids.len() <= 8);
+///     conversation.push_assistant(answer.text).push_user(next);
+/// }
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 #[derive(Debug)]
-#[cfg(feature = "cpu")]
-pub struct Assistant<B: Backend = DefaultBackend>(sq_llava_model::Assistant<B>);
-
-/// A model with its tokenizer, picture processor and conversation template, which are those of
-/// [`sq_llava_model::Assistant`], to which it dereferences.
-#[derive(Debug)]
-#[cfg(not(feature = "cpu"))]
-pub struct Assistant<B: Backend>(sq_llava_model::Assistant<B>);
+pub struct Assistant<
+    #[cfg(feature = "cpu")] B: Backend = burn_flex::Flex,
+    #[cfg(not(feature = "cpu"))] B: Backend,
+>(sq_llava_model::Assistant<B>);
 
 #[cfg(feature = "cpu")]
 impl Assistant {
@@ -42,6 +60,23 @@ impl Assistant {
 impl<B: Backend> Assistant<B> {
     /// Loads a model on any backend, in another dtype, on another base. Base, tower and tokenizer
     /// may be names too.
+    ///
+    /// ```
+    /// use burn_flex::{Flex, FlexDevice};
+    /// use sq_llava::{Assistant, AssistantOptions, LoadOptions};
+    ///
+    /// # std::env::set_current_dir("..")?;
+    /// let options = AssistantOptions {
+    ///     load: LoadOptions {
+    ///         dtype: burn::tensor::FloatDType::F16,
+    ///         ..LoadOptions::default()
+    ///     },
+    ///     ..AssistantOptions::default()
+    /// };
+    /// let model = "examples/assets/tiny-llava";
+    /// let assistant = Assistant::<Flex>::load_on(model, &options, &FlexDevice)?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Assistant::load`].
@@ -71,6 +106,12 @@ impl<B: Backend> Assistant<B> {
 
     /// The answer to a question about a picture, greedily chosen.
     ///
+    /// ```no_run
+    /// let assistant = sq_llava::Assistant::load("llava-v1.5-7b")?;
+    /// println!("{}", assistant.ask("photo.jpg", "What is this?")?);
+    /// # Ok::<(), sq_llava::ModelError>(())
+    /// ```
+    ///
     /// # Errors
     /// If the picture cannot be read or the question is too long.
     pub fn ask(&self, picture: impl AsRef<Path>, question: &str) -> Result<String, ModelError> {
@@ -78,6 +119,12 @@ impl<B: Backend> Assistant<B> {
     }
 
     /// As [`Self::ask`]; `on_text` gets the text as it comes, never part of a character.
+    ///
+    /// ```no_run
+    /// let assistant = sq_llava::Assistant::load("llava-v1.5-7b")?;
+    /// assistant.ask_streaming("photo.jpg", "What is this?", |text| print!("{text}"))?;
+    /// # Ok::<(), sq_llava::ModelError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -99,7 +146,17 @@ impl<B: Backend> Assistant<B> {
         Ok(answer.text.trim().to_owned())
     }
 
-    /// Answers to several questions, each about a picture of its own, as one batch.
+    /// Answers to several questions, each about a picture of its own, as one batch; each is what it
+    /// would be alone.
+    ///
+    /// ```no_run
+    /// let assistant = sq_llava::Assistant::load("llava-v1.5-7b")?;
+    /// let questions = [("cat.jpg", "What is this?"), ("street.jpg", "How many cars are there?")];
+    /// for answer in assistant.ask_batch(&questions)? {
+    ///     println!("{answer}");
+    /// }
+    /// # Ok::<(), sq_llava::ModelError>(())
+    /// ```
     ///
     /// # Errors
     /// As [`Self::ask`].
@@ -136,6 +193,15 @@ impl<B: Backend> Assistant<B> {
     }
 
     /// Up to `n` questions that the model asks about a picture, drawn with the paper's settings.
+    /// [`SelfQuestioner`] takes others, and answers them too.
+    ///
+    /// ```no_run
+    /// let assistant = sq_llava::Assistant::load("sqllava-run")?;
+    /// for question in assistant.questions("photo.jpg", 5)? {
+    ///     println!("{} (drawn {} times)", question.text, question.count);
+    /// }
+    /// # Ok::<(), sq_llava::ModelError>(())
+    /// ```
     ///
     /// # Errors
     /// If the picture cannot be read, or the model was not trained to ask.

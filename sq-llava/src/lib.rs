@@ -14,11 +14,12 @@
 //!
 //! | to do | with |
 //! |---|---|
-//! | answer, stream, ask: three lines | [`Assistant`] |
+//! | answer, as it comes, several at once; ask | [`Assistant`] |
+//! | several turns, other ways to draw tokens | [`Assistant::answer`](model::Assistant::answer) with a [`Request`] |
 //! | another backend, dtype, base, blocks of int8 or int4 | [`Assistant::load_on`] with [`AssistantOptions`] |
 //! | the model itself, its layers, weights and LoRA | [`model`] |
 //! | pictures, tokenizers, templates, data sets | [`data`] |
-//! | train: two stages, the joint loss, checkpoints | [`train`] |
+//! | train: two stages, the joint loss, checkpoints | [`train`], with a [`Recipe`] and [`TrainPaths`] |
 //! | a model by its name on the Hugging Face hub | [`Assistant::load`], [`hub`] |
 //! | measure: benchmarks, CLIPScore, diversity, judges | [`eval`] |
 //!
@@ -28,21 +29,24 @@
 mod assistant;
 pub mod hub;
 
-pub use assistant::Assistant;
+// The crates below, whole.
 pub use sq_llava_data as data;
 pub use sq_llava_eval as eval;
 pub use sq_llava_model as model;
 pub use sq_llava_train as train;
 
-pub use sq_llava_data::{Conversation, DataError, Ending, Manifest, Template, TextTokenizer};
-pub use sq_llava_eval::EvalError;
+// To load a model and talk with it.
+pub use assistant::Assistant;
+pub use sq_llava_data::{Conversation, Ending, Template};
 pub use sq_llava_model::generation::sampling::Sampling;
 pub use sq_llava_model::weights::LoadOptions;
-pub use sq_llava_model::{
-    Answer, AnswerOptions, AssistantOptions, ModelError, Question, QuestionOptions, Questions,
-    Request, SelfQuestioner, SqLlava, SqLlavaConfig,
-};
-pub use sq_llava_train::{Recipe, TrainError, TrainOptions, TrainPaths};
+pub use sq_llava_model::{Answer, AnswerOptions, AssistantOptions, ModelError, Request};
+
+// To let it ask.
+pub use sq_llava_model::{Question, QuestionOptions, Questions, SelfQuestioner};
+
+// To train one.
+pub use sq_llava_train::{Recipe, TrainError, TrainPaths};
 
 /// The README's example compiles.
 #[cfg(doctest)]

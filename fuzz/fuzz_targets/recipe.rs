@@ -1,0 +1,3 @@
+#![cfg_attr(fuzzing, no_main)]
+
+sq_llava_fuzz::target!(sq_llava_fuzz::train::RECIPE);
