@@ -1,6 +1,7 @@
 //! Models by name, from a hub on this machine into an empty cache.
 
 #![cfg(feature = "hub")]
+#![allow(clippy::print_stderr)] // A test that is skipped says so.
 
 mod command;
 mod resume;
