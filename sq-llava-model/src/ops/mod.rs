@@ -16,3 +16,4 @@ pub mod params;
 pub mod pool;
 pub(crate) mod product;
 pub mod rope;
+pub mod weight;
