@@ -139,7 +139,7 @@ fn linears(c: &mut Criterion) {
             ("f16", DType::F16),
             ("bf16", DType::BF16),
         ] {
-            linear.weight = Param::from_tensor(dense.clone().cast(dtype));
+            linear.weight = Param::from_tensor(dense.clone().cast(dtype)).into();
             c.bench_function(&name(stored), |b| {
                 b.iter(|| black_box(linear.forward(x.clone())))
             });
@@ -150,7 +150,7 @@ fn linears(c: &mut Criterion) {
                 out.copy_from_slice(&values[row * 1024..(row + 1) * 1024]);
             })
             .expect("finite");
-            linear.quantized = Some(blocks);
+            linear.weight = linear.weight.in_blocks(blocks, DType::F32);
             c.bench_function(&name(stored), |b| {
                 b.iter(|| black_box(linear.forward(x.clone())))
             });

@@ -50,9 +50,7 @@ fn values<B: Backend>(model: &SqLlava<B>) -> Vec<f32> {
 fn dense<B: Backend>(mut model: SqLlava<B>) -> SqLlava<B> {
     let llama = &mut model.language_model;
     let embed = &mut llama.model.embed_tokens;
-    let table = embed.table().set_require_grad(false);
-    embed.quantized = None;
-    embed.weight = Param::initialized(embed.weight.id, table);
+    embed.weight = Param::initialized(embed.weight.id(), embed.table()).into();
     llama.lm_head = llama.lm_head.take().map(|head| head.dequantize());
     for layer in &mut llama.model.layers {
         let (a, m) = (&mut layer.self_attn, &mut layer.mlp);
@@ -107,10 +105,10 @@ fn golden_gguf_blocks_are_kept_as_they_are() {
         );
         let llama = &loaded.model.language_model;
         let q = &llama.model.layers[0].self_attn.q_proj;
-        let matrix = q.quantized.as_ref().expect("kept in blocks");
+        let matrix = q.weight.blocks().expect("kept in blocks");
         assert_eq!(matrix.format(), QuantFormat::Q4);
         assert_eq!((q.d_in(), q.d_out()), (256, 64));
-        let table = llama.model.embed_tokens.quantized.as_ref();
+        let table = llama.model.embed_tokens.weight.blocks();
         assert_eq!(table.map(BlockMatrix::format), Some(QuantFormat::Q8));
 
         let found = parameters(&dense(loaded.model.clone()));

@@ -11,7 +11,7 @@ use crate::sq_llava::{Sample, SqLlava};
 impl<B: Backend> SqLlava<B> {
     /// The error of a sample whose numbers are not finite from `origin` on.
     pub fn not_finite(&self, sample: usize, origin: Origin) -> ModelError {
-        let dtype = self.language_model.model.embed_tokens.weight.val().dtype();
+        let dtype = self.language_model.model.embed_tokens.weight.dtype();
         ModelError::NotFinite {
             sample,
             origin,

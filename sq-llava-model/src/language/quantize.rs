@@ -1,20 +1,18 @@
 //! Quantising the language model: its linears, embedding and head in blocks, at load or afterwards.
 //!
 //! On the CPU the blocks are [`BlockMatrix`]; other backends hold the linears as Burn's quantised
-//! tensors ([`OnDevice`]) and leave embedding and head dense.
+//! tensors ([`OnDevice`](crate::ops::on_device::OnDevice)) and leave embedding and head dense.
 
 use std::str::FromStr;
 
-use burn::module::Param;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 
 use crate::error::ModelError;
 use crate::kernels::blocks::{BlockMatrix, QuantFormat, is_native, not_finite};
 use crate::language::llama::Llama;
 use crate::ops::finite::is_finite;
-use crate::ops::linear::Linear;
-use crate::ops::on_device::OnDevice;
+use crate::ops::weight::Weight;
 
 /// What becomes of the language model's matrices at load or export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,44 +63,15 @@ pub fn check<B: Backend>(wanted: Quantize, device: &B::Device) -> Result<(), Mod
 pub(crate) struct Slot<'a, B: Backend> {
     /// Canonical name, `….weight`.
     pub name: String,
-    /// Whether it is the embedding or the head.
+    /// Whether it is the embedding or the head, which stay dense on devices other than the CPU.
     pub table: bool,
-    pub weight: &'a mut Param<Tensor<B, 2>>,
-    pub quantized: &'a mut Option<BlockMatrix>,
-    /// Where its weight may be a quantised tensor: a linear that is not the head.
-    pub on_device: Option<&'a mut Option<OnDevice>>,
+    pub weight: &'a mut Weight<B>,
 }
 
 impl<B: Backend> Slot<'_, B> {
-    /// Puts a quantised matrix in place of the dense one.
-    pub fn fill(&mut self, matrix: BlockMatrix, dtype: DType) {
-        let device = self.weight.lazy_device();
-        // Parameters have no empty state: one number that nothing reads.
-        let stand_in = Tensor::zeros([1, 1], (&device, dtype)).set_require_grad(false);
-        *self.weight = Param::initialized(self.weight.id, stand_in);
-        *self.quantized = Some(matrix);
-    }
-}
-
-impl<B: Backend> Slot<'_, B> {
-    /// The format that a backend other than the CPU's brings the matrix to, if any.
+    /// The format that a device other than the CPU brings the matrix to, if any.
     pub(crate) fn device_format(&self, wanted: Quantize) -> Option<QuantFormat> {
-        self.on_device.as_ref()?;
-        format_of(wanted, self.table)
-    }
-
-    /// Quantises values `[out, in]` on their device; products are computed in `dtype`.
-    pub(crate) fn fill_on_device(
-        &mut self,
-        values: Tensor<B, 2>,
-        format: QuantFormat,
-        dtype: DType,
-    ) {
-        let (weight, held) = OnDevice::quantize(values, format, dtype);
-        *self.weight = Param::initialized(self.weight.id, weight);
-        if let Some(on_device) = &mut self.on_device {
-            **on_device = Some(held);
-        }
+        format_of(wanted, self.table).filter(|_| !self.table)
     }
 }
 
@@ -121,8 +90,6 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
         name: "language_model.model.embed_tokens.weight".into(),
         table: true,
         weight: &mut llama.model.embed_tokens.weight,
-        quantized: &mut llama.model.embed_tokens.quantized,
-        on_device: None,
     });
     for (index, layer) in llama.model.layers.iter_mut().enumerate() {
         layer.for_each_linear(|name, linear| {
@@ -134,8 +101,6 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
                 name: format!("language_model.model.layers.{index}.{part}.{name}.weight"),
                 table: false,
                 weight: &mut linear.weight,
-                quantized: &mut linear.quantized,
-                on_device: Some(&mut linear.on_device),
             });
         });
     }
@@ -144,8 +109,6 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
             name: "language_model.lm_head.weight".into(),
             table: true,
             weight: &mut head.weight,
-            quantized: &mut head.quantized,
-            on_device: None,
         });
     }
 }
@@ -170,21 +133,23 @@ impl<B: Backend> Llama<B> {
             ));
         }
         let mut failed = None;
-        for_each_slot(self, &mut |mut slot| {
-            let (Some(format), None) = (format_of(wanted, slot.table), &slot.quantized) else {
+        for_each_slot(self, &mut |slot| {
+            let (Some(format), Weight::Dense(param)) =
+                (format_of(wanted, slot.table), &slot.weight)
+            else {
                 return;
             };
             if failed.is_some() {
                 return;
             }
-            let weight = slot.weight.val().detach();
+            let weight = param.val().detach();
             let (shape, dtype) = (weight.dims(), weight.dtype());
             let values: Vec<f32> = weight.into_data().iter::<f32>().collect();
             let matrix = BlockMatrix::quantize(&slot.name, format, shape, |row, out| {
                 out.copy_from_slice(&values[row * shape[1]..(row + 1) * shape[1]]);
             });
             match matrix {
-                Ok(matrix) => slot.fill(matrix, dtype),
+                Ok(matrix) => *slot.weight = slot.weight.in_blocks(matrix, dtype),
                 Err(error) => failed = Some(error),
             }
         });
@@ -209,14 +174,8 @@ impl<B: Backend> Llama<B> {
         let untied = self.lm_head.is_some();
         matrices(self)
             .into_iter()
-            .filter(|held| !(untied && held.name.ends_with("embed_tokens.weight")))
-            .map(|held| match (held.quantized, held.on_device) {
-                (Some(matrix), _) => matrix.bytes(),
-                (None, Some(on_device)) => on_device.bytes(held.weight.lazy_shape()[0]),
-                (None, None) => {
-                    held.weight.lazy_shape().num_elements() * held.weight.val().dtype().size()
-                }
-            })
+            .filter(|(name, _)| !(untied && name.ends_with("embed_tokens.weight")))
+            .map(|(_, weight)| weight.bytes())
             .sum()
     }
 }
@@ -227,13 +186,12 @@ impl<B: Backend> Llama<B> {
 /// If a weight is not finite.
 fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) -> Result<(), ModelError> {
     let mut failed = None;
-    for_each_slot(llama, &mut |mut slot| {
-        let done = slot.on_device.as_ref().is_some_and(|held| held.is_some());
-        if let (false, Some(format)) = (done, slot.device_format(wanted)) {
-            let weight = slot.weight.val();
-            let dtype = weight.dtype();
-            if failed.is_none() && is_finite(&weight) {
-                slot.fill_on_device(weight, format, dtype);
+    for_each_slot(llama, &mut |slot| {
+        if let (Weight::Dense(param), Some(format)) = (&slot.weight, slot.device_format(wanted)) {
+            let values = param.val();
+            let dtype = values.dtype();
+            if failed.is_none() && is_finite(&values) {
+                *slot.weight = slot.weight.on_device(values, format, dtype);
             } else {
                 failed.get_or_insert_with(|| not_finite(&slot.name));
             }
@@ -243,21 +201,12 @@ fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) -> Resul
 }
 
 /// What may be quantised, by canonical name.
-struct Named<'a, B: Backend> {
-    name: String,
-    weight: &'a Param<Tensor<B, 2>>,
-    quantized: Option<&'a BlockMatrix>,
-    on_device: Option<&'a OnDevice>,
-}
-
-fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<Named<'_, B>> {
+fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<(String, &Weight<B>)> {
     let table = &llama.model.embed_tokens;
-    let mut out = vec![Named {
-        name: "language_model.model.embed_tokens.weight".to_string(),
-        weight: &table.weight,
-        quantized: table.quantized.as_ref(),
-        on_device: None,
-    }];
+    let mut out = vec![(
+        "language_model.model.embed_tokens.weight".to_string(),
+        &table.weight,
+    )];
     for (index, layer) in llama.model.layers.iter().enumerate() {
         let (a, m) = (&layer.self_attn, &layer.mlp);
         for (name, linear) in [
@@ -270,35 +219,25 @@ fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<Named<'_, B>> {
             ("mlp.down_proj", &m.down_proj),
         ] {
             let name = format!("language_model.model.layers.{index}.{name}.weight");
-            out.push(Named::linear(name, linear));
+            out.push((name, &linear.weight));
         }
     }
     if let Some(head) = &llama.lm_head {
-        out.push(Named::linear("language_model.lm_head.weight".into(), head));
+        out.push(("language_model.lm_head.weight".into(), &head.weight));
     }
     out
 }
 
-impl<'a, B: Backend> Named<'a, B> {
-    fn linear(name: String, linear: &'a Linear<B>) -> Self {
-        Self {
-            name,
-            weight: &linear.weight,
-            quantized: linear.quantized.as_ref(),
-            on_device: linear.on_device.as_ref(),
-        }
-    }
-}
-
-/// The quantised matrices by canonical name.
-pub(crate) fn quantized<B: Backend>(llama: &Llama<B>) -> Vec<(String, &BlockMatrix)> {
+/// The matrices in blocks by canonical name.
+pub(crate) fn in_blocks<B: Backend>(llama: &Llama<B>) -> Vec<(String, &BlockMatrix)> {
     let named = matrices(llama).into_iter();
     named
-        .filter_map(|held| Some((held.name, held.quantized?)))
+        .filter_map(|(name, weight)| Some((name, weight.blocks()?)))
         .collect()
 }
 
 /// Whether a linear's weight is a quantised tensor, which files have no form for.
 pub(crate) fn any_on_device<B: Backend>(llama: &Llama<B>) -> bool {
-    matrices(llama).iter().any(|held| held.on_device.is_some())
+    let mut named = matrices(llama).into_iter();
+    named.any(|(_, weight)| matches!(weight, Weight::OnDevice(_)))
 }

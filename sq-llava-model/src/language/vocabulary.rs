@@ -1,12 +1,12 @@
 //! Whether a tokenizer's ids are rows of a model, and giving a model more of them.
 
-use burn::module::Param;
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{DType, backend::Backend};
 use sq_llava_data::{IMAGE_TOKEN, TextTokenizer};
 
 use crate::error::ModelError;
 use crate::language::llama::Llama;
 use crate::ops::cat::cat;
+use crate::ops::weight::Weight;
 
 /// Checks that every token of a tokenizer has one of a model's `rows`. Only the image placeholder
 /// may lack its own: no text holds it and no answer may.
@@ -40,26 +40,23 @@ impl<B: Backend> Llama<B> {
     /// # Errors
     /// If the weights are quantised.
     pub fn grow_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
-        let held = self.model.embed_tokens.quantized.is_some()
-            || self
-                .lm_head
-                .as_ref()
-                .is_some_and(|head| head.quantized.is_some() || head.on_device.is_some());
-        if held && self.vocabulary() < rows {
-            return Err(ModelError::Argument(
-                "quantised weights take no new rows; load the model without --quantize".into(),
-            ));
+        let head = self.lm_head.as_ref().map(|head| &head.weight);
+        let dense = self.model.embed_tokens.weight.is_dense() && head.is_none_or(Weight::is_dense);
+        if !dense {
+            return match self.vocabulary() < rows {
+                false => Ok(()),
+                true => Err(ModelError::Argument(
+                    "quantised weights take no new rows; load the model without --quantize".into(),
+                )),
+            };
         }
-        let grown = |weight: Param<Tensor<B, 2>>| {
-            let missing = rows.saturating_sub(weight.lazy_shape()[0]);
-            weight.map(|table| match missing {
-                0 => table,
-                n => {
-                    let dtype = table.dtype();
-                    let mean = table.clone().cast(DType::F32).mean_dim(0).cast(dtype);
-                    cat(vec![table, mean.repeat_dim(0, n)], 0)
-                }
-            })
+        let grown = |weight: Weight<B>| match rows.saturating_sub(weight.shape()[0]) {
+            0 => weight,
+            missing => weight.map(|table| {
+                let dtype = table.dtype();
+                let mean = table.clone().cast(DType::F32).mean_dim(0).cast(dtype);
+                cat(vec![table, mean.repeat_dim(0, missing)], 0)
+            }),
         };
         let embedding = &mut self.model.embed_tokens;
         embedding.weight = grown(embedding.weight.clone());

@@ -1,19 +1,16 @@
 //! Lookup table in checkpoint layout.
 
-use burn::module::{Initializer, Module, Param};
+use burn::module::{Initializer, Module};
 use burn::tensor::{DType, Int, Tensor, backend::Backend};
 
-use crate::kernels::blocks::BlockMatrix;
 use crate::ops::linear::product;
+use crate::ops::weight::Weight;
 
 /// Rows by index.
 #[derive(Module, Debug)]
 pub struct Embedding<B: Backend> {
     /// `[rows, hidden]`.
-    pub weight: Param<Tensor<B, 2>>,
-    /// The rows in blocks; `weight` is a stand-in then.
-    #[module(skip)]
-    pub quantized: Option<BlockMatrix>,
+    pub weight: Weight<B>,
 }
 
 impl<B: Backend> Embedding<B> {
@@ -24,22 +21,18 @@ impl<B: Backend> Embedding<B> {
             std: 0.02,
         };
         Self {
-            weight: normal.init([rows, hidden], device),
-            quantized: None,
+            weight: Weight::Dense(normal.init([rows, hidden], device)),
         }
     }
 
     /// Number of rows.
     pub fn rows(&self) -> usize {
-        match &self.quantized {
-            Some(matrix) => matrix.rows(),
-            None => self.weight.lazy_shape()[0],
-        }
+        self.weight.shape()[0]
     }
 
-    /// `[n]` → `[n, hidden]`, in the table's dtype (f32 if it is quantised).
+    /// `[n]` → `[n, hidden]`, in the table's dtype (f32 if it is in blocks).
     pub fn forward(&self, indices: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        match &self.quantized {
+        match self.weight.blocks() {
             Some(matrix) => matrix.select(indices),
             None => self.weight.val().select(0, indices),
         }
@@ -47,17 +40,17 @@ impl<B: Backend> Embedding<B> {
 
     /// The rows as an output head. `[n, hidden]` → `[n, rows]`, in the input's dtype
     pub fn scores(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        match &self.quantized {
+        match self.weight.blocks() {
             Some(matrix) => matrix.product(hidden),
             None => product(hidden, self.weight.val()),
         }
     }
 
-    /// All rows. `[rows, hidden]`
+    /// All rows, f32 if they are in blocks. `[rows, hidden]`
     pub fn table(&self) -> Tensor<B, 2> {
-        match &self.quantized {
+        match self.weight.blocks() {
             Some(matrix) => {
-                let device = self.weight.lazy_device();
+                let device = self.weight.device();
                 Tensor::from_data(matrix.dequantize(), (&device, DType::F32))
             }
             None => self.weight.val(),

@@ -6,27 +6,20 @@ use burn::nn::Initializer;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use crate::kernels::blocks::BlockMatrix;
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
 use crate::ops::lora::{Lora, LoraConfig};
-use crate::ops::on_device::OnDevice;
 use crate::ops::product::portable_product;
+use crate::ops::weight::Weight;
 
 /// `y = x Wᵀ + b (+ LoRA)`.
 ///
-/// The weight stays as checkpoints store it, `[out, in]`, and is multiplied through a transposed
+/// A dense weight stays as checkpoints store it, `[out, in]`, and is multiplied through a transposed
 /// view: nothing is copied at load, and CPU backends read it faster that way.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
     /// `[out, in]`.
-    pub weight: Param<Tensor<B, 2>>,
-    /// The weight in blocks; `weight` is a stand-in then.
-    #[module(skip)]
-    pub quantized: Option<BlockMatrix>,
-    /// What `weight` holds where it is a quantised tensor, as on backends other than the CPU's.
-    #[module(skip)]
-    pub on_device: Option<OnDevice>,
+    pub weight: Weight<B>,
     /// `[out]`.
     pub bias: Option<Param<Tensor<B, 1>>>,
     /// Low-rank adapter, if this linear has one.
@@ -42,9 +35,7 @@ impl<B: Backend> Linear<B> {
             max: bound,
         };
         Self {
-            weight: uniform.init([d_out, d_in], device),
-            quantized: None,
-            on_device: None,
+            weight: Weight::Dense(uniform.init([d_out, d_in], device)),
             bias: bias.then(|| uniform.init([d_out], device)),
             lora: None,
         }
@@ -52,19 +43,12 @@ impl<B: Backend> Linear<B> {
 
     /// Input width.
     pub fn d_in(&self) -> usize {
-        match (&self.quantized, &self.on_device) {
-            (Some(matrix), _) => matrix.columns(),
-            (None, Some(held)) => held.columns,
-            (None, None) => self.weight.lazy_shape()[1],
-        }
+        self.weight.shape()[1]
     }
 
     /// Output width.
     pub fn d_out(&self) -> usize {
-        match &self.quantized {
-            Some(matrix) => matrix.rows(),
-            None => self.weight.lazy_shape()[0],
-        }
+        self.weight.shape()[0]
     }
 
     /// In what keys and values that it makes are kept: on the CPU in 16 bits where the weight has
@@ -73,10 +57,12 @@ impl<B: Backend> Linear<B> {
         if !crate::kernels::blocks::is_native::<B>() {
             return computed;
         }
-        match (&self.quantized, self.weight.val().dtype()) {
-            (Some(_), _) => DType::F16,
-            (None, stored @ (DType::F16 | DType::BF16)) => stored,
-            _ => computed,
+        match &self.weight {
+            Weight::Blocks { .. } => DType::F16,
+            weight => match weight.dtype() {
+                stored @ (DType::F16 | DType::BF16) => stored,
+                _ => computed,
+            },
         }
     }
 
@@ -104,10 +90,9 @@ impl<B: Backend> Linear<B> {
     /// The operations that every backend has. `[rows, in]` → `[rows, out]`
     pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let dtype = input.dtype();
-        let mut output = match (&self.quantized, &self.on_device) {
-            (Some(matrix), _) => matrix.product(input.clone()),
-            (None, Some(held)) => held.product(input.clone(), self.weight.val()),
-            (None, None) => portable_product(input.clone(), self.weight.val()),
+        let mut output = match self.weight.blocks() {
+            Some(matrix) => matrix.product(input.clone()),
+            None => portable_product(input.clone(), self.weight.val()),
         };
         if let Some(bias) = &self.bias {
             output = output + bias.val().cast(dtype).unsqueeze();
@@ -118,55 +103,46 @@ impl<B: Backend> Linear<B> {
         output
     }
 
-    /// The weight in `weight`, in its dtype, where it was in blocks.
+    /// The same with its weight in floats.
     #[must_use]
     pub fn dequantize(mut self) -> Self {
-        if let Some(matrix) = self.quantized.take() {
-            let (device, dtype) = (self.weight.lazy_device(), self.weight.val().dtype());
-            let weight = Tensor::from_data(matrix.dequantize(), (&device, dtype));
-            let weight = weight.set_require_grad(false);
-            self.weight = Param::initialized(self.weight.id, weight);
-        }
-        if let Some(held) = self.on_device.take() {
-            let weight = held.dense(self.weight.val());
-            self.weight = Param::initialized(self.weight.id, weight);
-        }
+        self.weight = self.weight.dequantize();
         self
     }
 
     /// Our kernel, where the tensors are the CPU backend's: weight, bias and adapter in one.
     #[cfg(feature = "cpu")]
     fn on_cpu(&self, input: Tensor<B, 2>) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
-        let weight = self.weight.val();
-        if !cpu::multiplies(&input, &weight) {
+        let (blocks, weight) = match &self.weight {
+            Weight::Dense(param) => (None, Some(param.val())),
+            Weight::Blocks { matrix, .. } => (Some(matrix.clone()), None),
+            Weight::OnDevice(_) => return Err(input),
+        };
+        if !cpu::multiplies(&input, weight.as_ref()) {
             return Err(input);
         }
-        let vector = |param: &Param<Tensor<B, 1>>| cpu::float(param.val().cast(DType::F32));
-        let matrix = |param: &Param<Tensor<B, 2>>| cpu::float(param.val().cast(DType::F32));
         let lora = self.lora.as_ref();
         let dropped = lora.and_then(|lora| lora.dropped(&input));
         let kernel = cpu::LinearKernel {
-            blocks: self.quantized.clone(),
+            blocks,
             bias: self.bias.is_some(),
             adapter: lora.map(|lora| lora.scaling),
             dropped: dropped.is_some(),
         };
-        let (x, w) = (cpu::float(input), cpu::float(weight));
-        match (&self.bias, lora, dropped.map(cpu::float)) {
-            (None, None, _) => apply(kernel, [x, w]),
-            (Some(bias), None, _) => apply(kernel, [x, w, vector(bias)]),
-            (None, Some(lora), None) => apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b)]),
-            (None, Some(lora), Some(low)) => {
-                apply(kernel, [x, w, matrix(&lora.a), matrix(&lora.b), low])
-            }
-            (Some(bias), Some(lora), None) => {
-                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
-                apply(kernel, [x, w, vector(bias), a, b])
-            }
-            (Some(bias), Some(lora), Some(low)) => {
-                let (a, b) = (matrix(&lora.a), matrix(&lora.b));
-                apply(kernel, [x, w, vector(bias), a, b, low])
-            }
+        let mut inputs = vec![cpu::float(input)];
+        inputs.extend(weight.map(cpu::float));
+        let bias = self.bias.as_ref().map(Param::val);
+        inputs.extend(bias.map(|bias| cpu::float(bias.cast(DType::F32))));
+        let factors = lora.into_iter().flat_map(|lora| [&lora.a, &lora.b]);
+        inputs.extend(factors.map(|factor| cpu::float(factor.val().cast(DType::F32))));
+        inputs.extend(dropped.map(cpu::float));
+        match inputs.len() {
+            1 => apply::<B, 1>(kernel, inputs),
+            2 => apply::<B, 2>(kernel, inputs),
+            3 => apply::<B, 3>(kernel, inputs),
+            4 => apply::<B, 4>(kernel, inputs),
+            5 => apply::<B, 5>(kernel, inputs),
+            _ => apply::<B, 6>(kernel, inputs),
         }
     }
 }
@@ -175,7 +151,7 @@ impl<B: Backend> Linear<B> {
     /// Adds a fresh adapter.
     #[must_use]
     pub fn with_lora(mut self, config: &LoraConfig, index: u64) -> Self {
-        let device = self.weight.lazy_device();
+        let device = self.weight.device();
         let (d_in, d_out) = (self.d_in(), self.d_out());
         self.lora = Some(Lora::init(config, d_in, d_out, index, &device));
         self
@@ -186,7 +162,6 @@ impl<B: Backend> Linear<B> {
     #[must_use]
     pub fn merge_lora(mut self) -> Self {
         if let Some(lora) = self.lora.take() {
-            self = self.dequantize();
             self.weight = self.weight.map(|weight| add_f32(weight, lora.delta()));
         }
         self
@@ -213,20 +188,18 @@ fn add_f32<B: Backend>(weight: Tensor<B, 2>, delta: Tensor<B, 2>) -> Tensor<B, 2
         .set_require_grad(tracked)
 }
 
-/// Runs the kernel; `Err` is the input.
+/// Runs the kernel on its `N` inputs; `Err` is the first.
 #[cfg(feature = "cpu")]
 fn apply<B: Backend, const N: usize>(
     kernel: cpu::LinearKernel,
-    inputs: [FloatTensor<B>; N],
+    inputs: Vec<FloatTensor<B>>,
 ) -> Result<Tensor<B, 2>, Tensor<B, 2>> {
+    let Ok(inputs) = <[FloatTensor<B>; N]>::try_from(inputs) else {
+        unreachable!("the caller counts them, and there are at most six")
+    };
     match cpu::run::<B, _, N>(kernel, inputs) {
         Ok(output) => Ok(cpu::tensor(output)),
-        Err(inputs) => {
-            let [input, ..] = &inputs[..] else {
-                unreachable!("a linear map has at least an input and a weight")
-            };
-            Err(cpu::tensor(input.clone()))
-        }
+        Err(inputs) => Err(cpu::tensor(inputs[0].clone())),
     }
 }
 
@@ -243,11 +216,13 @@ pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
         let flat = input
             .clone()
             .reshape([dims[..D - 1].iter().product(), d_in]);
-        let weights = linears
-            .iter()
-            .map(|linear| (linear.weight.val(), linear.quantized.as_ref()))
-            .collect();
-        if let Some(outputs) = cpu::together(&flat, weights)
+        let weights = linears.iter().map(|linear| match &linear.weight {
+            Weight::Dense(param) => Some(cpu::Factor::Tensor(param.val())),
+            Weight::Blocks { matrix, .. } => Some(cpu::Factor::Blocks(matrix)),
+            Weight::OnDevice(_) => None,
+        });
+        if let Some(weights) = weights.collect()
+            && let Some(outputs) = cpu::together(&flat, weights)
             && let Ok(outputs) = <[Tensor<B, 2>; N]>::try_from(outputs)
         {
             return outputs.map(|output| {
@@ -262,9 +237,9 @@ pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
 /// `x Wᵀ` in the weight's dtype, returned in the input's. `[rows, in]`, `[out, in]` → `[rows, out]`
 pub fn product<B: Backend>(input: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<B, 2> {
     #[cfg(feature = "cpu")]
-    let input = if cpu::multiplies(&input, &weight) {
+    let input = if cpu::multiplies(&input, Some(&weight)) {
         let kernel = cpu::LinearKernel::plain();
-        match apply(kernel, [cpu::float(input), cpu::float(weight.clone())]) {
+        match apply::<B, 2>(kernel, vec![cpu::float(input), cpu::float(weight.clone())]) {
             Ok(output) => return output,
             Err(input) => input,
         }

@@ -12,6 +12,8 @@ pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod on_device;
+pub mod params;
 pub mod pool;
 pub(crate) mod product;
 pub mod rope;
+pub mod weight;

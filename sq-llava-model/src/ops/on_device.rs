@@ -12,30 +12,33 @@
 //! `TensorMapInputs::create`), and burn-fusion takes the result for the backend's default float,
 //! whatever the input is.
 
+use burn::module::{Param, ParamId};
 use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 
 use crate::kernels::blocks::{BLOCK, QuantFormat};
-use crate::ops::product::portable_product;
 
-/// What a linear knows of its weight, where that is a quantised tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OnDevice {
+/// A matrix `[out, in]` as a quantised tensor.
+#[derive(Debug, Clone)]
+pub struct OnDevice<B: Backend> {
+    /// `[out, in]`, `in` rounded up to whole blocks.
+    pub tensor: Param<Tensor<B, 2>>,
     /// Format of the blocks.
     pub format: QuantFormat,
-    /// Input width; the tensor's is rounded up to whole blocks.
+    /// Input width.
     pub columns: usize,
     /// What products are computed in.
     pub dtype: DType,
 }
 
-impl OnDevice {
-    /// Values `[out, in]` as a quantised tensor on their device; products are computed in `dtype`.
-    pub(crate) fn quantize<B: Backend>(
+impl<B: Backend> OnDevice<B> {
+    /// Quantises values `[out, in]` on their device; products are computed in `dtype`.
+    pub(crate) fn quantize(
+        id: ParamId,
         values: Tensor<B, 2>,
         format: QuantFormat,
         dtype: DType,
-    ) -> (Tensor<B, 2>, Self) {
+    ) -> Self {
         let [rows, columns] = values.dims();
         let mut values = values.cast(DType::F32);
         let spare = columns.next_multiple_of(BLOCK) - columns;
@@ -43,41 +46,49 @@ impl OnDevice {
             let zeros = Tensor::zeros([rows, spare], (&values.device(), DType::F32));
             values = Tensor::cat(vec![values, zeros], 1);
         }
-        let held = Self {
+        Self {
+            tensor: Param::initialized(id, values.quantize_dynamic(&scheme(format))),
             format,
             columns,
             dtype,
-        };
-        (values.quantize_dynamic(&scheme(format)), held)
+        }
     }
 
-    /// Bytes of a weight with that many rows.
-    pub(crate) fn bytes(&self, rows: usize) -> usize {
-        let blocks = rows * self.columns.div_ceil(BLOCK);
+    /// The same matrix in a tensor of another backend.
+    pub(crate) fn with<C: Backend>(&self, tensor: Param<Tensor<C, 2>>) -> OnDevice<C> {
+        OnDevice {
+            tensor,
+            format: self.format,
+            columns: self.columns,
+            dtype: self.dtype,
+        }
+    }
+
+    /// `[out, in]`.
+    pub(crate) fn shape(&self) -> [usize; 2] {
+        [self.tensor.lazy_shape()[0], self.columns]
+    }
+
+    /// Bytes in memory.
+    pub(crate) fn bytes(&self) -> usize {
+        let [rows, columns] = self.shape();
+        let blocks = rows * columns.div_ceil(BLOCK);
         blocks * (self.format.block_bytes() + size_of::<f32>())
     }
 
-    /// The weight in floats. `[out, in]`
-    pub(crate) fn dense<B: Backend>(&self, weight: Tensor<B, 2>) -> Tensor<B, 2> {
-        let [rows, width] = weight.dims();
-        let dense = match weight.into_primitive() {
-            TensorPrimitive::QFloat(weight) => B::dequantize(weight, self.dtype.into()),
-            TensorPrimitive::Float(weight) => weight,
+    /// The matrix in floats. `[out, in]`
+    pub(crate) fn dense(&self) -> Tensor<B, 2> {
+        let tensor = self.tensor.val();
+        let [rows, width] = tensor.dims();
+        let dense = match tensor.into_primitive() {
+            TensorPrimitive::QFloat(tensor) => B::dequantize(tensor, self.dtype.into()),
+            TensorPrimitive::Float(tensor) => tensor,
         };
         let dense = Tensor::from_primitive(TensorPrimitive::Float(dense));
         match width == self.columns {
             true => dense,
             false => dense.slice([0..rows, 0..self.columns]),
         }
-    }
-
-    /// `x Wᵀ` in the input's dtype. `[n, in]`, quantised `[out, in]` → `[n, out]`
-    pub(crate) fn product<B: Backend>(
-        &self,
-        input: Tensor<B, 2>,
-        weight: Tensor<B, 2>,
-    ) -> Tensor<B, 2> {
-        portable_product(input, self.dense(weight))
     }
 }
 

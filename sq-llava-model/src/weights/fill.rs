@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::gguf::{self, GgufModel};
@@ -11,6 +11,7 @@ use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
+use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
 
 /// Stored tensors by canonical name, with what else was found beside them.
@@ -249,13 +250,12 @@ pub(super) fn fill<B: Backend, M: Module<B>>(
     let mut filler = Filler {
         weights,
         options,
-        path: Vec::new(),
         done,
         total,
         report,
         error: None,
     };
-    let model = model.map(&mut filler);
+    let model = map_params(model, &mut filler);
     if let Some(error) = filler.error {
         return Err(error);
     }
@@ -278,7 +278,6 @@ pub(super) fn fill<B: Backend, M: Module<B>>(
 struct Filler<'a> {
     weights: WeightMap,
     options: &'a FillOptions<'a>,
-    path: Vec<String>,
     done: u64,
     total: u64,
     report: LoadReport,
@@ -346,25 +345,16 @@ fn is_trainable(name: &str) -> bool {
             .any(|part| name.starts_with(part))
 }
 
-impl<B: Backend> ModuleMapper<B> for Filler<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        // The variant of an enum is no part of a key.
-        if !container.starts_with("Enum:") {
-            self.path.push(name.to_string());
-        }
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.path.pop();
-        }
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+impl<B: Backend> ParamMapper<B> for Filler<'_> {
+    fn map<const D: usize>(
+        &mut self,
+        path: &ParamPath,
+        param: Param<Tensor<B, D>>,
+    ) -> Param<Tensor<B, D>> {
         if self.error.is_some() {
             return param;
         }
-        let name = canonical(&self.path);
+        let name = canonical(&path.fields());
         if self.weights.quantized.contains_key(&name) {
             return param;
         }

@@ -197,8 +197,8 @@ fn is_ignorable(key: &str) -> bool {
 }
 
 /// The canonical name of a module path (`mm_projector.layers.1.weight`, `….q_proj.lora.a`).
-pub(super) fn canonical(path: &[String]) -> String {
-    let mut parts: Vec<String> = path.to_vec();
+pub(super) fn canonical(path: &[&str]) -> String {
+    let mut parts: Vec<String> = path.iter().map(ToString::to_string).collect();
     if parts[0] == "mm_projector" {
         // Sequential counts the non-linearities too.
         if let Some(at) = parts.iter().position(|p| p == "layers" || p == "mlp")

@@ -14,6 +14,7 @@
 //! Blocks of a GGUF file are taken over without going through floats where they hold the same
 //! numbers.
 
+use burn::module::Param;
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 use half::f16;
 
@@ -47,13 +48,13 @@ pub(super) fn fill_quantized<B: Backend>(
     }
     let native = is_native::<B>();
     let mut failed = None;
-    for_each_slot(llama, &mut |mut slot| {
+    for_each_slot(llama, &mut |slot| {
         if failed.is_some() {
             return;
         }
         let result = match native {
-            true => fill_blocks(&mut slot, weights, wanted, dtype),
-            false => fill_tensor(&mut slot, weights, wanted, dtype),
+            true => fill_blocks(slot, weights, wanted, dtype),
+            false => fill_tensor(slot, weights, wanted, dtype),
         };
         failed = result.err();
     });
@@ -62,14 +63,14 @@ pub(super) fn fill_quantized<B: Backend>(
 
 /// One matrix in blocks for the CPU.
 fn fill_blocks<B: Backend>(
-    slot: &mut Slot<'_, B>,
+    slot: Slot<'_, B>,
     weights: &mut WeightMap,
     wanted: Option<Quantize>,
     dtype: DType,
 ) -> Result<(), ModelError> {
-    let shape: [usize; 2] = slot.weight.lazy_shape().dims();
+    let shape = slot.weight.shape();
     if let Some(matrix) = take(weights, &slot.name, slot.table, shape, wanted)? {
-        slot.fill(matrix, dtype);
+        *slot.weight = slot.weight.in_blocks(matrix, dtype);
     }
     Ok(())
 }
@@ -77,12 +78,12 @@ fn fill_blocks<B: Backend>(
 /// One matrix for other devices, which quantise the values themselves. What is stored in blocks
 /// and not wanted so becomes dense.
 fn fill_tensor<B: Backend>(
-    slot: &mut Slot<'_, B>,
+    slot: Slot<'_, B>,
     weights: &mut WeightMap,
     wanted: Option<Quantize>,
     dtype: DType,
 ) -> Result<(), ModelError> {
-    let shape: [usize; 2] = slot.weight.lazy_shape().dims();
+    let shape = slot.weight.shape();
     let format = wanted.and_then(|wanted| slot.device_format(wanted));
     let values = match take(weights, &slot.name, slot.table, shape, None)? {
         Some(matrix) => Some(matrix.dequantize()),
@@ -92,20 +93,20 @@ fn fill_tensor<B: Backend>(
     let Some(values) = values else {
         return Ok(());
     };
-    let device = slot.weight.lazy_device();
-    match format {
+    let device = slot.weight.device();
+    *slot.weight = match format {
         Some(format) => {
             if !values.as_slice::<f32>().is_ok_and(all_finite) {
                 return Err(not_finite(&slot.name));
             }
             let values = Tensor::from_data(values, (&device, DType::F32));
-            slot.fill_on_device(values, format, dtype);
+            slot.weight.on_device(values, format, dtype)
         }
         None => {
             let dense = Tensor::from_data(values, (&device, dtype)).set_require_grad(false);
-            *slot.weight = burn::module::Param::initialized(slot.weight.id, dense);
+            Param::initialized(slot.weight.id(), dense).into()
         }
-    }
+    };
     Ok(())
 }
 

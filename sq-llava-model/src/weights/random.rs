@@ -1,6 +1,6 @@
 //! Random weights in the target dtype, to develop with models whose checkpoint is not at hand.
 
-use burn::module::{Module, ModuleMapper, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{
     DType, Distribution, Element, FloatDType, Tensor, TensorData, backend::Backend,
 };
@@ -13,6 +13,7 @@ use super::layout::canonical;
 use super::write::file_dtype;
 use crate::error::ModelError;
 use crate::kernels::blocks::is_native;
+use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
 use crate::sq_llava::SqLlava;
 
@@ -42,32 +43,22 @@ pub fn init_random<B: Backend>(
     let mut drawer = Drawer {
         dtype: file_dtype(dtype)?,
         seed,
-        path: Vec::new(),
     };
-    Ok(model.map(&mut drawer))
+    Ok(map_params(model, &mut drawer))
 }
 
 struct Drawer {
     dtype: DType,
     seed: u64,
-    path: Vec<String>,
 }
 
-impl<B: Backend> ModuleMapper<B> for Drawer {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.path.push(name.to_string());
-        }
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.path.pop();
-        }
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let name = canonical(&self.path);
+impl<B: Backend> ParamMapper<B> for Drawer {
+    fn map<const D: usize>(
+        &mut self,
+        path: &ParamPath,
+        param: Param<Tensor<B, D>>,
+    ) -> Param<Tensor<B, D>> {
+        let name = canonical(&path.fields());
         let shape: Vec<usize> = param.lazy_shape().to_vec();
         let count = shape.iter().product();
         let draw = if name.ends_with("bias") || name.ends_with("sim_beta") {

@@ -3,19 +3,20 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{DType, FloatDType, TensorData, backend::Backend};
+use burn::module::Param;
+use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
+use half::f16;
 use serde_json::{Map, json};
 
-use half::f16;
-
-use super::layout::{Layout, write_key};
+use super::layout::{Layout, canonical, write_key};
 use super::quantized::{MIN, SCALE};
 use super::source::model_files;
-use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
+use super::write::{Entry, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
 use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat};
 use crate::language::llama::Llama;
-use crate::language::quantize::{any_on_device, quantized};
+use crate::language::quantize::{any_on_device, in_blocks};
+use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
 use crate::sq_llava::SqLlava;
 
 const EMBEDDING: &str = "language_model.model.embed_tokens.weight";
@@ -142,52 +143,93 @@ fn whole_entries<B: Backend>(
                 .into(),
         ));
     }
-    let quantized: BTreeMap<String, &BlockMatrix> = quantized(llama).into_iter().collect();
-    let mut out = Vec::new();
-    for mut entry in entries(model) {
-        if let Some(matrix) = quantized.get(&entry.name) {
-            let rows = match &llama.new_tokens {
-                None => None,
-                Some(new) if entry.name == EMBEDDING => Some((new.start, &new.embed)),
-                Some(new) if entry.name == HEAD => new.lm_head.as_ref().map(|h| (new.start, h)),
-                Some(_) => None,
-            };
-            let matrix = match rows {
-                Some((start, rows)) => {
-                    let rows = floats(rows.val().detach().into_data());
-                    matrix.with_rows(&entry.name, start, &rows)?
-                }
-                None => (*matrix).clone(),
-            };
-            let name = write_key(&entry.name, layout);
-            out.extend(block_entries(&name, matrix));
-            continue;
-        }
-        if entry.name.ends_with(".lora_A.weight") || entry.name.ends_with(".lora_B.weight") {
-            return Err(ModelError::Argument(
-                "the model has adapters beside its weights; merge them before saving it whole"
-                    .into(),
-            ));
-        }
-        if entry.name.starts_with("language_model.new_tokens.") {
-            continue;
-        }
-        if let Some(new) = &llama.new_tokens {
-            let rows = match entry.name.as_str() {
-                EMBEDDING => Some(&new.embed),
-                HEAD => new.lm_head.as_ref(),
-                _ => None,
-            };
-            if let Some(rows) = rows {
-                let rows = Entry::new(String::new(), rows.val().detach());
-                entry = with_rows(entry, rows, new.start, llama.vocabulary());
-            }
-        }
-        entry.name = write_key(&entry.name, layout);
-        entry.dtype = dtype;
-        out.push(entry);
+    let mut whole = Whole {
+        llama,
+        in_blocks: in_blocks(llama).into_iter().collect(),
+        dtype,
+        layout,
+        adapted: false,
+        failed: None,
+        entries: Vec::new(),
+    };
+    visit_params(model, &mut whole);
+    if let Some(error) = whole.failed {
+        return Err(error);
     }
-    Ok(out)
+    match whole.adapted {
+        false => Ok(whole.entries),
+        true => Err(ModelError::Argument(
+            "the model has adapters beside its weights; merge them before saving it whole".into(),
+        )),
+    }
+}
+
+struct Whole<'a, B: Backend> {
+    llama: &'a Llama<B>,
+    /// By canonical name.
+    in_blocks: BTreeMap<String, &'a BlockMatrix>,
+    dtype: DType,
+    layout: Layout,
+    /// Whether an adapter was met.
+    adapted: bool,
+    /// The first error of rows that cannot be put into blocks.
+    failed: Option<ModelError>,
+    entries: Vec<Entry>,
+}
+
+impl<B: Backend> Whole<'_, B> {
+    /// Rows of new tokens that belong into a matrix, and the number of the first.
+    fn new_rows(&self, name: &str) -> Option<(usize, &Param<Tensor<B, 2>>)> {
+        let new = self.llama.new_tokens.as_ref()?;
+        let rows = match name {
+            EMBEDDING => Some(&new.embed),
+            HEAD => new.lm_head.as_ref(),
+            _ => None,
+        };
+        Some((new.start, rows?))
+    }
+}
+
+impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
+    fn enter(&mut self, path: &ParamPath) {
+        let name = canonical(&path.fields());
+        let Some(&matrix) = self.in_blocks.get(&name) else {
+            return;
+        };
+        let matrix = match self.new_rows(&name) {
+            Some((start, rows)) => {
+                let rows = floats(rows.val().detach().into_data());
+                matrix.with_rows(&name, start, &rows)
+            }
+            None => Ok(matrix.clone()),
+        };
+        let matrix = match matrix {
+            Ok(matrix) => matrix,
+            Err(error) => {
+                self.failed.get_or_insert(error);
+                return;
+            }
+        };
+        let key = write_key(&name, self.layout);
+        self.entries.extend(block_entries(&key, matrix));
+    }
+
+    fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
+        let name = canonical(&path.fields());
+        if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
+            self.adapted = true;
+        }
+        if name.starts_with("language_model.new_tokens.") {
+            return;
+        }
+        let mut entry = Entry::new(write_key(&name, self.layout), param.val().detach());
+        if let Some((start, rows)) = self.new_rows(&name) {
+            let rows = Entry::new(String::new(), rows.val().detach());
+            entry = with_rows(entry, rows, start, self.llama.vocabulary());
+        }
+        entry.dtype = self.dtype;
+        self.entries.push(entry);
+    }
 }
 
 /// The tensors of a matrix in blocks.
@@ -235,7 +277,7 @@ fn halves(values: &[f16]) -> TensorData {
 /// Number of matrices of each format.
 fn formats<B: Backend>(llama: &Llama<B>) -> BTreeMap<&'static str, usize> {
     let mut found = BTreeMap::new();
-    for (_, matrix) in quantized(llama) {
+    for (_, matrix) in in_blocks(llama) {
         *found.entry(matrix.format().name()).or_default() += 1;
     }
     found

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
 
 use super::fill::WeightMap;
@@ -13,6 +13,7 @@ use super::quantized::{MIN, SCALE};
 use super::report::{LoadReport, Mismatch};
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
+use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 const LLM_LAYERS: &str = "language_model.model.layers.";
 const VISION_LAYERS: &str = "vision_tower.encoder.layers.";
@@ -141,14 +142,8 @@ fn check_made(
 impl Expected<'_> {
     /// Adds the parameters of a part.
     fn add<B: Backend, M: Module<B>>(&mut self, part: &str, module: &M) {
-        let mut shapes = Shapes {
-            path: Vec::new(),
-            found: &mut self.shapes,
-        };
-        if !part.is_empty() {
-            shapes.path.push(part.to_string());
-        }
-        module.visit(&mut shapes);
+        let found = &mut self.shapes;
+        visit_params(module, &mut Shapes { part, found });
     }
 
     /// Every layer that the configuration names must have weights.
@@ -242,28 +237,17 @@ fn split_layer<'a>(name: &'a str, stack: &str) -> Option<(usize, &'a str)> {
     (layer.to_string() == number).then_some((layer, rest))
 }
 
-/// Collects the shapes of parameters.
+/// Collects the shapes of a part's parameters.
 struct Shapes<'a> {
-    path: Vec<String>,
+    part: &'a str,
     found: &'a mut BTreeMap<String, Vec<usize>>,
 }
 
-impl<B: Backend> ModuleVisitor<B> for Shapes<'_> {
-    fn enter_module(&mut self, name: &str, container: &str) {
-        // The variant of an enum is no part of a key.
-        if !container.starts_with("Enum:") {
-            self.path.push(name.to_string());
-        }
-    }
-
-    fn exit_module(&mut self, _name: &str, container: &str) {
-        if !container.starts_with("Enum:") {
-            self.path.pop();
-        }
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+impl<B: Backend> ParamVisitor<B> for Shapes<'_> {
+    fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
+        let part = std::iter::once(self.part).filter(|part| !part.is_empty());
+        let path: Vec<&str> = part.chain(path.fields()).collect();
         let shape = param.lazy_shape().to_vec();
-        self.found.insert(canonical(&self.path), shape);
+        self.found.insert(canonical(&path), shape);
     }
 }

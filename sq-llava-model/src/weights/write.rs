@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::io::{BufWriter, IntoInnerError, Write};
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
 use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
@@ -13,6 +13,7 @@ use sq_llava_data::atomic::AtomicFile;
 
 use super::layout::canonical;
 use crate::error::ModelError;
+use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 /// A tensor to be written; its values are fetched when its turn comes.
 pub(super) struct Entry {
@@ -68,32 +69,16 @@ impl View for &Entry {
 
 /// Every parameter of a model, or of a part of one, under its canonical name.
 pub(super) fn entries<B: Backend, M: Module<B>>(model: &M) -> Vec<Entry> {
-    struct Collector {
-        path: Vec<String>,
-        entries: Vec<Entry>,
-    }
-    impl<B: Backend> ModuleVisitor<B> for Collector {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            if !container.starts_with("Enum:") {
-                self.path.push(name.to_string());
-            }
-        }
-        fn exit_module(&mut self, _name: &str, container: &str) {
-            if !container.starts_with("Enum:") {
-                self.path.pop();
-            }
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-            let entry = Entry::new(canonical(&self.path), param.val().detach());
-            self.entries.push(entry);
+    struct Collector(Vec<Entry>);
+    impl<B: Backend> ParamVisitor<B> for Collector {
+        fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
+            let name = canonical(&path.fields());
+            self.0.push(Entry::new(name, param.val().detach()));
         }
     }
-    let mut collector = Collector {
-        path: Vec::new(),
-        entries: Vec::new(),
-    };
-    model.visit(&mut collector);
-    collector.entries
+    let mut collector = Collector(Vec::new());
+    visit_params(model, &mut collector);
+    collector.0
 }
 
 /// The dtype of files.

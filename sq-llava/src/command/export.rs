@@ -69,7 +69,7 @@ impl Work for Export {
         assistant.model.config.conversation = Some(assistant.template.name().into());
         let weight = &assistant.model.language_model.model.embed_tokens.weight;
         let dtype = match self.save_dtype {
-            Precision::Auto => FloatDType::from(weight.val().dtype()),
+            Precision::Auto => FloatDType::from(weight.dtype()),
             other => other.resolve(self.model.device, 0),
         };
         let llava_hf = self.layout == LayoutName::LlavaHf;

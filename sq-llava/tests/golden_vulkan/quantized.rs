@@ -5,13 +5,14 @@ use std::ops::ControlFlow;
 
 use burn::backend::Autodiff;
 use burn::module::Param;
-use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+use burn::tensor::{Distribution, Tensor, backend::Backend};
 use burn_wgpu::WgpuDevice;
 use golden::assert_close;
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::ops::weight::Weight;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, load_model, save_pretrained};
 use sq_llava_model::{Sample, SqLlava};
 
@@ -95,7 +96,7 @@ fn quantized_linears_are_what_their_blocks_stand_for() {
                 (linear.d_in(), linear.d_out()),
                 (exact.d_in(), exact.d_out())
             );
-            assert!(matches!(linear.weight.val().dtype(), DType::QFloat(_)));
+            assert!(matches!(linear.weight, Weight::OnDevice(_)));
             let found = doubles(linear.clone().dequantize().weight.val());
             let expected = doubles(exact.weight.val());
             let rows = found
@@ -134,7 +135,7 @@ fn quantized_products_are_those_of_the_dense_weight() {
     assert!(
         linears(&mut model)
             .iter()
-            .all(|linear| linear.on_device.is_none())
+            .all(|linear| linear.weight.is_dense())
     );
 }
 
@@ -157,13 +158,14 @@ fn product(mut linear: Linear<B>, rows: usize, rank: usize, device: &WgpuDevice)
         let change = x.chunks_exact(d_in).flat_map(|x| times(&times(x, &a), &b));
         add(&mut expected, &change.collect::<Vec<_>>(), config.scaling());
     }
+    let format = match &linear.weight {
+        Weight::OnDevice(held) => Some(held.format),
+        _ => None,
+    };
     // What is fused is found out while it runs.
     for round in 0..4 {
         let found = values(linear.forward(input.clone()));
-        let what = format!(
-            "{:?}, {rows} rows, rank {rank}, round {round}",
-            linear.on_device
-        );
+        let what = format!("{format:?}, {rows} rows, rank {rank}, round {round}");
         assert_close(&what, &found, &expected, 2e-4);
     }
 }

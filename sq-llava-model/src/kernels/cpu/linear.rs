@@ -5,19 +5,20 @@ use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, Shape};
 use burn_flex::{Flex, FlexTensor};
 
-use super::Kernel;
 use super::gemm::{Matrix, Threads, new_product, product};
 use super::level::vectorised;
 use super::pieces;
 use super::view::{contiguous, elements, filled};
 use super::weight::{FEW, Weight, few, readable, weight_rows};
+use super::{Factor, Kernel};
 use crate::kernels::blocks::BlockMatrix;
 
-/// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]`, bias `[out]`, the
-/// adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]` if that is not x.
+/// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]` unless it is in blocks,
+/// bias `[out]`, the adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]` if that
+/// is not x.
 #[derive(Debug, Clone)]
 pub(crate) struct LinearKernel {
-    /// The weight if it is in blocks; the input in its place is a stand-in then.
+    /// The weight if it is in blocks, which take no gradient.
     pub(crate) blocks: Option<BlockMatrix>,
     /// Whether there is a bias.
     pub(crate) bias: bool,
@@ -29,6 +30,7 @@ pub(crate) struct LinearKernel {
 
 /// Places of the inputs.
 struct Places {
+    weight: Option<usize>,
     bias: Option<usize>,
     /// A and B.
     adapter: Option<(usize, usize)>,
@@ -45,7 +47,8 @@ pub(crate) struct Saved<const N: usize> {
     low: Option<FlexTensor>,
     /// Shapes of the inputs, and so of their gradients.
     shapes: [Shape; N],
-    weight_dtype: DType,
+    /// Of the weight, if it is an input.
+    weight_dtype: Option<DType>,
 }
 
 impl LinearKernel {
@@ -60,18 +63,21 @@ impl LinearKernel {
     }
 
     fn places(&self) -> Places {
-        let first = 2 + usize::from(self.bias);
+        let bias = 1 + usize::from(self.blocks.is_none());
+        let first = bias + usize::from(self.bias);
         Places {
-            bias: self.bias.then_some(2),
+            weight: self.blocks.is_none().then_some(1),
+            bias: self.bias.then_some(bias),
             adapter: self.adapter.map(|_| (first, first + 1)),
             low_input: if self.dropped { first + 2 } else { 0 },
         }
     }
 
-    fn weight<'a>(&'a self, input: &'a FlexTensor) -> Weight<'a> {
+    /// The weight; `given` is the input in its place.
+    fn weight<'a>(&'a self, given: Option<&'a FlexTensor>) -> Option<Weight<'a>> {
         match &self.blocks {
-            Some(matrix) => Weight::in_blocks(matrix.blocks()),
-            None => Weight::new(input),
+            Some(matrix) => Some(Weight::in_blocks(matrix.blocks())),
+            None => given.map(Weight::new),
         }
     }
 
@@ -81,7 +87,9 @@ impl LinearKernel {
 
     fn of<const N: usize>(&self, inputs: &[FlexTensor; N]) -> (FlexTensor, Option<FlexTensor>) {
         let places = self.places();
-        let weight = self.weight(&inputs[1]);
+        let Some(weight) = self.weight(inputs.get(1)) else {
+            unreachable!("a weight is in blocks or the second input")
+        };
         let [rows, _] = inputs[0].layout().shape().dims::<2>();
         let n = weight.d_out;
         let bias = places.bias.map(|bias| elements(&inputs[bias]));
@@ -104,11 +112,11 @@ impl<const N: usize> Kernel<N> for LinearKernel {
     type Saved = Saved<N>;
 
     fn accepts(&self, inputs: &[&FlexTensor; N]) -> bool {
-        let others = inputs.iter().enumerate().filter(|(i, _)| *i != 1);
-        let f32s = others
-            .into_iter()
-            .all(|(_, input)| input.dtype() == DType::F32);
-        f32s && readable(inputs[1].dtype())
+        let weight = self.places().weight;
+        inputs.iter().enumerate().all(|(place, input)| {
+            let dtype = input.dtype();
+            dtype == DType::F32 || weight == Some(place) && readable(dtype)
+        })
     }
 
     fn forward(&self, inputs: [FlexTensor; N]) -> FlexTensor {
@@ -120,12 +128,14 @@ impl<const N: usize> Kernel<N> for LinearKernel {
         let shapes = inputs
             .each_ref()
             .map(|input| input.layout().shape().clone());
-        let weight_dtype = inputs[1].dtype();
         let (output, low) = self.of(&inputs);
         let places = self.places();
+        let weight_dtype = places.weight.map(|weight| inputs[weight].dtype());
         let mut needed = [false; N];
-        needed[0] = wanted[1];
-        needed[1] = wanted[0];
+        if let Some(weight) = places.weight {
+            needed[0] = wanted[weight];
+            needed[weight] = wanted[0];
+        }
         if let Some((a, b)) = places.adapter {
             let to_input = wanted[places.low_input];
             needed[a] |= to_input || wanted[a];
@@ -157,8 +167,8 @@ impl<const N: usize> Kernel<N> for LinearKernel {
         let g = elements(&grad);
         let mut found = [const { None }; N];
 
-        if let (true, Some(weight)) = (wanted[0], &saved.inputs[1]) {
-            let weight = self.weight(weight);
+        let weight = self.weight(saved.inputs.get(1).and_then(Option::as_ref));
+        if let (true, Some(weight)) = (wanted[0], weight) {
             found[0] = Some(weight.backward(rows, g));
         }
         if let Some((at_a, at_b)) = places.adapter {
@@ -193,11 +203,12 @@ impl<const N: usize> Kernel<N> for LinearKernel {
                 }
             }
         }
-        if let (true, Some(x)) = (wanted[1], &saved.inputs[0]) {
+        let weight = places.weight.filter(|&weight| wanted[weight]);
+        if let (Some(weight), Some(x)) = (weight, &saved.inputs[0]) {
             let k = super::view::width(x);
             let left = Matrix::rows(g, n).transposed();
             let right = Matrix::rows(elements(x), k);
-            found[1] = Some(new_product([n, k, rows], 1.0, left, right, Threads::Pool));
+            found[weight] = Some(new_product([n, k, rows], 1.0, left, right, Threads::Pool));
         }
         if let Some(bias) = places.bias.filter(|&bias| wanted[bias]) {
             found[bias] = Some(pieces::sums(rows, n, n, |from, to, out| {
@@ -205,13 +216,13 @@ impl<const N: usize> Kernel<N> for LinearKernel {
             }));
         }
         let stored = match saved.weight_dtype {
-            DType::F16 => Some(FloatDType::F16),
-            DType::BF16 => Some(FloatDType::BF16),
+            Some(DType::F16) => Some(FloatDType::F16),
+            Some(DType::BF16) => Some(FloatDType::BF16),
             _ => None,
         };
         std::array::from_fn(|place| {
             let tensor = filled(found[place].take()?, saved.shapes[place].clone());
-            Some(match stored.filter(|_| place == 1) {
+            Some(match stored.filter(|_| places.weight == Some(place)) {
                 Some(dtype) => Flex::float_cast(tensor, dtype),
                 None => tensor,
             })
@@ -223,20 +234,22 @@ impl<const N: usize> Kernel<N> for LinearKernel {
 /// decoded token is multiplied with, in one turn of the pool. `None` where that does not hold.
 pub(crate) fn together(
     x: &FlexTensor,
-    weights: &[(FlexTensor, Option<&BlockMatrix>)],
+    weights: &[Factor<'_, FlexTensor>],
 ) -> Option<Vec<FlexTensor>> {
     let [rows, width] = x.layout().shape().dims::<2>();
-    let fits = |w: &FlexTensor| w.is_contiguous() && readable(w.dtype());
-    let fit = weights.iter().all(|(weight, _)| fits(weight));
+    let fit = weights.iter().all(|weight| match weight {
+        Factor::Tensor(tensor) => tensor.is_contiguous() && readable(tensor.dtype()),
+        Factor::Blocks(_) => true,
+    });
     if rows == 0 || rows > FEW || x.dtype() != DType::F32 || !fit {
         return None;
     }
     let x = contiguous(x.clone());
     let weights: Vec<Weight<'_>> = weights
         .iter()
-        .map(|(weight, blocks)| match blocks {
-            Some(matrix) => Weight::in_blocks(matrix.blocks()),
-            None => Weight::new(weight),
+        .map(|weight| match weight {
+            Factor::Tensor(tensor) => Weight::new(tensor),
+            Factor::Blocks(matrix) => Weight::in_blocks(matrix.blocks()),
         })
         .collect();
     if weights.iter().any(|weight| weight.d_in != width) {

@@ -184,29 +184,38 @@ fn back<A: 'static, B: 'static, const N: usize>(result: Result<A, [A; N]>) -> Re
     }
 }
 
-/// Whether [`LinearKernel`] multiplies these: flex's tensors, an input in f32 and a weight in a
-/// dtype that it reads.
+/// Whether [`LinearKernel`] multiplies these: flex's tensors, an input in f32 and a weight in
+/// blocks or in a dtype that it reads.
 pub(crate) fn multiplies<B: Backend, const D: usize>(
     input: &Tensor<B, D>,
-    weight: &Tensor<B, 2>,
+    weight: Option<&Tensor<B, 2>>,
 ) -> bool {
     let primitive = TypeId::of::<FloatTensor<B>>();
     let ours = primitive == TypeId::of::<FlexTensor>() || primitive == TypeId::of::<Tracked>();
-    ours && input.dtype() == DType::F32 && weight::readable(weight.dtype())
+    let readable = weight.is_none_or(|weight| weight::readable(weight.dtype()));
+    ours && input.dtype() == DType::F32 && readable
 }
 
-/// Products of one input with several weights, in tensors or in blocks, where the tensors are
-/// plain flex ones and the inputs few. `[rows, in]`, `[out, in]` each → `[rows, out]` each
+/// A weight `[out, in]`.
+pub(crate) enum Factor<'a, T> {
+    /// Floats.
+    Tensor(T),
+    /// Blocks of integers.
+    Blocks(&'a BlockMatrix),
+}
+
+/// Products of one input with several weights, where the tensors are plain flex ones and the inputs
+/// few. `[rows, in]`, `[out, in]` each → `[rows, out]` each
 pub(crate) fn together<B: Backend>(
     input: &Tensor<B, 2>,
-    weights: Vec<(Tensor<B, 2>, Option<&BlockMatrix>)>,
+    weights: Vec<Factor<'_, Tensor<B, 2>>>,
 ) -> Option<Vec<Tensor<B, 2>>> {
     let input = same::<_, FlexTensor>(float(input.clone())).ok()?;
-    let weights: Result<Vec<_>, _> = weights
-        .into_iter()
-        .map(|(weight, blocks)| same::<_, FlexTensor>(float(weight)).map(|w| (w, blocks)))
-        .collect();
-    let outputs = linear::together(&input, &weights.ok()?)?;
+    let weights = weights.into_iter().map(|weight| match weight {
+        Factor::Tensor(tensor) => same(float(tensor)).ok().map(Factor::Tensor),
+        Factor::Blocks(matrix) => Some(Factor::Blocks(matrix)),
+    });
+    let outputs = linear::together(&input, &weights.collect::<Option<Vec<_>>>()?)?;
     let outputs = outputs
         .into_iter()
         .map(|output| same(output).ok().map(tensor));

@@ -20,6 +20,7 @@ use crate::ops::linear::Linear;
 use crate::ops::lora::LoraConfig;
 use crate::ops::norm::{layer_norm, rms_norm};
 use crate::ops::rope::RotaryEmbedding;
+use crate::ops::weight::Weight;
 
 type Ad = Autodiff<Flex>;
 
@@ -357,7 +358,7 @@ fn the_models_attention_is_the_kernel() {
 /// A linear map with everything drawn, and B not zero.
 fn linear(d_in: usize, d_out: usize, bias: bool, rank: Option<usize>) -> Linear<Ad> {
     let mut linear = Linear::<Ad>::init(d_in, d_out, bias, &Default::default());
-    linear.weight = Param::from_tensor(draw([d_out, d_in], 21, 0.3));
+    linear.weight = Param::from_tensor(draw([d_out, d_in], 21, 0.3)).into();
     if bias {
         linear.bias = Some(Param::from_tensor(draw([d_out], 22, 1.0)));
     }
@@ -438,15 +439,19 @@ fn a_frozen_weight_gets_no_gradient() {
     assert!(linear.lora.unwrap().a.val().grad(&grads).is_some());
 }
 
+fn frozen(weight: Tensor<Flex, 2>) -> Weight<Ad> {
+    Weight::from(Param::from_tensor(Tensor::from_inner(weight))).set_require_grad(false)
+}
+
 #[test]
 fn half_weights_multiply_as_the_same_numbers_in_full() {
     for rows in [1, 3, 8, 9, 40] {
         let mut half = linear(70, 45, true, Some(3));
         let weight = half.weight.val().inner().cast(DType::F16);
-        half.weight = Param::from_tensor(Tensor::from_inner(weight)).set_require_grad(false);
+        half.weight = frozen(weight);
         let mut full = linear(70, 45, true, Some(3));
         let weight = half.weight.val().inner().cast(DType::F32);
-        full.weight = Param::from_tensor(Tensor::from_inner(weight)).set_require_grad(false);
+        full.weight = frozen(weight);
         let (found, grads) = linear_pass(&half, rows, true);
         let (expected, expected_grads) = linear_pass(&full, rows, true);
         close(&found, &expected, 1e-6, &format!("{rows} rows"));
