@@ -9,6 +9,7 @@ use crate::origin::{Origin, advice};
 
 /// What can go wrong when a model is configured, loaded, run or saved.
 #[derive(Debug, Error)]
+#[non_exhaustive]
 pub enum ModelError {
     /// A file or folder could not be read or written.
     #[error("{path}: {source}")]

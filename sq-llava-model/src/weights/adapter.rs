@@ -1,22 +1,22 @@
 //! LoRA adapters in PEFT's format.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::backend::Backend;
 use serde_json::Value;
 
 use super::adapter_config::PeftConfig;
+use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
 use super::layout::{Key, PEFT_WRAP, Section, read_key};
 use super::report::list;
-use super::source::{either, read_file};
+use super::source::read_file;
 use super::tensor::StoredTensor;
 use crate::config::read_json;
 use crate::error::ModelError;
-use crate::ops::linear::Linear;
 use crate::ops::lora::{Lora, LoraConfig};
-use crate::sq_llava::SqLlava;
+use crate::sq_llava::{Adaptable, SqLlava};
 
 /// One adapter directory.
 #[derive(Debug)]
@@ -33,34 +33,35 @@ pub(super) struct Adapter {
 ///
 /// # Errors
 /// If the file is malformed.
-pub(super) fn base_of(dir: &Path) -> Result<Option<String>, ModelError> {
-    let path = dir.join("adapter_config.json");
-    if !path.is_file() {
+pub(super) fn base_of(dir: &CheckpointDir) -> Result<Option<String>, ModelError> {
+    let Some(path) = dir.adapter_config() else {
         return Ok(None);
-    }
+    };
     let value = read_json(&path)?;
     let name = value.get("base_model_name_or_path").and_then(Value::as_str);
     Ok(name.filter(|name| !name.is_empty()).map(Into::into))
 }
 
 /// Reads the adapter of a directory, if there is one. With `allow_unused`, options of PEFT that
-/// nobody here knows are let pass.
+/// are not known here are accepted.
 ///
 /// # Errors
 /// If it is incomplete, damaged, or of a kind that is not supported.
-pub(super) fn read_adapter(dir: &Path, allow_unused: bool) -> Result<Option<Adapter>, ModelError> {
-    let config = dir.join("adapter_config.json");
-    match (config.is_file(), either(dir, "adapter_model")) {
-        (false, None) => Ok(None),
-        (true, None) => Err(ModelError::weights(
-            dir,
+pub(super) fn read_adapter(
+    dir: &CheckpointDir,
+    allow_unused: bool,
+) -> Result<Option<Adapter>, ModelError> {
+    match (dir.adapter_config(), dir.adapter()) {
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ModelError::weights(
+            &dir.path,
             "adapter_config.json stands here without adapter_model.safetensors or adapter_model.bin",
         )),
-        (false, Some(file)) => Err(ModelError::weights(
+        (None, Some(file)) => Err(ModelError::weights(
             file,
             "this adapter lacks the adapter_config.json beside it",
         )),
-        (true, Some(file)) => Ok(Some(Adapter {
+        (Some(config), Some(file)) => Ok(Some(Adapter {
             config: PeftConfig::read(&config, allow_unused)?,
             tensors: read_file(&file)?,
             file,
@@ -111,7 +112,7 @@ impl Adapter {
         ModelError::weights(&self.file, reason)
     }
 
-    /// The factors by the canonical paths of their linears, and the keys of what is no factor.
+    /// The factors by the canonical paths of their linears, and the keys of everything else.
     ///
     /// # Errors
     /// If a factor stands there twice with different values.
@@ -212,14 +213,19 @@ pub(super) fn attach<B: Backend>(
             ));
         }
         let mut placed = Vec::new();
-        for_each_linear(model, |path, linear, index| {
-            if let Some(pair) = pairs.remove(path)
+        for Adaptable {
+            path,
+            number,
+            linear,
+        } in model.linears_mut()
+        {
+            if let Some(pair) = pairs.remove(&path)
                 && let Some(config) = &pair.config
             {
-                *linear = linear.clone().with_lora(config, index);
-                placed.push((path.to_string(), pair));
+                *linear = linear.clone().with_lora(config, number);
+                placed.push((path, pair));
             }
-        });
+        }
         for (path, pair) in placed {
             for (factor, tensor) in [("A", pair.a), ("B", pair.b)] {
                 if let Some(tensor) = tensor {
@@ -246,45 +252,10 @@ pub(super) fn attach<B: Backend>(
     Ok(notes)
 }
 
-/// Every linear of both towers that can be adapted, with its canonical path and the number that
-/// its adapter has. Numbers are those of fresh adapters.
-pub(super) fn for_each_linear<B: Backend>(
-    model: &mut SqLlava<B>,
-    mut f: impl FnMut(&str, &mut Linear<B>, u64),
-) {
-    let group = |name: &str| match name {
-        "gate_proj" | "up_proj" | "down_proj" | "fc1" | "fc2" => "mlp",
-        _ => "self_attn",
-    };
-    let mut number = 0;
-    for (index, layer) in model.language_model.model.layers.iter_mut().enumerate() {
-        layer.for_each_linear(|name, linear| {
-            number += 1;
-            let path = format!("language_model.model.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number);
-        });
-    }
-    let Some(tower) = &mut model.vision_tower else {
-        return;
-    };
-    number = 1 << 32;
-    for (index, layer) in tower.encoder.layers.iter_mut().enumerate() {
-        layer.for_each_linear(|name, linear| {
-            number += 1;
-            let path = format!("vision_tower.encoder.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number);
-        });
-    }
-}
-
-/// The adapters of a model with their linears' canonical paths.
-pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Lora<B>)> {
-    let mut found = Vec::new();
-    // A clone shares its tensors.
-    for_each_linear(&mut model.clone(), |path, linear, _| {
-        if let Some(lora) = linear.lora.take() {
-            found.push((path.to_string(), lora));
-        }
-    });
-    found
+/// The adapters of a model by the canonical paths of their linears.
+pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, &Lora<B>)> {
+    let linears = model.linears();
+    linears
+        .filter_map(|(path, linear)| Some((path, linear.lora.as_ref()?)))
+        .collect()
 }

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
+use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
 use super::layout::Section;
-use super::source::{mention_index, model_files, read_files};
+use super::source::read_files;
 use crate::config::{
     ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
 };
@@ -14,7 +15,7 @@ use crate::error::ModelError;
 
 /// A directory with its `config.json`.
 pub(super) struct Described<'a> {
-    pub dir: &'a Path,
+    pub dir: &'a CheckpointDir,
     pub json: &'a Value,
 }
 
@@ -31,13 +32,13 @@ pub(super) fn find_tower(
     given: Option<&Path>,
     inside_wins: bool,
     allow_unused: bool,
-) -> Result<(ClipVisionConfig, Option<PathBuf>), ModelError> {
+) -> Result<(ClipVisionConfig, Option<CheckpointDir>), ModelError> {
     let inside = weights.has(Section::Vision);
     let (mut config, dir) = match given {
-        Some(dir) if !(inside && inside_wins) => (
-            read_tower(weights, dir, allow_unused)?,
-            Some(dir.to_path_buf()),
-        ),
+        Some(dir) if !(inside && inside_wins) => {
+            let dir = CheckpointDir::list(dir.to_path_buf())?;
+            (read_tower(weights, &dir, allow_unused)?, Some(dir))
+        }
         _ if inside => {
             if let Some(dir) = given {
                 tracing::warn!(
@@ -48,7 +49,7 @@ pub(super) fn find_tower(
             (config_inside(known, places, allow_unused)?, None)
         }
         _ => {
-            let dir = local_tower(places)?;
+            let dir = CheckpointDir::list(local_tower(places)?)?;
             (read_tower(weights, &dir, allow_unused)?, Some(dir))
         }
     };
@@ -68,17 +69,10 @@ pub(super) fn find_tower(
 
 fn read_tower(
     weights: &mut WeightMap,
-    dir: &Path,
+    dir: &CheckpointDir,
     allow_unused: bool,
 ) -> Result<ClipVisionConfig, ModelError> {
-    let files = model_files(dir)?;
-    if files.is_empty() {
-        return Err(ModelError::weights(
-            dir,
-            "no weights of a vision tower here",
-        ));
-    }
-    mention_index(&files);
+    let files = dir.own_weights("no weights of a vision tower here")?;
     weights.drop_section(Section::Vision);
     weights.add(read_files(&files)?, Some(Section::Vision))?;
     if !weights.has(Section::Vision) {
@@ -88,10 +82,10 @@ fn read_tower(
         ));
     }
     // A whole LLaVA may lend its tower; it describes it beside or inside its configuration.
-    let (path, beside) = (dir.join("config.json"), dir.join("vision_config.json"));
-    if beside.is_file() {
+    if let Some(beside) = dir.file("vision_config.json") {
         return read_vision_config(&beside, allow_unused);
     }
+    let path = dir.path.join("config.json");
     let kind = read_json(&path)?;
     match kind.get("model_type").and_then(Value::as_str) {
         Some("llava" | "llava_llama" | "sq_llava" | "share4v") => {
@@ -115,8 +109,7 @@ fn config_inside(
         return Ok(config);
     }
     for place in places {
-        let beside = place.dir.join("vision_config.json");
-        if beside.is_file() {
+        if let Some(beside) = place.dir.file("vision_config.json") {
             return read_vision_config(&beside, allow_unused);
         }
     }
@@ -138,7 +131,7 @@ fn config_inside(
     }
     let path = places
         .first()
-        .map_or(PathBuf::new(), |p| p.dir.join("config.json"));
+        .map_or(PathBuf::new(), |p| p.dir.path.join("config.json"));
     Err(ModelError::config(
         path,
         "the sizes of the vision tower are unknown; put its config.json beside as vision_config.json",
@@ -150,7 +143,7 @@ fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
         .iter()
         .filter_map(|place| {
             let name = place.json.get("mm_vision_tower")?.as_str()?;
-            (!name.is_empty()).then(|| place.dir.join(name)) // an absolute path stays itself
+            (!name.is_empty()).then(|| place.dir.path.join(name)) // an absolute path stays itself
         })
         .collect()
 }
@@ -164,11 +157,11 @@ fn local_tower(places: &[Described<'_>]) -> Result<PathBuf, ModelError> {
         .iter()
         .find_map(|place| place.json.get("mm_vision_tower")?.as_str())
         .map_or(String::new(), |name| {
-            format!("; \"mm_vision_tower\" is \"{name}\", which is no directory here")
+            format!("; \"mm_vision_tower\" is \"{name}\", which is not a directory here")
         });
     let dir = places
         .first()
-        .map_or(PathBuf::new(), |p| p.dir.to_path_buf());
+        .map_or(PathBuf::new(), |p| p.dir.path.clone());
     Err(ModelError::weights(
         dir,
         format!("no vision tower inside the checkpoint{named}; give its directory with --vision"),
@@ -203,8 +196,9 @@ mod tests {
     fn fault_02_towers_inside_have_the_sizes_of_the_name() {
         let sizes = |name: &str| {
             let json = json!({"mm_vision_tower": name});
+            let dir = CheckpointDir::default();
             let place = Described {
-                dir: Path::new("no-such-directory"),
+                dir: &dir,
                 json: &json,
             };
             config_inside(None, &[place], false)

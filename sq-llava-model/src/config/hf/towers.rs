@@ -109,7 +109,7 @@ fn check_window(r: &Reader, family: Family, positions: usize) -> Result<(), Mode
     }
 }
 
-/// Weights that are stored in another program's blocks are no matrices.
+/// Refuses weights that are stored in another program's blocks.
 pub(super) fn check_quantization(r: &Reader) -> Result<(), ModelError> {
     let Some(quantization) = r.inside("quantization_config")? else {
         return Ok(());
@@ -140,7 +140,7 @@ fn rope(
         }
         (one, other) => one.or(other),
     };
-    // As in transformers the outer number goes before the inner one.
+    // As in transformers the outer number takes precedence over the inner one.
     let original = r.size("original_max_position_embeddings", 0)?;
     let Some(given) = given else {
         return Ok((outer, None));
@@ -302,7 +302,7 @@ pub(super) fn llama_json(c: &LlamaConfig) -> Value {
     }
     match &c.rope_scaling {
         None => {}
-        // transformers' longrope with equal lists and no attention factor divides likewise.
+        // transformers' longrope with equal lists and no attention factor divides in the same way.
         Some(RopeScaling::Factors { factors }) => {
             out["rope_scaling"] = json!({
                 "rope_type": "longrope",
