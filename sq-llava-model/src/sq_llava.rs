@@ -9,6 +9,7 @@ use crate::connector::prototype::PrototypeExtractor;
 use crate::connector::splice::splice;
 use crate::error::ModelError;
 use crate::language::llama::Llama;
+use crate::ops::linear::Linear;
 use crate::ops::lora::LoraConfig;
 use crate::vision::clip::{ClipVisionTower, pixel_tensor};
 
@@ -174,64 +175,83 @@ impl<B: Backend> SqLlava<B> {
         llama.logits(hidden.squeeze_dim(0))
     }
 
+    /// The linears of both towers that can be adapted, by path.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
+        let llm = self.language_model.linears();
+        let llm = llm.map(|(path, linear)| (format!("language_model.{path}"), linear));
+        let vision = self.vision_tower.iter().flat_map(ClipVisionTower::linears);
+        llm.chain(vision.map(|(path, linear)| (format!("vision_tower.{path}"), linear)))
+    }
+
+    /// [`Self::linears`], to change them, each with the number that its adapter has.
+    pub(crate) fn linears_mut(&mut self) -> impl Iterator<Item = Adaptable<'_, B>> {
+        llm_linears(&mut self.language_model).chain(vision_linears(&mut self.vision_tower))
+    }
+
     /// Adds fresh adapters to the LLM.
     #[must_use]
     pub fn with_llm_lora(mut self, lora: &LoraConfig) -> Self {
-        let mut index = 0;
-        self.language_model.model.layers = self
-            .language_model
-            .model
-            .layers
-            .into_iter()
-            .map(|mut layer| {
-                layer.for_each_linear(|name, linear| {
-                    index += 1;
-                    if lora.targets(name) {
-                        adapt(linear, lora, index);
-                    }
-                });
-                layer
-            })
-            .collect();
+        adapt(llm_linears(&mut self.language_model), lora);
         self
     }
 
     /// Adds fresh adapters to the vision tower.
     #[must_use]
     pub fn with_vision_lora(mut self, lora: &LoraConfig) -> Self {
-        // Numbers far from the LLM's adapters.
-        let mut index = 1 << 32;
-        if let Some(tower) = &mut self.vision_tower {
-            for layer in &mut tower.encoder.layers {
-                layer.for_each_linear(|name, linear| {
-                    index += 1;
-                    if lora.targets(name) {
-                        adapt(linear, lora, index);
-                    }
-                });
-            }
-        }
+        adapt(vision_linears(&mut self.vision_tower), lora);
         self
     }
 
     /// Folds all adapters into the weights.
     #[must_use]
     pub fn merge_lora(mut self) -> Self {
-        let merge = |_: &str, linear: &mut crate::ops::linear::Linear<B>| {
+        for Adaptable { linear, .. } in self.linears_mut() {
             *linear = linear.clone().merge_lora();
-        };
-        for layer in &mut self.language_model.model.layers {
-            layer.for_each_linear(merge);
-        }
-        if let Some(tower) = &mut self.vision_tower {
-            for layer in &mut tower.encoder.layers {
-                layer.for_each_linear(merge);
-            }
         }
         self
     }
 }
 
-fn adapt<B: Backend>(linear: &mut crate::ops::linear::Linear<B>, lora: &LoraConfig, index: u64) {
-    *linear = linear.clone().with_lora(lora, index);
+/// A linear that can be adapted.
+pub(crate) struct Adaptable<'a, B: Backend> {
+    /// Its path in the model.
+    pub path: String,
+    /// The number of its adapter.
+    pub number: u64,
+    pub linear: &'a mut Linear<B>,
+}
+
+fn llm_linears<B: Backend>(llama: &mut Llama<B>) -> impl Iterator<Item = Adaptable<'_, B>> {
+    let numbered = llama.linears_mut().zip(1..);
+    numbered.map(|((path, linear), number)| Adaptable {
+        path: format!("language_model.{path}"),
+        number,
+        linear,
+    })
+}
+
+fn vision_linears<B: Backend>(
+    tower: &mut Option<ClipVisionTower<B>>,
+) -> impl Iterator<Item = Adaptable<'_, B>> {
+    let linears = tower.iter_mut().flat_map(ClipVisionTower::linears_mut);
+    // Numbers far from those of the LLM's adapters.
+    let numbered = linears.zip((1 << 32) + 1..);
+    numbered.map(|((path, linear), number)| Adaptable {
+        path: format!("vision_tower.{path}"),
+        number,
+        linear,
+    })
+}
+
+fn adapt<'a, B: Backend>(linears: impl Iterator<Item = Adaptable<'a, B>>, lora: &LoraConfig) {
+    for Adaptable {
+        path,
+        number,
+        linear,
+    } in linears
+    {
+        if lora.targets(&path) {
+            *linear = linear.clone().with_lora(lora, number);
+        }
+    }
 }

@@ -5,7 +5,6 @@
 use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
-use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor, TensorData};
 use burn_flex::Flex;
@@ -13,7 +12,6 @@ use golden::{Tensors, Value, assert_close};
 use sq_llava_model::config::Family;
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::ops::cross_entropy::token_losses;
-use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_model::{Sample, SqLlava};
 
@@ -239,7 +237,7 @@ fn golden_adapters_beside_and_merged() {
 fn golden_gradients_of_adapters() {
     type Ad = Autodiff<Flex>;
     for case in cases() {
-        let mut model = adapted::<Ad>(&case);
+        let model = adapted::<Ad>(&case);
         let labels = case.ids("lora_labels");
         let mut losses = Vec::new();
         for (start, ids) in rows(&case) {
@@ -265,8 +263,8 @@ fn golden_gradients_of_adapters() {
         );
         let grads = loss.backward();
         let mut compared = 0;
-        let mut compare = |path: &str, linear: &mut Linear<Ad>| {
-            let Some(lora) = &linear.lora else { return };
+        for (path, linear) in model.language_model.linears() {
+            let Some(lora) = &linear.lora else { continue };
             for (part, param) in [("lora_A", &lora.a), ("lora_B", &lora.b)] {
                 let key = format!("lora_grad.base_model.model.{path}.{part}.weight");
                 if !case.tensors.contains(&key) {
@@ -278,19 +276,10 @@ fn golden_gradients_of_adapters() {
                 assert_close(&what, &values(grad), &reference, 1e-4);
                 compared += 1;
             }
-        };
-        for (index, layer) in model.language_model.model.layers.iter_mut().enumerate() {
-            layer.for_each_linear(|name, linear| {
-                let part = match name {
-                    "gate_proj" | "up_proj" | "down_proj" => "mlp",
-                    _ => "self_attn",
-                };
-                compare(&format!("model.layers.{index}.{part}.{name}"), linear);
-            });
         }
         let all = case.tensors.names();
         let all = all.filter(|name| name.starts_with("lora_grad.")).count();
         assert_eq!(compared, all, "{}", case.name());
-        assert!(all > 0 && model.num_params() > 0);
+        assert!(all > 0, "{}", case.name());
     }
 }

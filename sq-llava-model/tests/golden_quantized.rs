@@ -8,7 +8,7 @@ mod weights;
 use std::path::{Path, PathBuf};
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, ModuleMapper, Param};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{FloatDType, Int, Tensor, TensorData, backend::Backend};
 use golden::{Tensors, assert_close, relative_error};
@@ -16,6 +16,7 @@ use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::processor::{KernelPath, VARIABLE};
 use sq_llava_model::weights::{LoadOptions, SaveOptions, load_model, save_pretrained};
 use weights::*;
@@ -52,19 +53,8 @@ fn dense<B: Backend>(mut model: SqLlava<B>) -> SqLlava<B> {
     let embed = &mut llama.model.embed_tokens;
     embed.weight = Param::initialized(embed.weight.id(), embed.table()).into();
     llama.lm_head = llama.lm_head.take().map(|head| head.dequantize());
-    for layer in &mut llama.model.layers {
-        let (a, m) = (&mut layer.self_attn, &mut layer.mlp);
-        for linear in [
-            &mut a.q_proj,
-            &mut a.k_proj,
-            &mut a.v_proj,
-            &mut a.o_proj,
-            &mut m.gate_proj,
-            &mut m.up_proj,
-            &mut m.down_proj,
-        ] {
-            *linear = linear.clone().dequantize();
-        }
+    for (_, linear) in llama.linears_mut() {
+        *linear = linear.clone().dequantize();
     }
     model
 }
@@ -216,31 +206,23 @@ fn adapter_gradients(model: &SqLlava<Ad>) -> Vec<(String, Vec<f32>)> {
     );
     let grads = (scores * weights).sum().backward();
     struct Collector<'a> {
-        path: Vec<String>,
         grads: &'a <Ad as AutodiffBackend>::Gradients,
         found: Vec<(String, Vec<f32>)>,
     }
-    impl ModuleVisitor<Ad> for Collector<'_> {
-        fn enter_module(&mut self, name: &str, _: &str) {
-            self.path.push(name.into());
-        }
-        fn exit_module(&mut self, _: &str, _: &str) {
-            self.path.pop();
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Ad, D>>) {
+    impl ParamVisitor<Ad> for Collector<'_> {
+        fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<Ad, D>>) {
             let Some(grad) = param.val().grad(self.grads) else {
                 return;
             };
             let grad = grad.into_data().to_vec().unwrap();
-            self.found.push((self.path.join("."), grad));
+            self.found.push((path.dotted(), grad));
         }
     }
     let mut collector = Collector {
-        path: vec![],
         grads: &grads,
         found: vec![],
     };
-    model.visit(&mut collector);
+    visit_params(model, &mut collector);
     collector.found
 }
 

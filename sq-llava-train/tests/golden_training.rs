@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
-use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
+use burn::module::{AutodiffModule, Module, Param};
 use burn::optim::{GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
@@ -16,6 +16,7 @@ use burn::train::{InferenceStep, TrainStep};
 use burn_flex::Flex;
 use golden::{Case, Tensors, assert_close};
 use sq_llava_data::TokenRole;
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_model::{Sample, SqLlava};
 use sq_llava_train::data::batch::{MicroBatch, TrainSample};
@@ -145,23 +146,14 @@ fn train_model<B: Backend>(
 
 /// Values of the adapters by PEFT's key, or their gradients.
 struct Adapters<'a> {
-    path: Vec<String>,
     prefix: &'a str,
     grads: Option<&'a GradientsParams>,
     found: BTreeMap<String, Vec<f32>>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Adapters<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
-        let path = self.path.join(".");
+impl<B: AutodiffBackend> ParamVisitor<B> for Adapters<'_> {
+    fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
+        let path = path.dotted();
         let Some((linear, factor)) = path.split_once(".lora.") else {
             return;
         };
@@ -195,12 +187,11 @@ fn adapters<B: AutodiffBackend, M: Module<B>>(
     grads: Option<&GradientsParams>,
 ) -> BTreeMap<String, Vec<f32>> {
     let mut visitor = Adapters {
-        path: vec![],
         prefix,
         grads,
         found: BTreeMap::new(),
     };
-    module.visit(&mut visitor);
+    visit_params(module, &mut visitor);
     visitor.found
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::module::{Module, ModuleMapper, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::{Tensor, TensorData};
 use burn::train::TrainStep;
@@ -14,6 +14,7 @@ use sq_llava_model::SqLlava;
 use sq_llava_model::config::PrototypeConfig;
 use sq_llava_model::language::llama::NewTokens;
 use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_train::GradientCheckpointing::{self, Blocks, None as Keep};
 use sq_llava_train::data::batch::{MicroBatch, Picture, TrainSample};
@@ -120,23 +121,14 @@ fn batch(samples: Vec<TrainSample>, step: usize, step_tokens: usize) -> MicroBat
 /// Gradients of everything that trains, by path.
 struct Read<'a> {
     grads: &'a GradientsParams,
-    path: Vec<String>,
     found: Gradients,
 }
 
-impl ModuleVisitor<Ad> for Read<'_> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<Ad, D>>) {
+impl ParamVisitor<Ad> for Read<'_> {
+    fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<Ad, D>>) {
         if let Some(grad) = self.grads.get::<Flex, D>(param.id) {
             let values = grad.into_data().to_vec().expect("f32 values");
-            self.found.insert(self.path.join("."), values);
+            self.found.insert(path.dotted(), values);
         }
     }
 }
@@ -169,10 +161,9 @@ fn step(
     }
     let mut read = Read {
         grads: &output.grads,
-        path: vec![],
         found: Gradients::new(),
     };
-    model.visit(&mut read);
+    visit_params(&model, &mut read);
     assert_eq!(read.found.len(), output.grads.len());
     (read.found, output.item.sums)
 }

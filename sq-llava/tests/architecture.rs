@@ -16,8 +16,8 @@ const FLOORS: [(&str, &str); 4] = [
     ),
     (
         "sq-llava-model",
-        "origin < error < kernels < ops < config < vision language < connector < sq_llava \
-         < weights < generation",
+        "origin < error < kernels < ops < config < vision language < connector < part \
+         < sq_llava          < weights < generation",
     ),
     (
         "sq-llava-train",

@@ -4,4 +4,4 @@
 pub mod cluster;
 pub mod projector;
 pub mod prototype;
-pub mod splice;
+pub(crate) mod splice;

@@ -77,3 +77,24 @@ impl<B: Backend> MlpProjector<B> {
         hidden
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use burn_flex::Flex;
+
+    use super::*;
+
+    #[test]
+    fn a_projector_has_the_parameters_that_are_counted() {
+        for name in ["identity", "linear", "mlp2x_gelu", "mlp4x_gelu", "cluster"] {
+            let config = ProjectorConfig::from_name(name, None).unwrap();
+            assert_eq!(config.name(), name);
+            let projector = config.init::<Flex>(24, 40, &Default::default());
+            let tokens = Tensor::zeros([2, 9, 24], &Default::default());
+            if name != "identity" {
+                assert_eq!(projector.forward(tokens).dims(), [2, 9, 40], "{name}");
+            }
+            assert_eq!(projector.num_params(), config.parameters(24, 40), "{name}");
+        }
+    }
+}

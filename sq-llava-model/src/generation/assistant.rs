@@ -269,7 +269,7 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// As [`Self::answer`].
-    pub fn answer_n(
+    pub(crate) fn answer_n(
         &self,
         request: &Request<'_>,
         n: usize,
@@ -299,7 +299,7 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// If the tokenizer lacks a token of the template.
-    pub fn generate_config(
+    pub(crate) fn generate_config(
         &self,
         options: &AnswerOptions,
         ending: Ending,

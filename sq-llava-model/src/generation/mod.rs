@@ -1,7 +1,10 @@
 //! From a model to text: decoding, answers to a user, and questions of the model's own.
 
-pub mod assistant;
+pub(crate) mod assistant;
 pub mod generate;
 mod not_finite;
-pub mod questioner;
+pub mod prefix;
+pub(crate) mod questioner;
 pub mod sampling;
+#[cfg(test)]
+mod tests;

@@ -32,7 +32,7 @@ pub struct QuestionOptions {
 }
 
 impl QuestionOptions {
-    /// Instruction of the description that goes before the questions.
+    /// Instruction for the description that precedes the questions.
     pub const DESCRIBE: &str = "Describe the image.";
 
     /// The settings of the paper's demonstration: temperature 1.2, top-k 300, top-p 0.95, up to
@@ -92,8 +92,8 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         Ok(Self { assistant })
     }
 
-    /// Describes the picture if that is wanted, then draws questions about it. Questions that differ in case or
-    /// spaces only are one.
+    /// Describes the picture if that is wanted, then draws questions about it. Questions that differ
+    /// only in case or spaces count as one.
     ///
     /// # Errors
     /// As [`Assistant::answer`], or if more than 100,000 questions are wanted.
@@ -104,7 +104,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     ) -> Result<Questions, ModelError> {
         if options.n > MOST_QUESTIONS {
             return Err(ModelError::Argument(format!(
-                "{} questions are wanted; at most {MOST_QUESTIONS} are drawn in one go",
+                "{} questions are wanted; at most {MOST_QUESTIONS} are drawn at once",
                 options.n
             )));
         }

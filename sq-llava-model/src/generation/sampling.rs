@@ -65,7 +65,7 @@ impl Sampling {
 
 /// Draws the tokens of one sequence.
 #[derive(Debug, Clone)]
-pub struct Sampler {
+pub(crate) struct Sampler {
     sampling: Sampling,
     rng: ChaCha8Rng,
 }

@@ -128,6 +128,17 @@ pub struct LlamaMlp<B: Backend> {
     act: Activation,
 }
 
+/// Paths of a layer's linears in the layer.
+const LINEARS: [&str; 7] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.o_proj",
+    "mlp.gate_proj",
+    "mlp.up_proj",
+    "mlp.down_proj",
+];
+
 impl LlamaConfig {
     /// A decoder with lazily drawn weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> Llama<B> {
@@ -212,6 +223,24 @@ impl<B: Backend> Llama<B> {
             Some(new) => base.max(new.start + new.rows()),
             None => base,
         }
+    }
+
+    /// The layers' linears by their paths in the decoder.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
+        let layers = self.model.layers.iter().enumerate();
+        layers.flat_map(|(index, layer)| {
+            let named = move |(path, linear)| (format!("model.layers.{index}.{path}"), linear);
+            layer.linears().map(named)
+        })
+    }
+
+    /// [`Self::linears`], to change them.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
+        let layers = self.model.layers.iter_mut().enumerate();
+        layers.flat_map(|(index, layer)| {
+            let named = move |(path, linear)| (format!("model.layers.{index}.{path}"), linear);
+            layer.linears_mut().map(named)
+        })
     }
 
     /// Embeddings of token ids in f32, as they enter the first layer. `[n]` → `[n, hidden]`
@@ -392,16 +421,32 @@ impl<B: AutodiffBackend> LayerContext<B> {
 }
 
 impl<B: Backend> LlamaLayer<B> {
-    /// The linears that can be adapted or quantised, by name.
-    pub fn for_each_linear(&mut self, mut f: impl FnMut(&str, &mut Linear<B>)) {
-        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
-        f("q_proj", &mut attention.q_proj);
-        f("k_proj", &mut attention.k_proj);
-        f("v_proj", &mut attention.v_proj);
-        f("o_proj", &mut attention.o_proj);
-        f("gate_proj", &mut mlp.gate_proj);
-        f("up_proj", &mut mlp.up_proj);
-        f("down_proj", &mut mlp.down_proj);
+    /// The linears that can be adapted or quantised, by their paths in the layer.
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear<B>)> {
+        let (a, m) = (&self.self_attn, &self.mlp);
+        LINEARS.into_iter().zip([
+            &a.q_proj,
+            &a.k_proj,
+            &a.v_proj,
+            &a.o_proj,
+            &m.gate_proj,
+            &m.up_proj,
+            &m.down_proj,
+        ])
+    }
+
+    /// [`Self::linears`], to change them.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear<B>)> {
+        let (a, m) = (&mut self.self_attn, &mut self.mlp);
+        LINEARS.into_iter().zip([
+            &mut a.q_proj,
+            &mut a.k_proj,
+            &mut a.v_proj,
+            &mut a.o_proj,
+            &mut m.gate_proj,
+            &mut m.up_proj,
+            &mut m.down_proj,
+        ])
     }
 
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`

@@ -3,4 +3,4 @@
 pub mod cache;
 pub mod llama;
 pub mod quantize;
-pub mod vocabulary;
+pub(crate) mod vocabulary;

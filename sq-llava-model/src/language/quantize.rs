@@ -45,7 +45,7 @@ impl FromStr for Quantize {
 ///
 /// # Errors
 /// If a backend other than the CPU's is to train on quantised weights, or to keep a file's blocks.
-pub fn check<B: Backend>(wanted: Quantize, device: &B::Device) -> Result<(), ModelError> {
+pub(crate) fn check<B: Backend>(wanted: Quantize, device: &B::Device) -> Result<(), ModelError> {
     let refused = match wanted {
         _ if is_native::<B>() => return Ok(()),
         _ if B::ad_enabled(device) => {
@@ -91,17 +91,11 @@ pub(crate) fn for_each_slot<B: Backend>(llama: &mut Llama<B>, f: &mut dyn FnMut(
         table: true,
         weight: &mut llama.model.embed_tokens.weight,
     });
-    for (index, layer) in llama.model.layers.iter_mut().enumerate() {
-        layer.for_each_linear(|name, linear| {
-            let part = match name {
-                "gate_proj" | "up_proj" | "down_proj" => "mlp",
-                _ => "self_attn",
-            };
-            f(Slot {
-                name: format!("language_model.model.layers.{index}.{part}.{name}.weight"),
-                table: false,
-                weight: &mut linear.weight,
-            });
+    for (path, linear) in llama.linears_mut() {
+        f(Slot {
+            name: format!("language_model.{path}.weight"),
+            table: false,
+            weight: &mut linear.weight,
         });
     }
     if let Some(head) = &mut llama.lm_head {
@@ -160,7 +154,7 @@ impl<B: Backend> Llama<B> {
     /// linears as quantised tensors and leave embedding and head dense.
     ///
     /// # Errors
-    /// As [`Self::quantize`], and as [`check`].
+    /// As [`Self::quantize`], or if a backend other than the CPU's is to train.
     pub fn quantize_here(&mut self, wanted: Quantize) -> Result<(), ModelError> {
         if is_native::<B>() {
             return self.quantize(wanted);
@@ -207,21 +201,11 @@ fn matrices<B: Backend>(llama: &Llama<B>) -> Vec<(String, &Weight<B>)> {
         "language_model.model.embed_tokens.weight".to_string(),
         &table.weight,
     )];
-    for (index, layer) in llama.model.layers.iter().enumerate() {
-        let (a, m) = (&layer.self_attn, &layer.mlp);
-        for (name, linear) in [
-            ("self_attn.q_proj", &a.q_proj),
-            ("self_attn.k_proj", &a.k_proj),
-            ("self_attn.v_proj", &a.v_proj),
-            ("self_attn.o_proj", &a.o_proj),
-            ("mlp.gate_proj", &m.gate_proj),
-            ("mlp.up_proj", &m.up_proj),
-            ("mlp.down_proj", &m.down_proj),
-        ] {
-            let name = format!("language_model.model.layers.{index}.{name}.weight");
-            out.push((name, &linear.weight));
-        }
-    }
+    out.extend(
+        llama
+            .linears()
+            .map(|(path, linear)| (format!("language_model.{path}.weight"), &linear.weight)),
+    );
     if let Some(head) = &llama.lm_head {
         out.push(("language_model.lm_head.weight".into(), &head.weight));
     }

@@ -39,7 +39,7 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Errors
     /// If the weights are quantised.
-    pub fn grow_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
+    pub(crate) fn grow_vocabulary(&mut self, rows: usize) -> Result<(), ModelError> {
         let head = self.lm_head.as_ref().map(|head| &head.weight);
         let dense = self.model.embed_tokens.weight.is_dense() && head.is_none_or(Weight::is_dense);
         if !dense {

@@ -1,4 +1,4 @@
-//! Tensors one behind the other.
+//! Concatenation of tensors.
 
 use burn::tensor::{Tensor, backend::Backend};
 

@@ -10,7 +10,7 @@ pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 
     #[cfg(feature = "cpu")]
     let logits = {
         use crate::kernels::cpu;
-        // A negative id is no place in any vocabulary.
+        // A negative id is outside any vocabulary.
         let places = ids
             .iter()
             .map(|&id| usize::try_from(id).unwrap_or(usize::MAX));

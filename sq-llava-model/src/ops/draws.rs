@@ -22,7 +22,7 @@ const BITS: u32 = 0x7FFF_FFFF;
 const MIX: [u32; 2] = [0x045D_9F3B, 0x2C1B_3C6D];
 /// Its shifts: before each multiplier, and at the end.
 const SHIFT: [u32; 3] = [16, 15, 15];
-/// Below so many elements one thread is faster.
+/// Below this number of elements one thread is faster.
 const PARALLEL: usize = 1 << 16;
 
 thread_local! {

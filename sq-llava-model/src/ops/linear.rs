@@ -204,7 +204,7 @@ fn apply<B: Backend, const N: usize>(
 }
 
 /// Several maps of one input. One token costs what reading the weights costs: the CPU backend
-/// reads them all in one go. `[.., in]` → `[.., out]` each
+/// reads them all at once. `[.., in]` → `[.., out]` each
 pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
     linears: [&Linear<B>; N],
     input: Tensor<B, D>,

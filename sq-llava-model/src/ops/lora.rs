@@ -62,8 +62,9 @@ impl LoraConfig {
         self.lora_alpha / if self.use_rslora { r.sqrt() } else { r }
     }
 
-    /// Whether the linear called `name` inside the tower is adapted.
-    pub fn targets(&self, name: &str) -> bool {
+    /// Whether the linear at a path is adapted; its last name counts.
+    pub fn targets(&self, path: &str) -> bool {
+        let name = path.rsplit('.').next().unwrap_or(path);
         self.target_modules.iter().any(|target| target == name)
     }
 }

@@ -300,3 +300,50 @@ impl<B: Backend> ModuleDisplayDefault for Weight<B> {
 }
 
 impl<B: Backend> ModuleDisplay for Weight<B> {}
+
+#[cfg(test)]
+mod tests {
+    use burn::backend::Autodiff;
+    use burn::tensor::Distribution;
+    use burn_flex::Flex;
+
+    use super::*;
+    use crate::ops::linear::Linear;
+
+    type Ad = Autodiff<Flex>;
+
+    #[test]
+    fn blocks_keep_the_parameter_that_they_stand_for() {
+        let count_of = |linear: &Linear<Ad>| Module::<Ad>::num_params(linear);
+        let device = Default::default();
+        let mut linear = Linear::<Ad>::init(70, 5, true, &device);
+        let values = Tensor::<Ad, 2>::random([5, 70], Distribution::Default, &device);
+        let data: Vec<f32> = values.to_data().to_vec().unwrap();
+        let matrix = BlockMatrix::quantize("a weight", QuantFormat::Q8, [5, 70], |row, out| {
+            out.copy_from_slice(&data[row * 70..(row + 1) * 70]);
+        });
+        let matrix = matrix.unwrap();
+        let (id, count) = (linear.weight.id(), count_of(&linear));
+        linear.weight = linear.weight.in_blocks(matrix.clone(), DType::F16);
+
+        // Through every way that a module goes, the id and the numbers stay.
+        let there = linear.clone().valid().fork(&device).to_device(&device);
+        let back = Linear::<Ad>::from_inner(there.no_grad());
+        assert_eq!((back.d_in(), back.d_out()), (70, 5));
+        assert_eq!((count_of(&back), back.weight.id()), (count, id));
+        assert_eq!(back.weight.blocks().unwrap().parts(), matrix.parts());
+        assert_eq!(back.devices(), [device]);
+
+        let dense = back.clone().dequantize();
+        assert_eq!((count_of(&dense), dense.weight.id()), (count, id));
+        assert_eq!(dense.weight.dtype(), DType::F16);
+        let expected = matrix.dequantize().convert::<half::f16>();
+        assert_eq!(dense.weight.val().into_data(), expected);
+
+        // A record holds the values in floats, whatever it is loaded over.
+        let loaded = linear.load_record(back.into_record());
+        assert!(loaded.weight.is_dense());
+        assert_eq!((loaded.weight.id(), count_of(&loaded)), (id, count));
+        assert_eq!(loaded.weight.val().into_data(), expected);
+    }
+}

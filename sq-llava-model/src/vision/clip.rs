@@ -93,6 +93,16 @@ pub struct ClipMlp<B: Backend> {
     act: Activation,
 }
 
+/// Paths of a layer's linears in the layer.
+const LINEARS: [&str; 6] = [
+    "self_attn.q_proj",
+    "self_attn.k_proj",
+    "self_attn.v_proj",
+    "self_attn.out_proj",
+    "mlp.fc1",
+    "mlp.fc2",
+];
+
 /// Sizes of the layers of a tower, of images or of text.
 pub struct LayerSizes {
     /// Width of the residual stream.
@@ -178,6 +188,24 @@ impl ClipVisionConfig {
 }
 
 impl<B: Backend> ClipVisionTower<B> {
+    /// The layers' linears by their paths in the tower.
+    pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
+        let layers = self.encoder.layers.iter().enumerate();
+        layers.flat_map(|(index, layer)| {
+            let named = move |(path, linear)| (format!("encoder.layers.{index}.{path}"), linear);
+            layer.linears().map(named)
+        })
+    }
+
+    /// [`Self::linears`], to change them.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
+        let layers = self.encoder.layers.iter_mut().enumerate();
+        layers.flat_map(|(index, layer)| {
+            let named = move |(path, linear)| (format!("encoder.layers.{index}.{path}"), linear);
+            layer.linears_mut().map(named)
+        })
+    }
+
     /// Output of hidden layer `layer` (0 = before the first layer); layers above it do not run.
     /// `[images, 3, side, side]` → `[images, patches + 1, hidden]`, f32
     pub fn hidden_state(&self, pixels: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
@@ -290,15 +318,25 @@ impl<B: Backend> PatchEmbedding<B> {
 }
 
 impl<B: Backend> ClipLayer<B> {
-    /// The linears that can be adapted, by name.
-    pub fn for_each_linear(&mut self, mut f: impl FnMut(&str, &mut Linear<B>)) {
-        let (attention, mlp) = (&mut self.self_attn, &mut self.mlp);
-        f("q_proj", &mut attention.q_proj);
-        f("k_proj", &mut attention.k_proj);
-        f("v_proj", &mut attention.v_proj);
-        f("out_proj", &mut attention.out_proj);
-        f("fc1", &mut mlp.fc1);
-        f("fc2", &mut mlp.fc2);
+    /// The linears that can be adapted, by their paths in the layer.
+    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear<B>)> {
+        let (a, m) = (&self.self_attn, &self.mlp);
+        LINEARS
+            .into_iter()
+            .zip([&a.q_proj, &a.k_proj, &a.v_proj, &a.out_proj, &m.fc1, &m.fc2])
+    }
+
+    /// [`Self::linears`], to change them.
+    pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear<B>)> {
+        let (a, m) = (&mut self.self_attn, &mut self.mlp);
+        LINEARS.into_iter().zip([
+            &mut a.q_proj,
+            &mut a.k_proj,
+            &mut a.v_proj,
+            &mut a.out_proj,
+            &mut m.fc1,
+            &mut m.fc2,
+        ])
     }
 
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`

@@ -1,22 +1,22 @@
 //! LoRA adapters in PEFT's format.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use burn::tensor::backend::Backend;
 use serde_json::Value;
 
 use super::adapter_config::PeftConfig;
+use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
 use super::layout::{Key, PEFT_WRAP, Section, read_key};
 use super::report::list;
-use super::source::{either, read_file};
+use super::source::read_file;
 use super::tensor::StoredTensor;
 use crate::config::read_json;
 use crate::error::ModelError;
-use crate::ops::linear::Linear;
 use crate::ops::lora::{Lora, LoraConfig};
-use crate::sq_llava::SqLlava;
+use crate::sq_llava::{Adaptable, SqLlava};
 
 /// One adapter directory.
 #[derive(Debug)]
@@ -33,34 +33,35 @@ pub(super) struct Adapter {
 ///
 /// # Errors
 /// If the file is malformed.
-pub(super) fn base_of(dir: &Path) -> Result<Option<String>, ModelError> {
-    let path = dir.join("adapter_config.json");
-    if !path.is_file() {
+pub(super) fn base_of(dir: &CheckpointDir) -> Result<Option<String>, ModelError> {
+    let Some(path) = dir.adapter_config() else {
         return Ok(None);
-    }
+    };
     let value = read_json(&path)?;
     let name = value.get("base_model_name_or_path").and_then(Value::as_str);
     Ok(name.filter(|name| !name.is_empty()).map(Into::into))
 }
 
 /// Reads the adapter of a directory, if there is one. With `allow_unused`, options of PEFT that
-/// nobody here knows are let pass.
+/// are not known here are accepted.
 ///
 /// # Errors
 /// If it is incomplete, damaged, or of a kind that is not supported.
-pub(super) fn read_adapter(dir: &Path, allow_unused: bool) -> Result<Option<Adapter>, ModelError> {
-    let config = dir.join("adapter_config.json");
-    match (config.is_file(), either(dir, "adapter_model")) {
-        (false, None) => Ok(None),
-        (true, None) => Err(ModelError::weights(
-            dir,
+pub(super) fn read_adapter(
+    dir: &CheckpointDir,
+    allow_unused: bool,
+) -> Result<Option<Adapter>, ModelError> {
+    match (dir.adapter_config(), dir.adapter()) {
+        (None, None) => Ok(None),
+        (Some(_), None) => Err(ModelError::weights(
+            &dir.path,
             "adapter_config.json stands here without adapter_model.safetensors or adapter_model.bin",
         )),
-        (false, Some(file)) => Err(ModelError::weights(
+        (None, Some(file)) => Err(ModelError::weights(
             file,
             "this adapter lacks the adapter_config.json beside it",
         )),
-        (true, Some(file)) => {
+        (Some(config), Some(file)) => {
             let config = PeftConfig::read(&config, allow_unused)?;
             let tensors = read_file(&file)?;
             if tensors.is_empty() {
@@ -119,7 +120,7 @@ impl Adapter {
         ModelError::weights(&self.file, reason)
     }
 
-    /// The factors by the canonical paths of their linears, and the keys of what is no factor.
+    /// The factors by the canonical paths of their linears, and the keys of everything else.
     ///
     /// # Errors
     /// If a factor stands there twice with different values.
@@ -273,15 +274,21 @@ pub(super) fn attach<B: Backend>(
         }
         let prefixes = prefixes(&pairs);
         let (mut placed, mut without) = (Vec::new(), Vec::new());
-        for_each_linear(model, |path, linear, index| match pairs.remove(path) {
-            Some(pair) => {
-                if let Some(config) = &pair.config {
-                    *linear = linear.clone().with_lora(config, index);
-                }
-                placed.push((path.to_string(), pair));
+        for Adaptable {
+            path,
+            number,
+            linear,
+        } in model.linears_mut()
+        {
+            let Some(pair) = pairs.remove(&path) else {
+                without.push(path);
+                continue;
+            };
+            if let Some(config) = &pair.config {
+                *linear = linear.clone().with_lora(config, number);
             }
-            None => without.push(path.to_string()),
-        });
+            placed.push((path, pair));
+        }
         adapter.check_complete(&prefixes, &without, model.config.feature_layer())?;
         for (path, pair) in placed {
             for (factor, tensor) in [("A", pair.a), ("B", pair.b)] {
@@ -309,43 +316,10 @@ pub(super) fn attach<B: Backend>(
     Ok(notes)
 }
 
-/// Every linear of both towers that can be adapted, with its canonical path and the number that
-/// its adapter has. Numbers are those of fresh adapters.
-pub(super) fn for_each_linear<B: Backend>(
-    model: &mut SqLlava<B>,
-    mut f: impl FnMut(&str, &mut Linear<B>, u64),
-) {
-    let group = |name: &str| match name {
-        "gate_proj" | "up_proj" | "down_proj" | "fc1" | "fc2" => "mlp",
-        _ => "self_attn",
-    };
-    let mut number = 0;
-    for (index, layer) in model.language_model.model.layers.iter_mut().enumerate() {
-        layer.for_each_linear(|name, linear| {
-            number += 1;
-            let path = format!("language_model.model.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number);
-        });
-    }
-    let Some(tower) = &mut model.vision_tower else {
-        return;
-    };
-    number = 1 << 32;
-    for (index, layer) in tower.encoder.layers.iter_mut().enumerate() {
-        layer.for_each_linear(|name, linear| {
-            number += 1;
-            let path = format!("vision_tower.encoder.layers.{index}.{}.{name}", group(name));
-            f(&path, linear, number);
-        });
-    }
-}
-
 /// The canonical paths of all linears that can be adapted, with the adapters of those that are.
-pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Option<Lora<B>>)> {
-    let mut found = Vec::new();
-    // A clone shares its tensors.
-    for_each_linear(&mut model.clone(), |path, linear, _| {
-        found.push((path.to_string(), linear.lora.take()));
-    });
-    found
+pub(super) fn adapters<B: Backend>(model: &SqLlava<B>) -> Vec<(String, Option<&Lora<B>>)> {
+    let linears = model.linears();
+    linears
+        .map(|(path, linear)| (path, linear.lora.as_ref()))
+        .collect()
 }

@@ -84,7 +84,7 @@ pub(super) struct PeftConfig {
 }
 
 impl PeftConfig {
-    /// Reads the file. With `allow_unused`, options that nobody here knows are let pass.
+    /// Reads the file. With `allow_unused`, options that are not known here are accepted.
     ///
     /// # Errors
     /// If it is malformed, or asks for what is not supported; the message names the option.

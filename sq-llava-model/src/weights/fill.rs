@@ -13,6 +13,7 @@ use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
+use crate::part::Part;
 
 /// Stored tensors by canonical name, with what else was found beside them.
 #[derive(Debug, Default)]
@@ -223,8 +224,8 @@ pub(super) struct FillOptions<'a> {
     pub trainable_dtype: DType,
     /// Whether the frozen weights take no gradient.
     pub freeze_base: bool,
-    /// Canonical prefixes of parts that may start from their random draw.
-    pub fresh: &'a [&'static str],
+    /// Whether projector and prototype extractor may start from their random draw.
+    pub fresh: bool,
     /// Called with bytes read and bytes in all.
     pub progress: Option<&'a dyn Fn(u64, u64)>,
 }
@@ -289,10 +290,11 @@ impl Filler<'_> {
     fn read<B: Backend, const D: usize>(
         &mut self,
         name: &str,
+        part: Part,
         param: &Param<Tensor<B, D>>,
     ) -> Option<Tensor<B, D>> {
         let Some(stored) = self.weights.weights.remove(name) else {
-            if self.options.fresh.iter().any(|part| name.starts_with(part)) {
+            if self.options.fresh && part.is_connector() {
                 self.report.fresh.push(name.to_string());
             } else {
                 self.report.missing.push(self.weights.file_key(name));
@@ -308,10 +310,9 @@ impl Filler<'_> {
             });
             return None;
         }
-        let dtype = if is_trainable(name) {
-            self.options.trainable_dtype
-        } else {
-            self.options.dtype
+        let dtype = match part {
+            Part::Base => self.options.dtype,
+            _ => self.options.trainable_dtype,
         };
         let data = match stored.read(dtype) {
             Ok(data) => data,
@@ -329,20 +330,11 @@ impl Filler<'_> {
         self.report.loaded.push(stored.name);
         let device = param.lazy_device();
         // What training changes lives a step long.
-        Some(match is_trainable(name) {
-            true => Tensor::from_data(data, (&device, dtype)),
-            false => settle(data, &device, dtype),
+        Some(match part {
+            Part::Base => settle(data, &device, dtype),
+            _ => Tensor::from_data(data, (&device, dtype)),
         })
     }
-}
-
-/// Weights that training changes, whatever stage.
-fn is_trainable(name: &str) -> bool {
-    name.ends_with(".lora_A.weight")
-        || name.ends_with(".lora_B.weight")
-        || ["mm_projector.", "prototype.", "language_model.new_tokens."]
-            .iter()
-            .any(|part| name.starts_with(part))
 }
 
 impl<B: Backend> ParamMapper<B> for Filler<'_> {
@@ -358,11 +350,12 @@ impl<B: Backend> ParamMapper<B> for Filler<'_> {
         if self.weights.quantized.contains_key(&name) {
             return param;
         }
-        match self.read(&name, &param) {
+        let part = Part::of(path);
+        match self.read(&name, part, &param) {
             None => param,
             Some(tensor) => {
-                let frozen = self.options.freeze_base && !is_trainable(&name);
-                let learns = !frozen && name != "prototype.centers";
+                let frozen = self.options.freeze_base && part == Part::Base;
+                let learns = !frozen && part != Part::Centers;
                 Param::initialized(param.id, tensor.set_require_grad(learns))
             }
         }

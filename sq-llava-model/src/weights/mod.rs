@@ -2,19 +2,23 @@
 //!
 //! [`load_model`] reads original LLaVA, llava-hf, a language model with a CLIP tower beside it,
 //! and run directories (adapters and projector on a base); from safetensors and PyTorch files,
-//! whole or in shards, and language models from GGUF files. Files are mapped and converted tensor by tensor, so the memory taken is the
-//! model's own in its target dtype and little more. [`save_pretrained`] writes whole models,
-//! [`save_adapters`] what a training run changed.
+//! whole or in shards, and language models from GGUF files. Files are mapped and converted tensor by
+//! tensor, so the memory taken is the model's own in its target dtype and little more.
+//! [`save_pretrained`] writes whole models, [`save_adapters`] what a training run changed.
 
 mod adapter;
 mod adapter_config;
+mod checkpoint;
+mod checkpoint_dir;
 mod fill;
 mod gguf;
 mod layout;
 mod llava_hf;
 mod load;
 mod module;
+mod options;
 mod pickle;
+mod plan;
 mod pytorch;
 mod quantized;
 mod random;
@@ -31,10 +35,10 @@ mod write;
 
 pub use layout::Layout;
 pub use llava_hf::{prepare_llava_hf, save_llava_hf_files};
-pub use load::{
-    CheckpointKind, FreshParts, LoadOptions, Loaded, LookUp, ModelFiles, Progress, load_model,
-};
+pub use load::{Loaded, load_model};
 pub use module::load_module;
+pub use options::{FreshParts, LoadOptions, LookUp, Progress};
+pub use plan::{CheckpointKind, ModelFiles};
 pub use random::init_random;
 pub use report::{LoadReport, Mismatch};
 pub use save::{SaveOptions, save_pretrained};

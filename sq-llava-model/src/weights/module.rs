@@ -5,11 +5,12 @@ use std::path::Path;
 use burn::module::Module;
 use burn::tensor::{FloatDType, backend::Backend};
 
+use super::checkpoint_dir::CheckpointDir;
 use super::fill::{FillOptions, WeightMap, fill};
-use super::load::Progress;
+use super::options::Progress;
 use super::report::LoadReport;
 use super::shapes::check_module;
-use super::source::{mention_index, model_files, read_files};
+use super::source::read_files;
 use super::write::file_dtype;
 use crate::error::ModelError;
 
@@ -34,14 +35,9 @@ pub fn load_module<B: Backend, M: Module<B>>(
     progress: Option<&Progress>,
 ) -> Result<(M, LoadReport), ModelError> {
     let dtype = file_dtype(dtype)?;
-    let files = model_files(dir)?;
-    if files.is_empty() {
-        return Err(ModelError::weights(
-            dir,
-            "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
-        ));
-    }
-    mention_index(&files);
+    let files = CheckpointDir::list(dir.to_path_buf())?.own_weights(
+        "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
+    )?;
     let mut weights = WeightMap::default();
     for mut tensor in read_files(&files)? {
         if tensor.name.ends_with("embeddings.position_ids") {
@@ -57,7 +53,7 @@ pub fn load_module<B: Backend, M: Module<B>>(
         dtype,
         trainable_dtype: dtype,
         freeze_base: true,
-        fresh: &[],
+        fresh: false,
         progress: progress.map(|p| &**p as &dyn Fn(u64, u64)),
     };
     let (module, report) = fill(whole(), weights, &options)?;

@@ -51,7 +51,7 @@ impl LoadReport {
     }
 
     /// Refuses a load that gives another model than the files describe. Weights without a place
-    /// are let pass by a user who knows of them.
+    /// are accepted with `allow_unused`.
     ///
     /// # Errors
     /// If weights are missing, have another shape, or find no place.
@@ -70,7 +70,7 @@ impl LoadReport {
         );
         if !allow_unused {
             return Err(fail(format!(
-                "{unused}; without them it would compute something else than it was trained to (--allow-unused goes on all the same)"
+                "{unused}; without them it would compute something else than it was trained to (--allow-unused goes on anyway)"
             )));
         }
         tracing::warn!("{}: {unused}", dir.display());

@@ -6,52 +6,35 @@ use serde_json::Value;
 use sq_llava_data::gguf::is_gguf;
 
 use super::adapter::{base_of, read_adapter};
+use super::checkpoint::{is_multimodal, name_projector, read_checkpoint};
+use super::checkpoint_dir::{CheckpointDir, NEW_TOKENS};
 use super::fill::WeightMap;
 use super::layout::Section;
-use super::load::{
-    CheckpointKind, LoadOptions, ModelFiles, Plan, is_multimodal, name_projector, preprocessor_dir,
-    read_checkpoint, tokenizer_dir,
-};
-use super::source::{either, model_files, read_file, safetensors_metadata};
+use super::options::LoadOptions;
+use super::plan::{CheckpointKind, ModelFiles, Plan, preprocessor_dir, tokenizer_dir};
+use super::source::{read_file, safetensors_metadata};
 use super::vision::{Described, find_tower, look_up};
 use crate::config::{SqLlavaConfig, read_json};
 use crate::error::ModelError;
 
-/// Directory of the vision tower's adapter inside a run.
-pub(super) const VISION_ADAPTER: &str = "Vit-lora";
-/// Rows of the role tokens.
-pub(super) const NEW_TOKENS: &str = "new_tokens.safetensors";
-/// Metadata of that file: id of the first row.
+/// Metadata of the file of new tokens: id of the first row.
 pub(super) const NEW_TOKENS_START: &str = "start";
 
-/// Whether a directory holds what training changed instead of a whole model.
+/// The plan of a run directory on its base.
 ///
 /// # Errors
-/// If it cannot be read.
-pub(super) fn is_run(dir: &Path) -> Result<bool, ModelError> {
-    if dir.join("adapter_config.json").is_file() || either(dir, "adapter_model").is_some() {
-        return Ok(true);
-    }
-    let part = ["non_lora_trainables", "mm_projector"]
-        .iter()
-        .any(|stem| either(dir, stem).is_some())
-        || dir.join(NEW_TOKENS).is_file()
-        || dir.join(VISION_ADAPTER).is_dir();
-    Ok(part && model_files(dir)?.is_empty())
-}
-
-pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
-    let base = base_dir(dir, options)?;
-    let checkpoint = read_checkpoint(&base, options.allow_unused)?;
+/// If the base is unknown or another one, a file is missing or damaged, or the configuration unknown.
+pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Plan, ModelError> {
+    let base = base_path(dir, options)?;
+    let listed = base_listing(&base)?;
+    let checkpoint = read_checkpoint(listed, options.allow_unused)?;
     let (base_config, base_json, mut weights) =
         (checkpoint.config, checkpoint.json, checkpoint.weights);
     let base_dir = checkpoint.dir;
 
     // non_lora_trainables > mm_projector > the base's own.
-    for stem in ["mm_projector", "non_lora_trainables"] {
-        if let Some(file) = either(dir, stem) {
-            weights.replace_parts(read_file(&file)?)?;
-        }
+    for file in dir.projectors() {
+        weights.replace_parts(read_file(&file)?)?;
     }
     if let Some(path) = &options.projector {
         return Err(ModelError::Argument(format!(
@@ -62,9 +45,9 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
     let (mut config, json) =
         run_config(dir, &base, &base_config, &base_json, options.allow_unused)?;
 
-    let vision = match dir.join(VISION_ADAPTER) {
-        place if place.is_dir() => read_adapter(&place, options.allow_unused)?,
-        _ => None,
+    let vision = match dir.vision_adapter()? {
+        Some(place) => read_adapter(&place, options.allow_unused)?,
+        None => None,
     };
     let mut llm = read_adapter(dir, options.allow_unused)?;
     if let Some(adapter) = &mut llm {
@@ -92,16 +75,16 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
         tower = found;
         name_projector(&mut config, &json, &weights);
     }
-    let images = [Some(dir), tower.as_deref(), Some(base_dir.as_path())];
-    let tokenizer = tokenizer_dir(&[Some(dir)])
+    let tokenizer = tokenizer_dir([dir])
         .or(checkpoint.tokenizer)
-        .or_else(|| tokenizer_dir(&[tower.as_deref()]));
+        .or_else(|| tokenizer_dir(&tower));
+    let images = std::iter::once(dir).chain(&tower).chain([&base_dir]);
     Ok(Plan {
         files: ModelFiles {
             kind: CheckpointKind::Run,
             tokenizer,
-            preprocessor: preprocessor_dir(&images),
-            vision: tower,
+            preprocessor: preprocessor_dir(images),
+            vision: tower.map(|tower| tower.path),
             base: Some(base),
         },
         config,
@@ -113,59 +96,54 @@ pub(super) fn plan_run(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelE
 
 /// The base: the one given, else the one that the adapter names if it is a directory here or can be
 /// looked up.
-fn base_dir(dir: &Path, options: &LoadOptions) -> Result<PathBuf, ModelError> {
-    let base = match &options.base {
-        Some(base) => base.clone(),
-        None => {
-            let named = base_of(dir)?;
-            let found = named
-                .iter()
-                .flat_map(|name| [PathBuf::from(name), dir.join(name)])
-                .find(|path| path.join("config.json").is_file() || is_gguf(path));
-            let missing = |reason: &str| {
-                let named = named.as_ref().map_or(String::new(), |name| {
-                    format!(" (\"base_model_name_or_path\" is \"{name}\", {reason})")
-                });
-                ModelError::config(
-                    dir,
-                    format!(
-                        "this is a training run, not a whole model{named}; give the LLM that it was trained on with --base"
-                    ),
-                )
-            };
-            match found {
-                Some(path) => path,
-                None => look_up(named.as_deref(), options).map_err(|reason| missing(&reason))?,
-            }
-        }
-    };
-    if !base.is_dir() && !is_gguf(&base) {
-        return Err(ModelError::config(
-            base,
-            "the base is neither a directory nor a .gguf file",
-        ));
+fn base_path(dir: &CheckpointDir, options: &LoadOptions) -> Result<PathBuf, ModelError> {
+    if let Some(base) = &options.base {
+        return Ok(base.clone());
     }
-    if is_run(&base)? {
-        return Err(ModelError::config(
+    let named = base_of(dir)?;
+    let found = named
+        .iter()
+        .flat_map(|name| [PathBuf::from(name), dir.path.join(name)])
+        .find(|path| path.join("config.json").is_file() || is_gguf(path));
+    if let Some(path) = found {
+        return Ok(path);
+    }
+    look_up(named.as_deref(), options).map_err(|reason| {
+        let named = named.as_ref().map_or(String::new(), |name| {
+            format!(" (\"base_model_name_or_path\" is \"{name}\", {reason})")
+        });
+        ModelError::config(
+            &dir.path,
+            format!(
+                "this is a training run, not a whole model{named}; give the LLM that it was trained on with --base"
+            ),
+        )
+    })
+}
+
+/// What the base's directory holds.
+fn base_listing(base: &Path) -> Result<CheckpointDir, ModelError> {
+    let listed = CheckpointDir::open(base, "the base is neither a directory nor a .gguf file")?;
+    match listed.is_run()? {
+        false => Ok(listed),
+        true => Err(ModelError::config(
             base,
             "the base is itself a training run; give the directory of the whole LLM",
-        ));
+        )),
     }
-    Ok(base)
 }
 
 /// The run's configuration with the base's language model; the base's where the run has none.
 fn run_config(
-    dir: &Path,
+    dir: &CheckpointDir,
     base: &Path,
     base_config: &SqLlavaConfig,
     base_json: &Value,
     allow_unused: bool,
 ) -> Result<(SqLlavaConfig, Value), ModelError> {
-    let path = dir.join("config.json");
-    if !path.is_file() {
+    let Some(path) = dir.file("config.json") else {
         return Ok((base_config.clone(), base_json.clone()));
-    }
+    };
     let json = read_json(&path)?;
     let mut config = SqLlavaConfig::from_hf(&path, allow_unused)?;
     let (run, llm) = (&config.llama, &base_config.llama);
@@ -207,14 +185,13 @@ fn run_config(
 
 /// Puts the rows of `new_tokens.safetensors` into the map; returns their number and first id.
 fn read_new_tokens(
-    dir: &Path,
+    dir: &CheckpointDir,
     config: &mut SqLlavaConfig,
     weights: &mut WeightMap,
 ) -> Result<Option<(usize, usize)>, ModelError> {
-    let path = dir.join(NEW_TOKENS);
-    if !path.is_file() {
+    let Some(path) = dir.file(NEW_TOKENS) else {
         return Ok(None);
-    }
+    };
     let fail = |reason: &str| ModelError::weights(&path, reason);
     let start = match safetensors_metadata(&path)?.get(NEW_TOKENS_START) {
         Some(text) => text

@@ -8,15 +8,16 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
 use half::f16;
 use serde_json::{Map, json};
 
+use super::checkpoint_dir::CheckpointDir;
 use super::layout::{Layout, canonical, write_key};
 use super::quantized::{MIN, SCALE};
-use super::source::model_files;
 use super::write::{Entry, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
 use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat};
 use crate::language::llama::Llama;
 use crate::language::quantize::{any_on_device, in_blocks};
 use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
+use crate::part::Part;
 use crate::sq_llava::SqLlava;
 
 const EMBEDDING: &str = "language_model.model.embed_tokens.weight";
@@ -88,7 +89,10 @@ pub fn save_pretrained<B: Backend>(
 
     let entries = whole_entries(model, dtype, options.layout)?;
     make_dir(dir)?;
-    if !model_files(dir)?.is_empty() {
+    if !CheckpointDir::list(dir.to_path_buf())?
+        .model_files()?
+        .is_empty()
+    {
         return Err(ModelError::weights(
             dir,
             "the directory already holds a model; choose another one",
@@ -215,13 +219,12 @@ impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
     }
 
     fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
-        let name = canonical(&path.fields());
-        if name.ends_with(".lora_A.weight") || name.ends_with(".lora_B.weight") {
-            self.adapted = true;
-        }
-        if name.starts_with("language_model.new_tokens.") {
+        let part = Part::of(path);
+        self.adapted |= part.is_adapter();
+        if part == Part::NewTokens {
             return;
         }
+        let name = canonical(&path.fields());
         let mut entry = Entry::new(write_key(&name, self.layout), param.val().detach());
         if let Some((start, rows)) = self.new_rows(&name) {
             let rows = Entry::new(String::new(), rows.val().detach());

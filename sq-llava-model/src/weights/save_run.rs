@@ -7,12 +7,13 @@ use burn::tensor::backend::Backend;
 use serde_json::{Map, Value, json};
 
 use super::adapter::adapters;
+use super::checkpoint_dir::{CheckpointDir, NEW_TOKENS, VISION_ADAPTER};
 use super::layout::{Layout, Section, write_key};
-use super::run::{NEW_TOKENS, NEW_TOKENS_START, VISION_ADAPTER};
-use super::source::either;
+use super::run::NEW_TOKENS_START;
 use super::write::{Entry, entries, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
 use crate::ops::lora::Lora;
+use crate::part::Part;
 use crate::sq_llava::SqLlava;
 
 /// What a run directory says about its origin.
@@ -41,38 +42,24 @@ pub fn save_adapters<B: Backend>(
     let mut vision = Vec::new();
     let mut parts = Vec::new();
     let mut new_tokens = Vec::new();
-    for mut entry in entries(model) {
-        let adapter =
-            entry.name.ends_with(".lora_A.weight") || entry.name.ends_with(".lora_B.weight");
-        match (Section::of(&entry.name), adapter) {
-            (Some(Section::Llm), true) => {
-                let key = write_key(&entry.name, Layout::Original);
-                entry.name = format!("base_model.model.{key}");
-                llm.push(entry);
+    for (part, mut entry) in entries(model) {
+        let (layout, found) = match part {
+            Part::LlmAdapters => (Layout::Original, &mut llm),
+            // The release's prefix.
+            Part::VisionAdapters => (Layout::LlavaHf, &mut vision),
+            part if part.is_connector() => (Layout::Original, &mut parts),
+            Part::NewTokens => {
+                entry.name = match entry.name.as_str() {
+                    "language_model.new_tokens.lm_head" => "lm_head.weight".into(),
+                    _ => "embed_tokens.weight".into(),
+                };
+                new_tokens.push(entry);
+                continue;
             }
-            (Some(Section::Vision), true) => {
-                // The release's prefix.
-                let key = write_key(&entry.name, Layout::LlavaHf);
-                entry.name = format!("base_model.model.{key}");
-                vision.push(entry);
-            }
-            (Some(Section::Projector | Section::Prototype), _) => {
-                let key = write_key(&entry.name, Layout::Original);
-                entry.name = format!("base_model.model.{key}");
-                parts.push(entry);
-            }
-            _ => match entry.name.as_str() {
-                "language_model.new_tokens.embed" => {
-                    entry.name = "embed_tokens.weight".into();
-                    new_tokens.push(entry);
-                }
-                "language_model.new_tokens.lm_head" => {
-                    entry.name = "lm_head.weight".into();
-                    new_tokens.push(entry);
-                }
-                _ => {}
-            },
-        }
+            _ => continue,
+        };
+        entry.name = format!("base_model.model.{}", write_key(&entry.name, layout));
+        found.push(entry);
     }
 
     let adapters = adapters(model);
@@ -111,7 +98,11 @@ pub fn save_adapters<B: Backend>(
 
 fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result<(), ModelError> {
     let Some(config) = config else {
-        return match either(dir, "adapter_model") {
+        let stale = match dir.is_dir() {
+            true => CheckpointDir::list(dir.to_path_buf())?.adapter(),
+            false => None,
+        };
+        return match stale {
             None => Ok(()),
             Some(stale) => Err(ModelError::weights(
                 stale,
@@ -128,7 +119,7 @@ fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result
 
 /// `adapter_config.json` of the adapters of one tower's linears; `None` without any.
 fn peft_config<'a, B: Backend>(
-    linears: impl Iterator<Item = &'a (String, Option<Lora<B>>)>,
+    linears: impl Iterator<Item = &'a (String, Option<&'a Lora<B>>)>,
     base: Option<&str>,
     llm: bool,
 ) -> Option<Value> {

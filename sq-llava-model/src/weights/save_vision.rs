@@ -4,9 +4,9 @@ use std::path::Path;
 
 use burn::tensor::{FloatDType, backend::Backend};
 
+use super::checkpoint_dir::CheckpointDir;
 use super::layout::Section;
-use super::source::model_files;
-use super::write::{entries, file_dtype, make_dir, write_json, write_safetensors};
+use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
 use crate::config::{ClipVisionConfig, vision_json};
 use crate::error::ModelError;
 use crate::vision::clip::ClipVisionTower;
@@ -23,20 +23,23 @@ pub fn save_vision_tower<B: Backend>(
     dtype: FloatDType,
 ) -> Result<(), ModelError> {
     let dtype = file_dtype(dtype)?;
-    let mut entries = entries(tower);
+    if tower.linears().any(|(_, linear)| linear.lora.is_some()) {
+        return Err(ModelError::Argument(
+            "the vision tower has adapters beside its weights; merge them before saving it".into(),
+        ));
+    }
+    let entries = entries(tower).into_iter();
+    let mut entries: Vec<Entry> = entries.map(|(_, entry)| entry).collect();
     for entry in &mut entries {
-        if entry.name.contains(".lora_") {
-            return Err(ModelError::Argument(
-                "the vision tower has adapters beside its weights; merge them before saving it"
-                    .into(),
-            ));
-        }
         let name = entry.name.strip_prefix(Section::Vision.canonical());
         entry.name = format!("vision_model.{}", name.unwrap_or(&entry.name));
         entry.dtype = dtype;
     }
     make_dir(dir)?;
-    if !model_files(dir)?.is_empty() {
+    if !CheckpointDir::list(dir.to_path_buf())?
+        .model_files()?
+        .is_empty()
+    {
         return Err(ModelError::weights(
             dir,
             "the directory already holds a model; choose another one",

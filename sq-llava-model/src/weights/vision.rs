@@ -1,13 +1,14 @@
 //! Finding the vision tower of a checkpoint and its configuration.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde_json::Value;
 
+use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
 use super::layout::Section;
-use super::load::LoadOptions;
-use super::source::{mention_index, model_files, read_files};
+use super::options::LoadOptions;
+use super::source::read_files;
 use crate::config::{
     ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
 };
@@ -15,7 +16,7 @@ use crate::error::ModelError;
 
 /// A directory with its `config.json`.
 pub(super) struct Described<'a> {
-    pub dir: &'a Path,
+    pub dir: &'a CheckpointDir,
     pub json: &'a Value,
 }
 
@@ -31,14 +32,14 @@ pub(super) fn find_tower(
     places: &[Described<'_>],
     options: &LoadOptions,
     inside_wins: bool,
-) -> Result<(ClipVisionConfig, Option<PathBuf>), ModelError> {
+) -> Result<(ClipVisionConfig, Option<CheckpointDir>), ModelError> {
     let (given, allow_unused) = (options.vision.as_deref(), options.allow_unused);
     let inside = weights.has(Section::Vision);
     let (mut config, dir) = match given {
-        Some(dir) if !(inside && inside_wins) => (
-            read_tower(weights, dir, allow_unused)?,
-            Some(dir.to_path_buf()),
-        ),
+        Some(dir) if !(inside && inside_wins) => {
+            let dir = CheckpointDir::list(dir.to_path_buf())?;
+            (read_tower(weights, &dir, allow_unused)?, Some(dir))
+        }
         _ if inside => {
             if let Some(dir) = given {
                 tracing::warn!(
@@ -49,7 +50,7 @@ pub(super) fn find_tower(
             (config_inside(known, places, allow_unused)?, None)
         }
         _ => {
-            let dir = named_tower(places, options)?;
+            let dir = CheckpointDir::list(named_tower(places, options)?)?;
             (read_tower(weights, &dir, allow_unused)?, Some(dir))
         }
     };
@@ -69,17 +70,10 @@ pub(super) fn find_tower(
 
 fn read_tower(
     weights: &mut WeightMap,
-    dir: &Path,
+    dir: &CheckpointDir,
     allow_unused: bool,
 ) -> Result<ClipVisionConfig, ModelError> {
-    let files = model_files(dir)?;
-    if files.is_empty() {
-        return Err(ModelError::weights(
-            dir,
-            "no weights of a vision tower here",
-        ));
-    }
-    mention_index(&files);
+    let files = dir.own_weights("no weights of a vision tower here")?;
     weights.drop_section(Section::Vision);
     weights.add(read_files(&files)?, Some(Section::Vision))?;
     if !weights.has(Section::Vision) {
@@ -89,10 +83,10 @@ fn read_tower(
         ));
     }
     // A whole LLaVA may lend its tower; it describes it beside or inside its configuration.
-    let (path, beside) = (dir.join("config.json"), dir.join("vision_config.json"));
-    if beside.is_file() {
+    if let Some(beside) = dir.file("vision_config.json") {
         return read_vision_config(&beside, allow_unused);
     }
+    let path = dir.path.join("config.json");
     let kind = read_json(&path)?;
     match kind.get("model_type").and_then(Value::as_str) {
         Some("llava" | "llava_llama" | "sq_llava" | "share4v") => {
@@ -116,8 +110,7 @@ fn config_inside(
         return Ok(config);
     }
     for place in places {
-        let beside = place.dir.join("vision_config.json");
-        if beside.is_file() {
+        if let Some(beside) = place.dir.file("vision_config.json") {
             return read_vision_config(&beside, allow_unused);
         }
     }
@@ -139,7 +132,7 @@ fn config_inside(
     }
     let path = places
         .first()
-        .map_or(PathBuf::new(), |p| p.dir.join("config.json"));
+        .map_or(PathBuf::new(), |p| p.dir.path.join("config.json"));
     Err(ModelError::config(
         path,
         "the sizes of the vision tower are unknown; put its config.json beside as vision_config.json",
@@ -151,7 +144,7 @@ fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
         .iter()
         .filter_map(|place| {
             let name = place.json.get("mm_vision_tower")?.as_str()?;
-            (!name.is_empty()).then(|| place.dir.join(name)) // an absolute path stays itself
+            (!name.is_empty()).then(|| place.dir.path.join(name)) // an absolute path stays itself
         })
         .collect()
 }
@@ -170,9 +163,12 @@ fn named_tower(places: &[Described<'_>], options: &LoadOptions) -> Result<PathBu
     if let Some(dir) = candidates.iter().find(|dir| dir.is_dir()) {
         return Ok(dir.clone());
     }
-    let mut places = places.iter();
-    let dir = places.clone().next().map_or(Path::new(""), |p| p.dir);
-    let name = places.find_map(|place| place.json.get("mm_vision_tower")?.as_str());
+    let dir = places
+        .first()
+        .map_or(PathBuf::new(), |p| p.dir.path.clone());
+    let name = places
+        .iter()
+        .find_map(|place| place.json.get("mm_vision_tower")?.as_str());
     look_up(name, options).map_err(|reason| {
         let named = name.map_or(String::new(), |name| {
             format!("; \"mm_vision_tower\" is \"{name}\", {reason}")
@@ -214,8 +210,9 @@ mod tests {
     fn fault_02_towers_inside_have_the_sizes_of_the_name() {
         let sizes = |name: &str| {
             let json = json!({"mm_vision_tower": name});
+            let dir = CheckpointDir::default();
             let place = Described {
-                dir: Path::new("no-such-directory"),
+                dir: &dir,
                 json: &json,
             };
             config_inside(None, &[place], false)

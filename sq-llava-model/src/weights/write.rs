@@ -14,6 +14,7 @@ use sq_llava_data::atomic::AtomicFile;
 use super::layout::canonical;
 use crate::error::ModelError;
 use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
+use crate::part::Part;
 
 /// A tensor to be written; its values are fetched when its turn comes.
 pub(super) struct Entry {
@@ -67,13 +68,14 @@ impl View for &Entry {
     }
 }
 
-/// Every parameter of a model, or of a part of one, under its canonical name.
-pub(super) fn entries<B: Backend, M: Module<B>>(model: &M) -> Vec<Entry> {
-    struct Collector(Vec<Entry>);
+/// Every parameter of a model, or of a tower, under its canonical name.
+pub(super) fn entries<B: Backend, M: Module<B>>(model: &M) -> Vec<(Part, Entry)> {
+    struct Collector(Vec<(Part, Entry)>);
     impl<B: Backend> ParamVisitor<B> for Collector {
         fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
             let name = canonical(&path.fields());
-            self.0.push(Entry::new(name, param.val().detach()));
+            let entry = Entry::new(name, param.val().detach());
+            self.0.push((Part::of(path), entry));
         }
     }
     let mut collector = Collector(Vec::new());

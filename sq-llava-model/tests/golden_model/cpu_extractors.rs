@@ -1,11 +1,12 @@
 //! Parts b and c on the CPU: outputs, and gradients of every parameter.
 
 use burn::backend::Autodiff;
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::{Module, Param};
 use burn::tensor::{Tensor, backend::AutodiffBackend};
 use burn_flex::Flex;
 use golden::assert_close;
 use sq_llava_model::config::{ClusterConfig, PrototypeConfig};
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 use crate::extractors::{self, VARIANTS, cluster, key, prototype, small_clusters};
 use crate::tensors::{float, values};
@@ -14,24 +15,14 @@ type Ad = Autodiff<Flex>;
 
 /// Gradients of all parameters that have one, by reference name.
 struct Gradients<'a, B: AutodiffBackend> {
-    path: Vec<String>,
     gradients: &'a B::Gradients,
     found: Vec<(String, Vec<f32>)>,
 }
 
-impl<B: AutodiffBackend> ModuleVisitor<B> for Gradients<'_, B> {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.into());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+impl<B: AutodiffBackend> ParamVisitor<B> for Gradients<'_, B> {
+    fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
         if let Some(gradient) = param.val().grad(self.gradients) {
-            self.found
-                .push((key(&self.path.join(".")), values(gradient)));
+            self.found.push((key(&path.dotted()), values(gradient)));
         }
     }
 }
@@ -41,11 +32,10 @@ fn gradients<B: AutodiffBackend, M: Module<B>>(
     gradients: &B::Gradients,
 ) -> Vec<(String, Vec<f32>)> {
     let mut visitor = Gradients::<B> {
-        path: vec![],
         gradients,
         found: vec![],
     };
-    module.visit(&mut visitor);
+    visit_params(module, &mut visitor);
     visitor.found
 }
 

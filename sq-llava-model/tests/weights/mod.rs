@@ -4,12 +4,13 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use burn::module::{Module, ModuleVisitor, Param};
+use burn::module::Param;
 use burn::tensor::Tensor;
 use burn_flex::Flex;
 use golden::Tensors;
 use safetensors::{SafeTensors, tensor::TensorView};
 use sq_llava_model::SqLlava;
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::weights::{LoadOptions, Loaded, load_model};
 
 pub type B = Flex;
@@ -40,29 +41,16 @@ pub fn on_base(base: &Path) -> LoadOptions {
 /// Values of every parameter by module path, without the names of enum variants.
 pub fn parameters(model: &SqLlava<B>) -> BTreeMap<String, Vec<f32>> {
     #[derive(Default)]
-    struct Reader {
-        path: Vec<String>,
-        found: BTreeMap<String, Vec<f32>>,
-    }
-    impl ModuleVisitor<B> for Reader {
-        fn enter_module(&mut self, name: &str, container: &str) {
-            if !container.starts_with("Enum:") {
-                self.path.push(name.into());
-            }
-        }
-        fn exit_module(&mut self, _: &str, container: &str) {
-            if !container.starts_with("Enum:") {
-                self.path.pop();
-            }
-        }
-        fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+    struct Reader(BTreeMap<String, Vec<f32>>);
+    impl ParamVisitor<B> for Reader {
+        fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
             let values = param.val().into_data().convert::<f32>().to_vec().unwrap();
-            assert!(self.found.insert(self.path.join("."), values).is_none());
+            assert!(self.0.insert(path.fields().join("."), values).is_none());
         }
     }
     let mut reader = Reader::default();
-    model.visit(&mut reader);
-    reader.found
+    visit_params(model, &mut reader);
+    reader.0
 }
 
 /// Fails unless two models have the same parameters with the same values.

@@ -3,13 +3,12 @@
 
 use std::sync::Arc;
 
-use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{Tensor, backend::Backend};
+use burn::tensor::backend::{AutodiffBackend, Backend};
 use sq_llava_data::TextTokenizer;
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::is_native;
 use sq_llava_model::language::llama::NewTokens;
+use sq_llava_model::ops::linear::Linear;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
@@ -61,10 +60,13 @@ impl<B: AutodiffBackend> StageModel<B> {
         }
         model.config.conversation = Some(settings.template.name().to_owned());
         let trains = Trains {
-            llm: stage == 2 && settings.lr_llm > 0.0 && has_adapters(&model.language_model),
+            llm: stage == 2 && settings.lr_llm > 0.0 && adapted(model.language_model.linears()),
             vision: stage == 2
                 && settings.lr_vision > 0.0
-                && model.vision_tower.as_ref().is_some_and(has_adapters),
+                && model
+                    .vision_tower
+                    .as_ref()
+                    .is_some_and(|tower| adapted(tower.linears())),
             projector: settings.lr_projector > 0.0 && !settings.freeze_projector,
             new_tokens: settings.lr_projector > 0.0 && model.language_model.new_tokens.is_some(),
         };
@@ -138,13 +140,17 @@ fn add_tokens<B: AutodiffBackend>(
 /// Fresh adapters where there are none yet.
 fn add_adapters<B: AutodiffBackend>(mut model: SqLlava<B>, recipe: &Recipe) -> SqLlava<B> {
     if let Some(lora) = recipe.lora.llm.config() {
-        match has_adapters(&model.language_model) {
+        match adapted(model.language_model.linears()) {
             true => tracing::info!("the LLM's adapters go on from those that were loaded"),
             false => model = model.with_llm_lora(&lora),
         }
     }
     if let Some(lora) = recipe.lora.vision.config() {
-        match model.vision_tower.as_ref().is_some_and(has_adapters) {
+        match model
+            .vision_tower
+            .as_ref()
+            .is_some_and(|tower| adapted(tower.linears()))
+        {
             true => tracing::info!("the vision adapters go on from those that were loaded"),
             false => model = model.with_vision_lora(&lora),
         }
@@ -152,16 +158,7 @@ fn add_adapters<B: AutodiffBackend>(mut model: SqLlava<B>, recipe: &Recipe) -> S
     model
 }
 
-/// Whether any linear of a module has an adapter.
-fn has_adapters<B: Backend, M: Module<B>>(module: &M) -> bool {
-    struct Find(bool);
-    impl<B: Backend> ModuleVisitor<B> for Find {
-        fn enter_module(&mut self, _name: &str, container: &str) {
-            self.0 |= container.contains("Lora");
-        }
-        fn visit_float<const D: usize>(&mut self, _param: &Param<Tensor<B, D>>) {}
-    }
-    let mut find = Find(false);
-    module.visit(&mut find);
-    find.0
+/// Whether any of a tower's linears has an adapter.
+fn adapted<'a, B: Backend>(mut linears: impl Iterator<Item = (String, &'a Linear<B>)>) -> bool {
+    linears.any(|(_, linear)| linear.lora.is_some())
 }

@@ -2,10 +2,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use burn::module::{Module, ModuleMapper, Param, ParamId};
+use burn::module::{Param, ParamId};
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor};
-use sq_llava_model::SqLlava;
+use sq_llava_model::ops::params::{ParamMapper, ParamPath, map_params};
+use sq_llava_model::{Part, SqLlava};
 
 /// Parameters that share a learning rate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,6 +22,16 @@ pub enum ParamGroup {
 impl ParamGroup {
     /// All groups.
     pub const ALL: [Self; 3] = [Self::Llm, Self::Projector, Self::Vision];
+
+    /// The group of a part; `None` if it never trains.
+    pub fn of(part: Part) -> Option<Self> {
+        match part {
+            Part::LlmAdapters => Some(Self::Llm),
+            Part::VisionAdapters => Some(Self::Vision),
+            Part::Projector | Part::Prototype | Part::NewTokens => Some(Self::Projector),
+            Part::Base | Part::Centers | Part::UnusedNorm => None,
+        }
+    }
 
     /// Short name for logs.
     pub fn name(self) -> &'static str {
@@ -100,53 +111,40 @@ impl ParamGroups {
     pub fn mark<B: AutodiffBackend>(model: SqLlava<B>, trains: Trains) -> (SqLlava<B>, Self) {
         let mut marker = Marker {
             trains,
-            path: Vec::new(),
             groups: Self::default(),
         };
-        let model = model.map(&mut marker);
+        let model = map_params(model, &mut marker);
         (model, marker.groups)
     }
 }
 
 struct Marker {
     trains: Trains,
-    path: Vec<String>,
     groups: ParamGroups,
 }
 
-impl Marker {
-    fn group(&self) -> Option<ParamGroup> {
-        let has = |name: &str| self.path.iter().any(|part| part == name);
-        let Trains {
-            llm,
-            projector,
-            new_tokens,
-            vision,
-        } = self.trains;
-        let (group, trains) = match self.path.first().map(String::as_str) {
-            Some("language_model") if has("lora") => (ParamGroup::Llm, llm),
-            Some("language_model") if has("new_tokens") => (ParamGroup::Projector, new_tokens),
-            Some("vision_tower") if has("lora") => (ParamGroup::Vision, vision),
-            // The centres are a buffer; ln_1 of the released extractor is never used.
-            Some("prototype") if !has("centers") => (ParamGroup::Projector, projector),
-            Some("mm_projector") if !has("ln_1") => (ParamGroup::Projector, projector),
-            _ => return None,
-        };
-        trains.then_some(group)
+impl Trains {
+    /// Whether a part trains.
+    fn includes(self, part: Part) -> bool {
+        match part {
+            Part::LlmAdapters => self.llm,
+            Part::VisionAdapters => self.vision,
+            Part::Projector | Part::Prototype => self.projector,
+            Part::NewTokens => self.new_tokens,
+            Part::Base | Part::Centers | Part::UnusedNorm => false,
+        }
     }
 }
 
-impl<B: AutodiffBackend> ModuleMapper<B> for Marker {
-    fn enter_module(&mut self, name: &str, _container: &str) {
-        self.path.push(name.to_owned());
-    }
-
-    fn exit_module(&mut self, _name: &str, _container: &str) {
-        self.path.pop();
-    }
-
-    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
-        let Some(group) = self.group() else {
+impl<B: AutodiffBackend> ParamMapper<B> for Marker {
+    fn map<const D: usize>(
+        &mut self,
+        path: &ParamPath,
+        param: Param<Tensor<B, D>>,
+    ) -> Param<Tensor<B, D>> {
+        let part = Part::of(path);
+        let group = ParamGroup::of(part).filter(|_| self.trains.includes(part));
+        let Some(group) = group else {
             return param.set_require_grad(false);
         };
         let values = param.lazy_shape().num_elements();
@@ -155,7 +153,7 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Marker {
             group,
             values,
         };
-        self.groups.add(self.path.join("."), trained);
+        self.groups.add(path.dotted(), trained);
         param.map(|tensor| Tensor::from_inner(tensor.inner().cast(DType::F32)).require_grad())
     }
 }

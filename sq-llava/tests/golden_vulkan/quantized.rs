@@ -38,26 +38,13 @@ fn loaded<B: Backend>(
 }
 
 /// The linears of the language model.
-fn linears(model: &mut SqLlava<B>) -> Vec<&mut Linear<B>> {
-    let layers = model.language_model.model.layers.iter_mut();
-    layers
-        .flat_map(|layer| {
-            let (a, m) = (&mut layer.self_attn, &mut layer.mlp);
-            [
-                &mut a.q_proj,
-                &mut a.k_proj,
-                &mut a.v_proj,
-                &mut a.o_proj,
-                &mut m.gate_proj,
-                &mut m.up_proj,
-                &mut m.down_proj,
-            ]
-        })
-        .collect()
+fn linears(model: &SqLlava<B>) -> Vec<&Linear<B>> {
+    let linears = model.language_model.linears();
+    linears.map(|(_, linear)| linear).collect()
 }
 
 fn dense(mut model: SqLlava<B>) -> SqLlava<B> {
-    for linear in linears(&mut model) {
+    for (_, linear) in model.language_model.linears_mut() {
         *linear = linear.clone().dequantize();
     }
     model
@@ -87,10 +74,10 @@ fn quantized_linears_are_what_their_blocks_stand_for() {
         return;
     };
     let checkpoint = part_a().remove(0);
-    let mut exact = loaded::<B>(&checkpoint, None, &device).unwrap();
+    let exact = loaded::<B>(&checkpoint, None, &device).unwrap();
     for (quantize, levels) in FORMATS {
-        let mut model = loaded::<B>(&checkpoint, Some(quantize), &device).unwrap();
-        let pairs = linears(&mut model).into_iter().zip(linears(&mut exact));
+        let model = loaded::<B>(&checkpoint, Some(quantize), &device).unwrap();
+        let pairs = linears(&model).into_iter().zip(linears(&exact));
         for (index, (linear, exact)) in pairs.enumerate() {
             assert_eq!(
                 (linear.d_in(), linear.d_out()),
@@ -120,7 +107,7 @@ fn quantized_products_are_those_of_the_dense_weight() {
     let Some(device) = device() else {
         return;
     };
-    let mut model = loaded::<B>(&part_a()[0], None, &device).unwrap();
+    let model = loaded::<B>(&part_a()[0], None, &device).unwrap();
     for (quantize, _) in FORMATS {
         let mut blocks = model.language_model.clone();
         blocks.quantize_here(quantize).unwrap();
@@ -133,7 +120,7 @@ fn quantized_products_are_those_of_the_dense_weight() {
     }
     // Nothing of that has touched the dense model.
     assert!(
-        linears(&mut model)
+        linears(&model)
             .iter()
             .all(|linear| linear.weight.is_dense())
     );

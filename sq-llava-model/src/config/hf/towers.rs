@@ -10,7 +10,7 @@ use crate::config::ClipVisionConfig;
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 
-/// Weights that are stored in another program's blocks are no matrices.
+/// Refuses weights that are stored in another program's blocks.
 pub(super) fn check_quantization(r: &Reader) -> Result<(), ModelError> {
     let Some(quantization) = r.inside("quantization_config")? else {
         return Ok(());

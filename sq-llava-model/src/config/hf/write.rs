@@ -53,7 +53,7 @@ impl SqLlavaConfig {
     ///
     /// # Errors
     /// If the model has parts that `LlavaForConditionalGeneration` cannot hold.
-    pub fn to_llava_hf(&self) -> Result<Value, ModelError> {
+    pub(crate) fn to_llava_hf(&self) -> Result<Value, ModelError> {
         let (
             Some(vision),
             ProjectorConfig::Mlp {

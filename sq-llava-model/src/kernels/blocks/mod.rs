@@ -78,7 +78,7 @@ pub(crate) struct Blocks {
     pub quants: Bytes,
     /// One in f16 for each block, and [`SPARE`] more.
     scales: Bytes,
-    /// Likewise; empty in `q8`.
+    /// Minima, stored as the scales are; empty in `q8`.
     mins: Bytes,
 }
 
@@ -261,7 +261,7 @@ impl BlockMatrix {
     }
 
     /// Writes the values of some rows, one after the other.
-    pub fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
+    pub(crate) fn read_rows(&self, rows: Range<usize>, out: &mut [f32]) {
         for (row, out) in rows.zip(out.chunks_mut(self.columns().max(1))) {
             self.inner.read_row(row, out);
         }
@@ -326,7 +326,7 @@ impl BlockMatrix {
         for index in indices.iter::<i64>() {
             out.resize(out.len() + width, 0.0);
             let at = out.len() - width;
-            // Ids were held against the vocabulary; a dense table fails on others likewise.
+            // Ids were checked against the vocabulary; a dense table fails on others too.
             self.inner.read_row(index as usize, &mut out[at..]);
         }
         let data = TensorData::new(out, [indices.num_elements(), width]);

@@ -2,7 +2,7 @@
 
 use super::level::Level;
 
-/// Accumulators of a sum, so many on every machine that the order does not depend on it.
+/// Accumulators of a sum: the same number on every machine, so that the order is the same.
 pub(super) const LANES: usize = 16;
 
 /// `1.5 · 2²³`: adding it rounds to an integer that stands in the low bits.

@@ -78,7 +78,7 @@ impl Unit {
     }
 
     /// Operations a second, a product and its sum being two, of all cores together: the best of
-    /// `repeat` short runs. `None` where this machine lacks the unit.
+    /// `repeat` short runs. `None` if this machine does not have the unit.
     pub fn operations_per_s(self, repeat: usize) -> Option<f64> {
         if !self.is_available() {
             return None;

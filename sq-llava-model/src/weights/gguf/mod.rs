@@ -5,16 +5,16 @@ mod config;
 mod keys;
 mod names;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::tensor::DType;
-use sq_llava_data::gguf::{GgufHeader, GgufTensor, is_gguf};
+use sq_llava_data::gguf::{GgufHeader, GgufTensor};
 
 pub(super) use blocks::{BlockFormat, scale_and_min};
 pub(super) use names::file_name;
 
-use super::source::{check_sharing, model_files};
+use super::source::check_sharing;
 use super::tensor::{MappedFile, StoredTensor, StoredType};
 use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
@@ -28,41 +28,6 @@ pub(super) struct GgufModel {
     pub unknown: Vec<String>,
     /// Names of tensors that the configuration stands for.
     pub ignored: Vec<String>,
-}
-
-/// The GGUF file that a path names: the file itself, or the only one in a directory without a
-/// model of another kind. Projectors of llama.cpp (`mmproj*`) do not count.
-///
-/// # Errors
-/// If the directory cannot be read or holds several.
-pub(super) fn locate(path: &Path) -> Result<Option<PathBuf>, ModelError> {
-    if is_gguf(path) {
-        return Ok(Some(path.to_path_buf()));
-    }
-    if !path.is_dir() || !model_files(path)?.is_empty() {
-        return Ok(None);
-    }
-    let mut found: Vec<PathBuf> = std::fs::read_dir(path)
-        .map_err(|e| ModelError::io(path, e))?
-        .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|file| is_gguf(file))
-        .filter(|file| {
-            let name = file.file_name().unwrap_or_default().to_string_lossy();
-            !name.starts_with("mmproj")
-        })
-        .collect();
-    found.sort();
-    if found.len() > 1 {
-        return Err(ModelError::weights(
-            path,
-            format!(
-                "{} GGUF files are here; name one of them ({})",
-                found.len(),
-                found[0].display()
-            ),
-        ));
-    }
-    Ok(found.pop())
 }
 
 /// Lists the tensors of a file and reads its configuration. Nothing but the header is read.
@@ -146,7 +111,7 @@ fn stored(file: &Arc<MappedFile>, listed: &GgufTensor) -> Result<StoredTensor, M
         && columns % format.elements() != 0
     {
         return Err(fail(format!(
-            "has rows of {columns}, which are no whole blocks of {}",
+            "has rows of {columns}, which are not whole blocks of {}",
             format.name()
         )));
     }

@@ -1,8 +1,9 @@
 use burn::backend::Autodiff;
-use burn::module::{ModuleMapper, Param};
+use burn::module::Param;
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
+use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 use super::*;
 use crate::run::stop::StopSignal;
@@ -54,29 +55,22 @@ const LONG: Duration = Duration::from_secs(30);
 
 /// Three linears; all of their parameters train.
 fn model() -> (Vec<Linear<B>>, ParamGroups) {
-    struct Mark(ParamGroups, Vec<String>);
-    impl ModuleMapper<B> for Mark {
-        fn enter_module(&mut self, name: &str, _container: &str) {
-            self.1.push(name.to_owned());
-        }
-        fn exit_module(&mut self, _name: &str, _container: &str) {
-            self.1.pop();
-        }
-        fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+    struct Mark(ParamGroups);
+    impl ParamVisitor<B> for Mark {
+        fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
             let trained = TrainedParam {
                 id: param.id,
                 group: ParamGroup::Llm,
                 values: param.lazy_shape().num_elements(),
             };
-            self.0.add(self.1.join("."), trained);
-            param
+            self.0.add(path.dotted(), trained);
         }
     }
     let device = Default::default();
     let linear = |[from, to]: [usize; 2]| LinearConfig::new(from, to).init(&device);
     let model: Vec<Linear<B>> = [[2, 3], [3, 5], [1, 4]].map(linear).to_vec();
-    let mut mark = Mark(ParamGroups::default(), Vec::new());
-    let model = model.map(&mut mark);
+    let mut mark = Mark(ParamGroups::default());
+    visit_params(&model, &mut mark);
     (model, mark.0)
 }
 

@@ -1,26 +1,24 @@
 //! Every kernel against the operations that all backends have, forward and backward, on shapes
 //! that fill neither vectors nor pieces.
 
-use burn::backend::Autodiff;
-use burn::module::Param;
-use burn::tensor::{Bool, DType, Tensor, TensorData};
-use burn_flex::Flex;
+mod attention;
+mod linear;
 
-use super::{
-    Attention, Hidden, Kernel, LayerNormKernel, RmsNormKernel, flex_bool, float, run, tensor,
-};
+use attention::attend;
+use burn::backend::Autodiff;
+use burn::tensor::{Tensor, TensorData};
+use burn_flex::Flex;
+use linear::{linear, linear_pass};
 use sq_llava_data::mix::splitmix64;
+
+use super::{Kernel, LayerNormKernel, RmsNormKernel, float, run, tensor};
 
 use crate::ops::activation::Activation;
 use crate::ops::adamw::{AdamWStep, square_sum};
-use crate::ops::attention::{AttentionMask, attention, portable};
+use crate::ops::attention::AttentionMask;
 use crate::ops::cross_entropy;
-use crate::ops::draws::with_keys;
-use crate::ops::linear::Linear;
-use crate::ops::lora::LoraConfig;
 use crate::ops::norm::{layer_norm, rms_norm};
 use crate::ops::rope::RotaryEmbedding;
-use crate::ops::weight::Weight;
 
 type Ad = Autodiff<Flex>;
 
@@ -262,203 +260,6 @@ fn rotation_as_the_portable_form() {
         let (found, expected) = (pass(true), pass(false));
         close(&found.0, &expected.0, 1e-6, "rotation");
         close(&found.1, &expected.1, 1e-6, "rotation, input");
-    }
-}
-
-/// Result and gradients of attention over these sizes.
-fn attend(
-    [batch, heads, kv_heads, queries, keys, dim]: [usize; 6],
-    mask: &AttentionMask<Ad>,
-    scale: f32,
-    kernel: bool,
-) -> [Tensor<Flex, 4>; 4] {
-    let q = draw([batch, queries, heads, dim], 1, scale).require_grad();
-    let k = draw([batch, kv_heads, keys, dim], 2, scale).require_grad();
-    let v = draw([batch, keys, kv_heads, dim], 3, 1.0).require_grad();
-    let query = q.clone().swap_dims(1, 2);
-    let value = v.clone().swap_dims(1, 2);
-    let out = match kernel {
-        false => portable(query, k.clone(), value, mask, None),
-        true => {
-            let hidden = match mask {
-                AttentionMask::Full => Hidden::Nothing,
-                AttentionMask::Causal => Hidden::Later,
-                AttentionMask::Hidden(marks) => Hidden::Marked(flex_bool(marks).unwrap()),
-            };
-            by_kernel(
-                Attention(hidden),
-                [float(query), float(k.clone()), float(value)],
-            )
-        }
-    };
-    let grads = backward(&out);
-    let [q, k, v] = [&q, &k, &v].map(|leaf| gradient(leaf, &grads));
-    [out.inner(), q, k, v]
-}
-
-#[test]
-fn attention_as_the_portable_form() {
-    let device = Default::default();
-    let chunk =
-        |padding: &[usize], past, queries| AttentionMask::causal(padding, past, queries, &device);
-    let cases = [
-        ([1, 1, 1, 1, 1, 8], AttentionMask::Full, 1.0),
-        ([2, 3, 1, 5, 5, 7], AttentionMask::Causal, 1.0),
-        ([1, 4, 2, 70, 70, 16], AttentionMask::Causal, 1.0),
-        ([1, 2, 2, 65, 33, 5], AttentionMask::Full, 1.0),
-        ([1, 9, 3, 1, 37, 64], AttentionMask::Full, 1.0),
-        ([2, 6, 3, 130, 130, 8], chunk(&[0, 40], 0, 130), 1.0),
-        ([2, 4, 2, 3, 20, 16], chunk(&[2, 0], 17, 3), 1.0),
-        ([3, 2, 1, 1, 11, 4], chunk(&[0, 4, 10], 10, 1), 1.0),
-        // Scores of hundreds: one key takes all the weight.
-        ([1, 2, 1, 9, 9, 16], AttentionMask::Causal, 30.0),
-    ];
-    for (sizes, mask, scale) in cases {
-        let found = attend(sizes, &mask, scale, true);
-        let expected = attend(sizes, &mask, scale, false);
-        for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
-            let tolerance = if scale > 1.0 { 2e-4 } else { 1e-5 };
-            close(
-                found,
-                expected,
-                tolerance,
-                &format!("{sizes:?}, part {part}"),
-            );
-        }
-    }
-}
-
-#[test]
-fn a_query_that_sees_nothing_gets_zeros() {
-    let device = Default::default();
-    let mut marks = vec![false; 3 * 4];
-    marks[4..8].fill(true);
-    let marks = Tensor::<Ad, 4, Bool>::from_data(TensorData::new(marks, [1, 1, 3, 4]), &device);
-    let mask = AttentionMask::Hidden(marks);
-    let found = attend([1, 2, 1, 3, 4, 6], &mask, 1.0, true);
-    let expected = attend([1, 2, 1, 3, 4, 6], &mask, 1.0, false);
-    let rows = found[0].clone().slice([0..1, 0..2, 1..2, 0..6]);
-    assert_eq!(values(&rows), vec![0.0; 12]);
-    for (part, (found, expected)) in found.iter().zip(&expected).enumerate() {
-        close(found, expected, 1e-5, &format!("part {part}"));
-    }
-}
-
-/// The public function reaches the kernel: bits equal, where the portable form differs in some.
-#[test]
-fn the_models_attention_is_the_kernel() {
-    let q = draw([1, 3, 40, 16], 1, 1.0);
-    let [k, v] = [2, 3].map(|seed| draw([1, 3, 40, 16], seed, 1.0));
-    let inputs = [&q, &k, &v].map(|x| float(x.clone()));
-    let kernel: Tensor<Ad, 4> = by_kernel(Attention(Hidden::Later), inputs);
-    let model = attention(q.inner(), k.inner(), v.inner(), &AttentionMask::Causal);
-    assert_eq!(values(&model), values(&kernel.inner()));
-}
-
-/// A linear map with everything drawn, and B not zero.
-fn linear(d_in: usize, d_out: usize, bias: bool, rank: Option<usize>) -> Linear<Ad> {
-    let mut linear = Linear::<Ad>::init(d_in, d_out, bias, &Default::default());
-    linear.weight = Param::from_tensor(draw([d_out, d_in], 21, 0.3)).into();
-    if bias {
-        linear.bias = Some(Param::from_tensor(draw([d_out], 22, 1.0)));
-    }
-    if let Some(rank) = rank {
-        let config = LoraConfig::llm(rank, 2.0 * rank as f64, 0.4);
-        linear = linear.with_lora(&config, 3);
-        if let Some(lora) = &mut linear.lora {
-            lora.a = Param::from_tensor(draw([rank, d_in], 23, 0.3));
-            lora.b = Param::from_tensor(draw([d_out, rank], 24, 0.3));
-        }
-    }
-    linear
-}
-
-/// Result, and gradients of the input and of every parameter in order.
-fn linear_pass(linear: &Linear<Ad>, rows: usize, kernel: bool) -> (Tensor<Flex, 2>, Vec<Vec<f32>>) {
-    let x = draw([rows, linear.d_in()], 25, 1.0).require_grad();
-    let out = match kernel {
-        true => linear.forward(x.clone()),
-        false => linear.portable(x.clone()),
-    };
-    let grads = backward(&out);
-    let mut found = vec![values(&gradient(&x, &grads))];
-    found.push(values(&gradient(&linear.weight.val(), &grads)));
-    if let Some(bias) = &linear.bias {
-        found.push(values(&gradient(&bias.val(), &grads)));
-    }
-    if let Some(lora) = &linear.lora {
-        found.extend([&lora.a, &lora.b].map(|p| values(&gradient(&p.val(), &grads))));
-    }
-    (out.inner(), found)
-}
-
-#[test]
-fn linear_maps_as_the_portable_form() {
-    // Read row by row, and in blocks; small enough for one thread, and for the pool.
-    for (rows, d_in, d_out) in [
-        (1, 33, 50),
-        (5, 33, 50),
-        (8, 17, 3),
-        (9, 40, 31),
-        (130, 200, 190),
-    ] {
-        for bias in [false, true] {
-            for (rank, keys) in [(None, &[][..]), (Some(4), &[][..]), (Some(4), &[7][..])] {
-                let linear = linear(d_in, d_out, bias, rank);
-                let what =
-                    format!("{rows}×{d_in}→{d_out}, bias {bias}, rank {rank:?}, keys {keys:?}");
-                let (found, grads) = with_keys(keys, || linear_pass(&linear, rows, true));
-                let (expected, expected_grads) =
-                    with_keys(keys, || linear_pass(&linear, rows, false));
-                close(&found, &expected, 2e-6, &what);
-                for (part, (found, expected)) in grads.iter().zip(&expected_grads).enumerate() {
-                    let error = error_of(found, expected);
-                    assert!(error < 4e-6, "{what}, gradient {part}: {error:e}");
-                }
-            }
-        }
-    }
-}
-
-/// The largest difference, in units of the largest expected value.
-fn error_of(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let size = expected.iter().fold(1e-6f32, |a, b| a.max(b.abs()));
-    let pairs = found.iter().zip(expected);
-    pairs.map(|(f, e)| (f - e).abs()).fold(0.0, f32::max) / size
-}
-
-#[test]
-fn a_frozen_weight_gets_no_gradient() {
-    let mut linear = linear(12, 10, false, Some(2));
-    linear.weight = linear.weight.set_require_grad(false);
-    let x = draw([6, 12], 1, 1.0).require_grad();
-    let grads = backward(&linear.forward(x.clone()));
-    assert!(linear.weight.val().grad(&grads).is_none());
-    assert!(x.grad(&grads).is_some());
-    assert!(linear.lora.unwrap().a.val().grad(&grads).is_some());
-}
-
-fn frozen(weight: Tensor<Flex, 2>) -> Weight<Ad> {
-    Weight::from(Param::from_tensor(Tensor::from_inner(weight))).set_require_grad(false)
-}
-
-#[test]
-fn half_weights_multiply_as_the_same_numbers_in_full() {
-    for rows in [1, 3, 8, 9, 40] {
-        let mut half = linear(70, 45, true, Some(3));
-        let weight = half.weight.val().inner().cast(DType::F16);
-        half.weight = frozen(weight);
-        let mut full = linear(70, 45, true, Some(3));
-        let weight = half.weight.val().inner().cast(DType::F32);
-        full.weight = frozen(weight);
-        let (found, grads) = linear_pass(&half, rows, true);
-        let (expected, expected_grads) = linear_pass(&full, rows, true);
-        close(&found, &expected, 1e-6, &format!("{rows} rows"));
-        assert!(
-            error_of(&grads[0], &expected_grads[0]) < 1e-6,
-            "{rows} rows"
-        );
     }
 }
 

@@ -1,0 +1,132 @@
+//! What a model is made from: its configuration and the places of its weights, before any is read.
+
+use std::path::{Path, PathBuf};
+
+use super::adapter::Adapter;
+use super::checkpoint::{Checkpoint, is_multimodal, name_projector, read_checkpoint};
+use super::checkpoint_dir::CheckpointDir;
+use super::fill::WeightMap;
+use super::options::LoadOptions;
+use super::source::read_file;
+use super::tensor::StoredTensor;
+use super::vision::{Described, find_tower};
+use crate::config::SqLlavaConfig;
+use crate::error::ModelError;
+
+/// What a directory turned out to be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CheckpointKind {
+    /// A model with all its weights.
+    Full,
+    /// What a training run changed, on a base.
+    Run,
+}
+
+/// Where the files that belong to a model but are not weights stand.
+#[derive(Debug, Clone)]
+pub struct ModelFiles {
+    /// Kind of the directory that was loaded.
+    pub kind: CheckpointKind,
+    /// Directory with `tokenizer.json` or `tokenizer.model`, or a GGUF file.
+    pub tokenizer: Option<PathBuf>,
+    /// Directory with the image processor's configuration.
+    pub preprocessor: Option<PathBuf>,
+    /// The base's directory, for a run.
+    pub base: Option<PathBuf>,
+    /// The vision tower's directory, unless it is inside the checkpoint.
+    pub vision: Option<PathBuf>,
+}
+
+/// Everything about a model but the tensors' values.
+pub(super) struct Plan {
+    pub config: SqLlavaConfig,
+    pub weights: WeightMap,
+    pub adapters: Vec<Adapter>,
+    /// Rows of new tokens in a file of their own, and the id of the first.
+    pub new_tokens: Option<(usize, usize)>,
+    pub files: ModelFiles,
+}
+
+/// The plan of a directory with a whole model, or of a GGUF file.
+///
+/// # Errors
+/// If a file is missing or damaged, or the configuration unknown.
+pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Plan, ModelError> {
+    if let Some(base) = &options.base {
+        tracing::warn!(
+            "{} is a whole model; the base {} is not used",
+            dir.path.display(),
+            base.display()
+        );
+    }
+    let Checkpoint {
+        mut config,
+        json,
+        mut weights,
+        dir,
+        tokenizer,
+    } = read_checkpoint(dir, options.allow_unused)?;
+    if let Some(path) = &options.projector {
+        weights.replace_parts(read_projector(path)?)?;
+    }
+    let mut tower = None;
+    if is_multimodal(&config, &json, &weights) || options.vision.is_some() {
+        let places = [Described {
+            dir: &dir,
+            json: &json,
+        }];
+        let known = config.vision.take();
+        let (vision, found) = find_tower(&mut weights, known, &places, options, true)?;
+        config.vision = Some(vision);
+        tower = found;
+        name_projector(&mut config, &json, &weights);
+    }
+    let tower_tokenizer = || tokenizer_dir(tower.as_ref());
+    let places = std::iter::once(&dir).chain(&tower);
+    Ok(Plan {
+        files: ModelFiles {
+            kind: CheckpointKind::Full,
+            tokenizer: tokenizer.or_else(tower_tokenizer),
+            preprocessor: preprocessor_dir(places),
+            base: None,
+            vision: tower.map(|tower| tower.path),
+        },
+        config,
+        weights,
+        adapters: Vec::new(),
+        new_tokens: None,
+    })
+}
+
+/// The tensors of a projector file, or of the one in a directory.
+fn read_projector(path: &Path) -> Result<Vec<StoredTensor>, ModelError> {
+    if !path.is_dir() {
+        return read_file(path);
+    }
+    match CheckpointDir::list(path.to_path_buf())?.projectors().last() {
+        Some(file) => read_file(file),
+        None => Err(ModelError::weights(
+            path,
+            "no mm_projector.safetensors or mm_projector.bin here",
+        )),
+    }
+}
+
+/// The first of some directories that holds a tokenizer.
+pub(super) fn tokenizer_dir<'a>(
+    dirs: impl IntoIterator<Item = &'a CheckpointDir>,
+) -> Option<PathBuf> {
+    let mut dirs = dirs.into_iter();
+    let found = dirs.find(|dir| dir.has_tokenizer())?;
+    Some(found.path.clone())
+}
+
+/// The first of some directories that holds the configuration of an image processor.
+pub(super) fn preprocessor_dir<'a>(
+    dirs: impl IntoIterator<Item = &'a CheckpointDir>,
+) -> Option<PathBuf> {
+    let mut dirs = dirs.into_iter();
+    let found = dirs.find(|dir| dir.has_preprocessor())?;
+    Some(found.path.clone())
+}
