@@ -283,3 +283,101 @@ fn golden_gradients_of_adapters() {
         assert!(all > 0, "{}", case.name());
     }
 }
+
+/// Whole models with a vision tower that is built; others must be refused.
+fn whole_models() -> Vec<Case> {
+    let mut found = Vec::new();
+    for dir in golden::entries(&golden::families()) {
+        let outputs = dir.join("outputs.json");
+        if !outputs.is_file() {
+            continue;
+        }
+        let json = golden::json(&outputs);
+        if json["kind"] != "vlm" {
+            continue;
+        }
+        let text = json["text"].as_str().expect("a language model");
+        let config = golden::json(&dir.join("model/config.json"));
+        let built = json["family"] == "llava"
+            && json["vision"] == "clip_vision_model"
+            && config["vision_feature_layer"].is_i64()
+            && Family::of(text).is_some();
+        if built {
+            let tensors = Tensors::read(&dir.join("outputs.safetensors"));
+            found.push(Case { dir, json, tensors });
+        } else {
+            eprintln!("{}: not built", dir.display());
+            let options = LoadOptions::default();
+            let loaded = load_model::<Flex>(&dir.join("model"), &options, &Default::default());
+            assert!(loaded.is_err(), "{} is not refused", dir.display());
+        }
+    }
+    found
+}
+
+#[test]
+fn golden_whole_models_see_and_answer() {
+    for case in whole_models() {
+        for layout in ["model", "hub"] {
+            let dir = case.dir.join(layout);
+            if dir.is_dir() {
+                let model = load::<Flex>(&dir, None);
+                for prompt in case.json["prompts"].as_array().expect("prompts") {
+                    answers_as_transformers(&case, &model, prompt, layout);
+                }
+            }
+        }
+    }
+}
+
+fn answers_as_transformers(case: &Case, model: &SqLlava<Flex>, prompt: &Value, layout: &str) {
+    let name = prompt["name"].as_str().expect("a name");
+    let what = format!("{} {layout} {name}", case.name());
+    let key = |part: &str| format!("{name}.{part}");
+    let mut images = Vec::new();
+    if case.tensors.contains(&key("pixel_values")) {
+        let shape: [usize; 4] = case
+            .tensors
+            .shape(&key("pixel_values"))
+            .try_into()
+            .expect("four");
+        let data = TensorData::new(case.tensors.f32(&key("pixel_values")), shape);
+        let pixels = Tensor::<Flex, 4>::from_data(data, &Default::default());
+        images = model.encode_images(pixels).expect("features");
+    }
+    for (index, features) in images.iter().enumerate() {
+        let reference = case.tensors.f64(&key(&format!("image_features.{index}")));
+        assert_close(&what, &values(features.clone()), &reference, 5e-5);
+    }
+    let ids = case.ids(&key("input_ids"));
+    let sample = Sample { ids: &ids, images };
+    let embeddings = model
+        .embed(std::slice::from_ref(&sample))
+        .expect("embeds")
+        .remove(0);
+    let rows = case.ids(&key("logits_rows"));
+    let rows = Tensor::<Flex, 1, Int>::from_data(
+        TensorData::new(rows.clone(), [rows.len()]),
+        &Default::default(),
+    );
+    let found = model.logits(embeddings).select(0, rows);
+    assert_close(
+        &what,
+        &values(found),
+        &case.tensors.f64(&key("logits")),
+        2e-4,
+    );
+    let greedy = prompt["greedy"]["ids_without_stopping"]
+        .as_array()
+        .expect("ids");
+    let greedy: Vec<i64> = greedy
+        .iter()
+        .map(|id| id.as_i64().expect("an id"))
+        .collect();
+    let config = GenerateConfig::greedy(greedy.len());
+    let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
+    let found = model
+        .generate(&[sample], &config, &mut go_on)
+        .expect("answers");
+    assert_eq!(found[0].ids, greedy, "{what}");
+}

@@ -6,7 +6,7 @@
 //! slack, and the framework itself.
 
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::config::{ClipVisionConfig, LlamaConfig};
+use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, NormPlacement, QkNorm};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -226,8 +226,16 @@ fn llama_token(
 ) -> usize {
     let heads = llama.num_attention_heads;
     let width = heads * llama.head_dim();
-    // The input of each of the two norms.
-    let norms = 2 * llama.hidden_size;
+    // The input of each norm.
+    let around = match llama.norm_placement {
+        NormPlacement::Before | NormPlacement::Behind => 2,
+        NormPlacement::Around => 4,
+    };
+    let qk_norms = match llama.qk_norm {
+        QkNorm::None => 0,
+        QkNorm::Head | QkNorm::All => width + llama.num_key_value_heads * llama.head_dim(),
+    };
+    let norms = around * llama.hidden_size + qk_norms;
     let (attention, gated) = if kernels {
         let shared = llama.num_key_value_heads * llama.head_dim();
         // Gate and its partner.
