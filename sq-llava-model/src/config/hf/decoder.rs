@@ -159,8 +159,8 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         Family::Llama | Family::Olmo2 => false,
         Family::Mistral => true,
         Family::Qwen2 | Family::Qwen3 => layer >= from,
-        Family::Gemma2 => layer % 2 == 0,
-        Family::Gemma3Text => (layer + 1) % pattern != 0,
+        Family::Gemma2 => layer.is_multiple_of(2),
+        Family::Gemma3Text => !(layer + 1).is_multiple_of(pattern),
         Family::Smollm3 => config.unrotated_layers.contains(&layer),
     };
     let rule: Vec<bool> = (0..layers).map(|layer| used && by_rule(layer)).collect();
@@ -244,7 +244,7 @@ fn unrotated(r: &Reader, layers: usize) -> Result<Vec<usize>, ModelError> {
             marks.len()
         ))),
         None => Ok((0..layers)
-            .filter(|layer| (layer + 1) % interval == 0)
+            .filter(|layer| (layer + 1).is_multiple_of(interval))
             .collect()),
     }
 }
