@@ -148,7 +148,8 @@ impl<B: Backend> SqLlava<B> {
     /// Embeddings of each sample, images in place. → `[sequence, hidden]` each
     ///
     /// # Errors
-    /// As [`splice`].
+    /// If a sample has another number of images than of places for them, or an id is outside the
+    /// vocabulary.
     pub fn embed(&self, samples: &[Sample<'_, B>]) -> Result<Vec<Tensor<B, 2>>, ModelError> {
         let device = self.device();
         samples
