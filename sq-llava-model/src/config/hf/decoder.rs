@@ -244,7 +244,7 @@ fn unrotated(r: &Reader, layers: usize) -> Result<Vec<usize>, ModelError> {
             marks.len()
         ))),
         None => Ok((0..layers)
-            .filter(|layer| (layer + 1) % interval == 0)
+            .filter(|layer| (layer + 1).is_multiple_of(interval))
             .collect()),
     }
 }
