@@ -60,7 +60,9 @@ fn files(package: &str) -> (PathBuf, Vec<PathBuf>) {
 /// where a group in braces follows.
 fn names(path: &Path, prefix: &str) -> BTreeSet<String> {
     let text = std::fs::read_to_string(path).expect("source");
-    let code = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    let tests = ["#[cfg(test)]\nmod ", "#[cfg(all(test, "];
+    let end = tests.iter().filter_map(|start| text.find(start)).min();
+    let code = &text[..end.unwrap_or(text.len())];
     let lines = code
         .lines()
         .filter(|line| !line.trim_start().starts_with("//"));

@@ -5,3 +5,4 @@ pub mod adamw;
 pub mod blocks;
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+pub(crate) mod finite;

@@ -92,11 +92,6 @@ impl CheckpointDir {
         found.then(|| self.path.join(name))
     }
 
-    /// Whether a file or folder of this name is here.
-    fn has(&self, name: &str) -> bool {
-        self.files.contains(name) || self.folders.contains(name)
-    }
-
     /// `stem.safetensors`, else `stem.bin`, if there is one.
     fn weights(&self, stem: &str) -> Option<PathBuf> {
         [".safetensors", ".bin"]
@@ -226,11 +221,11 @@ impl CheckpointDir {
             ("model.safetensors", "model.safetensors.index.json"),
             ("pytorch_model.bin", "pytorch_model.bin.index.json"),
         ] {
-            if self.has(single) {
-                return Ok(vec![self.path.join(single)]);
+            if let Some(single) = self.file(single) {
+                return Ok(vec![single]);
             }
-            if self.has(index) {
-                return self.indexed(&self.path.join(index));
+            if let Some(index) = self.file(index) {
+                return self.indexed(&index);
             }
         }
         for extension in [".safetensors", ".bin"] {

@@ -8,6 +8,9 @@ use super::towers::check_quantization;
 use crate::config::{Family, LlamaConfig, SlidingWindow};
 use crate::error::ModelError;
 
+/// The most layers of a model whose layers differ.
+const MOST_LAYERS: usize = 65_536;
+
 /// Reads a language model; keys that may change what is computed go to `unknown`.
 pub(super) fn decoder(
     r: &Reader,
@@ -17,6 +20,14 @@ pub(super) fn decoder(
     let preset = family.preset();
     let mut config = sizes(r, preset)?;
     biases(r, &mut config)?;
+    // LLaMA's layers are all alike and are not listed, whatever their number.
+    if family != Family::Llama && config.num_hidden_layers > MOST_LAYERS {
+        return Err(r.error(&format!(
+            "\"num_hidden_layers\" is {}; more than {MOST_LAYERS} are not supported in a {}",
+            config.num_hidden_layers,
+            family.model_type()
+        )));
+    }
     if family == Family::Smollm3 {
         config.unrotated_layers = unrotated(r, config.num_hidden_layers)?;
     }
@@ -163,7 +174,10 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         Family::Gemma3Text => !(layer + 1).is_multiple_of(pattern),
         Family::Smollm3 => config.unrotated_layers.contains(&layer),
     };
-    let rule: Vec<bool> = (0..layers).map(|layer| used && by_rule(layer)).collect();
+    let rule: Vec<bool> = match family {
+        Family::Llama => Vec::new(),
+        _ => (0..layers).map(|layer| used && by_rule(layer)).collect(),
+    };
     let given = layer_types(r, layers)?;
     // These classes do not read the list: it must not matter.
     let unread = matches!(family, Family::Llama | Family::Mistral | Family::Olmo2);

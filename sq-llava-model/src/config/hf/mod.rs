@@ -150,6 +150,14 @@ mod tests {
     }
 
     #[test]
+    fn fault_25_layers_that_differ_are_not_listed_without_end() {
+        for family in ["mistral", "gemma2", "gemma3_text", "smollm3", "qwen3"] {
+            let many = json!({"model_type": family, "num_hidden_layers": 1_000_000_000});
+            refused(&many, &["num_hidden_layers", "1000000000", family]);
+        }
+    }
+
+    #[test]
     fn fault_03_a_key_that_may_change_the_model_is_refused_unless_let_pass() {
         let llama = |key: &str, value: Value| json!({"model_type": "llama", key: value});
         for (key, value) in [

@@ -20,7 +20,7 @@ use half::f16;
 use rayon::prelude::*;
 
 use crate::error::ModelError;
-use crate::ops::finite::all_finite;
+use crate::kernels::finite::all_finite;
 
 /// Elements of a block.
 pub const BLOCK: usize = 32;
