@@ -2,7 +2,9 @@
 //! grouped-query attention, SwiGLU) with what other families add, as their description says
 //! ([`crate::config::Family::preset`]).
 
-use burn::module::{Initializer, Module, Param};
+mod new_tokens;
+
+use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Int, Tensor};
 
@@ -15,6 +17,8 @@ use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Linear, product, together};
 use crate::ops::norm::RmsNorm;
 use crate::ops::rope::{RotaryEmbedding, Rotation};
+
+pub use new_tokens::NewTokens;
 
 /// The decoder with its output head.
 #[derive(Module, Debug)]
@@ -49,19 +53,6 @@ pub struct LlamaModel<B: Backend> {
     pub layers: Vec<LlamaLayer<B>>,
     /// Norm before the head.
     pub norm: RmsNorm<B>,
-}
-
-/// Rows of embedding and head that train although the base is frozen. They stand in for the ids
-/// from `start`, over the base's own rows where it has them.
-#[derive(Module, Debug)]
-pub struct NewTokens<B: Backend> {
-    /// `[rows, hidden]`.
-    pub embed: Param<Tensor<B, 2>>,
-    /// `[rows, hidden]`; `None` when the head is tied to the embedding.
-    pub lm_head: Option<Param<Tensor<B, 2>>>,
-    /// Id of the first row.
-    #[module(skip)]
-    pub start: usize,
 }
 
 /// One decoder layer. In LLaMA the norms stand before attention and MLP, and the second one is
@@ -350,50 +341,6 @@ impl<B: Backend> Llama<B> {
             parts.push(base.slice([0..n, end..width]));
         }
         cat(parts, 1)
-    }
-}
-
-impl<B: Backend> NewTokens<B> {
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.embed.lazy_shape()[0]
-    }
-
-    /// Rows at the mean of the old ones plus seeded noise of a tenth of their deviation: the
-    /// tokens start as unremarkable as any, yet differ from each other.
-    pub fn init(llama: &Llama<B>, start: usize, rows: usize, seed: u64) -> Self {
-        let draw = |table: Tensor<B, 2>, seed: u64| {
-            // The last row that counts is the one before `start`: padding rows say nothing.
-            let [all, width] = table.dims();
-            let old = table
-                .slice([0..start.min(all), 0..width])
-                .detach()
-                .cast(DType::F32);
-            let (variance, mean) = old.var_mean(0); // [1, width]
-            let noise = crate::ops::draws::normal::<B>(rows, width, seed, &mean.device());
-            let rows = mean + noise * variance.sqrt().mul_scalar(0.1);
-            Param::from_tensor(rows)
-        };
-        let embed = draw(llama.model.embed_tokens.table(), seed);
-        let lm_head = llama
-            .lm_head
-            .as_ref()
-            .map(|head| draw(head.clone().dequantize().weight.val(), seed ^ 1));
-        Self {
-            embed,
-            lm_head,
-            start,
-        }
-    }
-
-    /// Rows to be overwritten by a checkpoint's.
-    pub fn zeros(rows: usize, hidden: usize, tied: bool, start: usize, device: &B::Device) -> Self {
-        let zeros = || Initializer::Zeros.init([rows, hidden], device);
-        Self {
-            embed: zeros(),
-            lm_head: (!tied).then(zeros),
-            start,
-        }
     }
 }
 
