@@ -279,9 +279,9 @@ pub(super) fn decoder_json(c: &LlamaConfig) -> Value {
         "max_position_embeddings": c.max_position_embeddings,
         "rms_norm_eps": c.rms_norm_eps,
         "rope_theta": c.rope_theta,
+        (act): c.hidden_act,
         "tie_word_embeddings": c.tie_word_embeddings,
     });
-    out[act] = json!(c.hidden_act);
     if !matches!(c.family, Family::Mistral | Family::Qwen2) {
         out["attention_bias"] = json!(c.attention_bias);
     }
