@@ -32,8 +32,13 @@ impl Case {
     }
 }
 
-/// Cases of language models; a family that is not built must be refused by name.
-fn cases() -> Vec<Case> {
+/// Cases of a kind, with those left out that are not built: their model must be refused, and the
+/// message holds what `named` gives of them.
+fn built(
+    kind: &str,
+    is_built: impl Fn(&Path, &Value) -> bool,
+    named: impl Fn(&Value) -> String,
+) -> Vec<Case> {
     let mut found = Vec::new();
     for dir in golden::entries(&golden::families()) {
         let outputs = dir.join("outputs.json");
@@ -41,24 +46,32 @@ fn cases() -> Vec<Case> {
             continue;
         }
         let json = golden::json(&outputs);
-        if json["kind"] != "llm" {
+        if json["kind"] != kind {
             continue;
         }
-        let family = json["family"].as_str().expect("a family");
-        if Family::of(family).is_none() {
-            eprintln!("{}: {family} is not built", dir.display());
-            let error = load_model::<Flex>(
-                &dir.join("model"),
-                &LoadOptions::default(),
-                &Default::default(),
-            );
-            let message = error.map(|_| ()).expect_err("not built").to_string();
-            assert!(message.contains(family), "{message}");
+        if is_built(&dir, &json) {
+            let tensors = Tensors::read(&dir.join("outputs.safetensors"));
+            found.push(Case { dir, json, tensors });
             continue;
         }
-        let tensors = Tensors::read(&dir.join("outputs.safetensors"));
-        found.push(Case { dir, json, tensors });
+        eprintln!("{}: not built", dir.display());
+        let (model, options) = (dir.join("model"), LoadOptions::default());
+        let loaded = load_model::<Flex>(&model, &options, &Default::default());
+        let message = loaded.map(|_| ()).expect_err("not built").to_string();
+        assert!(message.contains(&named(&json)), "{message}");
     }
+    found
+}
+
+fn text<'a>(json: &'a Value, key: &str) -> &'a str {
+    json[key].as_str().expect("a name")
+}
+
+/// Cases of language models; a family that is not built must be refused by name.
+fn cases() -> Vec<Case> {
+    let family = |json: &Value| text(json, "family").to_owned();
+    let is_built = |_: &Path, json: &Value| Family::of(&family(json)).is_some();
+    let found = built("llm", is_built, family);
     assert!(!found.is_empty(), "no language model among the families");
     found
 }
@@ -286,33 +299,14 @@ fn golden_gradients_of_adapters() {
 
 /// Whole models with a vision tower that is built; others must be refused.
 fn whole_models() -> Vec<Case> {
-    let mut found = Vec::new();
-    for dir in golden::entries(&golden::families()) {
-        let outputs = dir.join("outputs.json");
-        if !outputs.is_file() {
-            continue;
-        }
-        let json = golden::json(&outputs);
-        if json["kind"] != "vlm" {
-            continue;
-        }
-        let text = json["text"].as_str().expect("a language model");
+    let is_built = |dir: &Path, json: &Value| {
         let config = golden::json(&dir.join("model/config.json"));
-        let built = json["family"] == "llava"
+        json["family"] == "llava"
             && json["vision"] == "clip_vision_model"
             && config["vision_feature_layer"].is_i64()
-            && Family::of(text).is_some();
-        if built {
-            let tensors = Tensors::read(&dir.join("outputs.safetensors"));
-            found.push(Case { dir, json, tensors });
-        } else {
-            eprintln!("{}: not built", dir.display());
-            let options = LoadOptions::default();
-            let loaded = load_model::<Flex>(&dir.join("model"), &options, &Default::default());
-            assert!(loaded.is_err(), "{} is not refused", dir.display());
-        }
-    }
-    found
+            && Family::of(text(json, "text")).is_some()
+    };
+    built("vlm", is_built, |_| String::new())
 }
 
 #[test]

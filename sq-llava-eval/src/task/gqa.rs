@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
-use super::{NOT_IN_REFERENCES, Task, is_json, read_jsonl, without_reference};
+use super::{NOT_IN_REFERENCES, Task, own_or_jsonl, without_reference};
 use crate::EvalError;
 use crate::jsonl::read_json;
 use crate::layout::{Files, Layout};
@@ -51,10 +51,7 @@ impl Task for Gqa {
     }
 
     fn read(&self, files: &Files, _options: &QuestionOptions) -> Result<Questions, EvalError> {
-        match is_json(&files.questions) {
-            true => own_questions(files),
-            false => read_jsonl(files),
-        }
+        own_or_jsonl(files, own_questions)
     }
 
     fn score(

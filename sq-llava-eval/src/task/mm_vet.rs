@@ -6,7 +6,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use super::{JudgedTask, SCORED_BY_JUDGE, Task, is_json, read_jsonl, request_line};
+use super::{JudgedTask, SCORED_BY_JUDGE, Task, own_or_jsonl, request_line};
 use crate::EvalError;
 use crate::jsonl::read_json;
 use crate::layout::{Files, Layout};
@@ -48,10 +48,7 @@ impl Task for MmVet {
     }
 
     fn read(&self, files: &Files, _options: &QuestionOptions) -> Result<Questions, EvalError> {
-        match is_json(&files.questions) {
-            true => own_questions(files),
-            false => read_jsonl(files),
-        }
+        own_or_jsonl(files, own_questions)
     }
 
     fn has_references(&self) -> bool {

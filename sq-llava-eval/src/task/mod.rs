@@ -246,6 +246,17 @@ fn is_json(path: &Path) -> bool {
     path.extension().is_some_and(|ending| ending == "json")
 }
 
+/// Questions in a benchmark's `own` format, or in LLaVA's JSONL.
+fn own_or_jsonl(
+    files: &Files,
+    own: impl Fn(&Files) -> Result<Questions, EvalError>,
+) -> Result<Questions, EvalError> {
+    match is_json(&files.questions) {
+        true => own(files),
+        false => read_jsonl(files),
+    }
+}
+
 /// A question that the references lack; it is not scored.
 fn without_reference(id: &impl fmt::Display, reason: &str, problems: &mut Problems) {
     problems.add(ProblemKind::BadReference, format!("question {id}"), reason);

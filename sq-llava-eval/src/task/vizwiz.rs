@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::vqa::{self, PersonAnswer, people_answers};
-use super::{NOT_IN_REFERENCES, Task, is_json, read_jsonl};
+use super::{NOT_IN_REFERENCES, Task, own_or_jsonl};
 use crate::EvalError;
 use crate::jsonl::read_json;
 use crate::layout::{Files, Layout};
@@ -49,10 +49,7 @@ impl Task for VizWiz {
     }
 
     fn read(&self, files: &Files, _options: &QuestionOptions) -> Result<Questions, EvalError> {
-        match is_json(&files.questions) {
-            true => own_questions(files),
-            false => read_jsonl(files),
-        }
+        own_or_jsonl(files, own_questions)
     }
 
     fn score(

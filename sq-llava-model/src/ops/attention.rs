@@ -70,12 +70,25 @@ impl<B: AutodiffBackend> AttentionMask<B> {
 }
 
 /// What is done with the scores of queries and keys before the softmax.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct ScoreOptions {
     /// Factor of the scores; `None` is `1/√head_dim`.
     pub scale: Option<f64>,
     /// Soft limit c: `c · tanh(score / c)`. On the CPU it has no kernel of its own.
     pub softcap: Option<f64>,
+}
+
+/// Attention of grouped queries. Scale `1/√head_dim`.
+///
+/// `query [batch, heads, queries, head_dim]`, `key` and `value [batch, kv_heads, keys, head_dim]`
+/// → `[batch, heads, queries, head_dim]`
+pub fn attention<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &AttentionMask<B>,
+) -> Tensor<B, 4> {
+    attention_with(query, key, value, mask, ScoreOptions::default())
 }
 
 /// As [`attention`], with a scale or soft limit of their own.
@@ -93,37 +106,18 @@ pub fn attention_with<B: Backend>(
         }
         None => query,
     };
-    if options.softcap.is_none() {
-        return attention(query, key, value, mask);
-    }
-    let dtype = query.dtype();
-    portable(
-        query,
-        key.cast(dtype),
-        value.cast(dtype),
-        mask,
-        options.softcap,
-    )
-}
-
-/// Attention of grouped queries. Scale `1/√head_dim`.
-///
-/// `query [batch, heads, queries, head_dim]`, `key` and `value [batch, kv_heads, keys, head_dim]`
-/// → `[batch, heads, queries, head_dim]`
-pub fn attention<B: Backend>(
-    query: Tensor<B, 4>,
-    key: Tensor<B, 4>,
-    value: Tensor<B, 4>,
-    mask: &AttentionMask<B>,
-) -> Tensor<B, 4> {
     #[cfg(feature = "cpu")]
-    let (query, key, value) = match on_cpu(query, key, value, mask) {
-        Ok(output) => return output,
-        Err([query, key, value]) => (query, key, value),
+    let (query, key, value) = match options.softcap {
+        Some(_) => (query, key, value),
+        None => match on_cpu(query, key, value, mask) {
+            Ok(output) => return output,
+            Err([query, key, value]) => (query, key, value),
+        },
     };
     // A cache may hold keys and values in fewer bits.
     let dtype = query.dtype();
-    portable(query, key.cast(dtype), value.cast(dtype), mask, None)
+    let (key, value) = (key.cast(dtype), value.cast(dtype));
+    portable(query, key, value, mask, options.softcap)
 }
 
 /// Our kernel, where the tensors are the CPU backend's.
@@ -160,27 +154,23 @@ pub(crate) fn portable<B: Backend>(
     let [batch, heads, queries, dim] = query.dims();
     let [_, kv_heads, keys, _] = key.dims();
     let group = heads / kv_heads;
+    let options = |is_causal| AttentionModuleOptions {
+        is_causal,
+        softcap,
+        ..Default::default()
+    };
     if group > 1 && queries == 1 {
         // One token: the queries that share a key head are the rows of one product, and keys and
         // values need not be repeated.
         let grouped = query.reshape([batch, kv_heads, group, dim]);
         let hidden = expand(mask, [batch, kv_heads, group, keys]);
-        let options = AttentionModuleOptions {
-            softcap,
-            ..Default::default()
-        };
-        return fused_attention(grouped, key, value, hidden, None, options)
+        return fused_attention(grouped, key, value, hidden, None, options(false))
             .reshape([batch, heads, 1, dim]);
     }
     let causal = matches!(mask, AttentionMask::Causal);
     let hidden = expand(mask, [batch, heads, queries, keys]);
     let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
-    let options = AttentionModuleOptions {
-        is_causal: causal,
-        softcap,
-        ..Default::default()
-    };
-    fused_attention(query, key, value, hidden, None, options)
+    fused_attention(query, key, value, hidden, None, options(causal))
 }
 
 fn expand<B: Backend>(mask: &AttentionMask<B>, shape: [usize; 4]) -> Option<Tensor<B, 4, Bool>> {
