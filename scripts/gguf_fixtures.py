@@ -4,10 +4,13 @@ byte-level tokenizers of every supported kind, with what the `gguf`, `transforme
 
     python scripts/gguf_fixtures.py        # from the repository's root
 
-Needs gguf, numpy, torch, transformers, tokenizers and safetensors.
+Needs gguf, numpy, torch, transformers, tokenizers and safetensors. What the package cannot quantise
+is quantised by llama.cpp's own library: SQ_LLAVA_LLAMA_CPP names the folder of libggml-base.so.
 """
 
+import ctypes
 import json
+import os
 from pathlib import Path
 
 import gguf
@@ -46,7 +49,16 @@ def k_blocks(kind, rows, columns):
     """Random blocks of a K type, for which the package only dequantises."""
     blocks = rows * columns // 256
     raw = lambda n: rng.integers(0, 256, (blocks, n), dtype=np.uint8)
-    if kind == Q.Q6_K:
+    if kind == Q.Q2_K:
+        parts = [raw(16 + 64), halves((blocks, 1), 2e-3, 4e-3), halves((blocks, 1), 3e-3, 6e-3)]
+    elif kind == Q.Q3_K:
+        parts = [raw(32 + 64 + 12), halves((blocks, 1), 8e-4, 1.6e-3)]
+    elif kind == Q.IQ4_XS:
+        parts = [halves((blocks, 1), 3e-5, 7e-5), raw(2 + 4 + 128)]
+    elif kind == Q.IQ4_NL:
+        blocks = rows * columns // 32
+        parts = [halves((blocks, 1), 5e-4, 1.1e-3), raw(16)]
+    elif kind == Q.Q6_K:
         parts = [raw(192 + 16), halves((blocks, 1), 2e-5, 8e-5)]
     else:
         high = [raw(32)] if kind == Q.Q5_K else []
@@ -57,7 +69,7 @@ def k_blocks(kind, rows, columns):
 
 def store(writer, name, kind, weight):
     """Adds a matrix in a type; returns the values that the package reads from it."""
-    if kind in (Q.Q4_K, Q.Q5_K, Q.Q6_K):
+    if kind in (Q.Q2_K, Q.Q3_K, Q.Q4_K, Q.Q5_K, Q.Q6_K, Q.IQ4_NL, Q.IQ4_XS):
         data = k_blocks(kind, *weight.shape)
     elif kind in (Q.F32, Q.F16):
         data = weight.astype({Q.F32: np.float32, Q.F16: np.float16}[kind])
@@ -196,7 +208,32 @@ def quantized():
     save_file(out, MODELS / "quantized.safetensors")
 
 
+def written():
+    """The types that are written and not computed on."""
+    rng = np.random.default_rng(20261127)
+    weight = rng.standard_normal((6, 512)).astype(np.float32) * 0.05
+    weight[0, :256] = 0.0
+    weight[1, :64] = 0.25
+    weight[2] = np.abs(weight[2])
+    weight[3] = -np.abs(weight[3])
+    weight[4] = np.round(weight[4] * 64) / 64
+    out = {"weight": weight, "Q4_0": quantize(weight, Q.Q4_0)}
+    folder = os.environ.get("SQ_LLAVA_LLAMA_CPP")
+    if not folder:
+        raise SystemExit("name the folder of llama.cpp's libraries with SQ_LLAVA_LLAMA_CPP")
+    ggml = ctypes.CDLL(str(Path(folder) / "libggml-base.so"))
+    ggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    ggml.ggml_quantize_chunk.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p] + 3 * [ctypes.c_int64] + [ctypes.c_void_p]
+    blocks = np.zeros((6, 2 * 144), dtype=np.uint8)
+    ggml.ggml_quantize_chunk(Q.Q4_K, weight.ctypes.data, blocks.ctypes.data, 0, *weight.shape, None)
+    out["Q4_K"] = blocks
+    for kind in (Q.Q4_0, Q.Q4_K):
+        out[kind.name + ".values"] = dequantize(out[kind.name], kind)
+    save_file(out, MODELS / "written.safetensors")
+
+
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEXTS = [
     "", " ", "Hello world", "  two  spaces\n\n and\ttabs \r\n", "It's 2024, they'LL pay $1,234.56!",
     "<|start|>user\nWhat?<|end|>\n", "漢字 and 🦙 llamas, naïve café — “quotes”…", "x=3;y=x**2 # done",
@@ -261,6 +298,15 @@ def main():
     split = pre_tokenizers.Split(Regex(LLAMA3), "isolated")
     bytes_only = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     byte_level("llama-bpe", pre_tokenizers.Sequence([split, bytes_only]), True)
+    split = pre_tokenizers.Split(Regex(QWEN2), "isolated")
+    byte_level("qwen2", pre_tokenizers.Sequence([split, bytes_only]), False)
+    model(
+        "few-bits",
+        [kinds(Q.Q2_K, Q.Q3_K, Q.IQ4_XS, Q.IQ4_NL, Q.Q2_K, Q.Q3_K, Q.MXFP4),
+         kinds(Q.IQ4_XS, Q.MXFP4, Q.IQ4_NL, Q.MXFP4, Q.MXFP4, Q.IQ4_XS, Q.IQ4_NL)],
+        Q.MXFP4, Q.Q3_K, None,
+    )
+    written()
 
 
 if __name__ == "__main__":

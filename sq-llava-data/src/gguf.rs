@@ -4,12 +4,15 @@
 //! Only the header is read. Every count is held against the length of the file before anything
 //! is allocated for it.
 
+mod write;
+
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 use crate::{DataError, files};
+pub use write::{GgufField, GgufOutput, write_gguf};
 
 /// Most dimensions of a tensor.
 const MAX_DIMS: u32 = 4;

@@ -153,12 +153,12 @@ fn damaged_and_foreign_files_are_named() {
     fails(&patched(4, &1u32.to_le_bytes()), "version 1");
     fails(&patched(4, &3u32.to_be_bytes()), "big-endian");
     fails(
-        &patched(value("general.architecture") + 8, b"qwen2"),
-        "qwen2",
+        &patched(value("general.architecture") + 8, b"falco"),
+        "falco",
     );
     fails(
-        &patched(kind("blk.1.ffn_up.weight"), &11u32.to_le_bytes()),
-        "\"blk.1.ffn_up.weight\" is of type Q3_K",
+        &patched(kind("blk.1.ffn_up.weight"), &16u32.to_le_bytes()),
+        "\"blk.1.ffn_up.weight\" is of type IQ2_XXS",
     );
     fails(
         &patched(kind("blk.1.ffn_up.weight"), &77u32.to_le_bytes()),

@@ -11,6 +11,7 @@ mod gguf;
 mod load;
 mod plain;
 mod save;
+mod to_gguf;
 mod transformers;
 mod vocabulary;
 

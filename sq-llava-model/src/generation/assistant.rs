@@ -120,6 +120,10 @@ impl<B: Backend> Assistant<B> {
                 let aspect = config.image_aspect_ratio.as_deref();
                 Some(ImageProcessor::from_dir(folder, aspect)?)
             }
+            (Some(_), None) if loaded.files.pictures.is_some() => {
+                let pictures = loaded.files.pictures.take();
+                pictures.map(ImageProcessor::new).transpose()?
+            }
             (Some(_), None) => {
                 return Err(ModelError::config(
                     dir.join("preprocessor_config.json"),

@@ -5,11 +5,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use burn::module::{Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
 
-use super::gguf::{self, GgufModel};
+use super::gguf::{self, GgufModel, Mmproj};
 use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
-use crate::config::SqLlavaConfig;
+use crate::config::{ClipVisionConfig, NormPlacement, SqLlavaConfig};
 use crate::error::ModelError;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
@@ -22,8 +22,11 @@ pub(super) struct WeightMap {
     prefixes: BTreeMap<Section, String>,
     unknown: Vec<String>,
     ignored: Vec<String>,
-    /// Whether the language model came from a GGUF file, whose keys are spelt otherwise.
-    gguf: bool,
+    /// Where the norms of a language model from a GGUF file stand, whose keys are spelt otherwise.
+    gguf: Option<NormPlacement>,
+    /// Whether tower and projector came from one, and whether the linears of the tower's MLPs go
+    /// by each other's names.
+    mmproj: Option<bool>,
     /// Canonical names of matrices that are in the model already, in blocks.
     quantized: BTreeMap<String, Taken>,
 }
@@ -43,10 +46,23 @@ impl WeightMap {
             weights: model.tensors.into_iter().collect(),
             unknown: model.unknown,
             ignored: model.ignored,
-            gguf: true,
+            gguf: Some(model.config.llama.norm_placement),
             ..Self::default()
         };
         (model.config, map)
+    }
+
+    /// Adds tower and projector of an `mmproj` file; returns the tower's configuration.
+    ///
+    /// # Errors
+    /// If a tensor stands there twice, with different values.
+    pub fn add_mmproj(&mut self, model: Mmproj) -> Result<ClipVisionConfig, ModelError> {
+        self.mmproj = Some(model.swapped);
+        self.unknown.extend(model.unknown);
+        for (name, tensor) in model.tensors {
+            self.insert(name, tensor)?;
+        }
+        Ok(model.vision)
     }
 
     /// Adds the tensors of files; with `only`, those of one section, and the others are ignored.
@@ -192,7 +208,9 @@ impl WeightMap {
 
     /// A canonical name as the files spell it.
     pub fn file_key(&self, name: &str) -> String {
-        if let (true, Some(key)) = (self.gguf, gguf::file_name(name)) {
+        let spelt = self.gguf.and_then(|norms| gguf::file_name(name, norms));
+        let spelt = spelt.or_else(|| gguf::mmproj_name(name, self.mmproj?));
+        if let Some(key) = spelt {
             return key;
         }
         let hf = self

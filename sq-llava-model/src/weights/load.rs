@@ -47,7 +47,14 @@ pub fn load_model<B: Backend>(
 ) -> Result<Loaded<B>, ModelError> {
     let dtype = file_dtype(options.dtype)?;
     let listed = CheckpointDir::open(dir, "not a model directory, nor a .gguf file")?;
-    let mut plan = match listed.is_run()? {
+    let run = listed.is_run()?;
+    if let (true, Some(mmproj)) = (run, &options.mmproj) {
+        return Err(ModelError::weights(
+            mmproj,
+            "a run has the tower and projector of its base; --mmproj goes with a language model alone",
+        ));
+    }
+    let mut plan = match run {
         true => plan_run(&listed, options)?,
         false => plan_whole(listed, options)?,
     };

@@ -26,6 +26,8 @@ pub struct LoadOptions {
     /// A vision tower's directory, for checkpoints without one inside. A run directory takes it
     /// before its base's.
     pub vision: Option<PathBuf>,
+    /// Tower and projector in a GGUF file, for a language model without them.
+    pub mmproj: Option<PathBuf>,
     /// Looks up the base and the tower that a checkpoint names, where none is given and no
     /// directory of that name is here.
     pub look_up: Option<LookUp>,
@@ -63,6 +65,7 @@ impl Default for LoadOptions {
             dtype: FloatDType::F32,
             base: None,
             vision: None,
+            mmproj: None,
             look_up: None,
             projector: None,
             trainable_f32: false,
@@ -81,6 +84,7 @@ impl fmt::Debug for LoadOptions {
             .field("dtype", &self.dtype)
             .field("base", &self.base)
             .field("vision", &self.vision)
+            .field("mmproj", &self.mmproj)
             .field("look_up", &self.look_up.is_some())
             .field("projector", &self.projector)
             .field("trainable_f32", &self.trainable_f32)

@@ -2,10 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use sq_llava_data::image::ImageProcessorConfig;
+
 use super::adapter::Adapter;
 use super::checkpoint::{Checkpoint, is_multimodal, name_projector, read_checkpoint};
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
+use super::gguf::read_mmproj;
+use super::layout::Section;
 use super::options::LoadOptions;
 use super::source::read_file;
 use super::tensor::StoredTensor;
@@ -32,6 +36,8 @@ pub struct ModelFiles {
     pub tokenizer: Option<PathBuf>,
     /// Directory with the image processor's configuration.
     pub preprocessor: Option<PathBuf>,
+    /// The image processor's configuration, where a file of tower and projector says it.
+    pub pictures: Option<ImageProcessorConfig>,
     /// The base's directory, for a run.
     pub base: Option<PathBuf>,
     /// The vision tower's directory, unless it is inside the checkpoint.
@@ -70,6 +76,10 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
     if let Some(path) = &options.projector {
         weights.replace_parts(read_projector(path)?)?;
     }
+    let mut pictures = None;
+    if let Some(path) = &options.mmproj {
+        pictures = Some(add_mmproj(path, &mut config, &mut weights, options)?);
+    }
     let mut tower = None;
     if is_multimodal(&config, &json, &weights) || options.vision.is_some() {
         let places = [Described {
@@ -88,7 +98,11 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
         files: ModelFiles {
             kind: CheckpointKind::Full,
             tokenizer: tokenizer.or_else(tower_tokenizer),
-            preprocessor: preprocessor_dir(places),
+            preprocessor: match pictures {
+                Some(_) => None,
+                None => preprocessor_dir(places),
+            },
+            pictures,
             base: None,
             vision: tower.map(|tower| tower.path),
         },
@@ -97,6 +111,31 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
         adapters: Vec::new(),
         new_tokens: None,
     })
+}
+
+/// Adds what an `mmproj` file holds to a language model; returns how pictures are prepared.
+///
+/// # Errors
+/// If the file cannot be read, or the model has a vision tower or projector already.
+fn add_mmproj(
+    path: &Path,
+    config: &mut SqLlavaConfig,
+    weights: &mut WeightMap,
+    options: &LoadOptions,
+) -> Result<ImageProcessorConfig, ModelError> {
+    if config.vision.is_some() || weights.has(Section::Vision) || weights.has(Section::Projector) {
+        return Err(ModelError::weights(
+            path,
+            "the model has a vision tower or projector of its own; --mmproj goes with a language model alone",
+        ));
+    }
+    let found = read_mmproj(path, options.allow_unused)?;
+    config.select_layer = found.feature_layer as i64;
+    config.select_feature = found.select_feature;
+    config.image_aspect_ratio = Some(found.pictures.aspect.name().into());
+    let pictures = found.pictures.clone();
+    config.vision = Some(weights.add_mmproj(found)?);
+    Ok(pictures)
 }
 
 /// The tensors of a projector file, or of the one in a directory.

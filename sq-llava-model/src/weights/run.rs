@@ -84,6 +84,7 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
             kind: CheckpointKind::Run,
             tokenizer,
             preprocessor: preprocessor_dir(images),
+            pictures: None,
             vision: tower.map(|tower| tower.path),
             base: Some(base),
         },

@@ -87,7 +87,10 @@ pub fn save_pretrained<B: Backend>(
         _ => "float32",
     });
 
-    let entries = whole_entries(model, dtype, options.layout)?;
+    let mut entries = whole_entries(model, dtype)?;
+    for entry in &mut entries {
+        entry.name = write_key(&entry.name, options.layout);
+    }
     make_dir(dir)?;
     if !CheckpointDir::list(dir.to_path_buf())?
         .model_files()?
@@ -134,11 +137,13 @@ pub fn save_pretrained<B: Backend>(
     Ok(files)
 }
 
-/// The tensors of the whole model by the keys of a layout, adapters merged and new rows in place.
-fn whole_entries<B: Backend>(
+/// The tensors of the whole model by canonical names, new rows in place.
+///
+/// # Errors
+/// If adapters are not merged, or the weights are of one device alone.
+pub(super) fn whole_entries<B: Backend>(
     model: &SqLlava<B>,
     dtype: DType,
-    layout: Layout,
 ) -> Result<Vec<Entry>, ModelError> {
     let llama = &model.language_model;
     if any_on_device(llama) {
@@ -151,7 +156,6 @@ fn whole_entries<B: Backend>(
         llama,
         in_blocks: in_blocks(llama).into_iter().collect(),
         dtype,
-        layout,
         adapted: false,
         failed: None,
         entries: Vec::new(),
@@ -173,7 +177,6 @@ struct Whole<'a, B: Backend> {
     /// By canonical name.
     in_blocks: BTreeMap<String, &'a BlockMatrix>,
     dtype: DType,
-    layout: Layout,
     /// Whether an adapter was met.
     adapted: bool,
     /// The first error of rows that cannot be put into blocks.
@@ -214,8 +217,7 @@ impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
                 return;
             }
         };
-        let key = write_key(&name, self.layout);
-        self.entries.extend(block_entries(&key, matrix));
+        self.entries.extend(block_entries(&name, matrix));
     }
 
     fn visit<const D: usize>(&mut self, path: &ParamPath, param: &Param<Tensor<B, D>>) {
@@ -225,7 +227,7 @@ impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
             return;
         }
         let name = canonical(&path.fields());
-        let mut entry = Entry::new(write_key(&name, self.layout), param.val().detach());
+        let mut entry = Entry::new(name.clone(), param.val().detach());
         if let Some((start, rows)) = self.new_rows(&name) {
             let rows = Entry::new(String::new(), rows.val().detach());
             entry = with_rows(entry, rows, start, self.llama.vocabulary());
@@ -303,7 +305,7 @@ fn with_rows(table: Entry, rows: Entry, start: usize, vocabulary: usize) -> Entr
     }
 }
 
-fn floats(data: TensorData) -> Vec<f32> {
+pub(super) fn floats(data: TensorData) -> Vec<f32> {
     data.iter::<f32>().collect()
 }
 

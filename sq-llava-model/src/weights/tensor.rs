@@ -114,6 +114,8 @@ pub(super) struct StoredTensor {
     /// Number of heads whose rows alternate between the two halves of a head (`0, d/2, 1,
     /// d/2 + 1 …`), as llama.cpp keeps queries and keys; they are read in their plain order.
     pub interleaved_heads: Option<usize>,
+    /// Whether the numbers are one more than the weight (norms of Gemma in GGUF files).
+    pub one_more: bool,
 }
 
 impl StoredTensor {
@@ -140,6 +142,7 @@ impl StoredTensor {
             start,
             strides,
             interleaved_heads: None,
+            one_more: false,
         };
         let fail = |what: &str| {
             let reason = format!("tensor \"{}\" {what}", tensor.name);
@@ -201,11 +204,13 @@ impl StoredTensor {
     /// The values in `dtype` (f32, f16 or bf16), in one allocation beside the mapped file.
     pub fn read(&self, dtype: DType) -> Result<TensorData, ModelError> {
         let bytes = &*self.row_major_bytes();
-        let shape = self.shape.clone();
+        let (shape, as_is) = (self.shape.clone(), !self.one_more);
         let data = match (self.dtype, dtype) {
-            (StoredType::F32, DType::F32) => TensorData::new(copied::<f32>(bytes), shape),
-            (StoredType::F16, DType::F16) => TensorData::new(copied::<f16>(bytes), shape),
-            (StoredType::BF16, DType::BF16) => TensorData::new(copied::<bf16>(bytes), shape),
+            (StoredType::F32, DType::F32) if as_is => TensorData::new(copied::<f32>(bytes), shape),
+            (StoredType::F16, DType::F16) if as_is => TensorData::new(copied::<f16>(bytes), shape),
+            (StoredType::BF16, DType::BF16) if as_is => {
+                TensorData::new(copied::<bf16>(bytes), shape)
+            }
             (StoredType::Other(_), _) => {
                 return Err(ModelError::weights(
                     &self.file.path,
@@ -250,6 +255,9 @@ impl StoredTensor {
         for (source, target) in bytes.chunks(size).zip(out.chunks_mut(CHUNK)) {
             let wide = &mut wide[..target.len()];
             self.widen(source, wide);
+            if self.one_more {
+                wide.iter_mut().for_each(|value| *value -= 1.0);
+            }
             narrow(wide, target);
         }
         out

@@ -12,14 +12,20 @@ use crate::gguf::GgufHeader;
 use crate::text::sentencepiece::Listed;
 
 /// Kinds of tokens (`llama_token_type`).
-const UNKNOWN: i64 = 2;
-const CONTROL: i64 = 3;
-const USER_DEFINED: i64 = 4;
+pub(super) const NORMAL: i64 = 1;
+pub(super) const UNKNOWN: i64 = 2;
+pub(super) const CONTROL: i64 = 3;
+pub(super) const USER_DEFINED: i64 = 4;
+pub(super) const UNUSED: i64 = 5;
+pub(super) const BYTE: i64 = 6;
 
 /// GPT-2's split of a text into words.
-const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+pub(super) const GPT2: &str =
+    r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 /// LLaMA 3's.
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Qwen 2's, which takes digits one by one.
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// llama.cpp's where a file names none: punctuation, then words, then groups of digits.
 const DEFAULT: [&str; 4] = [
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -160,10 +166,11 @@ impl<'a> Vocabulary<'a> {
 
     fn byte_level(&self) -> Result<TextTokenizer, DataError> {
         let kind = self.header.text("tokenizer.ggml.pre")?;
-        let Some((pre_tokenizer, llama3)) = pre_tokenizer(kind.unwrap_or("default")) else {
+        let Some(words) = pre_tokenizer(kind.unwrap_or("default")) else {
             return Err(self.header.error(format!(
-                "the pre-tokenizer \"{}\" is not supported, only smollm, llama-bpe, gpt-2 and default; put the model's tokenizer.json beside the file",
-                kind.unwrap_or_default()
+                "the pre-tokenizer \"{}\" is not supported; known are {}; put the model's tokenizer.json beside the file",
+                kind.unwrap_or_default(),
+                PRE_TOKENIZERS.join(", ")
             )));
         };
         let mut vocab = Map::new();
@@ -195,23 +202,39 @@ impl<'a> Vocabulary<'a> {
             "padding": null,
             "added_tokens": added,
             "normalizer": null,
-            "pre_tokenizer": pre_tokenizer,
+            "pre_tokenizer": words.steps,
             "post_processor": null,
             "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true,
                 "use_regex": true},
             "model": {"type": "BPE", "dropout": null, "unk_token": null,
                 "continuing_subword_prefix": null, "end_of_word_suffix": null,
-                "fuse_unk": false, "byte_fallback": false, "ignore_merges": llama3,
+                "fuse_unk": false, "byte_fallback": false, "ignore_merges": words.takes_whole_words,
                 "vocab": vocab, "merges": merges},
         });
-        let files = self.files(llama3)?;
+        let files = self.files(words.takes_whole_words)?;
         TextTokenizer::from_json_bytes(json.to_string().as_bytes(), &self.header.path, files)
     }
 }
 
-/// How a text is split before merging, as `tokenizer.json` writes it; and whether it is LLaMA 3's
-/// way, which also takes a whole word of the vocabulary without merging and begins with a token.
-fn pre_tokenizer(kind: &str) -> Option<(Value, bool)> {
+/// The ways to split a text into words that are known, by their first names.
+pub(super) const PRE_TOKENIZERS: [&str; 6] =
+    ["gpt-2", "smollm", "llama-bpe", "dbrx", "qwen2", "default"];
+
+/// A way to split a text into words before merging.
+pub(super) struct PreTokenizer {
+    /// As `tokenizer.json` writes it.
+    pub(super) steps: Value,
+    /// LLaMA 3's way, which takes a whole word of the vocabulary without merging, and begins with
+    /// a token.
+    pub(super) takes_whole_words: bool,
+}
+
+/// What the steps of a pre-tokenizer do, to be compared.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Words(pub(super) Vec<String>);
+
+/// How a text is split, by its name in llama.cpp.
+pub(super) fn pre_tokenizer(kind: &str) -> Option<PreTokenizer> {
     let split = |pattern: &str| {
         json!({"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated",
             "invert": false})
@@ -219,19 +242,21 @@ fn pre_tokenizer(kind: &str) -> Option<(Value, bool)> {
     let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
         "use_regex": false});
     let steps = match kind {
-        "gpt-2" | "gpt2" | "phi-2" => vec![split(GPT2)],
+        "gpt-2" | "gpt2" | "phi-2" | "olmo" | "mpt" => vec![split(GPT2)],
         "smollm" | "starcoder" | "refact" | "command-r" | "codeshell" => {
             vec![
                 json!({"type": "Digits", "individual_digits": true}),
                 split(GPT2),
             ]
         }
-        "llama-bpe" | "llama3" | "llama-v3" => vec![split(LLAMA3)],
+        "llama-bpe" | "llama3" | "llama-v3" | "dbrx" | "smaug-bpe" => vec![split(LLAMA3)],
+        "qwen2" | "deepseek-r1-qwen" | "stablelm2" => vec![split(QWEN2)],
         "default" => DEFAULT.into_iter().map(split).collect(),
         _ => return None,
     };
-    let llama3 = matches!(kind, "llama-bpe" | "llama3" | "llama-v3");
     let steps: Vec<Value> = steps.into_iter().chain([bytes]).collect();
-    let sequence = json!({"type": "Sequence", "pretokenizers": steps});
-    Some((sequence, llama3))
+    Some(PreTokenizer {
+        steps: json!({"type": "Sequence", "pretokenizers": steps}),
+        takes_whole_words: matches!(kind, "llama-bpe" | "llama3" | "llama-v3"),
+    })
 }

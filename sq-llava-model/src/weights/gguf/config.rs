@@ -1,137 +1,94 @@
-//! Configuration of a LLaMA from GGUF metadata and the tensors' shapes.
+//! Configuration of a decoder from GGUF metadata and the tensors' shapes.
 
-use sq_llava_data::gguf::{GgufHeader, GgufTensor};
+use sq_llava_data::gguf::{GgufHeader, GgufTensor, GgufValue};
 
+use super::arch::{Architecture, windows};
 use super::keys::unknown;
 use super::names::layer;
-use crate::config::{LlamaConfig, SqLlavaConfig, judge_unknown};
+use crate::config::{Family, LlamaConfig, SlidingWindow, SqLlavaConfig, judge_unknown};
 use crate::error::ModelError;
 use crate::ops::rope::RopeScaling;
 
-/// Reads the configuration; `rope_factors` are the values of `rope_freqs.weight`.
+/// The most layers of a decoder whose layers differ.
+const MOST_LAYERS: usize = 65_536;
+
+/// The architecture of a file.
 ///
 /// # Errors
-/// If a key is missing, the architecture is another, sizes differ from the tensors', or (unless
-/// `allow_unused`) a key may change what is computed.
-pub(super) fn read_config(
-    header: &GgufHeader,
-    rope_factors: Option<Vec<f32>>,
-    allow_unused: bool,
-) -> Result<SqLlavaConfig, ModelError> {
+/// If it is none that is known, or the file is a part of a model.
+pub(super) fn read_architecture(header: &GgufHeader) -> Result<Architecture, ModelError> {
     let fail = |reason: String| ModelError::from(header.error(reason));
-    match header.text("general.architecture")? {
-        Some("llama") => {}
-        other => {
-            return Err(fail(format!(
-                "the architecture {} is not supported, only llama",
-                other.map_or("(none named)".into(), |name| format!("\"{name}\""))
-            )));
-        }
-    }
+    let name = header.text("general.architecture")?;
+    let Some(arch) = name.and_then(Architecture::of) else {
+        let reason = match name {
+            Some("clip") => {
+                "this is the vision tower and projector of a model; name it with --mmproj beside the --model that is its language model".into()
+            }
+            other => format!(
+                "the architecture {} is not supported; known are {}",
+                other.map_or("(none named)".into(), |name| format!("\"{name}\"")),
+                Architecture::known()
+            ),
+        };
+        return Err(fail(reason));
+    };
+    let experts = format!("{}.expert_count", arch.name());
     for (key, what) in [
         (
             "split.count",
             "a file in parts; join them with `llama-gguf-split --merge`",
         ),
-        (
-            "llama.expert_count",
-            "a mixture of experts, which is not supported",
-        ),
+        (&experts, "a mixture of experts, which is not supported"),
     ] {
         if let Some(n) = header.size(key)?.filter(|&n| n > 1) {
             return Err(fail(format!("\"{key}\" is {n}: this is {what}")));
         }
     }
-    let size = |key: &str| -> Result<Option<usize>, ModelError> {
-        let key = format!("llama.{key}");
-        match header.size(&key)? {
-            Some(0) => Err(fail(format!("\"{key}\" is 0"))),
-            n => Ok(n),
-        }
-    };
-    let needed = |key: &str| -> Result<usize, ModelError> {
-        size(key)?.ok_or_else(|| fail(format!("no \"llama.{key}\" in the metadata")))
-    };
-    let hidden = needed("embedding_length")?;
-    let heads = needed("attention.head_count")?;
-    let kv_heads = size("attention.head_count_kv")?.unwrap_or(heads);
-    if !heads.is_multiple_of(kv_heads) {
-        return Err(fail(format!(
-            "{heads} attention heads cannot share {kv_heads} key-value heads"
-        )));
-    }
-    let head_dim = size("attention.key_length")?.unwrap_or(hidden / heads);
-    for key in ["attention.value_length", "rope.dimension_count"] {
-        if let Some(n) = size(key)?.filter(|&n| n != head_dim) {
-            return Err(fail(format!(
-                "\"llama.{key}\" is {n}, but heads are {head_dim} wide; this is not supported"
-            )));
-        }
-    }
-    if head_dim == 0 || head_dim % 2 == 1 {
-        return Err(fail(format!("heads of width {head_dim} cannot be rotated")));
-    }
-    let shapes = Shapes { header };
-    let [vocabulary, _] = shapes.of("token_embd.weight")?;
-    let layers = needed("block_count")?;
-    let found = header.tensors.iter().filter_map(|t| layer(&t.name)).max();
-    if found.map(|last| last + 1) != Some(layers) {
-        return Err(fail(format!(
-            "\"llama.block_count\" is {layers}, but the tensors are those of {} layers",
-            found.map_or(0, |last| last.saturating_add(1))
-        )));
-    }
-    // The model is laid out by these numbers before any tensor is looked at: they must be those
-    // of the file's own tensors, which end where the file ends.
-    let intermediate = needed("feed_forward_length")?;
-    for (name, rows, columns) in [
-        ("token_embd.weight", Some(vocabulary), hidden),
-        ("blk.0.attn_q.weight", heads.checked_mul(head_dim), hidden),
-        (
-            "blk.0.attn_k.weight",
-            kv_heads.checked_mul(head_dim),
-            hidden,
-        ),
-        ("blk.0.ffn_gate.weight", Some(intermediate), hidden),
-    ] {
-        let shape = shapes.of(name)?;
-        if rows != Some(shape[0]) || shape[1] != columns {
-            return Err(fail(format!(
-                "tensor \"{name}\" is {shape:?}, but the metadata make it [{}, {columns}]",
-                rows.map_or("above 2⁶⁴".into(), |rows| rows.to_string())
-            )));
-        }
-    }
+    Ok(arch)
+}
 
-    let context = needed("context_length")?;
-    judge_unknown(&header.path, &unknown(header, context), allow_unused)?;
-    let llama = LlamaConfig::new()
-        .with_hidden_size(hidden)
-        .with_intermediate_size(intermediate)
-        .with_num_hidden_layers(layers)
-        .with_num_attention_heads(heads)
-        .with_num_key_value_heads(kv_heads)
-        .with_head_dim((head_dim * heads != hidden).then_some(head_dim))
-        .with_vocab_size(vocabulary)
-        .with_max_position_embeddings(context)
-        .with_rms_norm_eps(
-            header
-                .number("llama.attention.layer_norm_rms_epsilon")?
-                .unwrap_or(1e-5),
-        )
-        .with_rope_theta(header.number("llama.rope.freq_base")?.unwrap_or(10_000.0))
-        .with_rope_scaling(rope_scaling(header, rope_factors, head_dim)?)
-        .with_tie_word_embeddings(shapes.find("output.weight").is_none())
-        .with_attention_bias(shapes.find("blk.0.attn_q.bias").is_some())
-        .with_output_bias(shapes.find("blk.0.attn_output.bias").is_some())
-        .with_mlp_bias(shapes.find("blk.0.ffn_gate.bias").is_some());
+/// Reads the configuration; `rope_factors` are the values of `rope_freqs.weight`.
+///
+/// # Errors
+/// If a key is missing, sizes differ from the tensors', or (unless `allow_unused`) a key may change
+/// what is computed.
+pub(super) fn read_config(
+    header: &GgufHeader,
+    arch: Architecture,
+    rope_factors: Option<Vec<f32>>,
+    allow_unused: bool,
+) -> Result<SqLlavaConfig, ModelError> {
+    let keys = Keys { header, arch };
+    let mut llama = keys.sizes()?;
+    keys.check_shapes(&llama)?;
+    let context = llama.max_position_embeddings;
+    judge_unknown(&header.path, &unknown(header, arch, context), allow_unused)?;
+    llama.rms_norm_eps = match keys.number("attention.layer_norm_rms_epsilon")? {
+        Some(eps) => eps,
+        None if arch.0 == Family::Llama => 1e-5,
+        None => return Err(keys.missing("attention.layer_norm_rms_epsilon")),
+    };
+    llama.rope_theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
+    llama.rope_scaling = keys.rope_scaling(rope_factors, llama.head_dim())?;
+    llama.tie_word_embeddings = keys.find("output.weight").is_none();
+    llama.attention_bias = keys.find("blk.0.attn_q.bias").is_some();
+    llama.output_bias = keys.find("blk.0.attn_output.bias").is_some();
+    llama.mlp_bias = keys.find("blk.0.ffn_gate.bias").is_some();
+    llama.unrotated_layers = arch.unrotated(llama.num_hidden_layers);
+    llama.sliding_window = keys.sliding_window(&llama)?;
+    keys.gemma(&mut llama)?;
     let mut config = SqLlavaConfig::new(llama);
+    read_ids(header, &mut config)?;
+    Ok(config)
+}
+
+fn read_ids(header: &GgufHeader, config: &mut SqLlavaConfig) -> Result<(), ModelError> {
     let id = |key: &str| -> Result<Option<i64>, ModelError> {
         let id = header.size(&format!("tokenizer.ggml.{key}_token_id"))?;
         Ok(id.map(|id| id as i64))
     };
     config.bos_token_id = id("bos")?;
-    for key in ["eos", "eot"] {
+    for key in ["eos", "eot", "eom"] {
         if let Some(id) = id(key)?
             && !config.eos_token_ids.contains(&id)
         {
@@ -139,61 +96,233 @@ pub(super) fn read_config(
         }
     }
     config.pad_token_id = id("padding")?;
-    Ok(config)
+    Ok(())
 }
 
-struct Shapes<'a> {
+/// The keys of an architecture.
+struct Keys<'a> {
     header: &'a GgufHeader,
+    arch: Architecture,
 }
 
-impl Shapes<'_> {
+impl Keys<'_> {
+    fn fail(&self, reason: String) -> ModelError {
+        self.header.error(reason).into()
+    }
+
+    fn key(&self, name: &str) -> String {
+        format!("{}.{name}", self.arch.name())
+    }
+
+    fn missing(&self, name: &str) -> ModelError {
+        self.fail(format!("no \"{}\" in the metadata", self.key(name)))
+    }
+
+    fn size(&self, name: &str) -> Result<Option<usize>, ModelError> {
+        let key = self.key(name);
+        match self.header.size(&key)? {
+            Some(0) => Err(self.fail(format!("\"{key}\" is 0"))),
+            n => Ok(n),
+        }
+    }
+
+    fn needed(&self, name: &str) -> Result<usize, ModelError> {
+        self.size(name)?.ok_or_else(|| self.missing(name))
+    }
+
+    fn number(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        Ok(self.header.number(&self.key(name))?)
+    }
+
+    /// A number above 0.
+    fn positive(&self, name: &str) -> Result<Option<f64>, ModelError> {
+        match self.number(name)? {
+            Some(n) if n <= 0.0 => Err(self.fail(format!("\"{}\" is {n}", self.key(name)))),
+            n => Ok(n),
+        }
+    }
+
     fn find(&self, name: &str) -> Option<&GgufTensor> {
         self.header.tensors.iter().find(|t| t.name == name)
     }
 
-    fn of(&self, name: &str) -> Result<[usize; 2], ModelError> {
+    fn shape(&self, name: &str) -> Result<[usize; 2], ModelError> {
         let tensor = self
             .find(name)
-            .ok_or_else(|| self.header.error(format!("no tensor \"{name}\" inside")))?;
+            .ok_or_else(|| self.fail(format!("no tensor \"{name}\" inside")))?;
         let shape: Result<[usize; 2], _> = tensor.shape.clone().try_into();
-        shape.map_err(|shape| {
-            let reason = format!("tensor \"{name}\" is {shape:?}, not a matrix");
-            self.header.error(reason).into()
-        })
+        shape.map_err(|shape| self.fail(format!("tensor \"{name}\" is {shape:?}, not a matrix")))
     }
-}
 
-fn rope_scaling(
-    header: &GgufHeader,
-    factors: Option<Vec<f32>>,
-    head_dim: usize,
-) -> Result<Option<RopeScaling>, ModelError> {
-    if let Some(factors) = factors {
-        if factors.len() != head_dim / 2 || factors.iter().any(|&f| !f.is_finite() || f <= 0.0) {
-            return Err(header
-                .error(format!(
+    /// The family with its sizes.
+    fn sizes(&self) -> Result<LlamaConfig, ModelError> {
+        let hidden = self.needed("embedding_length")?;
+        let heads = self.needed("attention.head_count")?;
+        let kv_heads = self.size("attention.head_count_kv")?.unwrap_or(heads);
+        if !heads.is_multiple_of(kv_heads) {
+            return Err(self.fail(format!(
+                "{heads} attention heads cannot share {kv_heads} key-value heads"
+            )));
+        }
+        let head_dim = self.size("attention.key_length")?.unwrap_or(hidden / heads);
+        for name in ["attention.value_length", "rope.dimension_count"] {
+            if let Some(n) = self.size(name)?.filter(|&n| n != head_dim) {
+                return Err(self.fail(format!(
+                    "\"{}\" is {n}, but heads are {head_dim} wide; this is not supported",
+                    self.key(name)
+                )));
+            }
+        }
+        if head_dim == 0 || head_dim % 2 == 1 {
+            return Err(self.fail(format!("heads of width {head_dim} cannot be rotated")));
+        }
+        let layers = self.needed("block_count")?;
+        let found = self.header.tensors.iter().filter_map(|t| layer(&t.name));
+        let found = found.max().map_or(0, |last| last.saturating_add(1));
+        if found != layers || layers > MOST_LAYERS {
+            return Err(self.fail(format!(
+                "\"{}\" is {layers}, but the tensors are those of {found} layers",
+                self.key("block_count")
+            )));
+        }
+        let [vocabulary, _] = self.shape("token_embd.weight")?;
+        let preset = self.arch.0.preset();
+        Ok(preset
+            .with_hidden_size(hidden)
+            .with_intermediate_size(self.needed("feed_forward_length")?)
+            .with_num_hidden_layers(layers)
+            .with_num_attention_heads(heads)
+            .with_num_key_value_heads(kv_heads)
+            .with_head_dim((head_dim.checked_mul(heads) != Some(hidden)).then_some(head_dim))
+            .with_vocab_size(vocabulary)
+            .with_max_position_embeddings(self.needed("context_length")?))
+    }
+
+    /// The model is laid out by these numbers before any tensor is looked at: they must be those
+    /// of the file's own tensors, which end where the file ends.
+    fn check_shapes(&self, c: &LlamaConfig) -> Result<(), ModelError> {
+        let (hidden, width) = (c.hidden_size, c.head_dim());
+        let rows = |heads: usize| heads.checked_mul(width);
+        let mut known = vec![
+            ("token_embd.weight", Some(c.vocab_size), hidden),
+            ("blk.0.attn_q.weight", rows(c.num_attention_heads), hidden),
+            ("blk.0.attn_k.weight", rows(c.num_key_value_heads), hidden),
+            ("blk.0.ffn_gate.weight", Some(c.intermediate_size), hidden),
+        ];
+        if self.find("output.weight").is_some() {
+            known.push(("output.weight", Some(c.vocab_size), hidden));
+        }
+        for (name, rows, columns) in known {
+            let shape = self.shape(name)?;
+            if rows != Some(shape[0]) || shape[1] != columns {
+                return Err(self.fail(format!(
+                    "tensor \"{name}\" is {shape:?}, but the metadata make it [{}, {columns}]",
+                    rows.map_or("above 2⁶⁴".into(), |rows| rows.to_string())
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    fn rope_scaling(
+        &self,
+        factors: Option<Vec<f32>>,
+        head_dim: usize,
+    ) -> Result<Option<RopeScaling>, ModelError> {
+        if let Some(factors) = factors {
+            if !self.arch.takes_factors() {
+                return Err(self.fail(format!(
+                    "\"rope_freqs.weight\" in a file of the architecture \"{}\" is not known",
+                    self.arch.name()
+                )));
+            }
+            if factors.len() != head_dim / 2 || factors.iter().any(|&f| !f.is_finite() || f <= 0.0)
+            {
+                return Err(self.fail(format!(
                     "\"rope_freqs.weight\" has to hold {} positive numbers",
                     head_dim / 2
-                ))
-                .into());
+                )));
+            }
+            let factors = factors.into_iter().map(f64::from).collect();
+            return Ok(Some(RopeScaling::Factors { factors }));
         }
-        let factors = factors.into_iter().map(f64::from).collect();
-        return Ok(Some(RopeScaling::Factors { factors }));
+        let factor = match self.number("rope.scaling.factor")? {
+            Some(factor) => Some(factor),
+            None => self.number("rope.scale_linear")?,
+        };
+        let kind = self.key("rope.scaling.type");
+        match (self.header.text(&kind)?, factor) {
+            (None | Some("none"), None) | (Some("none"), _) => Ok(None),
+            (None | Some("linear"), Some(1.0)) => Ok(None),
+            (None | Some("linear"), Some(factor)) if factor > 1.0 => {
+                Ok(Some(RopeScaling::Linear { factor }))
+            }
+            (found, factor) => Err(self.fail(format!(
+                "\"{kind}\" {found:?} with factor {factor:?} is not supported; known are none, linear and the tensor rope_freqs.weight"
+            ))),
+        }
     }
-    let factor = match header.number("llama.rope.scaling.factor")? {
-        Some(factor) => Some(factor),
-        None => header.number("llama.rope.scale_linear")?,
-    };
-    match (header.text("llama.rope.scaling.type")?, factor) {
-        (None | Some("none"), None) | (Some("none"), _) => Ok(None),
-        (None | Some("linear"), Some(1.0)) => Ok(None),
-        (None | Some("linear"), Some(factor)) if factor > 1.0 => {
-            Ok(Some(RopeScaling::Linear { factor }))
+
+    /// The layers that see a window, of the architectures that have one.
+    fn sliding_window(&self, c: &LlamaConfig) -> Result<Option<SlidingWindow>, ModelError> {
+        let Some(pattern) = self.arch.window_pattern() else {
+            return Ok(None);
+        };
+        let tokens = match self.header.size(&self.key("attention.sliding_window"))? {
+            Some(tokens) => Some(tokens).filter(|&tokens| tokens > 0),
+            None => self.arch.default_window(),
+        };
+        let key = self.key("attention.sliding_window_pattern");
+        let layers = c.num_hidden_layers;
+        let listed = match self.header.metadata.get(&key) {
+            Some(GgufValue::Integers(list)) => Some(list.iter().map(|&n| n != 0).collect()),
+            _ => None,
+        };
+        let window = match (tokens, listed) {
+            (None, _) => return Ok(None),
+            (Some(tokens), Some(slides)) => {
+                let slides: Vec<bool> = slides;
+                if slides.len() != layers {
+                    return Err(self.fail(format!(
+                        "\"{key}\" lists {} layers of {layers}",
+                        slides.len()
+                    )));
+                }
+                SlidingWindow {
+                    tokens,
+                    layers: slides,
+                }
+            }
+            (Some(tokens), None) => {
+                windows(tokens, self.header.size(&key)?.unwrap_or(pattern), layers)
+            }
+        };
+        // A window as long as the context hides nothing.
+        let hides = window.tokens < c.max_position_embeddings && window.layers.contains(&true);
+        Ok(hides.then_some(window))
+    }
+
+    /// What Gemma's files have beside sizes.
+    fn gemma(&self, c: &mut LlamaConfig) -> Result<(), ModelError> {
+        if c.query_pre_attn_scalar.is_none() {
+            return Ok(());
         }
-        (kind, factor) => Err(header
-            .error(format!(
-                "rope scaling {kind:?} with factor {factor:?} is not supported; known are none, linear and the tensor rope_freqs.weight"
-            ))
-            .into()),
+        c.query_pre_attn_scalar = Some(self.arch.score_scalar(c));
+        if self.arch.0 == Family::Gemma2 {
+            let scores = self.positive("attn_logit_softcapping")?;
+            c.attn_logit_softcapping = scores.or(c.attn_logit_softcapping);
+        }
+        let logits = self.number("final_logit_softcapping")?;
+        c.final_logit_softcapping = match logits {
+            None => c.final_logit_softcapping,
+            // llama.cpp's way to say that there is none.
+            Some(0.0) if self.arch.0 == Family::Gemma3Text => None,
+            Some(_) => self.positive("final_logit_softcapping")?,
+        };
+        if let Some(usual) = c.rope_local_base_freq {
+            let local = self.positive("rope.freq_base_swa")?;
+            c.rope_local_base_freq = Some(local.unwrap_or(usual));
+        }
+        Ok(())
     }
 }

@@ -1,6 +1,9 @@
-//! Metadata under `llama.` that may change what is computed.
+//! Metadata of an architecture that may change what is computed.
 
 use sq_llava_data::gguf::{GgufHeader, GgufValue};
+
+use super::arch::Architecture;
+use crate::config::Family;
 
 /// Keys that are read, or say nothing about what is computed.
 const KNOWN: [&str; 17] = [
@@ -23,16 +26,32 @@ const KNOWN: [&str; 17] = [
     "vocab_size",
 ];
 
-/// The keys of LLaMA's architecture that are neither known nor at the value of a plain LLaMA, with
+/// Keys that are read of some architectures.
+fn of_family(name: &str, family: Family) -> bool {
+    match name {
+        "attention.sliding_window" | "attention.sliding_window_pattern" => {
+            matches!(family, Family::Gemma2 | Family::Gemma3Text)
+        }
+        "attn_logit_softcapping" => family == Family::Gemma2,
+        "final_logit_softcapping" => matches!(family, Family::Gemma2 | Family::Gemma3Text),
+        "rope.freq_base_swa" => family == Family::Gemma3Text,
+        _ => false,
+    }
+}
+
+/// The keys of an architecture that are neither known nor at the value of a plain decoder, with
 /// their values; `context` is the context's length in tokens.
-pub(super) fn unknown(header: &GgufHeader, context: usize) -> Vec<String> {
+pub(super) fn unknown(header: &GgufHeader, arch: Architecture, context: usize) -> Vec<String> {
+    let prefix = format!("{}.", arch.name());
     let own = header
         .metadata
         .iter()
-        .filter_map(|(key, value)| Some((key, key.strip_prefix("llama.")?, value)));
-    own.filter(|(_, name, value)| !KNOWN.contains(name) && !is_plain(name, value, context))
-        .map(|(key, _, value)| format!("\"{key}\": {}", shown(value)))
-        .collect()
+        .filter_map(|(key, value)| Some((key, key.strip_prefix(&prefix)?, value)));
+    own.filter(|(_, name, value)| {
+        !KNOWN.contains(name) && !of_family(name, arch.0) && !is_plain(name, value, context)
+    })
+    .map(|(key, _, value)| format!("\"{key}\": {}", shown(value)))
+    .collect()
 }
 
 fn is_plain(name: &str, value: &GgufValue, context: usize) -> bool {
@@ -82,7 +101,8 @@ mod tests {
         };
         let mut put = |key: &str, value| {
             header.metadata.insert(key.into(), value);
-            unknown(&header, 4096)
+            let arch = key.split('.').next().and_then(Architecture::of);
+            unknown(&header, arch.unwrap_or(Architecture(Family::Llama)), 4096)
         };
         for (key, plain) in [
             ("general.name", GgufValue::Text("a".into())),
@@ -91,6 +111,9 @@ mod tests {
             ("llama.attention.sliding_window", GgufValue::Integer(4096)),
             ("llama.attention.causal", GgufValue::Bool(true)),
             ("llama.rope.scaling.attn_factor", GgufValue::F32(1.0)),
+            ("gemma2.attention.sliding_window", GgufValue::Integer(512)),
+            ("gemma2.final_logit_softcapping", GgufValue::F32(30.0)),
+            ("gemma3.rope.freq_base_swa", GgufValue::F32(1e4)),
         ] {
             assert!(put(key, plain).is_empty(), "{key}");
         }
@@ -98,6 +121,9 @@ mod tests {
             ("llama.attention.scale", GgufValue::F32(0.1)),
             ("llama.attention.sliding_window", GgufValue::Integer(512)),
             ("llama.final_logit_softcapping", GgufValue::F32(30.0)),
+            ("qwen2.attention.sliding_window", GgufValue::Integer(512)),
+            ("olmo2.attention.sliding_window", GgufValue::Integer(512)),
+            ("gemma3.attn_logit_softcapping", GgufValue::F32(50.0)),
             (
                 "llama.rope.dimension_sections",
                 GgufValue::Integers(vec![1]),

@@ -1,9 +1,17 @@
-//! GGUF files of LLaMA's architecture, the format of llama.cpp, as the language model.
+//! GGUF files, the format of llama.cpp, as the language model.
 
+mod arch;
 mod blocks;
 mod config;
+mod encode;
 mod keys;
+mod mmproj;
+mod mmproj_file;
+mod mmproj_names;
 mod names;
+mod output;
+mod q4_k;
+mod to_file;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,7 +20,13 @@ use burn::tensor::DType;
 use sq_llava_data::gguf::{GgufHeader, GgufTensor};
 
 pub(super) use blocks::{BlockFormat, scale_and_min};
+pub use encode::GgufType;
+pub(super) use mmproj::{Mmproj, read_mmproj};
+pub(super) use mmproj_file::PictureFile;
+pub(super) use mmproj_names::mmproj_name;
 pub(super) use names::file_name;
+pub(super) use output::Tensor;
+pub(super) use to_file::LanguageFile;
 
 use super::source::check_sharing;
 use super::tensor::{MappedFile, StoredTensor, StoredType};
@@ -24,7 +38,7 @@ pub(super) struct GgufModel {
     pub config: SqLlavaConfig,
     /// Tensors by canonical name.
     pub tensors: Vec<(String, StoredTensor)>,
-    /// Names of tensors that LLaMA has no place for.
+    /// Names of tensors that the decoder has no place for.
     pub unknown: Vec<String>,
     /// Names of tensors that the configuration stands for.
     pub ignored: Vec<String>,
@@ -45,6 +59,8 @@ pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, Mo
     let file = MappedFile::open(path)?;
     let mut tensors = Vec::new();
     let (mut unknown, mut ignored, mut factors) = (Vec::new(), Vec::new(), None);
+    let arch = config::read_architecture(&header)?;
+    let placement = arch.0.preset().norm_placement;
     let listed = header.tensors.iter().map(|listed| stored(&file, listed));
     let listed = listed.collect::<Result<Vec<_>, _>>()?;
     check_sharing(path, &listed)?;
@@ -56,15 +72,20 @@ pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, Mo
             ignored.push(tensor.name);
             continue;
         }
-        match names::canonical(&listed.name) {
+        match names::canonical(&listed.name, placement) {
             Some(name) => tensors.push((name, tensor)),
             None => unknown.push(tensor.name),
         }
     }
-    let config = config::read_config(&header, factors, allow_unused)?;
+    let config = config::read_config(&header, arch, factors, allow_unused)?;
     let llama = &config.llama;
     for (name, tensor) in &mut tensors {
+        // The converter adds the one that such norms multiply by more than their weight.
+        tensor.one_more = llama.norm_offset && name.ends_with("norm.weight");
         // llama.cpp turns pairs of neighbours, LLaMA halves: its converter reorders these rows.
+        if !arch.turns_neighbours() {
+            continue;
+        }
         if name.contains(".self_attn.q_proj.") {
             tensor.interleaved_heads = Some(llama.num_attention_heads);
         } else if name.contains(".self_attn.k_proj.") {
@@ -100,7 +121,7 @@ fn stored(file: &Arc<MappedFile>, listed: &GgufTensor) -> Result<StoredTensor, M
     };
     let dtype = stored_type(listed.kind).map_err(|kind| {
         fail(format!(
-            "is of type {kind}, which is not supported; known are F32, F16, BF16, F64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q4_K, Q5_K and Q6_K"
+            "is of type {kind}, which is not supported; known are F32, F16, BF16, F64, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K, Q3_K, Q4_K, Q5_K, Q6_K, IQ4_NL, IQ4_XS and MXFP4"
         ))
     })?;
     let columns = listed.shape.last().copied().unwrap_or(1);
@@ -134,28 +155,28 @@ fn stored_type(kind: u32) -> Result<StoredType, String> {
         6 => StoredType::Blocks(BlockFormat::Q5_0),
         7 => StoredType::Blocks(BlockFormat::Q5_1),
         8 => StoredType::Blocks(BlockFormat::Q8_0),
+        10 => StoredType::Blocks(BlockFormat::Q2K),
+        11 => StoredType::Blocks(BlockFormat::Q3K),
         12 => StoredType::Blocks(BlockFormat::Q4K),
         13 => StoredType::Blocks(BlockFormat::Q5K),
         14 => StoredType::Blocks(BlockFormat::Q6K),
+        20 => StoredType::Blocks(BlockFormat::Iq4Nl),
+        23 => StoredType::Blocks(BlockFormat::Iq4Xs),
         28 => StoredType::F64,
         30 => StoredType::BF16,
+        39 => StoredType::Blocks(BlockFormat::Mxfp4),
         9 => return Err("Q8_1".into()),
-        10 => return Err("Q2_K".into()),
-        11 => return Err("Q3_K".into()),
         15 => return Err("Q8_K".into()),
         16 => return Err("IQ2_XXS".into()),
         17 => return Err("IQ2_XS".into()),
         18 => return Err("IQ3_XXS".into()),
         19 => return Err("IQ1_S".into()),
-        20 => return Err("IQ4_NL".into()),
         21 => return Err("IQ3_S".into()),
         22 => return Err("IQ2_S".into()),
-        23 => return Err("IQ4_XS".into()),
         24..=27 => return Err("I8 to I64".into()),
         29 => return Err("IQ1_M".into()),
         34 => return Err("TQ1_0".into()),
         35 => return Err("TQ2_0".into()),
-        39 => return Err("MXFP4".into()),
         other => return Err(format!("number {other}")),
     })
 }

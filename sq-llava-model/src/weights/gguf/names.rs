@@ -1,4 +1,6 @@
-//! Names of LLaMA's tensors in GGUF files, and back.
+//! Names of a decoder's tensors in GGUF files, and back.
+
+use crate::config::NormPlacement;
 
 /// Tensors outside the layers.
 const WHOLE: [(&str, &str); 3] = [
@@ -9,12 +11,12 @@ const WHOLE: [(&str, &str); 3] = [
 
 /// Tensors of one layer.
 const LAYER: [(&str, &str); 9] = [
-    ("attn_norm.", "input_layernorm."),
     ("attn_q.", "self_attn.q_proj."),
     ("attn_k.", "self_attn.k_proj."),
     ("attn_v.", "self_attn.v_proj."),
     ("attn_output.", "self_attn.o_proj."),
-    ("ffn_norm.", "post_attention_layernorm."),
+    ("attn_q_norm.", "self_attn.q_norm."),
+    ("attn_k_norm.", "self_attn.k_norm."),
     ("ffn_gate.", "mlp.gate_proj."),
     ("ffn_up.", "mlp.up_proj."),
     ("ffn_down.", "mlp.down_proj."),
@@ -22,13 +24,34 @@ const LAYER: [(&str, &str); 9] = [
 
 const LAYERS: &str = "language_model.model.layers.";
 
-/// The canonical name of a tensor; `None` if LLaMA has no such.
-pub(super) fn canonical(name: &str) -> Option<String> {
+/// The norms of a layer, which transformers names by what they follow.
+fn norms(placement: NormPlacement) -> &'static [(&'static str, &'static str)] {
+    match placement {
+        NormPlacement::Before => &[
+            ("attn_norm.", "input_layernorm."),
+            ("ffn_norm.", "post_attention_layernorm."),
+        ],
+        NormPlacement::Behind => &[
+            ("post_attention_norm.", "post_attention_layernorm."),
+            ("post_ffw_norm.", "post_feedforward_layernorm."),
+        ],
+        NormPlacement::Around => &[
+            ("attn_norm.", "input_layernorm."),
+            ("post_attention_norm.", "post_attention_layernorm."),
+            ("ffn_norm.", "pre_feedforward_layernorm."),
+            ("post_ffw_norm.", "post_feedforward_layernorm."),
+        ],
+    }
+}
+
+/// The canonical name of a tensor; `None` if the decoder has no such.
+pub(super) fn canonical(name: &str, placement: NormPlacement) -> Option<String> {
     if let Some(rest) = name.strip_prefix("blk.") {
         let (layer, rest) = rest.split_once('.')?;
         let layer: usize = layer.parse().ok()?;
         let found = LAYER
             .iter()
+            .chain(norms(placement))
             .find_map(|(from, to)| Some((to, rest.strip_prefix(from)?)));
         let (to, end) = found?;
         return Some(format!("{LAYERS}{layer}.{to}{end}"));
@@ -39,10 +62,11 @@ pub(super) fn canonical(name: &str) -> Option<String> {
 }
 
 /// The name in a GGUF file of a canonical name of the language model.
-pub(in crate::weights) fn file_name(canonical: &str) -> Option<String> {
+pub(in crate::weights) fn file_name(canonical: &str, placement: NormPlacement) -> Option<String> {
     if let Some(rest) = canonical.strip_prefix(LAYERS) {
         let (layer, rest) = rest.split_once('.')?;
-        return LAYER.iter().find_map(|(to, from)| {
+        let mut pairs = LAYER.iter().chain(norms(placement));
+        return pairs.find_map(|(to, from)| {
             let end = rest.strip_prefix(from)?;
             Some(format!("blk.{layer}.{to}{end}"))
         });
@@ -68,27 +92,48 @@ mod tests {
 
     #[test]
     fn names_go_both_ways() {
-        for (file, ours) in [
+        use NormPlacement::{Around, Before, Behind};
+        for (placement, file, ours) in [
+            (Before, "token_embd.weight", "model.embed_tokens.weight"),
+            (Before, "output.weight", "lm_head.weight"),
+            (Around, "output_norm.weight", "model.norm.weight"),
             (
-                "token_embd.weight",
-                "language_model.model.embed_tokens.weight",
-            ),
-            ("output.weight", "language_model.lm_head.weight"),
-            ("output_norm.weight", "language_model.model.norm.weight"),
-            (
+                Before,
                 "blk.12.attn_q.bias",
-                "language_model.model.layers.12.self_attn.q_proj.bias",
+                "model.layers.12.self_attn.q_proj.bias",
             ),
             (
-                "blk.0.ffn_down.weight",
-                "language_model.model.layers.0.mlp.down_proj.weight",
+                Behind,
+                "blk.0.attn_q_norm.weight",
+                "model.layers.0.self_attn.q_norm.weight",
+            ),
+            (
+                Before,
+                "blk.3.ffn_norm.weight",
+                "model.layers.3.post_attention_layernorm.weight",
+            ),
+            (
+                Around,
+                "blk.3.ffn_norm.weight",
+                "model.layers.3.pre_feedforward_layernorm.weight",
+            ),
+            (
+                Behind,
+                "blk.3.post_ffw_norm.weight",
+                "model.layers.3.post_feedforward_layernorm.weight",
             ),
         ] {
-            assert_eq!(canonical(file).as_deref(), Some(ours));
-            assert_eq!(file_name(ours).as_deref(), Some(file));
+            let ours = format!("language_model.{ours}");
+            assert_eq!(
+                canonical(file, placement).as_deref(),
+                Some(ours.as_str()),
+                "{file}"
+            );
+            assert_eq!(file_name(&ours, placement).as_deref(), Some(file));
         }
-        assert_eq!(canonical("blk.0.ffn_gate_exps.weight"), None);
-        assert_eq!(canonical("blk.x.ffn_gate.weight"), None);
+        assert_eq!(canonical("blk.0.ffn_gate_exps.weight", Before), None);
+        assert_eq!(canonical("blk.0.post_ffw_norm.weight", Before), None);
+        assert_eq!(canonical("blk.x.ffn_gate.weight", Before), None);
         assert_eq!(layer("blk.7.attn_k.weight"), Some(7));
     }
 }
