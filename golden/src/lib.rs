@@ -217,6 +217,13 @@ impl Tensors {
         chunks(bytes).map(i64::from_le_bytes).collect()
     }
 
+    /// Values of a tensor of bytes, row-major.
+    pub fn u8(&self, name: &str) -> Vec<u8> {
+        let (_, dtype, bytes) = self.entry(name);
+        assert_eq!(*dtype, Dtype::U8, "{}: {name}", self.path.display());
+        bytes.clone()
+    }
+
     fn entry(&self, name: &str) -> &(Vec<usize>, Dtype, Vec<u8>) {
         self.entries
             .get(name)

@@ -1,6 +1,7 @@
 //! Options that name a model, and loading it with a progress bar.
 
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -12,7 +13,7 @@ use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Template, TextTokenizer};
 use sq_llava_model::language::quantize::Quantize;
-use sq_llava_model::weights::{LoadOptions, LoadReport, Progress, init_random};
+use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
 use sq_llava_train::report::resident::proc_bytes;
 
@@ -32,6 +33,10 @@ pub struct ModelArguments {
     /// Vision tower, for checkpoints without one inside.
     #[arg(long, value_name = "DIR")]
     pub vision: Option<PathBuf>,
+    /// Vision tower and projector in a GGUF file of llama.cpp, for a --model that is a language
+    /// model alone.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["vision", "preset"])]
+    pub mmproj: Option<PathBuf>,
     /// Tokenizer, for weights that lie without one.
     #[arg(long, value_name = "DIR")]
     pub tokenizer: Option<PathBuf>,
@@ -42,9 +47,10 @@ pub struct ModelArguments {
     #[arg(long, value_enum, default_value_t = Precision::Auto)]
     pub dtype: Precision,
     /// Bring the LLM's weights into blocks: q8 (int8), q4 (int4), or, on the CPU, stored (those of
-    /// a GGUF file as they are).
+    /// a GGUF file as they are). Of `export --layout gguf`, the type of the matrices: q8_0, q4_0,
+    /// q4_1, q4_k, f16, bf16 or f32.
     #[arg(long, value_name = "FORMAT")]
-    pub quantize: Option<Quantize>,
+    pub quantize: Option<Format>,
     /// Go on although the checkpoint holds weights or settings that this program has no place for.
     #[arg(long)]
     pub allow_unused: bool,
@@ -57,6 +63,27 @@ pub struct ModelArguments {
     /// Development: random weights.
     #[arg(long, hide = true, requires = "preset")]
     pub random_init: bool,
+}
+
+/// What `--quantize` names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// Blocks in memory and in this program's own files.
+    Blocks(Quantize),
+    /// A type of GGUF files.
+    Gguf(GgufType),
+}
+
+impl FromStr for Format {
+    type Err = anyhow::Error;
+
+    fn from_str(name: &str) -> Result<Self> {
+        match (name.parse::<Quantize>(), name.parse::<GgufType>()) {
+            (Ok(blocks), _) => Ok(Self::Blocks(blocks)),
+            (_, Ok(kind)) => Ok(Self::Gguf(kind)),
+            (Err(blocks), Err(gguf)) => bail!("{blocks}; of GGUF files: {gguf}"),
+        }
+    }
 }
 
 /// A dtype by name.
@@ -156,7 +183,23 @@ impl ModelArguments {
     /// # Errors
     /// If it cannot be loaded.
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
-        self.load_as(self.quantize, device)
+        self.load_as(self.blocks()?, device)
+    }
+
+    /// The blocks that `--quantize` names, if it is given.
+    ///
+    /// # Errors
+    /// If it names a type of GGUF files, which nothing computes on as it is.
+    pub fn blocks(&self) -> Result<Option<Quantize>> {
+        match self.quantize {
+            None => Ok(None),
+            Some(Format::Blocks(blocks)) => Ok(Some(blocks)),
+            Some(Format::Gguf(kind)) => {
+                bail!(
+                    "--quantize {kind} is of `export --layout gguf`; elsewhere it is q8, q4 or stored"
+                )
+            }
+        }
     }
 
     /// Loads the model with its weights in other blocks than asked for.
@@ -181,6 +224,7 @@ impl ModelArguments {
                 dtype,
                 base,
                 vision: names::given_model(self.vision.as_deref())?,
+                mmproj: self.mmproj.clone(),
                 look_up: Some(names::hub().look_up()),
                 quantize,
                 allow_unused: self.allow_unused,

@@ -1,5 +1,7 @@
 //! `sq-llava export`.
 
+mod gguf;
+
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
@@ -23,7 +25,7 @@ pub struct Export {
     /// Directory to be made.
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Names of the keys.
+    /// Names of the keys, or files for llama.cpp.
     #[arg(long, value_enum, default_value_t = LayoutName::Original)]
     layout: LayoutName,
     /// Dtype in the files; auto keeps that in memory (see --dtype).
@@ -32,6 +34,14 @@ pub struct Export {
     /// Largest shard in megabytes.
     #[arg(long, default_value_t = 5000)]
     max_shard_size: u64,
+    /// Of layout gguf: a shorter context in tokens, in which sliding windows that llama.cpp lacks
+    /// hide nothing.
+    #[arg(long, value_name = "TOKENS")]
+    context: Option<usize>,
+    /// Of layout gguf: assert that the model has no prototypes, which llama.cpp cannot compute.
+    /// One that has some is refused with this and without it.
+    #[arg(long)]
+    without_prototypes: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -40,6 +50,8 @@ enum LayoutName {
     Original,
     /// `LlavaForConditionalGeneration` of transformers.
     LlavaHf,
+    /// A GGUF file of the language model, and `mmproj-….gguf` of tower and projector.
+    Gguf,
 }
 
 impl Export {
@@ -50,18 +62,37 @@ impl Export {
     pub fn run(self) -> Result<()> {
         self.model.device.run(self)
     }
-}
 
-impl Work for Export {
-    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+    fn check(&self) -> Result<()> {
+        if self.layout == LayoutName::Gguf {
+            return Ok(());
+        }
+        for (given, name) in [
+            (self.context.is_some(), "--context"),
+            (self.without_prototypes, "--without-prototypes"),
+        ] {
+            if given {
+                bail!("{name} is of --layout gguf alone");
+            }
+        }
         if self.out.join("config.json").exists() {
             bail!(
                 "{} already holds a model; choose another --out",
                 self.out.display()
             );
         }
+        Ok(())
+    }
+}
+
+impl Work for Export {
+    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        self.check()?;
+        if self.layout == LayoutName::Gguf {
+            return self.for_llama_cpp::<B>(device);
+        }
         // Adapters belong into the weights before those are rounded to blocks.
-        let (kept, later) = match self.model.quantize {
+        let (kept, later) = match self.model.blocks()? {
             Some(Quantize::Stored) => (Some(Quantize::Stored), None),
             wanted => (None, wanted),
         };

@@ -44,7 +44,7 @@ pub fn compare<B: Backend>(
     json: bool,
     device: &B::Device,
 ) -> Result<()> {
-    let Some(wanted) = model.quantize else {
+    let Some(wanted) = model.blocks()? else {
         bail!("--quality compares --quantize q8, q4 or stored with dense weights: give it");
     };
     let content = sq_llava_data::files::read_to_string(text)?;

@@ -233,6 +233,10 @@ fn write_q4_0(values: &[f32], block: &mut [u8]) {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
+    use golden::Tensors;
+
     use super::*;
 
     #[test]
@@ -268,6 +272,36 @@ mod tests {
             let error = kind.encode("some.weight", &values, 256).unwrap_err();
             assert!(error.to_string().contains("some.weight"), "{kind}: {error}");
             assert!(kind.encode("some.weight", &[0.5; 256], 256).is_ok());
+        }
+    }
+
+    /// The blocks of `gguf` and of llama.cpp, number for number.
+    #[test]
+    fn golden_blocks_are_written_as_the_reference_writes_them() {
+        let fixtures = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/gguf");
+        for (file, types) in [
+            (
+                "quantized",
+                &[("Q8_0", GgufType::Q8_0), ("Q4_1", GgufType::Q4_1)][..],
+            ),
+            (
+                "written",
+                &[("Q4_0", GgufType::Q4_0), ("Q4_K", GgufType::Q4K)],
+            ),
+        ] {
+            let golden = Tensors::read(&fixtures.join(format!("{file}.safetensors")));
+            let [rows, columns]: [usize; 2] = golden.shape("weight").try_into().unwrap();
+            for &(name, kind) in types {
+                let expected = golden.u8(name);
+                let found = kind.encode(name, &golden.f32("weight"), columns).unwrap();
+                assert_eq!(found.len(), expected.len(), "{name}");
+                let row = found.len() / rows;
+                for (index, (found, expected)) in
+                    found.chunks(row).zip(expected.chunks(row)).enumerate()
+                {
+                    assert!(found == expected, "{name}: row {index} differs");
+                }
+            }
         }
     }
 }

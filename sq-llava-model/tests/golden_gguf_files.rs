@@ -1,0 +1,276 @@
+//! Files that are written for llama.cpp: read again they are the models of transformers' numbers.
+
+#![allow(clippy::print_stderr)] // What llama.cpp cannot compute is named.
+
+mod weights;
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::{Int, Tensor, TensorData};
+use golden::{Tensors, Value, assert_close};
+use serde_json::json;
+use sq_llava_data::TextTokenizer;
+use sq_llava_data::gguf::{GgufHeader, GgufValue};
+use sq_llava_data::image::ImageProcessor;
+use sq_llava_model::config::{Family, ProjectorConfig, SqLlavaConfig};
+use sq_llava_model::generation::generate::GenerateConfig;
+use sq_llava_model::language::llama::NewTokens;
+use sq_llava_model::weights::{GgufOptions, GgufType, LoadOptions, SavedGguf, save_gguf};
+use sq_llava_model::{Sample, SqLlava};
+use weights::*;
+
+/// Cases of a kind that load.
+fn cases(kind: &str) -> Vec<(PathBuf, Value, SqLlava<B>)> {
+    let mut found = Vec::new();
+    for dir in golden::entries(&golden::families()) {
+        let outputs = dir.join("outputs.json");
+        if outputs.is_file() && golden::json(&outputs)["kind"] == kind {
+            // What is not built is refused, which other tests look at.
+            if let Ok(loaded) = try_load(&dir.join("model"), &LoadOptions::default()) {
+                found.push((dir, golden::json(&outputs), loaded.model));
+            }
+        }
+    }
+    assert!(!found.is_empty(), "no case of {kind}");
+    found
+}
+
+/// A tokenizer of a few letters.
+fn letters() -> TextTokenizer {
+    let dir = tempfile::tempdir().unwrap();
+    let json = json!({"version": "1.0", "truncation": null, "padding": null, "normalizer": null,
+        "added_tokens": [], "post_processor": null,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": true},
+        "decoder": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "c": 2}, "merges": []}});
+    std::fs::write(dir.path().join("tokenizer.json"), json.to_string()).unwrap();
+    TextTokenizer::from_dir(dir.path()).unwrap()
+}
+
+struct Saving<'a> {
+    tokenizer: &'a TextTokenizer,
+    processor: Option<&'a ImageProcessor>,
+    matrices: GgufType,
+    context: Option<usize>,
+}
+
+impl Saving<'_> {
+    fn save(&self, model: &SqLlava<B>, dir: &Path) -> Result<SavedGguf, String> {
+        let options = GgufOptions {
+            tokenizer: self.tokenizer,
+            chat_template: None,
+            processor: self.processor,
+            matrices: self.matrices,
+            context: self.context,
+            name: "tiny",
+        };
+        save_gguf(model, dir, &options).map_err(|error| error.to_string())
+    }
+}
+
+fn logits(model: &SqLlava<B>, ids: &[i64]) -> Vec<f32> {
+    let sample = Sample {
+        ids,
+        images: vec![],
+    };
+    let embeddings = model.embed(&[sample]).unwrap().remove(0);
+    model.logits(embeddings).into_data().to_vec().unwrap()
+}
+
+/// Each family at f32. What llama.cpp cannot compute is refused, and then written as far as it can:
+/// in a context that no window leaves; with all layers rotating, against our own numbers.
+#[test]
+fn golden_language_models_are_read_as_they_were_written() {
+    let tokenizer = letters();
+    let mut families = Vec::new();
+    for (dir, _, model) in cases("llm") {
+        let what = golden::file_name(&dir);
+        let reference = Tensors::read(&dir.join("outputs.safetensors"));
+        let mut ids = reference.i64("input_ids");
+        let mut expected = reference.f64("logits");
+        let mut saving = Saving {
+            tokenizer: &tokenizer,
+            processor: None,
+            matrices: GgufType::F32,
+            context: None,
+        };
+        let out = tempfile::tempdir().unwrap();
+        let twin = tempfile::tempdir().unwrap();
+        let mut model = model;
+        let mut saved = saving.save(&model, out.path());
+        if let Err(message) = &saved {
+            assert!(message.contains("llama.cpp"), "{what}: {message}");
+            if let Some(window) = &model.config.llama.sliding_window {
+                let tokens = window.tokens;
+                assert!(
+                    message.contains(&format!("--context {tokens}")),
+                    "{what}: {message}"
+                );
+                saving.context = Some(tokens);
+                expected.truncate(expected.len() / ids.len() * tokens);
+                ids.truncate(tokens);
+            } else {
+                assert!(message.contains("no_rope_layers"), "{what}: {message}");
+                model = rotating_everywhere(&dir.join("model"), twin.path());
+                expected = logits(&model, &ids).into_iter().map(f64::from).collect();
+            }
+            saved = saving.save(&model, out.path());
+        }
+        let saved = saved.unwrap_or_else(|message| panic!("{what}: {message}"));
+        let loaded = load(&saved.files[0], &LoadOptions::default());
+        assert!(loaded.report.is_clean(), "{what}: {}", loaded.report);
+        assert_close(&what, &logits(&loaded.model, &ids), &expected, 2e-4);
+        families.push(model.config.llama.family);
+    }
+    for family in [Family::Llama, Family::Qwen2, Family::Gemma3Text] {
+        let there = families.contains(&family);
+        assert!(there || std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES").is_some());
+    }
+}
+
+/// The same weights with a `config.json` in which all layers rotate.
+fn rotating_everywhere(source: &Path, dir: &Path) -> SqLlava<B> {
+    for path in golden::entries(source) {
+        std::fs::copy(&path, dir.join(golden::file_name(&path))).unwrap();
+    }
+    let mut config = golden::json(&source.join("config.json"));
+    let layers = config["num_hidden_layers"].as_u64().expect("a number");
+    // llama.cpp's fourth layer never does.
+    let rotates = (0..layers).map(|layer| u64::from(layer % 4 != 3));
+    config["no_rope_layers"] = rotates.collect();
+    std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
+    load(dir, &LoadOptions::default()).model
+}
+
+#[test]
+fn golden_whole_models_are_read_as_they_were_written() {
+    let mut compared = 0;
+    for (dir, json, model) in cases("vlm") {
+        let what = golden::file_name(&dir);
+        let folder = dir.join("model");
+        let tokenizer = TextTokenizer::from_dir(&folder).unwrap();
+        let processor = ImageProcessor::from_dir(&folder, None).unwrap();
+        let saving = Saving {
+            tokenizer: &tokenizer,
+            processor: Some(&processor),
+            matrices: GgufType::F32,
+            context: None,
+        };
+        let out = tempfile::tempdir().unwrap();
+        let saved = match saving.save(&model, out.path()) {
+            Ok(saved) => saved,
+            Err(message) => {
+                eprintln!("{what}: {message}");
+                assert!(message.contains("llama.cpp"), "{what}: {message}");
+                continue;
+            }
+        };
+        let options = LoadOptions {
+            mmproj: Some(saved.files[1].clone()),
+            ..LoadOptions::default()
+        };
+        let loaded = load(&saved.files[0], &options);
+        assert!(loaded.report.is_clean(), "{what}: {}", loaded.report);
+        let pictures = loaded.files.pictures.expect("how pictures are prepared");
+        assert_eq!(pictures.image_mean, processor.config().image_mean);
+        assert_eq!(pictures.image_std, processor.config().image_std);
+        assert_eq!(pictures.aspect, processor.config().aspect);
+        for prompt in json["prompts"].as_array().expect("prompts") {
+            answers(&dir, &loaded.model, prompt);
+        }
+        compared += 1;
+    }
+    assert!(compared > 0);
+}
+
+/// Logits and greedy ids of a prompt are transformers'.
+fn answers(dir: &Path, model: &SqLlava<B>, prompt: &Value) {
+    let tensors = Tensors::read(&dir.join("outputs.safetensors"));
+    let name = prompt["name"].as_str().expect("a name");
+    let what = format!("{} {name}", golden::file_name(dir));
+    let key = |part: &str| format!("{name}.{part}");
+    let mut images = Vec::new();
+    if tensors.contains(&key("pixel_values")) {
+        let shape: [usize; 4] = tensors.shape(&key("pixel_values")).try_into().unwrap();
+        let data = TensorData::new(tensors.f32(&key("pixel_values")), shape);
+        let pixels = Tensor::<B, 4>::from_data(data, &Default::default());
+        images = model.encode_images(pixels).expect("features");
+    }
+    // A GGUF file does not name the placeholder of transformers' processor.
+    let placeholder = golden::json(&dir.join("model/config.json"))["image_token_index"].as_i64();
+    let ids = tensors.i64(&key("input_ids"));
+    let mut model = model.clone();
+    model.config.image_token_index = placeholder;
+    let sample = Sample { ids: &ids, images };
+    let embeddings = model
+        .embed(std::slice::from_ref(&sample))
+        .unwrap()
+        .remove(0);
+    let rows = tensors.i64(&key("logits_rows"));
+    let count = rows.len();
+    let rows = TensorData::new(rows, [count]);
+    let rows = Tensor::<B, 1, Int>::from_data(rows, &Default::default());
+    let found = model.logits(embeddings).select(0, rows).into_data();
+    let expected = tensors.f64(&key("logits"));
+    assert_close(&what, &found.to_vec::<f32>().unwrap(), &expected, 2e-4);
+    let greedy = prompt["greedy"]["ids_without_stopping"].as_array();
+    let greedy: Vec<i64> = greedy
+        .expect("ids")
+        .iter()
+        .map(|id| id.as_i64().expect("an id"))
+        .collect();
+    let config = GenerateConfig::greedy(greedy.len());
+    let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
+    let found = model.generate(&[sample], &config, &mut go_on).unwrap();
+    assert_eq!(found[0].ids, greedy, "{what}");
+}
+
+#[test]
+fn what_cannot_be_expressed_is_refused_and_new_rows_are_written() {
+    let tokenizer = letters();
+    let saving = Saving {
+        tokenizer: &tokenizer,
+        processor: None,
+        matrices: GgufType::Q8_0,
+        context: None,
+    };
+    let out = tempfile::tempdir().unwrap();
+    // Prototypes of the paper and of the release.
+    let paper = SqLlavaConfig::preset("tiny").unwrap();
+    let released = paper
+        .clone()
+        .with_prototype(None)
+        .with_projector(ProjectorConfig::from_name("cluster", None).unwrap());
+    for config in [paper, released] {
+        let model = config.init::<B>(&Default::default()).unwrap();
+        let message = saving.save(&model, out.path()).unwrap_err();
+        assert!(message.contains("prototypes"), "{message}");
+        assert!(!message.contains("--without"), "{message}");
+    }
+    // A vocabulary that grew.
+    let (_, _, mut model) = cases("llm").remove(0);
+    model.config.llama.sliding_window = None;
+    let (start, llama) = (model.language_model.vocabulary(), &model.config.llama);
+    let (hidden, tied) = (llama.hidden_size, llama.tie_word_embeddings);
+    let new = NewTokens::zeros(5, hidden, tied, start, &Default::default());
+    model.language_model.new_tokens = Some(new);
+    let rows = start + 5;
+    let saved = saving.save(&model, out.path()).unwrap();
+    let header = GgufHeader::open(&saved.files[0]).unwrap();
+    let tokens = header.texts("tokenizer.ggml.tokens").unwrap().unwrap();
+    assert_eq!(tokens.len(), rows);
+    let table = header
+        .tensors
+        .iter()
+        .find(|t| t.name == "token_embd.weight");
+    assert_eq!(table.unwrap().shape[0], rows);
+    let version = &header.metadata["general.quantization_version"];
+    assert_eq!(version, &GgufValue::Integer(2));
+    // A second time there is something to lose.
+    let message = saving.save(&model, out.path()).unwrap_err();
+    assert!(message.contains("is there already"), "{message}");
+    let left = std::fs::read_dir(out.path()).unwrap().count();
+    assert_eq!(left, 1, "no file without its name is left");
+}
