@@ -19,7 +19,7 @@ import torch
 from gguf.quants import dequantize, quantize
 from safetensors.numpy import save_file
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import CLIPVisionConfig, CLIPVisionModel, LlamaConfig, LlamaForCausalLM
 from transformers.convert_slow_tokenizer import import_protobuf
 
 Q = gguf.GGMLQuantizationType
@@ -232,6 +232,58 @@ def written():
     save_file(out, MODELS / "written.safetensors")
 
 
+def mmproj():
+    """A tower and a projector as `convert_image_encoder_to_gguf.py` of llama.cpp wrote them: one layer
+    less than the tower has, the linears of the MLPs by each other's names, no word about the layer
+    of the features, which `clip.cpp` then takes before the last one of the file."""
+    torch.manual_seed(20261127)
+    config = CLIPVisionConfig(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=2,
+        image_size=28, patch_size=7, projection_dim=16)
+    tower = CLIPVisionModel(config).eval()
+    with torch.no_grad():
+        for parameter in tower.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    projector = torch.nn.Sequential(torch.nn.Linear(32, HIDDEN), torch.nn.GELU(), torch.nn.Linear(HIDDEN, HIDDEN))
+    writer = gguf.GGUFWriter(MODELS.parent / "mmproj" / "mmproj.gguf", "clip")
+    writer.add_bool("clip.has_text_encoder", False)
+    writer.add_bool("clip.has_vision_encoder", True)
+    writer.add_bool("clip.has_llava_projector", True)
+    writer.add_string("clip.projector_type", "mlp")
+    for key, value in [
+        ("image_size", 28), ("patch_size", 7), ("embedding_length", 32), ("feed_forward_length", 48),
+        ("projection_dim", 16), ("attention.head_count", 2), ("block_count", 3)]:
+        writer.add_uint32(f"clip.vision.{key}", value)
+    writer.add_float32("clip.vision.attention.layer_norm_epsilon", 1e-5)
+    writer.add_array("clip.vision.image_mean", [0.48145466, 0.4578275, 0.40821073])
+    writer.add_array("clip.vision.image_std", [0.26862954, 0.26130258, 0.27577711])
+    writer.add_bool("clip.use_gelu", False)
+    state = {name.removeprefix("vision_model."): value for name, value in tower.state_dict().items()}
+    for name, value in state.items():
+        if name.startswith(("encoder.layers.3.", "post_layernorm.")) or name.endswith("position_ids"):
+            continue
+        for old, new in [
+            ("embeddings.", ""), ("encoder.layers.", "blk."), ("self_attn.", "attn_"), ("_proj", ""),
+            ("layer_norm", "ln"), ("layrnorm", "ln"), ("mlp.fc1", "ffn_down"), ("mlp.fc2", "ffn_up"),
+            ("embedding", "embd")]:
+            name = name.replace(old, new)
+        half = value.ndim == 4 or (value.ndim == 2 and name.endswith("ffn_up.weight"))
+        if half:
+            value.copy_(value.half().float())
+        writer.add_tensor("v." + name, value.numpy().astype(np.float16 if half else np.float32))
+    for name, value in projector.state_dict().items():
+        writer.add_tensor("mm." + name, value.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    pixels = torch.randn(2, 3, 28, 28)
+    with torch.no_grad():
+        states = tower(pixels, output_hidden_states=True).hidden_states
+        features = projector(states[2][:, 1:])
+    save_file({"pixels": pixels.numpy(), "features": features.numpy()}, MODELS.parent / "mmproj" / "mmproj.safetensors")
+
+
 LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 QWEN2 = LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 TEXTS = [
@@ -275,6 +327,7 @@ def byte_level(kind, pre, ignore_merges):
 def main():
     MODELS.mkdir(parents=True, exist_ok=True)
     TOKENIZERS.mkdir(parents=True, exist_ok=True)
+    (MODELS.parent / "mmproj").mkdir(exist_ok=True)
     model(
         "untied-llama3",
         [
@@ -307,6 +360,7 @@ def main():
         Q.MXFP4, Q.Q3_K, None,
     )
     written()
+    mmproj()
 
 
 if __name__ == "__main__":

@@ -81,6 +81,24 @@ pub static GGUF: Reader = Reader {
     },
 };
 
+/// A tower with its projector beside a language model.
+pub static MMPROJ: Reader = Reader {
+    name: "mmproj",
+    file: "mmproj.gguf",
+    beside: |dir| {
+        let model = workspace().join("sq-llava-model/tests/fixtures/gguf/tied.gguf");
+        std::fs::copy(model, dir.join("llm.gguf")).expect("a copy");
+    },
+    seeds: || files("sq-llava-model/tests/fixtures/mmproj", "gguf"),
+    read: |file, _| {
+        let options = LoadOptions {
+            mmproj: Some(file.to_path_buf()),
+            ..LoadOptions::default()
+        };
+        let _ = load_model::<Flex>(&file.with_file_name("llm.gguf"), &options, &FlexDevice);
+    },
+};
+
 fn load(path: &Path, base: Option<&str>) {
     let options = LoadOptions {
         base: base.map(reference),

@@ -188,6 +188,7 @@ survives! {
     settings_of_adapters: model::ADAPTER_CONFIG;
     settings_of_vision_adapters: model::VISION_ADAPTER_CONFIG;
     gguf_files: model::GGUF;
+    towers_in_gguf_files: model::MMPROJ;
     recipes: train::RECIPE;
     paths_of_runs: train::PATHS;
     states_of_runs: train::STATE;

@@ -5,7 +5,7 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::{Int, Tensor};
+use burn::tensor::{Int, Tensor, TensorData};
 use golden::allocations::{Counting, measure};
 use golden::{Tensors, assert_close};
 use sq_llava_data::TextTokenizer;
@@ -24,7 +24,7 @@ fn fixtures() -> PathBuf {
 fn models() -> Vec<PathBuf> {
     let mut files = golden::entries(&fixtures());
     files.retain(|path| path.extension().is_some_and(|e| e == "gguf"));
-    assert!(files.len() >= 2, "{files:?}");
+    assert!(files.len() >= 3, "{files:?}");
     files
 }
 
@@ -125,6 +125,84 @@ fn a_directory_may_hold_one_and_a_tower_stand_beside() {
     std::fs::copy(&source, dir.path().join("other.gguf")).unwrap();
     let message = load_error(dir.path(), &LoadOptions::default());
     assert!(message.contains("2 GGUF files"), "{message}");
+}
+
+fn mmproj() -> PathBuf {
+    fixtures().join("../mmproj/mmproj.gguf")
+}
+
+fn with_mmproj(file: &Path) -> LoadOptions {
+    LoadOptions {
+        mmproj: Some(file.to_path_buf()),
+        ..LoadOptions::default()
+    }
+}
+
+/// A file of the old converter, whose features llama.cpp takes before the last layer.
+#[test]
+fn golden_towers_and_projectors_beside_a_language_model() {
+    let loaded = load(&fixtures().join("tied.gguf"), &with_mmproj(&mmproj()));
+    assert!(loaded.report.is_clean(), "{}", loaded.report);
+    assert_eq!(loaded.model.config.feature_layer(), Some(2));
+    let reference = Tensors::read(&mmproj().with_extension("safetensors"));
+    let shape: [usize; 4] = reference.shape("pixels").try_into().unwrap();
+    let pixels = TensorData::new(reference.f32("pixels"), shape);
+    let pixels = Tensor::<B, 4>::from_data(pixels, &Default::default());
+    let images = loaded.model.encode_images(pixels).unwrap();
+    let features = Tensor::cat(images, 0).into_data().to_vec::<f32>().unwrap();
+    assert_close("features", &features, &reference.f64("features"), 5e-5);
+    let pictures = loaded.files.pictures.expect("how pictures are prepared");
+    assert_eq!(pictures.image_std, [0.26862954, 0.26130258, 0.27577711]);
+}
+
+#[test]
+fn towers_that_are_damaged_or_foreign_are_named() {
+    let bytes = std::fs::read(mmproj()).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("mmproj-x.gguf");
+    let model = fixtures().join("tied.gguf");
+    let fails = |bytes: &[u8], named: &str| {
+        std::fs::write(&path, bytes).unwrap();
+        let message = load_error(&model, &with_mmproj(&path));
+        assert!(message.contains(named), "{message} (expected: {named})");
+    };
+    let find = |what: &[u8]| bytes.windows(what.len()).position(|w| w == what).unwrap();
+    let patched = |at: usize, to: &[u8]| {
+        let mut bytes = bytes.clone();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    };
+    let value = |key: &str| find(key.as_bytes()) + key.len() + 4;
+    fails(
+        &patched(value("clip.projector_type") + 8, b"ldp"),
+        "\"ldp\"",
+    );
+    fails(
+        &patched(find(b"v.class_embd"), b"v.class_embx"),
+        "v.class_embd",
+    );
+    fails(&patched(find(b"mm.2.weight"), b"mm.3.weight"), "mlp_norm");
+    fails(
+        &patched(value("clip.vision.block_count"), &9u32.to_le_bytes()),
+        "clip.vision.block_count",
+    );
+    fails(
+        &patched(value("clip.vision.embedding_length"), &64u32.to_le_bytes()),
+        "v.",
+    );
+    fails(
+        &patched(find(b"clip.use_gelu"), b"clip.use_wave"),
+        "clip.use_wave",
+    );
+    fails(&bytes[..bytes.len() - 4000], "truncated");
+    // Each of the two kinds in the other's place.
+    let message = load_error(&mmproj(), &LoadOptions::default());
+    assert!(message.contains("--mmproj"), "{message}");
+    let message = load_error(&model, &with_mmproj(&model));
+    assert!(message.contains("\"llama\""), "{message}");
+    let whole = golden::folders("a_llava_gqa").remove(0).join("orig");
+    let message = load_error(&whole, &with_mmproj(&mmproj()));
+    assert!(message.contains("of its own"), "{message}");
 }
 
 #[test]
