@@ -11,13 +11,13 @@ use crate::error::ModelError;
 use crate::language::llama::Llama;
 use crate::ops::linear::Linear;
 use crate::ops::lora::LoraConfig;
-use crate::vision::clip::{ClipVisionTower, pixel_tensor};
+use crate::vision::tower::{VisionTower, pixel_tensor};
 
 /// SQ-LLaVA (arXiv 2403.11299).
 #[derive(Module, Debug)]
 pub struct SqLlava<B: Backend> {
     /// CLIP; `None` for a text-only model.
-    pub vision_tower: Option<ClipVisionTower<B>>,
+    pub vision_tower: Option<VisionTower<B>>,
     /// The paper's φ; the released one is part of the projector.
     pub prototype: Option<PrototypeExtractor<B>>,
     /// W.
@@ -180,7 +180,7 @@ impl<B: Backend> SqLlava<B> {
     pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
         let llm = self.language_model.linears();
         let llm = llm.map(|(path, linear)| (format!("language_model.{path}"), linear));
-        let vision = self.vision_tower.iter().flat_map(ClipVisionTower::linears);
+        let vision = self.vision_tower.iter().flat_map(VisionTower::linears);
         llm.chain(vision.map(|(path, linear)| (format!("vision_tower.{path}"), linear)))
     }
 
@@ -232,9 +232,9 @@ fn llm_linears<B: Backend>(llama: &mut Llama<B>) -> impl Iterator<Item = Adaptab
 }
 
 fn vision_linears<B: Backend>(
-    tower: &mut Option<ClipVisionTower<B>>,
+    tower: &mut Option<VisionTower<B>>,
 ) -> impl Iterator<Item = Adaptable<'_, B>> {
-    let linears = tower.iter_mut().flat_map(ClipVisionTower::linears_mut);
+    let linears = tower.iter_mut().flat_map(VisionTower::linears_mut);
     // Numbers far from those of the LLM's adapters.
     let numbered = linears.zip((1 << 32) + 1..);
     numbered.map(|((path, linear), number)| Adaptable {

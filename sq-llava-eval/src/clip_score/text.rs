@@ -7,7 +7,7 @@ use sq_llava_model::ModelError;
 use sq_llava_model::config::ClipTextConfig;
 use sq_llava_model::ops::embedding::Embedding;
 use sq_llava_model::ops::norm::LayerNorm;
-use sq_llava_model::vision::clip::{ClipEncoder, LayerSizes};
+use sq_llava_model::vision::tower::{Encoder, LayerSizes};
 
 /// The text tower; keys as under `text_model.`.
 #[derive(Module, Debug)]
@@ -15,7 +15,7 @@ pub struct ClipTextTower<B: Backend> {
     /// Tokens and positions.
     pub embeddings: ClipTextEmbeddings<B>,
     /// Layers, in which a token sees only those before it.
-    pub encoder: ClipEncoder<B>,
+    pub encoder: Encoder<B>,
     /// Norm behind the last layer.
     pub final_layer_norm: LayerNorm<B>,
     #[module(skip)]

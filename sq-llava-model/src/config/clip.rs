@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::config::Config;
 
-use super::ClipVisionConfig;
+use super::VisionConfig;
 use super::hf::{Described, Reader, check_vision_type, judge_unknown, read_json, vision};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
@@ -56,7 +56,7 @@ pub struct ClipConfig {
     /// The text tower.
     pub text: ClipTextConfig,
     /// The vision tower.
-    pub vision: ClipVisionConfig,
+    pub vision: VisionConfig,
     /// Width of the embeddings.
     #[config(default = 512)]
     pub projection_dim: usize,

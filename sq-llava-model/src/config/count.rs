@@ -1,8 +1,8 @@
 //! Parameter counts by arithmetic, without building a model.
 
 use super::{
-    ClipVisionConfig, LlamaConfig, NormPlacement, ProjectorConfig, PrototypeConfig, QkNorm,
-    SqLlavaConfig,
+    LlamaConfig, NormPlacement, ProjectorConfig, PrototypeConfig, QkNorm, SqLlavaConfig,
+    VisionConfig,
 };
 use crate::ops::lora::LoraConfig;
 
@@ -32,7 +32,7 @@ impl SqLlavaConfig {
         let width = self.llama.hidden_size;
         let vision = self.vision.as_ref();
         ParameterCount {
-            vision_tower: vision.map_or(0, ClipVisionConfig::parameters),
+            vision_tower: vision.map_or(0, VisionConfig::parameters),
             prototype: self
                 .prototype
                 .as_ref()
@@ -87,7 +87,7 @@ impl LlamaConfig {
     }
 }
 
-impl ClipVisionConfig {
+impl VisionConfig {
     /// `(name, in, out)` of the linears of one layer.
     pub fn linears(&self) -> [(&'static str, usize, usize); 6] {
         let (h, i) = (self.hidden_size, self.intermediate_size);

@@ -122,7 +122,7 @@ impl LlamaConfig {
 
 /// CLIP vision tower sizes; field names as in Hugging Face's `CLIPVisionConfig`.
 #[derive(Config, Debug, PartialEq)]
-pub struct ClipVisionConfig {
+pub struct VisionConfig {
     /// Width of the residual stream.
     #[config(default = 768)]
     pub hidden_size: usize,
@@ -159,7 +159,7 @@ pub struct ClipVisionConfig {
     pub post_layernorm: bool,
 }
 
-impl ClipVisionConfig {
+impl VisionConfig {
     /// OpenAI's ViT-L/14 at `side` pixels (224 or 336).
     pub fn large(side: usize) -> Self {
         Self::new()
@@ -299,7 +299,7 @@ pub struct SqLlavaConfig {
     /// The language model.
     pub llama: LlamaConfig,
     /// The vision tower; `None` for a text-only model.
-    pub vision: Option<ClipVisionConfig>,
+    pub vision: Option<VisionConfig>,
     /// The paper's prototype extractor before the projector (flavour `paper`).
     pub prototype: Option<PrototypeConfig>,
     /// The projector W, or the released extractor (flavour `released`).
@@ -333,7 +333,7 @@ pub struct SqLlavaConfig {
 impl SqLlavaConfig {
     /// `sq-llava-7b`, `sq-llava-13b` or `tiny`; flavour `paper`.
     pub fn preset(name: &str) -> Option<Self> {
-        let clip = ClipVisionConfig::large(336);
+        let clip = VisionConfig::large(336);
         let vicuna = LlamaConfig::new()
             .with_max_position_embeddings(4096)
             .with_rms_norm_eps(1e-5);
@@ -358,7 +358,7 @@ impl SqLlavaConfig {
                     .with_vocab_size(320)
                     .with_max_position_embeddings(512)
                     .with_rms_norm_eps(1e-5);
-                let vision = ClipVisionConfig::new()
+                let vision = VisionConfig::new()
                     .with_hidden_size(64)
                     .with_intermediate_size(256)
                     .with_num_hidden_layers(4)
@@ -382,10 +382,7 @@ impl SqLlavaConfig {
 
     /// Features of one image as the LLM sees them.
     pub fn tokens_per_image(&self) -> usize {
-        let patches = self
-            .vision
-            .as_ref()
-            .map_or(0, ClipVisionConfig::num_patches);
+        let patches = self.vision.as_ref().map_or(0, VisionConfig::num_patches);
         patches + usize::from(self.select_feature == SelectFeature::ClsPatch && patches > 0)
     }
 

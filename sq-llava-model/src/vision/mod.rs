@@ -1,3 +1,3 @@
 //! Vision towers: a picture to features of its patches.
 
-pub mod clip;
+pub mod tower;

@@ -7,9 +7,9 @@ use burn::tensor::{FloatDType, backend::Backend};
 use super::checkpoint_dir::CheckpointDir;
 use super::layout::Section;
 use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
-use crate::config::{ClipVisionConfig, vision_json};
+use crate::config::{VisionConfig, vision_json};
 use crate::error::ModelError;
-use crate::vision::clip::ClipVisionTower;
+use crate::vision::tower::VisionTower;
 
 /// Saves `config.json` and `model.safetensors` of a tower into a directory of its own.
 ///
@@ -17,8 +17,8 @@ use crate::vision::clip::ClipVisionTower;
 /// If the tower has adapters beside its weights, the directory already holds a model, or a file
 /// cannot be written.
 pub fn save_vision_tower<B: Backend>(
-    tower: &ClipVisionTower<B>,
-    config: &ClipVisionConfig,
+    tower: &VisionTower<B>,
+    config: &VisionConfig,
     dir: &Path,
     dtype: FloatDType,
 ) -> Result<(), ModelError> {

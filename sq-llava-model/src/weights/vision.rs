@@ -9,9 +9,7 @@ use super::fill::WeightMap;
 use super::layout::Section;
 use super::options::LoadOptions;
 use super::source::read_files;
-use crate::config::{
-    ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
-};
+use crate::config::{ProjectorConfig, SqLlavaConfig, VisionConfig, read_json, read_vision_config};
 use crate::error::ModelError;
 
 /// A directory with its `config.json`.
@@ -28,11 +26,11 @@ pub(super) struct Described<'a> {
 /// If there is none, or it is damaged.
 pub(super) fn find_tower(
     weights: &mut WeightMap,
-    known: Option<ClipVisionConfig>,
+    known: Option<VisionConfig>,
     places: &[Described<'_>],
     options: &LoadOptions,
     inside_wins: bool,
-) -> Result<(ClipVisionConfig, Option<CheckpointDir>), ModelError> {
+) -> Result<(VisionConfig, Option<CheckpointDir>), ModelError> {
     let (given, allow_unused) = (options.vision.as_deref(), options.allow_unused);
     let inside = weights.has(Section::Vision);
     let (mut config, dir) = match given {
@@ -72,7 +70,7 @@ fn read_tower(
     weights: &mut WeightMap,
     dir: &CheckpointDir,
     allow_unused: bool,
-) -> Result<ClipVisionConfig, ModelError> {
+) -> Result<VisionConfig, ModelError> {
     let files = dir.own_weights("no weights of a vision tower here")?;
     weights.drop_section(Section::Vision);
     weights.add(read_files(&files)?, Some(Section::Vision))?;
@@ -102,10 +100,10 @@ fn read_tower(
 
 /// The configuration of a tower inside the checkpoint.
 fn config_inside(
-    known: Option<ClipVisionConfig>,
+    known: Option<VisionConfig>,
     places: &[Described<'_>],
     allow_unused: bool,
-) -> Result<ClipVisionConfig, ModelError> {
+) -> Result<VisionConfig, ModelError> {
     if let Some(config) = known {
         return Ok(config);
     }
@@ -128,7 +126,7 @@ fn config_inside(
             Some(name) if name.ends_with("-CLIP-L-336") => 336,
             _ => continue,
         };
-        return Ok(ClipVisionConfig::large(side));
+        return Ok(VisionConfig::large(side));
     }
     let path = places
         .first()

@@ -6,7 +6,7 @@
 //! slack, and the framework itself.
 
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, NormPlacement, QkNorm};
+use sq_llava_model::config::{LlamaConfig, NormPlacement, QkNorm, VisionConfig};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -257,7 +257,7 @@ fn llama_token(
 
 /// Values that a CLIP layer keeps for each token.
 fn clip_token(
-    vision: &ClipVisionConfig,
+    vision: &VisionConfig,
     lora: Option<&LoraConfig>,
     tokens: usize,
     kernels: bool,

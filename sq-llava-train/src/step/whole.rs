@@ -10,7 +10,7 @@ use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use sq_llava_model::ops::cat::cat;
 use sq_llava_model::ops::draws::{key, with_keys};
-use sq_llava_model::vision::clip::ClipLayer;
+use sq_llava_model::vision::tower::EncoderLayer;
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
 use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample};
@@ -283,7 +283,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
     }
 
     /// The tower's layers up to the one whose tokens are features.
-    fn tower_blocks(&self) -> Result<Blocks<'_, ClipLayer<B>>, ModelError> {
+    fn tower_blocks(&self) -> Result<Blocks<'_, EncoderLayer<B>>, ModelError> {
         let (Some(tower), Some(layer)) =
             (&self.model.vision_tower, self.model.config.feature_layer())
         else {

@@ -9,7 +9,7 @@ use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
 use super::towers::{check_quantization, check_vision_type, vision};
 use crate::config::{
-    ClipVisionConfig, Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
+    Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig, VisionConfig,
 };
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
@@ -193,7 +193,7 @@ fn llava_hf(
     check_quantization(r)?;
     if r.get("vision_config").is_none() {
         // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels.
-        config.vision = Some(ClipVisionConfig::large(336));
+        config.vision = Some(VisionConfig::large(336));
     }
     token_ids(&mut config, text)?;
     token_ids(&mut config, r)?;

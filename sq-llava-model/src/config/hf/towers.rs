@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
-use crate::config::ClipVisionConfig;
+use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 
@@ -24,7 +24,7 @@ pub(super) fn check_quantization(r: &Reader) -> Result<(), ModelError> {
     }
 }
 
-pub(crate) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
+pub(crate) fn vision(r: &Reader) -> Result<VisionConfig, ModelError> {
     let (hidden, heads) = (
         r.positive("hidden_size", 768)?,
         r.positive("num_attention_heads", 12)?,
@@ -38,7 +38,7 @@ pub(crate) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
             "vision tower: hidden_size {hidden} with {heads} heads, image_size {image} with patch_size {patch}"
         )));
     }
-    Ok(ClipVisionConfig::new()
+    Ok(VisionConfig::new()
         .with_hidden_size(hidden)
         .with_intermediate_size(r.positive("intermediate_size", 3072)?)
         .with_num_hidden_layers(r.positive("num_hidden_layers", 12)?)
@@ -58,7 +58,7 @@ pub(crate) fn vision(r: &Reader) -> Result<ClipVisionConfig, ModelError> {
 /// # Errors
 /// If the file is missing or malformed, is not of CLIP's kind, or (unless `allow_unused`) has a
 /// key that may change what is computed.
-pub fn read_vision_config(path: &Path, allow_unused: bool) -> Result<ClipVisionConfig, ModelError> {
+pub fn read_vision_config(path: &Path, allow_unused: bool) -> Result<VisionConfig, ModelError> {
     let value = read_json(path)?;
     let r = Reader::new(path, &value)?;
     let inner = match r.text("model_type")? {
@@ -90,7 +90,7 @@ pub(crate) fn check_vision_type(r: &Reader) -> Result<(), ModelError> {
     }
 }
 
-pub(crate) fn vision_json(c: &ClipVisionConfig) -> Value {
+pub(crate) fn vision_json(c: &VisionConfig) -> Value {
     let mut out = json!({
         "model_type": "clip_vision_model",
         "hidden_size": c.hidden_size,

@@ -3,7 +3,7 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-use crate::config::{ClipVisionConfig, SelectFeature};
+use crate::config::{SelectFeature, VisionConfig};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 use crate::ops::attention::{AttentionMask, attention, join_heads, split_heads};
@@ -14,20 +14,20 @@ use crate::ops::norm::LayerNorm;
 
 /// The vision tower; keys as under `vision_model.`.
 #[derive(Module, Debug)]
-pub struct ClipVisionTower<B: Backend> {
+pub struct VisionTower<B: Backend> {
     /// Class token, patches and positions.
-    pub embeddings: ClipVisionEmbeddings<B>,
+    pub embeddings: VisionEmbeddings<B>,
     /// Norm before the first layer (spelled so in checkpoints).
     pub pre_layrnorm: Option<LayerNorm<B>>,
     /// Layers.
-    pub encoder: ClipEncoder<B>,
+    pub encoder: Encoder<B>,
     /// Norm of the pooled output; no image feature of LLaVA passes through it.
     pub post_layernorm: Option<LayerNorm<B>>,
 }
 
 /// Class token, patches and positions.
 #[derive(Module, Debug)]
-pub struct ClipVisionEmbeddings<B: Backend> {
+pub struct VisionEmbeddings<B: Backend> {
     /// `[hidden]`.
     pub class_embedding: Param<Tensor<B, 1>>,
     /// Patches to tokens.
@@ -47,27 +47,27 @@ pub struct PatchEmbedding<B: Backend> {
 
 /// The layers of a tower.
 #[derive(Module, Debug)]
-pub struct ClipEncoder<B: Backend> {
+pub struct Encoder<B: Backend> {
     /// Layers in order.
-    pub layers: Vec<ClipLayer<B>>,
+    pub layers: Vec<EncoderLayer<B>>,
 }
 
 /// One encoder layer.
 #[derive(Module, Debug)]
-pub struct ClipLayer<B: Backend> {
+pub struct EncoderLayer<B: Backend> {
     /// Norm before the attention.
     pub layer_norm1: LayerNorm<B>,
     /// Attention.
-    pub self_attn: ClipAttention<B>,
+    pub self_attn: EncoderAttention<B>,
     /// Norm before the MLP.
     pub layer_norm2: LayerNorm<B>,
     /// MLP.
-    pub mlp: ClipMlp<B>,
+    pub mlp: EncoderMlp<B>,
 }
 
 /// Multi-head attention with biases.
 #[derive(Module, Debug)]
-pub struct ClipAttention<B: Backend> {
+pub struct EncoderAttention<B: Backend> {
     /// Queries.
     pub q_proj: Linear<B>,
     /// Keys.
@@ -84,7 +84,7 @@ pub struct ClipAttention<B: Backend> {
 
 /// `fc2(act(fc1(x)))`.
 #[derive(Module, Debug)]
-pub struct ClipMlp<B: Backend> {
+pub struct EncoderMlp<B: Backend> {
     /// Up.
     pub fc1: Linear<B>,
     /// Down.
@@ -121,13 +121,13 @@ pub struct LayerSizes {
 
 impl LayerSizes {
     /// Layers with lazily drawn weights.
-    pub fn init<B: Backend>(&self, layers: usize, device: &B::Device) -> ClipEncoder<B> {
+    pub fn init<B: Backend>(&self, layers: usize, device: &B::Device) -> Encoder<B> {
         let (h, i) = (self.hidden, self.intermediate);
         let norm = || LayerNorm::init(h, self.eps, device);
         let linear = |d_in, d_out| Linear::init(d_in, d_out, true, device);
-        let layer = |_| ClipLayer {
+        let layer = |_| EncoderLayer {
             layer_norm1: norm(),
-            self_attn: ClipAttention {
+            self_attn: EncoderAttention {
                 q_proj: linear(h, h),
                 k_proj: linear(h, h),
                 v_proj: linear(h, h),
@@ -136,21 +136,21 @@ impl LayerSizes {
                 causal: self.causal,
             },
             layer_norm2: norm(),
-            mlp: ClipMlp {
+            mlp: EncoderMlp {
                 fc1: linear(h, i),
                 fc2: linear(i, h),
                 act: self.act,
             },
         };
-        ClipEncoder {
+        Encoder {
             layers: (0..layers).map(layer).collect(),
         }
     }
 }
 
-impl ClipVisionConfig {
+impl VisionConfig {
     /// A tower with lazily drawn weights.
-    pub fn init<B: Backend>(&self, device: &B::Device) -> ClipVisionTower<B> {
+    pub fn init<B: Backend>(&self, device: &B::Device) -> VisionTower<B> {
         let (h, p, eps) = (self.hidden_size, self.patch_size, self.layer_norm_eps);
         let norm = || LayerNorm::init(h, eps, device);
         let normal = Initializer::Normal {
@@ -165,8 +165,8 @@ impl ClipVisionConfig {
             eps,
             causal: false,
         };
-        ClipVisionTower {
-            embeddings: ClipVisionEmbeddings {
+        VisionTower {
+            embeddings: VisionEmbeddings {
                 class_embedding: normal.init([h], device),
                 patch_embedding: PatchEmbedding {
                     weight: normal.init([h, 3, p, p], device),
@@ -187,7 +187,7 @@ impl ClipVisionConfig {
     }
 }
 
-impl<B: Backend> ClipVisionTower<B> {
+impl<B: Backend> VisionTower<B> {
     /// The layers' linears by their paths in the tower.
     pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
         let layers = self.encoder.layers.iter().enumerate();
@@ -317,7 +317,7 @@ impl<B: Backend> PatchEmbedding<B> {
     }
 }
 
-impl<B: Backend> ClipLayer<B> {
+impl<B: Backend> EncoderLayer<B> {
     /// The linears that can be adapted, by their paths in the layer.
     pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear<B>)> {
         let (a, m) = (&self.self_attn, &self.mlp);
@@ -348,7 +348,7 @@ impl<B: Backend> ClipLayer<B> {
     }
 }
 
-impl<B: Backend> ClipAttention<B> {
+impl<B: Backend> EncoderAttention<B> {
     /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let query = split_heads(self.q_proj.forward(hidden.clone()), self.heads);
@@ -363,7 +363,7 @@ impl<B: Backend> ClipAttention<B> {
     }
 }
 
-impl<B: Backend> ClipMlp<B> {
+impl<B: Backend> EncoderMlp<B> {
     /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         self.fc2.forward(self.act.forward(self.fc1.forward(hidden)))
