@@ -101,9 +101,14 @@ impl<B: Backend> ClipModel<B> {
 
     /// Embeddings of pictures, of length one.
     /// `[images, 3, side, side]` → `[images, projection]`, f32
-    pub fn image_embeds(&self, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
-        let pooled = self.vision_model.pooled(pixels);
-        unit(self.visual_projection.forward(pooled))
+    ///
+    /// # Errors
+    /// If the vision tower has no class token.
+    pub fn image_embeds(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 2>, ModelError> {
+        let pooled = self.vision_model.pooled(pixels).ok_or_else(|| {
+            ModelError::Argument("CLIP's vision tower needs a class token".into())
+        })?;
+        Ok(unit(self.visual_projection.forward(pooled)))
     }
 
     /// Logits of each picture over the texts: cosines times the learnt factor.

@@ -7,7 +7,7 @@ use sq_llava_model::ModelError;
 use sq_llava_model::config::ClipTextConfig;
 use sq_llava_model::ops::embedding::Embedding;
 use sq_llava_model::ops::norm::LayerNorm;
-use sq_llava_model::vision::tower::{Encoder, LayerSizes};
+use sq_llava_model::vision::encoder::{Encoder, LayerSizes};
 
 /// The text tower; keys as under `text_model.`.
 #[derive(Module, Debug)]
@@ -42,6 +42,9 @@ impl<B: Backend> ClipTextTower<B> {
             act: config.hidden_act,
             eps: config.layer_norm_eps,
             causal: true,
+            qkv_bias: true,
+            layer_scale: false,
+            gated: false,
         };
         Self {
             embeddings: ClipTextEmbeddings {

@@ -1,38 +1,43 @@
-//! CLIP vision transformer (`modeling_clip.py` in transformers).
+//! A vision tower of any family: a picture to the features of its patches.
+
+use std::collections::BTreeMap;
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
+use super::encoder::{Encoder, LayerSizes};
+use super::head::PoolingHead;
 use crate::config::{SelectFeature, VisionConfig};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
-use crate::ops::attention::{AttentionMask, attention, join_heads, split_heads};
 use crate::ops::cat::cat;
 use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Linear, product};
 use crate::ops::norm::LayerNorm;
 
-/// The vision tower; keys as under `vision_model.`.
+/// The vision tower; keys as under `vision_model.` of CLIP and SigLIP.
 #[derive(Module, Debug)]
 pub struct VisionTower<B: Backend> {
-    /// Class token, patches and positions.
+    /// Patches, positions, and the class token if there is one.
     pub embeddings: VisionEmbeddings<B>,
     /// Norm before the first layer (spelled so in checkpoints).
     pub pre_layrnorm: Option<LayerNorm<B>>,
     /// Layers.
     pub encoder: Encoder<B>,
-    /// Norm of the pooled output; no image feature of LLaVA passes through it.
+    /// Norm behind the last layer; no image feature of LLaVA passes through it.
     pub post_layernorm: Option<LayerNorm<B>>,
+    /// SigLIP's pooling; none of LLaVA's either.
+    pub head: Option<PoolingHead<B>>,
 }
 
-/// Class token, patches and positions.
+/// Patches, positions, and the class token if there is one.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings<B: Backend> {
-    /// `[hidden]`.
-    pub class_embedding: Param<Tensor<B, 1>>,
+    /// `[hidden]`; stands before the patches.
+    pub class_embedding: Option<Param<Tensor<B, 1>>>,
     /// Patches to tokens.
     pub patch_embedding: PatchEmbedding<B>,
-    /// `[patches + 1, hidden]`.
+    /// `[tokens, hidden]`, the class token among them.
     pub position_embedding: Embedding<B>,
 }
 
@@ -45,144 +50,47 @@ pub struct PatchEmbedding<B: Backend> {
     pub bias: Option<Param<Tensor<B, 1>>>,
 }
 
-/// The layers of a tower.
-#[derive(Module, Debug)]
-pub struct Encoder<B: Backend> {
-    /// Layers in order.
-    pub layers: Vec<EncoderLayer<B>>,
-}
-
-/// One encoder layer.
-#[derive(Module, Debug)]
-pub struct EncoderLayer<B: Backend> {
-    /// Norm before the attention.
-    pub layer_norm1: LayerNorm<B>,
-    /// Attention.
-    pub self_attn: EncoderAttention<B>,
-    /// Norm before the MLP.
-    pub layer_norm2: LayerNorm<B>,
-    /// MLP.
-    pub mlp: EncoderMlp<B>,
-}
-
-/// Multi-head attention with biases.
-#[derive(Module, Debug)]
-pub struct EncoderAttention<B: Backend> {
-    /// Queries.
-    pub q_proj: Linear<B>,
-    /// Keys.
-    pub k_proj: Linear<B>,
-    /// Values.
-    pub v_proj: Linear<B>,
-    /// Output.
-    pub out_proj: Linear<B>,
-    #[module(skip)]
-    heads: usize,
-    #[module(skip)]
-    causal: bool,
-}
-
-/// `fc2(act(fc1(x)))`.
-#[derive(Module, Debug)]
-pub struct EncoderMlp<B: Backend> {
-    /// Up.
-    pub fc1: Linear<B>,
-    /// Down.
-    pub fc2: Linear<B>,
-    #[module(skip)]
-    act: Activation,
-}
-
-/// Paths of a layer's linears in the layer.
-const LINEARS: [&str; 6] = [
-    "self_attn.q_proj",
-    "self_attn.k_proj",
-    "self_attn.v_proj",
-    "self_attn.out_proj",
-    "mlp.fc1",
-    "mlp.fc2",
-];
-
-/// Sizes of the layers of a tower, of images or of text.
-pub struct LayerSizes {
-    /// Width of the residual stream.
-    pub hidden: usize,
-    /// Width of the MLP.
-    pub intermediate: usize,
-    /// Attention heads.
-    pub heads: usize,
-    /// Non-linearity of the MLP.
-    pub act: Activation,
-    /// Epsilon of the norms.
-    pub eps: f64,
-    /// Whether a token sees only those before it.
-    pub causal: bool,
-}
-
-impl LayerSizes {
-    /// Layers with lazily drawn weights.
-    pub fn init<B: Backend>(&self, layers: usize, device: &B::Device) -> Encoder<B> {
-        let (h, i) = (self.hidden, self.intermediate);
-        let norm = || LayerNorm::init(h, self.eps, device);
-        let linear = |d_in, d_out| Linear::init(d_in, d_out, true, device);
-        let layer = |_| EncoderLayer {
-            layer_norm1: norm(),
-            self_attn: EncoderAttention {
-                q_proj: linear(h, h),
-                k_proj: linear(h, h),
-                v_proj: linear(h, h),
-                out_proj: linear(h, h),
-                heads: self.heads,
-                causal: self.causal,
-            },
-            layer_norm2: norm(),
-            mlp: EncoderMlp {
-                fc1: linear(h, i),
-                fc2: linear(i, h),
-                act: self.act,
-            },
-        };
-        Encoder {
-            layers: (0..layers).map(layer).collect(),
-        }
-    }
-}
-
 impl VisionConfig {
     /// A tower with lazily drawn weights.
     pub fn init<B: Backend>(&self, device: &B::Device) -> VisionTower<B> {
-        let (h, p, eps) = (self.hidden_size, self.patch_size, self.layer_norm_eps);
-        let norm = || LayerNorm::init(h, eps, device);
+        let (h, p) = (self.hidden_size, self.patch_size);
+        let norm = || LayerNorm::init(h, self.layer_norm_eps, device);
         let normal = Initializer::Normal {
             mean: 0.0,
             std: 0.02,
         };
-        let layers = LayerSizes {
-            hidden: h,
-            intermediate: self.intermediate_size,
-            heads: self.num_attention_heads,
-            act: self.hidden_act,
-            eps,
-            causal: false,
-        };
+        let zeros = Initializer::Zeros;
+        let sizes = self.layer_sizes();
         VisionTower {
             embeddings: VisionEmbeddings {
-                class_embedding: normal.init([h], device),
+                class_embedding: self.class_token.then(|| normal.init([h], device)),
                 patch_embedding: PatchEmbedding {
                     weight: normal.init([h, 3, p, p], device),
-                    bias: self
-                        .patch_bias
-                        .then(|| Initializer::Zeros.init([h], device)),
+                    bias: self.patch_bias.then(|| zeros.init([h], device)),
                 },
-                position_embedding: Embedding::init(
-                    self.num_patches().saturating_add(1),
-                    h,
-                    device,
-                ),
+                position_embedding: Embedding::init(self.tokens(), h, device),
             },
             pre_layrnorm: self.pre_layernorm.then(norm),
-            encoder: layers.init(self.num_hidden_layers, device),
+            encoder: sizes.init(self.num_hidden_layers, device),
             post_layernorm: self.post_layernorm.then(norm),
+            head: self.pooling_head.then(|| PoolingHead::init(&sizes, device)),
+        }
+    }
+
+    fn layer_sizes(&self) -> LayerSizes {
+        LayerSizes {
+            hidden: self.hidden_size,
+            intermediate: self.intermediate_size,
+            heads: self.num_attention_heads,
+            act: match self.gated_mlp {
+                true => Activation::Silu,
+                false => self.hidden_act,
+            },
+            eps: self.layer_norm_eps,
+            causal: false,
+            qkv_bias: self.qkv_bias,
+            layer_scale: self.layer_scale,
+            gated: self.gated_mlp,
         }
     }
 }
@@ -207,57 +115,82 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// Output of hidden layer `layer` (0 = before the first layer); layers above it do not run.
-    /// `[images, 3, side, side]` → `[images, patches + 1, hidden]`, f32
+    /// `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
     pub fn hidden_state(&self, pixels: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
-        let mut hidden = self.embed(pixels);
-        for block in &self.encoder.layers[..layer] {
-            hidden = block.forward(hidden);
-        }
-        hidden
+        let layers = self.encoder.layers[..layer].iter();
+        layers.fold(self.embed(pixels), |hidden, layer| layer.forward(hidden))
     }
 
-    /// Output of every hidden layer, as `output_hidden_states` gives them.
+    /// Output of every hidden layer (0 = before the first layer), as `output_hidden_states` gives
+    /// them. `[images, 3, side, side]` → `[images, tokens, hidden]` each, f32
     pub fn hidden_states(&self, pixels: Tensor<B, 4>) -> Vec<Tensor<B, 3>> {
-        let mut states = vec![self.embed(pixels)];
-        for block in &self.encoder.layers {
-            let last = states[states.len() - 1].clone();
-            states.push(block.forward(last));
-        }
-        states
+        let all: Vec<usize> = (0..=self.encoder.layers.len()).collect();
+        self.states_of(pixels, &all)
     }
 
-    /// Image features of a layer. `[images, 3, side, side]` → `[images, features, hidden]`
+    /// Outputs of some hidden layers, in their order; layers above the highest do not run.
+    /// `[images, 3, side, side]` → `[images, tokens, hidden]` each, f32
+    fn states_of(&self, pixels: Tensor<B, 4>, layers: &[usize]) -> Vec<Tensor<B, 3>> {
+        let last = layers.iter().copied().max().unwrap_or(0);
+        let mut kept = BTreeMap::new();
+        let mut hidden = self.embed(pixels);
+        for index in 0..=last {
+            if let Some(before) = index.checked_sub(1) {
+                hidden = self.encoder.layers[before].forward(hidden);
+            }
+            if layers.contains(&index) {
+                kept.insert(index, hidden.clone());
+            }
+        }
+        let state = |layer| kept.get(layer).cloned();
+        layers.iter().filter_map(state).collect()
+    }
+
+    /// Image features of some layers, joined along the channels.
+    /// `[images, 3, side, side]` → `[images, features, layers · hidden]`
     pub fn features(
         &self,
         pixels: Tensor<B, 4>,
-        layer: usize,
+        layers: &[usize],
         select: SelectFeature,
     ) -> Tensor<B, 3> {
-        select.of(self.hidden_state(pixels, layer))
+        select.of(self.states_of(pixels, layers))
     }
 
-    /// The class token behind the last layer and its norm; what CLIP compares with texts.
-    /// `[images, 3, side, side]` → `[images, hidden]`
-    pub fn pooled(&self, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
+    /// The last layer behind its norm. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
+    pub fn last_normed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let hidden = self.hidden_state(pixels, self.encoder.layers.len());
-        let [images, _, width] = hidden.dims();
-        let class = hidden.slice([0..images, 0..1, 0..width]);
-        let class = class.reshape([images, width]);
         match &self.post_layernorm {
-            Some(norm) => norm.forward(class),
-            None => class,
+            Some(norm) => norm.forward(hidden),
+            None => hidden,
         }
     }
 
-    /// What the first layer sees. `[images, 3, side, side]` → `[images, patches + 1, hidden]`, f32
+    /// One vector for each picture behind the last norm: the pooling head's, else the class token
+    /// (what CLIP compares with texts); `None` for a tower with neither.
+    /// `[images, 3, side, side]` → `[images, hidden]`
+    pub fn pooled(&self, pixels: Tensor<B, 4>) -> Option<Tensor<B, 2>> {
+        if let Some(head) = &self.head {
+            return Some(head.forward(self.last_normed(pixels)));
+        }
+        self.embeddings.class_embedding.as_ref()?;
+        let hidden = self.last_normed(pixels);
+        let [images, _, width] = hidden.dims();
+        let class = hidden.slice([0..images, 0..1, 0..width]);
+        Some(class.reshape([images, width]))
+    }
+
+    /// What the first layer sees. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
     pub fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let embeddings = &self.embeddings;
-        let patches = embeddings.patch_embedding.forward(pixels);
-        let [images, _, width] = patches.dims();
-        let class = embeddings.class_embedding.val().cast(DType::F32);
-        let class = class.reshape([1, 1, width]).expand([images, 1, width]);
+        let mut tokens = embeddings.patch_embedding.forward(pixels);
+        let [images, _, width] = tokens.dims();
+        if let Some(class) = &embeddings.class_embedding {
+            let class = class.val().cast(DType::F32).reshape([1, 1, width]);
+            tokens = cat(vec![class.expand([images, 1, width]), tokens], 1);
+        }
         let positions = embeddings.position_embedding.weight.val().cast(DType::F32);
-        let hidden = cat(vec![class, patches], 1) + positions.unsqueeze();
+        let hidden = tokens + positions.unsqueeze();
         match &self.pre_layrnorm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
@@ -266,13 +199,20 @@ impl<B: Backend> VisionTower<B> {
 }
 
 impl SelectFeature {
-    /// The tokens of a hidden layer that are features. `[images, patches + 1, hidden]` →
-    /// `[images, features, hidden]`
-    pub fn of<B: Backend>(self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        let [images, tokens, width] = hidden.dims();
-        match self {
-            Self::ClsPatch => hidden,
-            Self::Patch => hidden.slice([0..images, 1..tokens, 0..width]),
+    /// The tokens of hidden layers that are features, joined along the channels.
+    /// `layers` × `[images, tokens, hidden]` → `[images, features, layers · hidden]`
+    pub fn of<B: Backend>(self, states: Vec<Tensor<B, 3>>) -> Tensor<B, 3> {
+        let chosen = states.into_iter().map(|hidden| {
+            let tokens = hidden.dims()[1];
+            match self {
+                Self::ClsPatch => hidden,
+                Self::Patch => hidden.narrow(1, 1, tokens - 1),
+            }
+        });
+        let mut chosen: Vec<Tensor<B, 3>> = chosen.collect();
+        match chosen.len() {
+            1 => chosen.remove(0),
+            _ => cat(chosen, 2),
         }
     }
 }
@@ -314,58 +254,5 @@ impl<B: Backend> PatchEmbedding<B> {
             tokens = tokens + bias.val().cast(DType::F32).unsqueeze();
         }
         tokens.reshape([images, rows * columns, hidden])
-    }
-}
-
-impl<B: Backend> EncoderLayer<B> {
-    /// The linears that can be adapted, by their paths in the layer.
-    pub fn linears(&self) -> impl Iterator<Item = (&'static str, &Linear<B>)> {
-        let (a, m) = (&self.self_attn, &self.mlp);
-        LINEARS
-            .into_iter()
-            .zip([&a.q_proj, &a.k_proj, &a.v_proj, &a.out_proj, &m.fc1, &m.fc2])
-    }
-
-    /// [`Self::linears`], to change them.
-    pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear<B>)> {
-        let (a, m) = (&mut self.self_attn, &mut self.mlp);
-        LINEARS.into_iter().zip([
-            &mut a.q_proj,
-            &mut a.k_proj,
-            &mut a.v_proj,
-            &mut a.out_proj,
-            &mut m.fc1,
-            &mut m.fc2,
-        ])
-    }
-
-    /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
-    pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        let normed = self.layer_norm1.forward(hidden.clone());
-        let hidden = hidden + self.self_attn.forward(normed);
-        let normed = self.layer_norm2.forward(hidden.clone());
-        hidden + self.mlp.forward(normed)
-    }
-}
-
-impl<B: Backend> EncoderAttention<B> {
-    /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
-    pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        let query = split_heads(self.q_proj.forward(hidden.clone()), self.heads);
-        let key = split_heads(self.k_proj.forward(hidden.clone()), self.heads);
-        let value = split_heads(self.v_proj.forward(hidden), self.heads);
-        let mask = match self.causal {
-            true => AttentionMask::Causal,
-            false => AttentionMask::Full,
-        };
-        let output = attention(query, key, value, &mask);
-        self.out_proj.forward(join_heads(output))
-    }
-}
-
-impl<B: Backend> EncoderMlp<B> {
-    /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
-    pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.fc2.forward(self.act.forward(self.fc1.forward(hidden)))
     }
 }

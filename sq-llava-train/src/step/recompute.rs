@@ -11,7 +11,7 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sq_llava_model::vision::tower::EncoderLayer;
+use sq_llava_model::vision::encoder::EncoderLayer;
 
 use crate::recipe::GradientCheckpointing;
 use sq_llava_model::language::llama::{LayerContext, LlamaLayer};

@@ -284,7 +284,7 @@ impl Bench {
             std::hint::black_box(tower.hidden_state(pixels.clone(), layers));
             sync::<B>(device)
         })?;
-        let tokens = (config.num_patches() + 1) as f64;
+        let tokens = config.tokens() as f64;
         let hidden = config.hidden_size as f64;
         let layer = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
         let flop = layers as f64 * (2.0 * tokens * layer + 4.0 * tokens * tokens * hidden);
