@@ -86,10 +86,8 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
             dir: &dir,
             json: &json,
         }];
-        let known = config.vision.take();
-        let (vision, found) = find_tower(&mut weights, known, &places, options, true)?;
-        config.vision = Some(vision);
-        tower = found;
+        let known = config.vision.clone();
+        tower = find_tower(&mut weights, &mut config, known, &places, options, true)?;
         name_projector(&mut config, &json, &weights);
     }
     let tower_tokenizer = || tokenizer_dir(tower.as_ref());
@@ -130,7 +128,7 @@ fn add_mmproj(
         ));
     }
     let found = read_mmproj(path, options.allow_unused)?;
-    config.select_layer = found.feature_layer as i64;
+    config.select_layers.clone_from(&found.feature_layers);
     config.select_feature = found.select_feature;
     config.image_aspect_ratio = Some(found.pictures.aspect.name().into());
     let pictures = found.pictures.clone();

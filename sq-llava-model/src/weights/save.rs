@@ -9,7 +9,7 @@ use half::f16;
 use serde_json::{Map, json};
 
 use super::checkpoint_dir::CheckpointDir;
-use super::layout::{Layout, canonical, write_key};
+use super::layout::{Layout, canonical};
 use super::quantized::{MIN, SCALE};
 use super::write::{Entry, file_dtype, make_dir, write_json, write_safetensors};
 use crate::error::ModelError;
@@ -89,7 +89,7 @@ pub fn save_pretrained<B: Backend>(
 
     let mut entries = whole_entries(model, dtype)?;
     for entry in &mut entries {
-        entry.name = write_key(&entry.name, options.layout);
+        entry.take_key(options.layout, model.config.vision.as_ref());
     }
     make_dir(dir)?;
     if !CheckpointDir::list(dir.to_path_buf())?

@@ -7,7 +7,7 @@ use sq_llava_data::image::{ImageAspect, ImageProcessorConfig};
 
 use super::mmproj_names::{canonical, layer};
 use super::stored;
-use crate::config::{ClipVisionConfig, SelectFeature, judge_unknown};
+use crate::config::{SelectFeature, VisionConfig, VisionFamily, judge_unknown};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 use crate::weights::source::check_sharing;
@@ -15,9 +15,9 @@ use crate::weights::tensor::{MappedFile, StoredTensor};
 
 /// What an `mmproj` file holds of a model.
 pub(in crate::weights) struct Mmproj {
-    pub vision: ClipVisionConfig,
-    /// Index of the hidden state that becomes image features.
-    pub feature_layer: usize,
+    pub vision: VisionConfig,
+    /// Indices of the hidden states that become image features, joined in this order.
+    pub feature_layers: Vec<i64>,
     pub select_feature: SelectFeature,
     /// How pictures are prepared.
     pub pictures: ImageProcessorConfig,
@@ -89,8 +89,11 @@ pub(in crate::weights) fn read_mmproj(
         )));
     }
     Ok(Mmproj {
-        feature_layer: keys.feature_layer(vision.num_hidden_layers)?,
-        select_feature: SelectFeature::Patch,
+        feature_layers: keys.feature_layers(vision.num_hidden_layers)?,
+        select_feature: match vision.class_token {
+            true => SelectFeature::Patch,
+            false => SelectFeature::ClsPatch,
+        },
         pictures: keys.pictures(&vision)?,
         vision,
         tensors,
@@ -150,12 +153,6 @@ impl Keys<'_> {
                 return Err(self.fail(format!("tensor \"{tensor}\": {what} is not supported")));
             }
         }
-        if !self.has("v.class_embd") {
-            return Err(self.fail(
-                "a tower without a class token (no \"v.class_embd\", as in SigLIP) is not supported"
-                    .into(),
-            ));
-        }
         Ok(())
     }
 
@@ -182,7 +179,7 @@ impl Keys<'_> {
         }
     }
 
-    fn tower(&self) -> Result<ClipVisionConfig, ModelError> {
+    fn tower(&self) -> Result<VisionConfig, ModelError> {
         let (gelu, silu) = (
             self.header.flag("clip.use_gelu")?.unwrap_or(false),
             self.header.flag("clip.use_silu")?.unwrap_or(false),
@@ -196,7 +193,14 @@ impl Keys<'_> {
         let eps = eps.ok_or_else(|| {
             self.fail("no \"clip.vision.attention.layer_norm_epsilon\" in the metadata".into())
         })?;
-        let config = ClipVisionConfig::new()
+        // A tower without a class token is SigLIP's.
+        let (family, gelu_of_family) = match self.has("v.class_embd") {
+            true => (VisionFamily::Clip, Activation::Gelu),
+            false => (VisionFamily::Siglip, Activation::GeluPytorchTanh),
+        };
+        let config = family
+            .preset()
+            .with_pooling_head(false)
             .with_hidden_size(self.size("embedding_length")?)
             .with_intermediate_size(self.mlp_width()?)
             .with_num_hidden_layers(self.size("block_count")?)
@@ -205,7 +209,7 @@ impl Keys<'_> {
             .with_patch_size(self.size("patch_size")?)
             .with_layer_norm_eps(eps)
             .with_hidden_act(match gelu {
-                true => Activation::Gelu,
+                true => gelu_of_family,
                 false => Activation::QuickGelu,
             });
         let (width, heads) = (config.hidden_size, config.num_attention_heads);
@@ -236,30 +240,37 @@ impl Keys<'_> {
 
     /// Old converters gave the two linears of an MLP each other's names; llama.cpp tells them by
     /// the input width of what is called the second.
-    fn swapped(&self, vision: &ClipVisionConfig) -> bool {
+    fn swapped(&self, vision: &VisionConfig) -> bool {
         let down = self.header.tensors.iter();
         let mut down = down.filter(|t| t.name == "v.blk.0.ffn_down.weight");
         down.next()
             .is_some_and(|t| t.shape.last() == Some(&vision.hidden_size))
     }
 
-    /// The hidden state that becomes image features, 0 being the embeddings. llama.cpp stops before
-    /// the last of the layers that a file holds, unless the file names the state.
-    fn feature_layer(&self, layers: usize) -> Result<usize, ModelError> {
+    /// The hidden states that become image features, 0 being the embeddings, in the order in which
+    /// llama.cpp joins them. It stops before the last of the layers that a file holds, unless the
+    /// file names the states.
+    fn feature_layers(&self, layers: usize) -> Result<Vec<i64>, ModelError> {
         let key = "clip.vision.feature_layer";
-        match self.header.integers(key)? {
-            None | Some([]) => Ok(layers - 1),
-            Some(&[one]) => match usize::try_from(one) {
-                Ok(one) if one <= layers => Ok(one),
-                _ => Err(self.fail(format!("\"{key}\" is {one}, but there are {layers} layers"))),
-            },
-            Some(several) => Err(self.fail(format!(
-                "\"{key}\" joins the layers {several:?}; this is not supported"
-            ))),
+        let listed = match self.header.integers(key)? {
+            None | Some([]) => return Ok(vec![layers as i64 - 1]),
+            Some(listed) => listed,
+        };
+        if let Some(layer) = listed
+            .iter()
+            .find(|&&layer| layer < 0 || layer > layers as i64)
+        {
+            return Err(self.fail(format!(
+                "\"{key}\" is {layer}, but there are {layers} layers"
+            )));
         }
+        let mut found = listed.to_vec();
+        found.sort_unstable();
+        found.dedup();
+        Ok(found)
     }
 
-    fn pictures(&self, vision: &ClipVisionConfig) -> Result<ImageProcessorConfig, ModelError> {
+    fn pictures(&self, vision: &VisionConfig) -> Result<ImageProcessorConfig, ModelError> {
         let side = u32::try_from(vision.image_size).unwrap_or(u32::MAX);
         let mut config = ImageProcessorConfig::clip(side).with_aspect(ImageAspect::Pad);
         if let Some(name) = self.header.text("clip.vision.image_aspect_ratio")? {

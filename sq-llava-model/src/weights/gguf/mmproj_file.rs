@@ -1,5 +1,7 @@
 //! Vision tower and projector as the metadata and tensors of an `mmproj` file for llama.cpp.
 
+use std::collections::BTreeSet;
+
 use sq_llava_data::gguf::GgufField;
 use sq_llava_data::image::{ImageAspect, ImageProcessorConfig};
 
@@ -7,7 +9,7 @@ use super::encode::GgufType;
 use super::mmproj_names::{layer, mmproj_name};
 use super::output::{Change, Tensor};
 use super::to_file::size_field;
-use crate::config::{ClipVisionConfig, ProjectorConfig, SelectFeature, SqLlavaConfig};
+use crate::config::{ProjectorConfig, SelectFeature, SqLlavaConfig, VisionConfig, VisionFamily};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 use crate::weights::write::Entry;
@@ -15,9 +17,10 @@ use crate::weights::write::Entry;
 /// The part of a model that looks at pictures.
 pub(in crate::weights) struct PictureFile<'a> {
     config: &'a SqLlavaConfig,
-    vision: &'a ClipVisionConfig,
+    vision: &'a VisionConfig,
     pictures: &'a ImageProcessorConfig,
-    feature_layer: usize,
+    /// Indices of the hidden states that are joined, in the model's order.
+    feature_layers: Vec<usize>,
     kind: GgufType,
 }
 
@@ -28,7 +31,7 @@ impl<'a> PictureFile<'a> {
     /// If it cannot; the message names the setting.
     pub fn new(
         config: &'a SqLlavaConfig,
-        vision: &'a ClipVisionConfig,
+        vision: &'a VisionConfig,
         pictures: &'a ImageProcessorConfig,
         kind: GgufType,
     ) -> Result<Self, ModelError> {
@@ -50,23 +53,49 @@ impl<'a> PictureFile<'a> {
                 ));
             }
         }
-        if config.select_feature != SelectFeature::Patch {
-            return refused("the class token is among the features (\"mm_vision_select_feature\")");
+        if vision.family == VisionFamily::Dinov2 {
+            return refused("its tower is a DINOv2");
         }
-        let Some(feature_layer) = config.feature_layer().filter(|&layer| layer > 0) else {
-            return refused("its features are those before the first layer");
-        };
+        match (vision.class_token, config.select_feature) {
+            (true, SelectFeature::Patch) | (false, SelectFeature::ClsPatch) => {}
+            (true, _) => return refused("the class token is among the features (\"full\")"),
+            (false, _) => {
+                return refused("the first patch is not among the features (\"default\")");
+            }
+        }
+        let feature_layers = config.feature_layers().unwrap_or_default();
+        let distinct: BTreeSet<usize> = feature_layers.iter().copied().collect();
+        if distinct.len() != feature_layers.len() || distinct.last().is_none_or(|&last| last == 0) {
+            return refused(&format!(
+                "its features are those of the layers {feature_layers:?}"
+            ));
+        }
         Ok(Self {
             config,
             vision,
             pictures,
-            feature_layer,
+            feature_layers,
             kind: if kind.is_quantized() {
                 GgufType::F16
             } else {
                 kind
             },
         })
+    }
+
+    /// The highest hidden state that is looked at.
+    fn last_layer(&self) -> usize {
+        self.feature_layers.iter().copied().max().unwrap_or(0)
+    }
+
+    /// llama.cpp joins hidden states from the lowest on: the projector's columns follow.
+    fn joined_in_order(&self) -> Change {
+        let mut order: Vec<usize> = (0..self.feature_layers.len()).collect();
+        order.sort_by_key(|&i| self.feature_layers[i]);
+        Change {
+            column_parts: (!order.is_sorted()).then_some(order),
+            ..Change::default()
+        }
     }
 
     /// Its type.
@@ -113,7 +142,7 @@ impl<'a> PictureFile<'a> {
             ("clip.vision.image_aspect_ratio", p.aspect.name().into()),
             (
                 "clip.vision.feature_layer",
-                GgufField::I32s(vec![self.feature_layer as i32]),
+                GgufField::I32s(self.feature_layers.iter().map(|&i| i as i32).collect()),
             ),
         ];
         for (key, size) in [
@@ -123,7 +152,7 @@ impl<'a> PictureFile<'a> {
             ("clip.vision.feed_forward_length", v.intermediate_size),
             ("clip.vision.projection_dim", self.config.llama.hidden_size),
             ("clip.vision.attention.head_count", v.num_attention_heads),
-            ("clip.vision.block_count", self.feature_layer),
+            ("clip.vision.block_count", self.last_layer()),
         ] {
             out.push((key, size_field(size)));
         }
@@ -142,7 +171,7 @@ impl<'a> PictureFile<'a> {
         let mut out = Vec::new();
         for entry in entries {
             let canonical = entry.name.clone();
-            if layer(&canonical).is_some_and(|layer| layer >= self.feature_layer)
+            if layer(&canonical).is_some_and(|layer| layer >= self.last_layer())
                 || canonical.starts_with("vision_tower.post_layernorm.")
             {
                 continue;
@@ -153,7 +182,11 @@ impl<'a> PictureFile<'a> {
                 )));
             };
             let position = name.starts_with("v.position_embd.");
-            let tensor = Tensor::new(name, entry, Change::NONE, self.kind, false);
+            let change = match name.as_str() {
+                "mm.0.weight" => self.joined_in_order(),
+                _ => Change::default(),
+            };
+            let tensor = Tensor::new(name, entry, change, self.kind, false);
             out.push(match position {
                 true => tensor.in_f32(),
                 false => tensor,
