@@ -266,4 +266,33 @@ mod tests {
             }
         }
     }
+
+    /// Each sample by its own length; what was forgotten does not come again.
+    #[test]
+    fn what_was_taken_in_comes_again_beyond_a_length() {
+        let mut cache = KvCache::<Flex>::new(1, vec![0, 2]);
+        let run = |cache: &mut KvCache<Flex>, from: usize, n: usize| {
+            let samples = cache.padding().len();
+            let new = numbers(from, n).reshape([1, n, 1]).repeat_dim(0, samples);
+            let now = cache.take_in(new, 6);
+            let tokens = now.dims()[1];
+            let keys = now.clone().reshape([samples, 1, tokens, 1]);
+            cache.layer(0).append(keys.clone(), keys, DType::F32);
+            let first = now.slice([0..1, 0..tokens, 0..1]).into_data();
+            first.to_vec::<f32>().unwrap()
+        };
+        assert_eq!(run(&mut cache, 0, 5).len(), 5);
+        assert_eq!(run(&mut cache, 5, 1), [5.0]);
+        cache.truncate(4);
+        assert_eq!(run(&mut cache, 10, 2), [10.0, 11.0]);
+        let all = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0];
+        assert_eq!(run(&mut cache, 12, 1), all);
+        assert_eq!(cache.len(), 7);
+        // The other sample's padding is not part of its length.
+        cache.select(&[1], &Default::default());
+        assert_eq!(run(&mut cache, 13, 1), [13.0]);
+        let mut twice = cache.repeat(2);
+        assert_eq!(run(&mut twice, 14, 1).len(), 9);
+        assert_eq!(run(&mut twice, 15, 1), [15.0]);
+    }
 }
