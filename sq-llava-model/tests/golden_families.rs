@@ -237,17 +237,36 @@ fn adapted<B: Backend>(case: &Case) -> SqLlava<B> {
     load(&case.dir.join("lora_adapter"), Some(case.dir.join("model")))
 }
 
-/// Rows of the adapter's batch without the padding at their right.
-fn rows(case: &Case) -> Vec<(usize, Vec<i64>)> {
+/// Logits of the adapter's batch, padded at the right as peft saw it: the padded length may choose
+/// rotary frequencies. `[rows · width, vocabulary]`
+fn batch_logits<B: Backend>(case: &Case, model: &SqLlava<B>) -> Tensor<B, 2> {
+    let shape = case.tensors.shape("lora_input_ids");
+    let (rows, width) = (shape[0], shape[1]);
+    let embedded = embeddings(model, &case.ids("lora_input_ids"));
+    let [_, hidden] = embedded.dims();
+    let embedded = embedded.reshape([rows, width, hidden]);
+    let llama = &model.language_model;
+    let states = llama.forward_layers(embedded, &vec![0; rows], None);
+    llama.logits(states.reshape([rows * width, hidden]))
+}
+
+/// Places of a batch that are not padding, or those of them whose next token is learnt, with that
+/// token.
+fn places(case: &Case) -> (Vec<usize>, Vec<(usize, i64)>) {
     let width = case.tensors.shape("lora_input_ids")[1];
-    let (ids, mask) = (case.ids("lora_input_ids"), case.ids("lora_attention_mask"));
-    let rows = ids.chunks_exact(width).zip(mask.chunks_exact(width));
-    rows.enumerate()
-        .map(|(row, (ids, mask))| {
-            let real = mask.iter().filter(|&&m| m == 1).count();
-            (row * width, ids[..real].to_vec())
-        })
-        .collect()
+    let (labels, mask) = (case.ids("lora_labels"), case.ids("lora_attention_mask"));
+    let real: Vec<usize> = (0..mask.len()).filter(|&place| mask[place] == 1).collect();
+    let followed = |place: &usize| !(place + 1).is_multiple_of(width);
+    let learnt = (0..labels.len()).filter(followed);
+    let learnt = learnt.map(|place| (place, labels[place + 1]));
+    let learnt = learnt.filter(|&(_, label)| label != -100);
+    (real.clone(), learnt.collect())
+}
+
+fn at<B: Backend>(logits: Tensor<B, 2>, places: &[usize]) -> Tensor<B, 2> {
+    let places: Vec<i64> = places.iter().map(|&place| place as i64).collect();
+    let data = TensorData::new(places.clone(), [places.len()]);
+    logits.select(0, Tensor::<B, 1, Int>::from_data(data, &Default::default()))
 }
 
 #[test]
@@ -257,12 +276,13 @@ fn golden_adapters_beside_and_merged() {
         let merged = model.clone().merge_lora();
         let reference = case.tensors.f64("lora_logits");
         let vocabulary = case.tensors.shape("lora_logits")[2];
-        for (start, ids) in rows(&case) {
-            let expected = &reference[start * vocabulary..][..ids.len() * vocabulary];
-            for (kind, model) in [("beside", &model), ("merged", &merged)] {
-                let what = format!("{} {kind}", case.name());
-                assert_close(&what, &values(logits(model, &ids)), expected, 2e-4);
-            }
+        let (real, _) = places(&case);
+        let row = |&place: &usize| &reference[place * vocabulary..(place + 1) * vocabulary];
+        let expected: Vec<f64> = real.iter().flat_map(row).copied().collect();
+        for (kind, model) in [("beside", &model), ("merged", &merged)] {
+            let what = format!("{} {kind}", case.name());
+            let found = at(batch_logits(&case, model), &real);
+            assert_close(&what, &values(found), &expected, 2e-4);
         }
     }
 }
@@ -272,22 +292,10 @@ fn golden_gradients_of_adapters() {
     type Ad = Autodiff<Flex>;
     for case in cases() {
         let model = adapted::<Ad>(&case);
-        let labels = case.ids("lora_labels");
-        let mut losses = Vec::new();
-        for (start, ids) in rows(&case) {
-            let logits = logits(&model, &ids);
-            let targets = &labels[start + 1..start + ids.len()];
-            let learnt: Vec<usize> = (0..targets.len()).filter(|&t| targets[t] != -100).collect();
-            if learnt.is_empty() {
-                continue;
-            }
-            let places: Vec<i64> = learnt.iter().map(|&t| t as i64).collect();
-            let targets: Vec<i64> = learnt.iter().map(|&t| targets[t]).collect();
-            let places = TensorData::new(places, [learnt.len()]);
-            let places = Tensor::<Ad, 1, Int>::from_data(places, &Default::default());
-            losses.push(token_losses(logits.select(0, places), &targets));
-        }
-        let loss = Tensor::cat(losses, 0).mean();
+        let (_, learnt) = places(&case);
+        let (at_places, targets): (Vec<usize>, Vec<i64>) = learnt.into_iter().unzip();
+        let logits = at(batch_logits(&case, &model), &at_places);
+        let loss = token_losses(logits, &targets).mean();
         let expected = case.json["lora"]["loss_f64"].as_f64().expect("a loss");
         let found = f64::from(loss.clone().into_scalar());
         assert!(

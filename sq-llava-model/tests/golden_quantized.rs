@@ -94,7 +94,11 @@ fn golden_gguf_blocks_are_kept_as_they_are() {
             loaded.report
         );
         let llama = &loaded.model.language_model;
-        let q = &llama.model.layers[0].self_attn.q_proj;
+        let q = llama.model.layers[0]
+            .self_attn
+            .q_proj
+            .as_ref()
+            .expect("q_proj");
         let matrix = q.weight.blocks().expect("kept in blocks");
         assert_eq!(matrix.format(), QuantFormat::Q4);
         assert_eq!((q.d_in(), q.d_out()), (256, 64));

@@ -330,6 +330,7 @@ fn golden_d_adapters_have_their_scaling() {
                 "q_proj" => &layer.self_attn.q_proj,
                 _ => &layer.mlp.up_proj,
             };
+            let linear = linear.as_ref().expect("a linear of its own");
             linear.lora.as_ref().expect("an adapter").scaling
         };
         let loaded = load(run.path(), &on_base(&base));
@@ -441,7 +442,7 @@ fn golden_a2_run_saved_by_us_loads_to_the_same_model() {
         assert_equal("saved run", &first.model, &second.model);
         let scaling = |model: &sq_llava_model::SqLlava<B>| {
             let layer = &model.language_model.model.layers[0];
-            layer.self_attn.q_proj.lora.as_ref().unwrap().scaling
+            layer.self_attn.o_proj.lora.as_ref().unwrap().scaling
         };
         assert_eq!(scaling(&first.model), scaling(&second.model));
     }

@@ -163,7 +163,7 @@ fn fault_01_another_rank_of_the_llm_stays_an_error() {
 
 /// Scalings of the adapters of one layer of each tower.
 fn strengths(model: &sq_llava_model::SqLlava<B>) -> [f64; 2] {
-    let llm = &model.language_model.model.layers[0].self_attn.q_proj;
+    let llm = &model.language_model.model.layers[0].self_attn.o_proj;
     let tower = model.vision_tower.as_ref().expect("a tower");
     let vision = &tower.encoder.layers[0].self_attn.q_proj;
     [llm, vision].map(|linear| linear.lora.as_ref().expect("an adapter").scaling)

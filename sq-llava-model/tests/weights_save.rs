@@ -172,7 +172,7 @@ fn trained(place: &Path, tied: bool) -> (SqLlava<B>, RunOrigin) {
         .with_llm_lora(&LoraConfig::llm(4, 8.0, 0.05))
         .with_vision_lora(&LoraConfig::vision(2, 6.0, 0.2));
     let layer = &mut model.language_model.model.layers[1];
-    let lora = layer.self_attn.q_proj.lora.as_mut().unwrap();
+    let lora = layer.self_attn.o_proj.lora.as_mut().unwrap();
     lora.b = lora.b.clone().map(|b| numbers(b, 0.01));
     let tower = model.vision_tower.as_mut().unwrap();
     let lora = tower.encoder.layers[2].mlp.fc2.lora.as_mut().unwrap();
@@ -221,7 +221,7 @@ fn run_directories_survive() {
                 &loaded.model.language_model.model,
             );
             let lora = |m: &sq_llava_model::language::llama::LlamaModel<B>| {
-                let lora = m.layers[2].mlp.gate_proj.lora.clone().unwrap();
+                let lora = m.layers[2].mlp.down_proj.lora.clone().unwrap();
                 (lora.scaling, lora.dropout, lora.index)
             };
             assert_eq!(lora(before), lora(after));

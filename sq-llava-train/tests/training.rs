@@ -65,7 +65,7 @@ fn both_stages_learn_and_leave_a_run_that_loads() {
         let model = loaded
             .unwrap_or_else(|e| panic!("{}: {e}", run.display()))
             .model;
-        let llm = &model.language_model.model.layers[0].self_attn.q_proj;
+        let llm = &model.language_model.model.layers[0].self_attn.o_proj;
         assert_eq!(llm.lora.is_some(), adapters);
         assert_eq!(model.config.conversation.as_deref(), Some(template));
         assert_eq!(model.language_model.new_tokens.is_some(), adapters);

@@ -7,6 +7,8 @@
 mod checkpoints;
 #[path = "../../sq-llava-model/tests/golden_model/extractors.rs"]
 mod extractors;
+#[path = "golden_vulkan/families.rs"]
+mod families;
 #[path = "golden_vulkan/quantized.rs"]
 mod quantized;
 #[path = "../../sq-llava-model/tests/golden_model/tensors.rs"]

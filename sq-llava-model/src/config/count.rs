@@ -47,10 +47,18 @@ impl SqLlavaConfig {
 
 impl LlamaConfig {
     /// `(name, in, out)` of the linears of one layer.
-    pub fn linears(&self) -> [(&'static str, usize, usize); 7] {
+    pub fn linears(&self) -> Vec<(&'static str, usize, usize)> {
         let (h, i, d) = (self.hidden_size, self.intermediate_size, self.head_dim());
         let (q, kv) = (self.num_attention_heads * d, self.num_key_value_heads * d);
-        [
+        if self.fused_projections {
+            return vec![
+                ("qkv_proj", h, q + 2 * kv),
+                ("o_proj", q, h),
+                ("gate_up_proj", h, 2 * i),
+                ("down_proj", i, h),
+            ];
+        }
+        vec![
             ("q_proj", h, q),
             ("k_proj", h, kv),
             ("v_proj", h, kv),

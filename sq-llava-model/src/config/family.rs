@@ -25,6 +25,8 @@ pub enum Family {
     Smollm3,
     /// OLMo 2.
     Olmo2,
+    /// Phi-3, 3.5 and Phi-4 mini.
+    Phi3,
 }
 
 /// Where the norms of a layer stand.
@@ -62,7 +64,7 @@ pub struct SlidingWindow {
 
 impl Family {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Llama,
         Self::Mistral,
         Self::Qwen2,
@@ -71,6 +73,7 @@ impl Family {
         Self::Gemma3Text,
         Self::Smollm3,
         Self::Olmo2,
+        Self::Phi3,
     ];
 
     /// Its `model_type`.
@@ -84,6 +87,7 @@ impl Family {
             Self::Gemma3Text => "gemma3_text",
             Self::Smollm3 => "smollm3",
             Self::Olmo2 => "olmo2",
+            Self::Phi3 => "phi3",
         }
     }
 
@@ -98,6 +102,7 @@ impl Family {
             Self::Gemma3Text => "Gemma3ForCausalLM",
             Self::Smollm3 => "SmolLM3ForCausalLM",
             Self::Olmo2 => "Olmo2ForCausalLM",
+            Self::Phi3 => "Phi3ForCausalLM",
         }
     }
 
@@ -158,6 +163,13 @@ impl Family {
                 .with_qk_norm(QkNorm::All)
                 .with_rms_norm_eps(1e-5)
                 .with_vocab_size(50_304),
+            Self::Phi3 => llama
+                .with_fused_projections(true)
+                .with_hidden_size(3072)
+                .with_intermediate_size(8192)
+                .with_max_position_embeddings(4096)
+                .with_rms_norm_eps(1e-5)
+                .with_vocab_size(32_064),
         }
     }
 }

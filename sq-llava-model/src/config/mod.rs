@@ -60,6 +60,9 @@ pub struct LlamaConfig {
     pub rope_theta: f64,
     /// Scaling of the rotary frequencies.
     pub rope_scaling: Option<RopeScaling>,
+    /// Share of a head's entries that rotate, the first ones.
+    #[config(default = 1.0)]
+    pub partial_rotary_factor: f64,
     /// MLP non-linearity.
     #[config(default = "Activation::Silu")]
     pub hidden_act: Activation,
@@ -75,6 +78,9 @@ pub struct LlamaConfig {
     /// Whether the MLP projections have biases.
     #[config(default = false)]
     pub mlp_bias: bool,
+    /// Whether queries, keys and values are rows of one matrix, and so gate and value of the MLP.
+    #[config(default = false)]
+    pub fused_projections: bool,
     /// Where the norms of a layer stand.
     #[config(default = "NormPlacement::Before")]
     pub norm_placement: NormPlacement,
@@ -109,6 +115,32 @@ impl LlamaConfig {
             .unwrap_or(self.hidden_size / self.num_attention_heads)
     }
 
+    /// Entries of a head that rotate.
+    pub fn rotated_width(&self) -> usize {
+        (self.head_dim() as f64 * self.partial_rotary_factor) as usize
+    }
+
+    /// Tokens that a text may have: `max_position_embeddings`, or as many as the scaling of the
+    /// rotary frequencies makes of them.
+    pub fn context_window(&self) -> usize {
+        let positions = self.max_position_embeddings;
+        let scaled = match self.rope_scaling {
+            Some(
+                RopeScaling::Dynamic {
+                    factor,
+                    original_max_position_embeddings: original,
+                }
+                | RopeScaling::Yarn {
+                    factor,
+                    original_max_position_embeddings: original,
+                    ..
+                },
+            ) => (original as f64 * factor) as usize,
+            _ => 0,
+        };
+        positions.max(scaled)
+    }
+
     /// Whether a layer sees the last tokens only.
     pub fn slides(&self, layer: usize) -> bool {
         let window = self.sliding_window.as_ref();
@@ -118,7 +150,7 @@ impl LlamaConfig {
     /// Whether a linear of a layer has a bias, by its name.
     pub(crate) fn has_bias(&self, linear: &str) -> bool {
         match linear {
-            "q_proj" | "k_proj" | "v_proj" => self.attention_bias,
+            "q_proj" | "k_proj" | "v_proj" | "qkv_proj" => self.attention_bias,
             "o_proj" => self.output_bias,
             _ => self.mlp_bias,
         }

@@ -91,7 +91,7 @@ impl<B: Backend> SqLlava<B> {
         let embeddings = self.embed(samples)?;
         let lengths: Vec<usize> = embeddings.iter().map(|e| e.dims()[0]).collect();
         // The window holds at least one more token, else there is nothing to generate.
-        let limit = self.config.llama.max_position_embeddings;
+        let limit = self.config.llama.context_window();
         if let Some(&tokens) = lengths.iter().find(|&&tokens| tokens >= limit) {
             return Err(ModelError::ContextOverflow { tokens, limit });
         }
@@ -185,7 +185,7 @@ impl<B: Backend> SqLlava<B> {
         on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, ModelError> {
         let device = self.device();
-        let limit = self.config.llama.max_position_embeddings;
+        let limit = self.config.llama.context_window();
         let unfinished = Generation {
             ids: vec![],
             finish: FinishReason::Length,

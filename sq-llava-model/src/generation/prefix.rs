@@ -41,10 +41,7 @@ impl<B: Backend> SqLlava<B> {
     /// As [`Self::generate`].
     pub fn prefix(&self, sample: &Sample<'_, B>) -> Result<Prefix<B>, ModelError> {
         let embedding = self.embed(std::slice::from_ref(sample))?.remove(0);
-        let (tokens, limit) = (
-            embedding.dims()[0],
-            self.config.llama.max_position_embeddings,
-        );
+        let (tokens, limit) = (embedding.dims()[0], self.config.llama.context_window());
         if tokens >= limit {
             return Err(ModelError::ContextOverflow { tokens, limit });
         }
@@ -72,7 +69,7 @@ impl<B: Backend> SqLlava<B> {
             images: vec![],
         };
         let embedding = self.embed(std::slice::from_ref(&sample))?.remove(0);
-        let limit = self.config.llama.max_position_embeddings;
+        let limit = self.config.llama.context_window();
         let tokens = prefix.len() + ids.len();
         if tokens >= limit {
             return Err(ModelError::ContextOverflow { tokens, limit });
@@ -113,7 +110,7 @@ impl<B: Backend> SqLlava<B> {
         on_token: &mut dyn FnMut(usize, i64) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, ModelError> {
         config.sampling.validate()?;
-        let limit = self.config.llama.max_position_embeddings;
+        let limit = self.config.llama.context_window();
         let tokens = prefix.len().saturating_add(config.max_new_tokens);
         let each = prefix.cache.sample_bytes(tokens.min(limit)).max(1);
         let at_once = (bytes / each).max(1);
@@ -132,7 +129,7 @@ impl<B: Backend> SqLlava<B> {
     pub(crate) fn most_at_once(&self, tokens: usize) -> usize {
         let llama = &self.config.llama;
         let width = llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim();
-        let tokens = tokens.min(llama.max_position_embeddings);
+        let tokens = tokens.min(llama.context_window());
         let each = 2 * width * tokens * size_of::<f32>();
         (CACHE_BYTES / each.max(1)).max(1)
     }

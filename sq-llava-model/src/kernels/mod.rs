@@ -6,3 +6,4 @@ pub mod blocks;
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 pub(crate) mod finite;
+pub(crate) mod key_span;

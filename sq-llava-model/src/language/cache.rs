@@ -13,6 +13,11 @@ pub struct KvCache<B: Backend> {
     layers: Vec<LayerCache<B>>,
     /// Padding tokens at the left of each sample; they are never attended to.
     padding: Vec<usize>,
+    /// What the keys and values were computed from, where they may have to be computed anew.
+    /// `[batch, tokens, hidden]` each
+    inputs: Vec<Tensor<B, 3>>,
+    /// Whether each sample was longer than its first rotary frequencies hold.
+    long: Vec<bool>,
 }
 
 /// Keys and values of one layer.
@@ -33,6 +38,8 @@ impl<B: Backend> KvCache<B> {
         Self {
             layers: vec![layer; num_layers],
             padding,
+            inputs: vec![],
+            long: vec![],
         }
     }
 
@@ -56,11 +63,41 @@ impl<B: Backend> KvCache<B> {
         &mut self.layers[index]
     }
 
+    /// Keeps new inputs of the layers and gives back those that they have to run over now: these,
+    /// or, when a sample becomes longer than `length`, all so far, and the cache is emptied.
+    /// `[batch, tokens, hidden]`
+    pub(crate) fn take_in(&mut self, new: Tensor<B, 3>, length: usize) -> Tensor<B, 3> {
+        let (past, tokens) = (self.len(), new.dims()[1]);
+        let is_long = |pad: &usize| (past + tokens).saturating_sub(*pad) > length;
+        let long = self.padding.iter().map(is_long).collect();
+        self.inputs.push(new.clone());
+        let before = std::mem::replace(&mut self.long, long);
+        if past == 0 || before == self.long {
+            return new;
+        }
+        for layer in &mut self.layers {
+            layer.len = 0;
+        }
+        let all = Tensor::cat(std::mem::take(&mut self.inputs), 1);
+        self.inputs.push(all.clone());
+        all
+    }
+
     /// Forgets all tokens after the first `len`; the memory stays.
     pub fn truncate(&mut self, len: usize) {
         for layer in &mut self.layers {
             layer.len = layer.len.min(len);
         }
+        let mut left = len;
+        self.inputs.retain_mut(|input| {
+            let [batch, tokens, width] = input.dims();
+            let kept = tokens.min(left);
+            left -= kept;
+            if (1..tokens).contains(&kept) {
+                *input = input.clone().slice([0..batch, 0..kept, 0..width]);
+            }
+            kept > 0
+        });
     }
 
     /// Repeats a single sample `n` times, so that `n` continuations share its prefix.
@@ -76,10 +113,16 @@ impl<B: Backend> KvCache<B> {
         Self {
             layers: layers.collect(),
             padding: self.padding.repeat(n),
+            inputs: self
+                .inputs
+                .iter()
+                .map(|input| input.clone().repeat_dim(0, n))
+                .collect(),
+            long: self.long.repeat(n),
         }
     }
 
-    /// Bytes of one sample's keys and values once it holds `tokens`; 0 while nothing is held.
+    /// Bytes of one sample's keys and values (and what they may be computed from again) once it holds `tokens`; 0 while nothing is held.
     pub(crate) fn sample_bytes(&self, tokens: usize) -> usize {
         let capacity = tokens.div_ceil(BLOCK) * BLOCK;
         let of = |layer: &LayerCache<B>| {
@@ -88,7 +131,11 @@ impl<B: Backend> KvCache<B> {
                 2 * heads * dim * capacity * keys.dtype().size()
             })
         };
-        self.layers.iter().map(of).sum()
+        let inputs = self
+            .inputs
+            .first()
+            .map_or(0, |input| input.dims()[2] * tokens * input.dtype().size());
+        self.layers.iter().map(of).sum::<usize>() + inputs
     }
 
     /// Keeps the samples at `indices`, in that order.
@@ -100,7 +147,13 @@ impl<B: Backend> KvCache<B> {
                 layer.buffers = Some((k.select(0, index.clone()), v.select(0, index.clone())));
             }
         }
+        for input in &mut self.inputs {
+            *input = input.clone().select(0, index.clone());
+        }
         self.padding = indices.iter().map(|&i| self.padding[i]).collect();
+        if !self.long.is_empty() {
+            self.long = indices.iter().map(|&i| self.long[i]).collect();
+        }
     }
 }
 
@@ -212,5 +265,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Each sample by its own length; what was forgotten does not come again.
+    #[test]
+    fn what_was_taken_in_comes_again_beyond_a_length() {
+        let mut cache = KvCache::<Flex>::new(1, vec![0, 2]);
+        let run = |cache: &mut KvCache<Flex>, from: usize, n: usize| {
+            let samples = cache.padding().len();
+            let new = numbers(from, n).reshape([1, n, 1]).repeat_dim(0, samples);
+            let now = cache.take_in(new, 6);
+            let tokens = now.dims()[1];
+            let keys = now.clone().reshape([samples, 1, tokens, 1]);
+            cache.layer(0).append(keys.clone(), keys, DType::F32);
+            let first = now.slice([0..1, 0..tokens, 0..1]).into_data();
+            first.to_vec::<f32>().unwrap()
+        };
+        assert_eq!(run(&mut cache, 0, 5).len(), 5);
+        assert_eq!(run(&mut cache, 5, 1), [5.0]);
+        cache.truncate(4);
+        assert_eq!(run(&mut cache, 10, 2), [10.0, 11.0]);
+        let all = [0.0, 1.0, 2.0, 3.0, 10.0, 11.0, 12.0];
+        assert_eq!(run(&mut cache, 12, 1), all);
+        assert_eq!(cache.len(), 7);
+        // The other sample's padding is not part of its length.
+        cache.select(&[1], &Default::default());
+        assert_eq!(run(&mut cache, 13, 1), [13.0]);
+        let mut twice = cache.repeat(2);
+        assert_eq!(run(&mut twice, 14, 1).len(), 9);
+        assert_eq!(run(&mut twice, 15, 1), [15.0]);
     }
 }

@@ -5,8 +5,10 @@ use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
 use burn::tensor::{Bool, Tensor, TensorData};
 
+use crate::kernels::blocks::is_native;
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+pub use crate::kernels::key_span::KeySpan;
 
 /// Which keys a query sees.
 #[derive(Debug, Clone)]
@@ -14,8 +16,10 @@ pub enum AttentionMask<B: Backend> {
     /// All of them: image encoders, and one-token decoding without padding.
     Full,
     /// Those up to itself, with as many queries as keys. (With fewer queries than keys backends
-    /// disagree about the alignment, so a chunk gets an explicit mask.)
+    /// disagree about the alignment, so a chunk gets spans or a mask.)
     Causal,
+    /// Those of a span of its own: what the CPU's kernel reads in place of a mask.
+    Outside(KeySpan),
     /// `true` hides a key. `[batch, 1, queries, keys]`
     Hidden(Tensor<B, 4, Bool>),
 }
@@ -42,20 +46,43 @@ impl<B: Backend> AttentionMask<B> {
         if !hides && past == 0 {
             return Self::Causal;
         }
-        let mut hidden = Vec::with_capacity(padding.len() * queries * keys);
-        for &pad in padding {
-            for position in past..keys {
-                // A padding token sees itself, so that its row of the softmax is not empty.
-                hidden.extend((0..keys).map(|key| {
-                    key > position
-                        || (key < pad && key != position)
-                        || position.saturating_sub(key) >= window
-                }));
-            }
+        let span = KeySpan {
+            padding: padding.to_vec(),
+            window,
+        };
+        match is_native::<B>() {
+            true => Self::Outside(span),
+            // Made once for all layers.
+            false => Self::Hidden(marks(&span, past, queries, device)),
         }
-        let data = TensorData::new(hidden, [padding.len(), 1, queries, keys]);
-        Self::Hidden(Tensor::from_data(data, device))
     }
+
+    /// The same as a mask, if it is one. `[batch, 1, queries, keys]`
+    fn marks(&self, queries: usize, keys: usize, device: &B::Device) -> Option<Tensor<B, 4, Bool>> {
+        match self {
+            Self::Full | Self::Causal => None,
+            Self::Hidden(hidden) => Some(hidden.clone()),
+            Self::Outside(span) => Some(marks(span, keys - queries, queries, device)),
+        }
+    }
+}
+
+/// `true` for the keys outside the spans. `[batch, 1, queries, past + queries]`
+fn marks<B: Backend>(
+    span: &KeySpan,
+    past: usize,
+    queries: usize,
+    device: &B::Device,
+) -> Tensor<B, 4, Bool> {
+    let (samples, keys) = (span.padding.len(), past + queries);
+    let mut hidden = Vec::with_capacity(samples * queries * keys);
+    for sample in 0..samples {
+        for position in past..keys {
+            let seen = span.of(sample, position);
+            hidden.extend((0..keys).map(|key| !seen.contains(&key)));
+        }
+    }
+    Tensor::from_data(TensorData::new(hidden, [samples, 1, queries, keys]), device)
 }
 
 impl<B: AutodiffBackend> AttentionMask<B> {
@@ -64,6 +91,7 @@ impl<B: AutodiffBackend> AttentionMask<B> {
         match self {
             Self::Full => AttentionMask::Full,
             Self::Causal => AttentionMask::Causal,
+            Self::Outside(span) => AttentionMask::Outside(span.clone()),
             Self::Hidden(hidden) => AttentionMask::Hidden(hidden.clone().inner()),
         }
     }
@@ -74,7 +102,7 @@ impl<B: AutodiffBackend> AttentionMask<B> {
 pub struct ScoreOptions {
     /// Factor of the scores; `None` is `1/√head_dim`.
     pub scale: Option<f64>,
-    /// Soft limit c: `c · tanh(score / c)`. On the CPU it has no kernel of its own.
+    /// Soft limit c: `c · tanh(score / c)`.
     pub softcap: Option<f64>,
 }
 
@@ -99,25 +127,15 @@ pub fn attention_with<B: Backend>(
     mask: &AttentionMask<B>,
     options: ScoreOptions,
 ) -> Tensor<B, 4> {
-    let query = match options.scale {
-        Some(scale) => {
-            let usual = (query.dims()[3] as f64).sqrt();
-            query.mul_scalar(scale * usual)
-        }
-        None => query,
-    };
     #[cfg(feature = "cpu")]
-    let (query, key, value) = match options.softcap {
-        Some(_) => (query, key, value),
-        None => match on_cpu(query, key, value, mask) {
-            Ok(output) => return output,
-            Err([query, key, value]) => (query, key, value),
-        },
+    let (query, key, value) = match on_cpu(query, key, value, mask, options) {
+        Ok(output) => return output,
+        Err([query, key, value]) => (query, key, value),
     };
     // A cache may hold keys and values in fewer bits.
     let dtype = query.dtype();
     let (key, value) = (key.cast(dtype), value.cast(dtype));
-    portable(query, key, value, mask, options.softcap)
+    portable(query, key, value, mask, options)
 }
 
 /// Our kernel, where the tensors are the CPU backend's.
@@ -127,17 +145,24 @@ fn on_cpu<B: Backend>(
     key: Tensor<B, 4>,
     value: Tensor<B, 4>,
     mask: &AttentionMask<B>,
+    options: ScoreOptions,
 ) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
     let hidden = match mask {
         AttentionMask::Full => cpu::Hidden::Nothing,
         AttentionMask::Causal => cpu::Hidden::Later,
+        AttentionMask::Outside(span) => cpu::Hidden::Outside(span.clone()),
         AttentionMask::Hidden(hidden) => match cpu::flex_bool(hidden) {
             Some(hidden) => cpu::Hidden::Marked(hidden),
             None => return Err([query, key, value]),
         },
     };
+    let kernel = cpu::Attention {
+        hidden,
+        scale: options.scale.map(|scale| scale as f32),
+        softcap: options.softcap.map(|cap| cap as f32),
+    };
     let inputs = [query, key, value].map(cpu::float);
-    match cpu::run::<B, _, 3>(cpu::Attention(hidden), inputs) {
+    match cpu::run::<B, _, 3>(kernel, inputs) {
         Ok(output) => Ok(cpu::tensor(output)),
         Err(inputs) => Err(inputs.map(cpu::tensor)),
     }
@@ -149,7 +174,7 @@ pub(crate) fn portable<B: Backend>(
     key: Tensor<B, 4>,
     value: Tensor<B, 4>,
     mask: &AttentionMask<B>,
-    softcap: Option<f64>,
+    ScoreOptions { scale, softcap }: ScoreOptions,
 ) -> Tensor<B, 4> {
     let [batch, heads, queries, dim] = query.dims();
     let [_, kv_heads, keys, _] = key.dims();
@@ -159,25 +184,24 @@ pub(crate) fn portable<B: Backend>(
         softcap,
         ..Default::default()
     };
+    // Backends have no fast way with a scale of its own.
+    let query = match scale {
+        Some(scale) => query.mul_scalar(scale * (dim as f64).sqrt()),
+        None => query,
+    };
+    let hidden = mask.marks(queries, keys, &query.device());
     if group > 1 && queries == 1 {
         // One token: the queries that share a key head are the rows of one product, and keys and
         // values need not be repeated.
         let grouped = query.reshape([batch, kv_heads, group, dim]);
-        let hidden = expand(mask, [batch, kv_heads, group, keys]);
+        let hidden = hidden.map(|hidden| hidden.expand([batch, kv_heads, group, keys]));
         return fused_attention(grouped, key, value, hidden, None, options(false))
             .reshape([batch, heads, 1, dim]);
     }
     let causal = matches!(mask, AttentionMask::Causal);
-    let hidden = expand(mask, [batch, heads, queries, keys]);
+    let hidden = hidden.map(|hidden| hidden.expand([batch, heads, queries, keys]));
     let (key, value) = (repeat_heads(key, group), repeat_heads(value, group));
     fused_attention(query, key, value, hidden, None, options(causal))
-}
-
-fn expand<B: Backend>(mask: &AttentionMask<B>, shape: [usize; 4]) -> Option<Tensor<B, 4, Bool>> {
-    match mask {
-        AttentionMask::Hidden(hidden) => Some(hidden.clone().expand(shape)),
-        AttentionMask::Full | AttentionMask::Causal => None,
-    }
 }
 
 /// `[batch, kv_heads, keys, dim]` → `[batch, kv_heads · group, keys, dim]`

@@ -26,15 +26,17 @@ pub struct LoraConfig {
 }
 
 impl LoraConfig {
-    /// The seven linears of every LLaMA layer (paper, section 4: rank 128, alpha 256).
+    /// All linears of every layer, in LLaMA seven (paper, section 4: rank 128, alpha 256).
     pub fn llm(r: usize, lora_alpha: f64, lora_dropout: f64) -> Self {
         let names = [
             "q_proj",
             "k_proj",
             "v_proj",
+            "qkv_proj",
             "o_proj",
             "gate_proj",
             "up_proj",
+            "gate_up_proj",
             "down_proj",
         ];
         Self::new(r, lora_alpha, lora_dropout, &names)

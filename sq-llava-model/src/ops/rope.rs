@@ -1,4 +1,7 @@
-//! Rotary position embedding (Su et al. 2021), half-split as in LLaMA.
+//! Rotary position embedding (Su et al. 2021), half-split as in LLaMA, of all entries of a head or
+//! the first ones only.
+
+mod frequencies;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{Tensor, TensorData};
@@ -7,8 +10,10 @@ use serde::{Deserialize, Serialize};
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
 use crate::ops::cat::cat;
+use frequencies::{Frequencies, Plain};
 
-/// Scaling of the rotary frequencies for longer contexts.
+/// Scaling of the rotary frequencies for longer contexts (`modeling_rope_utils.py` in transformers
+/// 5). The old context is the one that the model was first trained with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum RopeScaling {
@@ -18,7 +23,7 @@ pub enum RopeScaling {
         factor: f64,
     },
     /// LLaMA 3.1: low frequencies divided, high ones kept, a ramp between
-    /// (`_compute_llama3_parameters` in transformers' `modeling_rope_utils.py`).
+    /// (`_compute_llama3_parameters`).
     Llama3 {
         /// Division of the low frequencies.
         factor: f64,
@@ -29,9 +34,45 @@ pub enum RopeScaling {
         /// The old context.
         original_max_position_embeddings: usize,
     },
+    /// YaRN: low frequencies divided, high ones kept, a ramp between; cosines and sines multiplied
+    /// (`_compute_yarn_parameters`).
+    Yarn {
+        /// Division of the low frequencies.
+        factor: f64,
+        /// Rotations in the old context above which a frequency counts as high.
+        beta_fast: f64,
+        /// Rotations in the old context below which a frequency counts as low.
+        beta_slow: f64,
+        /// Whether the ends of the ramp are whole numbers.
+        truncate: bool,
+        /// Factor of cosines and sines.
+        attention_factor: f64,
+        /// The old context.
+        original_max_position_embeddings: usize,
+    },
+    /// NTK: the base grows with the length of a text that is longer than the old context
+    /// (`_compute_dynamic_ntk_parameters`).
+    Dynamic {
+        /// How much longer the context can be.
+        factor: f64,
+        /// The old context, in tokens: `max_position_embeddings`.
+        original_max_position_embeddings: usize,
+    },
+    /// Each frequency divided by a number of its own, others in texts longer than the old context;
+    /// cosines and sines multiplied (`_compute_longrope_parameters`).
+    LongRope {
+        /// Divisors up to the old context, one for each frequency.
+        short_factor: Vec<f64>,
+        /// Divisors beyond it, at all positions.
+        long_factor: Vec<f64>,
+        /// Factor of cosines and sines, in short texts too.
+        attention_factor: f64,
+        /// The old context.
+        original_max_position_embeddings: usize,
+    },
     /// Each frequency divided by a number of its own (GGUF's `rope_freqs.weight`).
     Factors {
-        /// `head_dim / 2` divisors.
+        /// One divisor for each frequency.
         factors: Vec<f64>,
     },
 }
@@ -39,48 +80,68 @@ pub enum RopeScaling {
 /// Frequencies of one head.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
-    /// `[head_dim / 2]`.
-    inv_freq: Vec<f32>,
+    frequencies: Frequencies,
+    /// Factor of cosines and sines.
+    attention_factor: f32,
 }
 
 /// Cosines and sines of a set of positions.
 #[derive(Debug, Clone)]
 pub struct Rotation<B: Backend> {
-    /// `[batch or 1, 1, tokens, head_dim]`.
+    /// `[batch or 1, 1, tokens, rotated]`.
     cos: Tensor<B, 4>,
-    /// `[batch or 1, 1, tokens, head_dim]`.
+    /// `[batch or 1, 1, tokens, rotated]`.
     sin: Tensor<B, 4>,
 }
 
 impl RotaryEmbedding {
-    /// Frequencies `theta^(−2i/d)`, scaled.
-    pub fn new(head_dim: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
-        let inv_freq = (0..head_dim / 2)
-            .map(|i| {
-                let exponent = (2 * i) as f64 / head_dim as f64;
-                scaled(theta.powf(exponent).recip(), i, scaling) as f32
-            })
-            .collect();
-        Self { inv_freq }
+    /// Frequencies `theta^(−2i/width)`, scaled, of a head whose first `width` entries rotate (one
+    /// more, where that is odd).
+    pub fn new(width: usize, theta: f64, scaling: Option<&RopeScaling>) -> Self {
+        let attention_factor = match scaling {
+            Some(
+                RopeScaling::Yarn {
+                    attention_factor, ..
+                }
+                | RopeScaling::LongRope {
+                    attention_factor, ..
+                },
+            ) => *attention_factor as f32,
+            _ => 1.0,
+        };
+        Self {
+            frequencies: Frequencies::new(Plain { width, theta }, scaling),
+            attention_factor,
+        }
     }
 
-    /// Cosines and sines of `positions`, one row per sample (or one for all).
+    /// Tokens of a text beyond which keys of its beginning are others than before.
+    pub(crate) fn switches_behind(&self) -> Option<usize> {
+        self.frequencies.switches_behind()
+    }
+
+    /// Cosines and sines of `positions`, one row per sample (or one for all). A row is the end of
+    /// its text, whose length may change the frequencies.
     pub fn rotation<B: Backend>(
         &self,
         positions: &[Vec<usize>],
         device: &B::Device,
     ) -> Rotation<B> {
         let (batch, tokens) = (positions.len(), positions.first().map_or(0, Vec::len));
-        let dim = 2 * self.inv_freq.len();
+        let dim = 2 * self.frequencies.len();
         let mut cos = Vec::with_capacity(batch * tokens * dim);
         let mut sin = Vec::with_capacity(batch * tokens * dim);
-        for &position in positions.iter().flatten() {
-            // Both halves of a head turn by the same angles. f32 products, as the reference does.
-            for _ in 0..2 {
-                for freq in &self.inv_freq {
-                    let (s, c) = (position as f32 * freq).sin_cos();
-                    cos.push(c);
-                    sin.push(s);
+        for row in positions {
+            let length = row.iter().max().map_or(0, |last| last + 1);
+            let frequencies = self.frequencies.of(length);
+            for &position in row {
+                // Both halves turn by the same angles. f32 products, as the reference does.
+                for _ in 0..2 {
+                    for freq in frequencies.iter() {
+                        let (s, c) = (position as f32 * freq).sin_cos();
+                        cos.push(c * self.attention_factor);
+                        sin.push(s * self.attention_factor);
+                    }
                 }
             }
         }
@@ -88,33 +149,6 @@ impl RotaryEmbedding {
         Rotation {
             cos: Tensor::from_data(TensorData::new(cos, shape), device),
             sin: Tensor::from_data(TensorData::new(sin, shape), device),
-        }
-    }
-}
-
-/// The frequency number `i` of a head.
-fn scaled(freq: f64, i: usize, scaling: Option<&RopeScaling>) -> f64 {
-    match scaling {
-        None => freq,
-        Some(RopeScaling::Linear { factor }) => freq / factor,
-        // The configuration holds one for each.
-        Some(RopeScaling::Factors { factors }) => freq / factors.get(i).unwrap_or(&1.0),
-        Some(&RopeScaling::Llama3 {
-            factor,
-            low_freq_factor,
-            high_freq_factor,
-            original_max_position_embeddings,
-        }) => {
-            let old = original_max_position_embeddings as f64;
-            let rotations = old * freq / std::f64::consts::TAU;
-            if rotations < low_freq_factor {
-                freq / factor
-            } else if rotations > high_freq_factor {
-                freq
-            } else {
-                let smooth = (rotations - low_freq_factor) / (high_freq_factor - low_freq_factor);
-                (1.0 - smooth) * freq / factor + smooth * freq
-            }
         }
     }
 }
@@ -130,7 +164,8 @@ impl<B: AutodiffBackend> Rotation<B> {
 }
 
 impl<B: Backend> Rotation<B> {
-    /// `x · cos + rotate_half(x) · sin`. `[batch, heads, tokens, head_dim]`
+    /// `x · cos + rotate_half(x) · sin` of the first `rotated` entries of each head; the others
+    /// stay. `[batch, heads, tokens, head_dim]`
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         #[cfg(feature = "cpu")]
         let x = {
@@ -146,16 +181,17 @@ impl<B: Backend> Rotation<B> {
 
     /// The operations that every backend has.
     pub(crate) fn portable(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
-        let half = x.dims()[3] / 2;
-        let dtype = x.dtype();
-        let mut parts = x.clone().split(half, 3).into_iter();
-        // A head has an even width: two halves.
-        let (low, high) = match (parts.next(), parts.next()) {
-            (Some(low), Some(high)) => (low, high),
-            _ => return x,
-        };
-        let rotated = cat(vec![high.neg(), low], 3);
-        x * self.cos.clone().cast(dtype) + rotated * self.sin.clone().cast(dtype)
+        let [batch, heads, tokens, width] = x.dims();
+        let (dtype, rotated) = (x.dtype(), self.cos.dims()[3]);
+        let half = rotated / 2;
+        let part =
+            |from: usize, to: usize| x.clone().slice([0..batch, 0..heads, 0..tokens, from..to]);
+        let turned = part(0, rotated) * self.cos.clone().cast(dtype)
+            + cat(vec![part(half, rotated).neg(), part(0, half)], 3) * self.sin.clone().cast(dtype);
+        match width - rotated {
+            0 => turned,
+            _ => cat(vec![turned, part(rotated, width)], 3),
+        }
     }
 }
 
@@ -195,8 +231,13 @@ mod tests {
             high_freq_factor: 4.0,
             original_max_position_embeddings: 32,
         };
-        let plain = RotaryEmbedding::new(8, 5e5, None).inv_freq;
-        let scaled = RotaryEmbedding::new(8, 5e5, Some(&scaling)).inv_freq;
+        let of = |scaling| {
+            RotaryEmbedding::new(8, 5e5, scaling)
+                .frequencies
+                .of(1)
+                .to_vec()
+        };
+        let (plain, scaled) = (of(None), of(Some(&scaling)));
         assert_eq!(scaled[0], plain[0]);
         for i in 1..4 {
             assert!((scaled[i] - plain[i] / 8.0).abs() < 1e-9, "{i}");

@@ -9,7 +9,7 @@ use super::gguf::{self, GgufModel, Mmproj};
 use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
-use crate::config::{NormPlacement, SqLlavaConfig, VisionConfig, VisionFamily, own_shape};
+use crate::config::{SqLlavaConfig, VisionConfig, VisionFamily, own_shape};
 use crate::error::ModelError;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
@@ -22,8 +22,8 @@ pub(super) struct WeightMap {
     prefixes: BTreeMap<Section, String>,
     unknown: Vec<String>,
     ignored: Vec<String>,
-    /// Where the norms of a language model from a GGUF file stand, whose keys are spelt otherwise.
-    gguf: Option<NormPlacement>,
+    /// How a GGUF file spells the keys of the language model, if it came from one.
+    gguf: Option<gguf::Spelling>,
     /// Whether tower and projector came from one, and whether the linears of the tower's MLPs go
     /// by each other's names.
     mmproj: Option<bool>,
@@ -48,7 +48,7 @@ impl WeightMap {
             weights: model.tensors.into_iter().collect(),
             unknown: model.unknown,
             ignored: model.ignored,
-            gguf: Some(model.config.llama.norm_placement),
+            gguf: Some(gguf::Spelling::of(&model.config.llama)),
             ..Self::default()
         };
         (model.config, map)
@@ -230,7 +230,9 @@ impl WeightMap {
 
     /// A canonical name as the files spell it.
     pub fn file_key(&self, name: &str) -> String {
-        let spelt = self.gguf.and_then(|norms| gguf::file_name(name, norms));
+        let spelt = self
+            .gguf
+            .and_then(|spelling| gguf::file_name(name, spelling));
         let spelt = spelt.or_else(|| gguf::mmproj_name(name, self.mmproj?));
         if let Some(key) = spelt {
             return key;

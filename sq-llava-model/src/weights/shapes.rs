@@ -104,8 +104,13 @@ fn check_made(
     fresh: bool,
 ) -> Result<(), ModelError> {
     let llama = &config.llama;
-    let queries = llama.num_attention_heads.checked_mul(llama.head_dim());
-    let query = format!("{LLM_LAYERS}0.self_attn.q_proj.weight");
+    let (name, heads) = match llama.fused_projections {
+        true => ("qkv_proj", llama.num_key_value_heads.checked_mul(2)),
+        false => ("q_proj", Some(0)),
+    };
+    let heads = heads.and_then(|more| llama.num_attention_heads.checked_add(more));
+    let queries = heads.and_then(|heads| heads.checked_mul(llama.head_dim()));
+    let query = format!("{LLM_LAYERS}0.self_attn.{name}.weight");
     let mut sizes = vec![
         (
             "language_model.model.norm.weight",

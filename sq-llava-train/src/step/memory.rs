@@ -247,9 +247,9 @@ fn llama_token(
         (attention_token(width, heads, tokens), gated)
     };
     let inputs = [
-        &["q_proj", "k_proj", "v_proj"][..],
+        &["q_proj", "k_proj", "v_proj", "qkv_proj"][..],
         &["o_proj"],
-        &["gate_proj", "up_proj"],
+        &["gate_proj", "up_proj", "gate_up_proj"],
         &["down_proj"],
     ];
     norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora)

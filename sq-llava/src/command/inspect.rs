@@ -80,7 +80,7 @@ impl Work for Inspect {
 fn memory(config: &SqLlavaConfig, bytes: usize) -> (usize, usize) {
     let llama = &config.llama;
     let per_token = 2 * llama.num_hidden_layers * llama.num_key_value_heads * llama.head_dim();
-    let cache = per_token * llama.max_position_embeddings * bytes;
+    let cache = per_token * llama.context_window() * bytes;
     (config.parameters().total() * bytes, cache)
 }
 
@@ -132,7 +132,7 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
         llama.num_key_value_heads,
         llama.intermediate_size,
         llama.vocab_size,
-        llama.max_position_embeddings
+        llama.context_window()
     );
     if let Some(vision) = &config.vision {
         println!(

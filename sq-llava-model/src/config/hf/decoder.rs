@@ -31,11 +31,11 @@ pub(super) fn decoder(
     if family == Family::Smollm3 {
         config.unrotated_layers = unrotated(r, config.num_hidden_layers)?;
     }
+    rope(r, &mut config, unknown)?;
     config.sliding_window = sliding_window(r, &config)?;
     if config.query_pre_attn_scalar.is_some() {
         gemma(r, &mut config)?;
     }
-    rope(r, &mut config, unknown)?;
     check_quantization(r)?;
     Ok(config)
 }
@@ -43,7 +43,7 @@ pub(super) fn decoder(
 fn sizes(r: &Reader, preset: LlamaConfig) -> Result<LlamaConfig, ModelError> {
     let heads = r.positive("num_attention_heads", preset.num_attention_heads)?;
     let kv_heads = match preset.family {
-        Family::Llama => heads,
+        Family::Llama | Family::Phi3 => heads,
         _ => preset.num_key_value_heads,
     };
     let kv_heads = r.positive("num_key_value_heads", kv_heads)?;
@@ -95,10 +95,10 @@ fn sizes(r: &Reader, preset: LlamaConfig) -> Result<LlamaConfig, ModelError> {
     })
 }
 
-/// Mistral's and Qwen 2's classes have no such keys.
+/// Mistral's, Qwen 2's and Phi-3's classes have no such keys.
 fn biases(r: &Reader, config: &mut LlamaConfig) -> Result<(), ModelError> {
     match config.family {
-        Family::Mistral | Family::Qwen2 => return Ok(()),
+        Family::Mistral | Family::Qwen2 | Family::Phi3 => return Ok(()),
         _ => {
             config.attention_bias = r.flag("attention_bias", false)?;
             config.output_bias = config.attention_bias;
@@ -168,7 +168,7 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
     };
     let by_rule = |layer: usize| match family {
         Family::Llama | Family::Olmo2 => false,
-        Family::Mistral => true,
+        Family::Mistral | Family::Phi3 => true,
         Family::Qwen2 | Family::Qwen3 => layer >= from,
         Family::Gemma2 => layer.is_multiple_of(2),
         Family::Gemma3Text => !(layer + 1).is_multiple_of(pattern),
@@ -180,7 +180,10 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
     };
     let given = layer_types(r, layers)?;
     // These classes do not read the list: it must not matter.
-    let unread = matches!(family, Family::Llama | Family::Mistral | Family::Olmo2);
+    let unread = matches!(
+        family,
+        Family::Llama | Family::Mistral | Family::Olmo2 | Family::Phi3
+    );
     if let Some(given) = &given
         && unread
         && given.contains(&true)
@@ -197,7 +200,7 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
     };
     if !slides.contains(&true) {
         // LLaMA and OLMo 2 do not read the key: what it says must not matter.
-        let short = tokens.is_some_and(|tokens| tokens < config.max_position_embeddings);
+        let short = tokens.is_some_and(|tokens| tokens < config.context_window());
         if short && used && matches!(family, Family::Llama | Family::Olmo2) {
             return Err(r.error(&format!(
                 "a sliding window of {} tokens (\"sliding_window\") in a {} is not known",
@@ -208,7 +211,7 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         return Ok(None);
     }
     match tokens {
-        Some(tokens) if tokens < config.max_position_embeddings => Ok(Some(SlidingWindow {
+        Some(tokens) if tokens < config.context_window() => Ok(Some(SlidingWindow {
             tokens,
             layers: slides,
         })),
@@ -282,7 +285,7 @@ pub(super) fn decoder_json(c: &LlamaConfig) -> Value {
         (act): c.hidden_act,
         "tie_word_embeddings": c.tie_word_embeddings,
     });
-    if !matches!(c.family, Family::Mistral | Family::Qwen2) {
+    if !matches!(c.family, Family::Mistral | Family::Qwen2 | Family::Phi3) {
         out["attention_bias"] = json!(c.attention_bias);
     }
     if matches!(c.family, Family::Llama | Family::Smollm3) {
@@ -315,7 +318,7 @@ fn write_window(c: &LlamaConfig, out: &mut Value) {
         ) {
             out["sliding_window"] = match c.family {
                 Family::Mistral => Value::Null,
-                _ => json!(c.max_position_embeddings),
+                _ => json!(c.context_window()),
             };
         }
         return;
@@ -328,8 +331,8 @@ fn write_window(c: &LlamaConfig, out: &mut Value) {
         true => "sliding_attention",
         false => "full_attention",
     });
-    // Mistral's class slides in every layer, and has no such key.
-    if c.family != Family::Mistral {
+    // Mistral's and Phi-3's classes slide in every layer, and have no such key.
+    if !matches!(c.family, Family::Mistral | Family::Phi3) {
         out["layer_types"] = kinds.collect();
     }
 }

@@ -128,6 +128,9 @@ const LANGUAGE: &[&str] = &[
     "model_max_length",
     // How products were split for tensor parallel training; the sum is the same.
     "pretraining_tp",
+    // Phi-3: dropout in training.
+    "embd_pdrop",
+    "resid_pdrop",
     // SmolLM2's note for another program.
     "is_llama_config",
     // LLaVA: what the loader looks at, learning rates, and what its image processor takes for
@@ -228,7 +231,9 @@ fn is_neutral(key: &str, value: &Value) -> bool {
     let plain = match key {
         "add_cross_attention" | "is_encoder_decoder" | "tie_encoder_decoder" => json!(false),
         // Mistral has none.
-        "attention_bias" | "mlp_bias" => json!(false),
+        "attention_bias" | "mlp_bias" | "lm_head_bias" => json!(false),
+        // Phi-4 mini: every layer attends alike, and positions are not interpolated.
+        "full_attn_mod" | "interpolate_factor" => return value.as_f64() == Some(1.0),
         "bias" | "qk_layernorm" | "qk_norm" | "use_qk_norm" => json!(false),
         "rope_interleaved" => json!(false),
         "s2" | "use_s2" | "use_pos_skipping" => json!(false),

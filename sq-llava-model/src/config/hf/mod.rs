@@ -67,8 +67,8 @@ mod tests {
                 "resampler",
             ),
             (
-                json!({"model_type": "llama", "rope_scaling": {"type": "yarn", "factor": 2.0}}),
-                "yarn",
+                json!({"model_type": "llama", "rope_scaling": {"type": "spiral", "factor": 2.0}}),
+                "spiral",
             ),
             (
                 json!({"model_type": "llama", "num_attention_heads": 9}),
@@ -100,7 +100,7 @@ mod tests {
             let read = from_value(&with(family.model_type(), "clip_vision_model")).unwrap();
             assert_eq!(read.llama.family, family);
         }
-        for text in ["qwen9", "gemma", "phi3", "mixtral"] {
+        for text in ["qwen9", "gemma", "phi", "mixtral"] {
             refused(
                 &with(text, "clip_vision_model"),
                 &["text_config.model_type", text],

@@ -8,8 +8,12 @@ use super::pieces;
 use super::view::{Heads, contiguous, elements, head_rows, token_major};
 
 vectorised! {
-    /// Turns the halves of each row by the angles of one token; `sign` −1 turns back.
+    /// Turns the halves of a row's beginning by the angles of one token, and copies the rest;
+    /// `sign` −1 turns back.
     fn turn<L>(row: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
+        let (row, rest) = row.split_at(cos.len());
+        let (out, rest_out) = out.split_at_mut(cos.len());
+        rest_out.copy_from_slice(rest);
         let half = out.len() / 2;
         let (low, high) = row.split_at(half);
         let (cos, sin) = (&cos[..half], &sin[..half]);
@@ -22,8 +26,8 @@ vectorised! {
     }
 }
 
-/// `x [batch, heads, tokens, dim]`, cosines and sines `[batch or 1, 1, tokens, dim]`, whose two
-/// halves are alike.
+/// `x [batch, heads, tokens, dim]`, cosines and sines `[batch or 1, 1, tokens, rotated]`, whose two
+/// halves are alike. The first `rotated` entries turn.
 #[derive(Debug)]
 pub(crate) struct Rotate;
 
@@ -34,12 +38,13 @@ impl Rotate {
         let (batch, heads, tokens, dim) = (x.batch, x.heads, x.tokens, x.dim);
         let (cos_all, sin_all) = (elements(cos), elements(sin));
         let shared = cos.layout().shape()[0] == 1;
+        let rotated = cos.layout().shape()[3];
         let len = batch * tokens * heads * dim;
         let out = pieces::rows(len, heads * dim, |first, out| {
             for (index, out) in out.chunks_exact_mut(heads * dim).enumerate() {
                 let (b, token) = ((first + index) / tokens, (first + index) % tokens);
-                let at = (if shared { token } else { b * tokens + token }) * dim;
-                let (cos, sin) = (&cos_all[at..at + dim], &sin_all[at..at + dim]);
+                let at = (if shared { token } else { b * tokens + token }) * rotated;
+                let (cos, sin) = (&cos_all[at..at + rotated], &sin_all[at..at + rotated]);
                 for (head, out) in out.chunks_exact_mut(dim).enumerate() {
                     turn(x.row(b, head, token), cos, sin, sign, out);
                 }
@@ -57,9 +62,10 @@ impl Kernel<3> for Rotate {
         let f32s = inputs.iter().all(|i| i.dtype() == burn::tensor::DType::F32);
         let fits = |angles: &FlexTensor| {
             let [b, one, t, d] = angles.layout().shape().dims::<4>();
-            (b == 1 || b == batch) && one == 1 && t == tokens && d == dim
+            (b == 1 || b == batch) && one == 1 && t == tokens && d <= dim && d % 2 == 0
         };
-        f32s && dim > 0 && dim % 2 == 0 && fits(inputs[1]) && fits(inputs[2])
+        let alike = inputs[1].layout().shape() == inputs[2].layout().shape();
+        f32s && dim > 0 && fits(inputs[1]) && alike
     }
 
     fn forward(&self, [x, cos, sin]: [FlexTensor; 3]) -> FlexTensor {

@@ -48,6 +48,7 @@ impl Architecture {
             Family::Gemma3Text => "gemma3",
             Family::Smollm3 => "smollm3",
             Family::Olmo2 => "olmo2",
+            Family::Phi3 => "phi3",
         }
     }
 
@@ -62,9 +63,15 @@ impl Architecture {
         self.0 == Family::Llama
     }
 
+    /// Whether it divides frequencies by other numbers in long contexts (`rope_factors_long.weight`),
+    /// and may rotate the first entries of a head alone.
+    pub fn takes_two_factors(self) -> bool {
+        self.0 == Family::Phi3
+    }
+
     /// Whether queries and the output of attention are as wide as the residual stream.
     pub fn has_square_heads(self) -> bool {
-        matches!(self.0, Family::Qwen2 | Family::Olmo2)
+        matches!(self.0, Family::Qwen2 | Family::Olmo2 | Family::Phi3)
     }
 
     /// Whether a file must have a head of its own, even one equal to the embedding.

@@ -47,7 +47,18 @@ pub(super) fn read_architecture(header: &GgufHeader) -> Result<Architecture, Mod
     Ok(arch)
 }
 
-/// Reads the configuration; `rope_factors` are the values of `rope_freqs.weight`.
+/// Divisors of the rotary frequencies that a file holds.
+#[derive(Debug, Default)]
+pub(super) struct RopeFactors {
+    /// `rope_freqs.weight`.
+    pub all: Option<Vec<f32>>,
+    /// `rope_factors_short.weight`.
+    pub short: Option<Vec<f32>>,
+    /// `rope_factors_long.weight`.
+    pub long: Option<Vec<f32>>,
+}
+
+/// Reads the configuration.
 ///
 /// # Errors
 /// If a key is missing, sizes differ from the tensors', or (unless `allow_unused`) a key may change
@@ -55,7 +66,7 @@ pub(super) fn read_architecture(header: &GgufHeader) -> Result<Architecture, Mod
 pub(super) fn read_config(
     header: &GgufHeader,
     arch: Architecture,
-    rope_factors: Option<Vec<f32>>,
+    rope_factors: RopeFactors,
     allow_unused: bool,
 ) -> Result<SqLlavaConfig, ModelError> {
     let keys = Keys { header, arch };
@@ -69,7 +80,7 @@ pub(super) fn read_config(
         None => return Err(keys.missing("attention.layer_norm_rms_epsilon")),
     };
     llama.rope_theta = keys.number("rope.freq_base")?.unwrap_or(10_000.0);
-    llama.rope_scaling = keys.rope_scaling(rope_factors, llama.head_dim())?;
+    llama.rope_scaling = keys.rope_scaling(rope_factors, &llama)?;
     llama.tie_word_embeddings = keys.find("output.weight").is_none();
     llama.attention_bias = keys.find("blk.0.attn_q.bias").is_some();
     llama.output_bias = keys.find("blk.0.attn_output.bias").is_some();
@@ -165,7 +176,12 @@ impl Keys<'_> {
             )));
         }
         let head_dim = self.size("attention.key_length")?.unwrap_or(hidden / heads);
+        let rotated = self.size("rope.dimension_count")?.unwrap_or(head_dim);
+        let partial = self.arch.takes_two_factors() && rotated < head_dim && rotated % 2 == 0;
         for name in ["attention.value_length", "rope.dimension_count"] {
+            if name == "rope.dimension_count" && partial {
+                continue;
+            }
             if let Some(n) = self.size(name)?.filter(|&n| n != head_dim) {
                 return Err(self.fail(format!(
                     "\"{}\" is {n}, but heads are {head_dim} wide; this is not supported",
@@ -195,6 +211,7 @@ impl Keys<'_> {
             .with_num_key_value_heads(kv_heads)
             .with_head_dim((head_dim.checked_mul(heads) != Some(hidden)).then_some(head_dim))
             .with_vocab_size(vocabulary)
+            .with_partial_rotary_factor(rotated as f64 / head_dim as f64)
             .with_max_position_embeddings(self.needed("context_length")?))
     }
 
@@ -203,12 +220,18 @@ impl Keys<'_> {
     fn check_shapes(&self, c: &LlamaConfig) -> Result<(), ModelError> {
         let (hidden, width) = (c.hidden_size, c.head_dim());
         let rows = |heads: usize| heads.checked_mul(width);
-        let mut known = vec![
-            ("token_embd.weight", Some(c.vocab_size), hidden),
-            ("blk.0.attn_q.weight", rows(c.num_attention_heads), hidden),
-            ("blk.0.attn_k.weight", rows(c.num_key_value_heads), hidden),
-            ("blk.0.ffn_gate.weight", Some(c.intermediate_size), hidden),
-        ];
+        let (heads, kv_heads) = (c.num_attention_heads, c.num_key_value_heads);
+        let mut known = vec![("token_embd.weight", Some(c.vocab_size), hidden)];
+        if c.fused_projections {
+            let all = kv_heads.checked_mul(2).and_then(|kv| kv.checked_add(heads));
+            known.push(("blk.0.attn_qkv.weight", all.and_then(rows), hidden));
+            let both = c.intermediate_size.checked_mul(2);
+            known.push(("blk.0.ffn_up.weight", both, hidden));
+        } else {
+            known.push(("blk.0.attn_q.weight", rows(heads), hidden));
+            known.push(("blk.0.attn_k.weight", rows(kv_heads), hidden));
+            known.push(("blk.0.ffn_gate.weight", Some(c.intermediate_size), hidden));
+        }
         if self.find("output.weight").is_some() {
             known.push(("output.weight", Some(c.vocab_size), hidden));
         }
@@ -224,27 +247,58 @@ impl Keys<'_> {
         Ok(())
     }
 
+    /// A list of divisors, one for each pair of entries that rotates.
+    fn divisors(
+        &self,
+        name: &str,
+        list: Vec<f32>,
+        c: &LlamaConfig,
+    ) -> Result<Vec<f64>, ModelError> {
+        let pairs = c.rotated_width() / 2;
+        if list.len() != pairs || list.iter().any(|&f| !f.is_finite() || f <= 0.0) {
+            return Err(self.fail(format!(
+                "\"{name}.weight\" has to hold {pairs} positive numbers"
+            )));
+        }
+        Ok(list.into_iter().map(f64::from).collect())
+    }
+
     fn rope_scaling(
         &self,
-        factors: Option<Vec<f32>>,
-        head_dim: usize,
+        factors: RopeFactors,
+        c: &LlamaConfig,
     ) -> Result<Option<RopeScaling>, ModelError> {
-        if let Some(factors) = factors {
+        let foreign = |name: &str| {
+            self.fail(format!(
+                "\"{name}.weight\" in a file of the architecture \"{}\" is not known",
+                self.arch.name()
+            ))
+        };
+        if let Some(list) = factors.all {
             if !self.arch.takes_factors() {
-                return Err(self.fail(format!(
-                    "\"rope_freqs.weight\" in a file of the architecture \"{}\" is not known",
-                    self.arch.name()
-                )));
+                return Err(foreign("rope_freqs"));
             }
-            if factors.len() != head_dim / 2 || factors.iter().any(|&f| !f.is_finite() || f <= 0.0)
-            {
-                return Err(self.fail(format!(
-                    "\"rope_freqs.weight\" has to hold {} positive numbers",
-                    head_dim / 2
-                )));
-            }
-            let factors = factors.into_iter().map(f64::from).collect();
+            let factors = self.divisors("rope_freqs", list, c)?;
             return Ok(Some(RopeScaling::Factors { factors }));
+        }
+        match (factors.short, factors.long) {
+            (None, None) => {}
+            _ if !self.arch.takes_two_factors() => return Err(foreign("rope_factors_long")),
+            (Some(short), Some(long)) => {
+                return Ok(Some(RopeScaling::LongRope {
+                    short_factor: self.divisors("rope_factors_short", short, c)?,
+                    long_factor: self.divisors("rope_factors_long", long, c)?,
+                    attention_factor: self.positive("rope.scaling.attn_factor")?.unwrap_or(1.0),
+                    original_max_position_embeddings: self
+                        .needed("rope.scaling.original_context_length")?,
+                }));
+            }
+            _ => {
+                return Err(self.fail(
+                    "one of rope_factors_short.weight and rope_factors_long.weight is missing"
+                        .into(),
+                ));
+            }
         }
         let factor = match self.number("rope.scaling.factor")? {
             Some(factor) => Some(factor),
@@ -265,8 +319,11 @@ impl Keys<'_> {
 
     /// The layers that see a window, of the architectures that have one.
     fn sliding_window(&self, c: &LlamaConfig) -> Result<Option<SlidingWindow>, ModelError> {
-        let Some(pattern) = self.arch.window_pattern() else {
-            return Ok(None);
+        let pattern = match self.arch.window_pattern() {
+            Some(pattern) => pattern,
+            // All layers, as transformers has it; llama.cpp reads the key and lets it be.
+            None if self.arch.0 == Family::Phi3 => 0,
+            None => return Ok(None),
         };
         let tokens = match self.header.size(&self.key("attention.sliding_window"))? {
             Some(tokens) => Some(tokens).filter(|&tokens| tokens > 0),
@@ -297,8 +354,9 @@ impl Keys<'_> {
                 windows(tokens, self.header.size(&key)?.unwrap_or(pattern), layers)
             }
         };
-        // A window as long as the context hides nothing.
-        let hides = window.tokens < c.max_position_embeddings && window.layers.contains(&true);
+        // A window as long as the context hides nothing, but where layers with one rotate otherwise.
+        let hides = (window.tokens < c.max_position_embeddings || c.rope_local_base_freq.is_some())
+            && window.layers.contains(&true);
         Ok(hides.then_some(window))
     }
 

@@ -29,9 +29,13 @@ const KNOWN: [&str; 17] = [
 /// Keys that are read of some architectures.
 fn of_family(name: &str, family: Family) -> bool {
     match name {
-        "attention.sliding_window" | "attention.sliding_window_pattern" => {
+        "attention.sliding_window" => {
+            matches!(family, Family::Gemma2 | Family::Gemma3Text | Family::Phi3)
+        }
+        "attention.sliding_window_pattern" => {
             matches!(family, Family::Gemma2 | Family::Gemma3Text)
         }
+        "rope.scaling.attn_factor" => family == Family::Phi3,
         "attn_logit_softcapping" => family == Family::Gemma2,
         "final_logit_softcapping" => matches!(family, Family::Gemma2 | Family::Gemma3Text),
         "rope.freq_base_swa" => family == Family::Gemma3Text,

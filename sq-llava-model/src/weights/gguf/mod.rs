@@ -24,7 +24,7 @@ pub use encode::GgufType;
 pub(super) use mmproj::{Mmproj, read_mmproj};
 pub(super) use mmproj_file::PictureFile;
 pub(super) use mmproj_names::mmproj_name;
-pub(super) use names::file_name;
+pub(super) use names::{Spelling, file_name};
 pub(super) use output::Tensor;
 pub(super) use to_file::LanguageFile;
 
@@ -58,21 +58,28 @@ pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, Mo
     }
     let file = MappedFile::open(path)?;
     let mut tensors = Vec::new();
-    let (mut unknown, mut ignored, mut factors) = (Vec::new(), Vec::new(), None);
+    let (mut unknown, mut ignored) = (Vec::new(), Vec::new());
+    let mut factors = config::RopeFactors::default();
     let arch = config::read_architecture(&header)?;
-    let placement = arch.0.preset().norm_placement;
+    let spelling = Spelling::of(&arch.0.preset());
     let listed = header.tensors.iter().map(|listed| stored(&file, listed));
     let listed = listed.collect::<Result<Vec<_>, _>>()?;
     check_sharing(path, &listed)?;
     for (listed, tensor) in header.tensors.iter().zip(listed) {
-        if listed.name == "rope_freqs.weight" {
-            factors = Some(tensor.read(DType::F32)?.iter::<f32>().collect());
+        let table = match listed.name.as_str() {
+            "rope_freqs.weight" => Some(&mut factors.all),
+            "rope_factors_short.weight" => Some(&mut factors.short),
+            "rope_factors_long.weight" => Some(&mut factors.long),
+            _ => None,
+        };
+        if let Some(table) = table {
+            *table = Some(tensor.read(DType::F32)?.iter::<f32>().collect());
         }
         if names::is_computed(&listed.name) {
             ignored.push(tensor.name);
             continue;
         }
-        match names::canonical(&listed.name, placement) {
+        match names::canonical(&listed.name, spelling) {
             Some(name) => tensors.push((name, tensor)),
             None => unknown.push(tensor.name),
         }

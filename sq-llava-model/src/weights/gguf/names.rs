@@ -1,6 +1,36 @@
 //! Names of a decoder's tensors in GGUF files, and back.
 
-use crate::config::NormPlacement;
+use crate::config::{LlamaConfig, NormPlacement};
+
+/// What the names of a decoder's tensors depend on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::weights) struct Spelling {
+    norms: NormPlacement,
+    /// Whether queries, keys and values are one matrix, and gate and up projection too.
+    fused: bool,
+}
+
+impl Spelling {
+    /// Of a decoder.
+    pub fn of(config: &LlamaConfig) -> Self {
+        Self {
+            norms: config.norm_placement,
+            fused: config.fused_projections,
+        }
+    }
+
+    /// The tensors of a layer by their names in files and in ours.
+    fn layer(self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+        let fused: &[_] = if self.fused { &FUSED } else { &[] };
+        fused.iter().chain(&LAYER).chain(norms(self.norms))
+    }
+}
+
+/// Tensors of a layer that hold several of others; their names go first.
+const FUSED: [(&str, &str); 2] = [
+    ("attn_qkv.", "self_attn.qkv_proj."),
+    ("ffn_up.", "mlp.gate_up_proj."),
+];
 
 /// Tensors outside the layers.
 const WHOLE: [(&str, &str); 3] = [
@@ -45,13 +75,12 @@ fn norms(placement: NormPlacement) -> &'static [(&'static str, &'static str)] {
 }
 
 /// The canonical name of a tensor; `None` if the decoder has no such.
-pub(super) fn canonical(name: &str, placement: NormPlacement) -> Option<String> {
+pub(super) fn canonical(name: &str, spelling: Spelling) -> Option<String> {
     if let Some(rest) = name.strip_prefix("blk.") {
         let (layer, rest) = rest.split_once('.')?;
         let layer: usize = layer.parse().ok()?;
-        let found = LAYER
-            .iter()
-            .chain(norms(placement))
+        let found = spelling
+            .layer()
             .find_map(|(from, to)| Some((to, rest.strip_prefix(from)?)));
         let (to, end) = found?;
         return Some(format!("{LAYERS}{layer}.{to}{end}"));
@@ -62,10 +91,10 @@ pub(super) fn canonical(name: &str, placement: NormPlacement) -> Option<String> 
 }
 
 /// The name in a GGUF file of a canonical name of the language model.
-pub(in crate::weights) fn file_name(canonical: &str, placement: NormPlacement) -> Option<String> {
+pub(in crate::weights) fn file_name(canonical: &str, spelling: Spelling) -> Option<String> {
     if let Some(rest) = canonical.strip_prefix(LAYERS) {
         let (layer, rest) = rest.split_once('.')?;
-        let mut pairs = LAYER.iter().chain(norms(placement));
+        let mut pairs = spelling.layer();
         return pairs.find_map(|(to, from)| {
             let end = rest.strip_prefix(from)?;
             Some(format!("blk.{layer}.{to}{end}"))
@@ -83,7 +112,10 @@ pub(super) fn layer(name: &str) -> Option<usize> {
 
 /// Tables that the configuration stands for.
 pub(super) fn is_computed(name: &str) -> bool {
-    name == "rope_freqs.weight" || name.ends_with(".attn_rot_embd.weight")
+    ["rope_freqs", "rope_factors_long", "rope_factors_short"]
+        .iter()
+        .any(|table| name.strip_suffix(".weight") == Some(table))
+        || name.ends_with(".attn_rot_embd.weight")
 }
 
 #[cfg(test)]
@@ -93,6 +125,10 @@ mod tests {
     #[test]
     fn names_go_both_ways() {
         use NormPlacement::{Around, Before, Behind};
+        let spelt = |norms| Spelling {
+            norms,
+            fused: false,
+        };
         for (placement, file, ours) in [
             (Before, "token_embd.weight", "model.embed_tokens.weight"),
             (Before, "output.weight", "lm_head.weight"),
@@ -124,6 +160,7 @@ mod tests {
             ),
         ] {
             let ours = format!("language_model.{ours}");
+            let placement = spelt(placement);
             assert_eq!(
                 canonical(file, placement).as_deref(),
                 Some(ours.as_str()),
@@ -131,9 +168,22 @@ mod tests {
             );
             assert_eq!(file_name(&ours, placement).as_deref(), Some(file));
         }
-        assert_eq!(canonical("blk.0.ffn_gate_exps.weight", Before), None);
-        assert_eq!(canonical("blk.0.post_ffw_norm.weight", Before), None);
-        assert_eq!(canonical("blk.x.ffn_gate.weight", Before), None);
+        let fused = Spelling {
+            fused: true,
+            ..spelt(Before)
+        };
+        for (file, ours) in [
+            ("blk.1.attn_qkv.weight", "self_attn.qkv_proj.weight"),
+            ("blk.1.ffn_up.weight", "mlp.gate_up_proj.weight"),
+        ] {
+            let ours = format!("{LAYERS}1.{ours}");
+            assert_eq!(canonical(file, fused).as_deref(), Some(ours.as_str()));
+            assert_eq!(file_name(&ours, fused).as_deref(), Some(file));
+        }
+        let before = spelt(Before);
+        assert_eq!(canonical("blk.0.ffn_gate_exps.weight", before), None);
+        assert_eq!(canonical("blk.0.post_ffw_norm.weight", before), None);
+        assert_eq!(canonical("blk.x.ffn_gate.weight", before), None);
         assert_eq!(layer("blk.7.attn_k.weight"), Some(7));
     }
 }

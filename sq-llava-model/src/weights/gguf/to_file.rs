@@ -4,7 +4,7 @@ use sq_llava_data::gguf::GgufField;
 
 use super::arch::{Architecture, windows};
 use super::encode::GgufType;
-use super::names::file_name;
+use super::names::{Spelling, file_name};
 use super::output::{Change, Tensor};
 use crate::config::{Family, LlamaConfig, QkNorm};
 use crate::error::ModelError;
@@ -76,18 +76,29 @@ impl<'a> LanguageFile<'a> {
         if arch.0 == Family::Gemma2 && (caps.0.is_none() || caps.1.is_none()) {
             return Some("scores and logits have no soft limit (\"attn_logit_softcapping\", \"final_logit_softcapping\")".into());
         }
+        if c.partial_rotary_factor != 1.0 && !arch.takes_two_factors() {
+            return Some("a part of each head rotates (\"partial_rotary_factor\")".into());
+        }
         self.other_rotation().or_else(|| self.other_window())
     }
 
     fn other_rotation(&self) -> Option<String> {
         let scaling = match &self.config.rope_scaling {
             None | Some(RopeScaling::Linear { .. }) => return None,
-            Some(_) if self.arch.takes_factors() => return None,
+            Some(RopeScaling::Llama3 { .. } | RopeScaling::Factors { .. })
+                if self.arch.takes_factors() =>
+            {
+                return None;
+            }
+            Some(RopeScaling::LongRope { .. }) if self.arch.takes_two_factors() => return None,
             Some(scaling) => scaling,
         };
         let kind = match scaling {
+            RopeScaling::Linear { .. } => "linear",
             RopeScaling::Llama3 { .. } => "llama3",
-            _ => "longrope",
+            RopeScaling::Yarn { .. } => "yarn",
+            RopeScaling::Dynamic { .. } => "dynamic",
+            RopeScaling::LongRope { .. } | RopeScaling::Factors { .. } => "longrope",
         };
         Some(format!("rope scaling \"{kind}\""))
     }
@@ -126,7 +137,7 @@ impl<'a> LanguageFile<'a> {
             ("attention.head_count_kv", c.num_key_value_heads),
             ("attention.key_length", c.head_dim()),
             ("attention.value_length", c.head_dim()),
-            ("rope.dimension_count", c.head_dim()),
+            ("rope.dimension_count", c.rotated_width()),
         ] {
             put(key, size_field(size));
         }
@@ -145,6 +156,19 @@ impl<'a> LanguageFile<'a> {
         if let Some(RopeScaling::Linear { factor }) = c.rope_scaling {
             float("rope.scaling.factor", factor);
             put("rope.scaling.type", "linear".into());
+        }
+        if let Some(RopeScaling::LongRope {
+            attention_factor,
+            original_max_position_embeddings: old,
+            ..
+        }) = c.rope_scaling
+        {
+            put("rope.scaling.type", "longrope".into());
+            put(
+                "rope.scaling.attn_factor",
+                GgufField::F32(attention_factor as f32),
+            );
+            put("rope.scaling.original_context_length", size_field(old));
         }
         for (key, field) in self.window() {
             put(key, field);
@@ -183,13 +207,13 @@ impl<'a> LanguageFile<'a> {
     pub fn tensors(&self, entries: Vec<Entry>) -> Result<Vec<Tensor>, ModelError> {
         let c = self.config;
         let mut out = Vec::new();
-        if let Some(factors) = self.rope_factors() {
-            out.push(Tensor::vector("rope_freqs.weight", factors));
+        for (name, factors) in self.rope_factors() {
+            out.push(Tensor::vector(name, factors));
         }
         let has_head = entries.iter().any(|entry| entry.name == HEAD);
         for entry in entries {
             let canonical = entry.name.clone();
-            let Some(name) = file_name(&canonical, c.norm_placement) else {
+            let Some(name) = file_name(&canonical, Spelling::of(c)) else {
                 return Err(ModelError::Argument(format!(
                     "the weight \"{canonical}\" has no place in a GGUF file"
                 )));
@@ -232,30 +256,39 @@ impl<'a> LanguageFile<'a> {
         }
     }
 
-    /// Divisors of the frequencies; those of LLaMA 3.1 as `LlamaModel.generate_extra_tensors` of
-    /// the converter has them.
-    fn rope_factors(&self) -> Option<Vec<f32>> {
+    /// Tables of divisors of the frequencies; those of LLaMA 3.1 as
+    /// `LlamaModel.generate_extra_tensors` of the converter has them.
+    fn rope_factors(&self) -> Vec<(&'static str, Vec<f32>)> {
         let c = self.config;
-        match c.rope_scaling.as_ref()? {
-            RopeScaling::Factors { factors } => {
-                Some(factors.iter().map(|&factor| factor as f32).collect())
+        let narrow = |list: &[f64]| list.iter().map(|&factor| factor as f32).collect();
+        match &c.rope_scaling {
+            Some(RopeScaling::Factors { factors }) => {
+                vec![("rope_freqs.weight", narrow(factors))]
             }
-            &RopeScaling::Llama3 {
+            Some(RopeScaling::LongRope {
+                short_factor,
+                long_factor,
+                ..
+            }) => vec![
+                ("rope_factors_short.weight", narrow(short_factor)),
+                ("rope_factors_long.weight", narrow(long_factor)),
+            ],
+            Some(RopeScaling::Llama3 {
                 factor,
                 low_freq_factor: low,
                 high_freq_factor: high,
                 original_max_position_embeddings: old,
-            } => {
-                let width = c.head_dim();
+            }) => {
+                let (width, old) = (c.head_dim(), *old as f64);
                 let divisor = |i: usize| {
                     let freq = c.rope_theta.powf((2 * i) as f64 / width as f64).recip();
-                    let turns = old as f64 * freq / std::f64::consts::TAU;
+                    let turns = old * freq / std::f64::consts::TAU;
                     let smooth = ((turns - low) / (high - low)).clamp(0.0, 1.0);
                     ((1.0 - smooth) / factor + smooth).recip() as f32
                 };
-                Some((0..width / 2).map(divisor).collect())
+                vec![("rope_freqs.weight", (0..width / 2).map(divisor).collect())]
             }
-            RopeScaling::Linear { .. } => None,
+            _ => vec![],
         }
     }
 }

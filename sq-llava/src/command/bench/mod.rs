@@ -328,12 +328,12 @@ impl Bench {
     ) -> Result<()> {
         let model = &assistant.model;
         let llama = &model.config.llama;
-        if self.prompt + self.tokens >= llama.max_position_embeddings {
+        if self.prompt + self.tokens >= llama.context_window() {
             bail!(
                 "{} + {} tokens do not fit into the context of {}; lower --prompt",
                 self.prompt,
                 self.tokens,
-                llama.max_position_embeddings
+                llama.context_window()
             );
         }
         // One picture, if the model sees any, and text for the rest.

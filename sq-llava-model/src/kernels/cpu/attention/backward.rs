@@ -9,7 +9,8 @@ use super::super::math::{dot, exp};
 use super::super::pieces::Scattered;
 use super::super::view::{Heads, elements, token_major};
 
-use super::{BLOCK, Mask, Saved};
+use super::softcap::{limit, limit_back};
+use super::{BLOCK, Saved, Scores};
 
 vectorised! {
     /// `P = e^{S − log sum}` in place of a row of scores.
@@ -40,7 +41,7 @@ struct HeadGrads {
 }
 
 /// Gradients of queries, keys and values.
-pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, mask: &Mask<'_>) -> [FlexTensor; 3] {
+pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, how: &Scores<'_>) -> [FlexTensor; 3] {
     let [q, k, v] = [&saved.query, &saved.key, &saved.value].map(Heads::<f32>::new);
     let (out, grad) = (Heads::<f32>::new(&saved.output), Heads::<f32>::new(&grad));
     let log_sums = elements(&saved.log_sums);
@@ -55,7 +56,7 @@ pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, mask: &Mask<'_>) -> [
     let value_out = Scattered::new(&mut d_value.spare_capacity_mut()[..lens[2]]);
     (0..batch * kv_heads).into_par_iter().for_each(|index| {
         let at @ [b, kv_head] = [index / kv_heads, index % kv_heads];
-        let part = head_back(&q, &k, &v, &out, &grad, log_sums, mask, at);
+        let part = head_back(&q, &k, &v, &out, &grad, log_sums, how, at);
         // SAFETY: this key head and the queries on it are this call's alone.
         unsafe {
             for (row, values) in part.query.chunks_exact(dim).enumerate() {
@@ -91,24 +92,25 @@ fn head_back(
     out: &Heads<'_>,
     grad: &Heads<'_>,
     log_sums: &[f32],
-    mask: &Mask<'_>,
+    how: &Scores<'_>,
     [batch, kv_head]: [usize; 2],
 ) -> HeadGrads {
     let (dim, queries, group) = (q.dim, q.tokens, q.heads / k.heads);
-    let factor = 1.0 / (dim as f32).sqrt();
-    let key = Matrix::rows(k.head(batch, kv_head, 0), k.row_stride());
-    let value = Matrix::rows(v.head(batch, kv_head, 0), v.row_stride());
+    let past = k.tokens.saturating_sub(queries);
     let mut found = HeadGrads {
         query: vec![0.0; group * queries * dim],
         key: vec![0.0; k.tokens * dim],
         value: vec![0.0; k.tokens * dim],
     };
-    let (mut weights, mut grads) = (Vec::new(), Vec::new());
+    let (mut weights, mut grads, mut limited) = (Vec::new(), Vec::new(), Vec::new());
     for member in 0..group {
         let head = kv_head * group + member;
         for from in (0..queries).step_by(BLOCK) {
             let to = (from + BLOCK).min(queries);
-            let (rows, keys) = (to - from, mask.visible(to, queries, k.tokens));
+            let visible = how.mask.visible(batch, [from, to], past, k.tokens);
+            let (rows, first, keys) = (to - from, visible.start, visible.len());
+            let key = Matrix::rows(k.head(batch, kv_head, first), k.row_stride());
+            let value = Matrix::rows(v.head(batch, kv_head, first), v.row_stride());
             let query = Matrix::rows(q.head(batch, head, from), q.row_stride());
             let d_out = Matrix::rows(grad.head(batch, head, from), grad.row_stride());
             for buffer in [&mut weights, &mut grads] {
@@ -118,7 +120,7 @@ fn head_back(
             let (s, d) = (&mut weights[..], &mut grads[..]);
             product(
                 [rows, keys, dim],
-                factor,
+                how.factor,
                 query,
                 key.transposed(),
                 s,
@@ -140,15 +142,25 @@ fn head_back(
                 let token = from + row;
                 let s = &mut s[row * keys..][..keys];
                 let d = &mut d[row * keys..][..keys];
-                let seen = mask.hide([batch, head, token], queries, k.tokens, s);
-                s[seen..].fill(0.0);
-                d[seen..].fill(0.0);
+                if let Some(cap) = how.softcap {
+                    limit(s, cap);
+                    limited.clear();
+                    limited.extend_from_slice(s);
+                }
+                let seen = how.mask.hide([batch, head, token], past, first, s);
+                for unseen in [0..seen.start, seen.end..keys] {
+                    s[unseen.clone()].fill(0.0);
+                    d[unseen].fill(0.0);
+                }
                 let log_sum = log_sums[(batch * q.heads + head) * queries + token];
-                weights_row(&mut s[..seen], log_sum);
+                weights_row(&mut s[seen.clone()], log_sum);
                 let delta = row_dot(grad.row(batch, head, token), out.row(batch, head, token));
-                scores_back_row(&s[..seen], &mut d[..seen], delta);
+                scores_back_row(&s[seen.clone()], &mut d[seen.clone()], delta);
+                if let Some(cap) = how.softcap {
+                    limit_back(&limited[seen.clone()], &mut d[seen], cap);
+                }
             }
-            // dV += Pᵀ dO, dK += dSᵀ Q / √dim, dQ = dS K / √dim.
+            // dV += Pᵀ dO, dK += dSᵀ Q · scale, dQ = dS K · scale.
             let p = Matrix::rows(s, keys);
             let ds = Matrix::rows(d, keys);
             product(
@@ -156,17 +168,17 @@ fn head_back(
                 1.0,
                 p.transposed(),
                 d_out,
-                &mut found.value,
+                &mut found.value[first * dim..],
                 dim,
                 true,
                 Threads::One,
             );
             product(
                 [keys, dim, rows],
-                factor,
+                how.factor,
                 ds.transposed(),
                 query,
-                &mut found.key,
+                &mut found.key[first * dim..],
                 dim,
                 true,
                 Threads::One,
@@ -174,7 +186,7 @@ fn head_back(
             let d_query = &mut found.query[(member * queries + from) * dim..][..rows * dim];
             product(
                 [rows, dim, keys],
-                factor,
+                how.factor,
                 ds,
                 key,
                 d_query,

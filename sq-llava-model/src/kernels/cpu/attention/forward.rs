@@ -11,7 +11,8 @@ use super::super::pieces::Scattered;
 use super::super::rows::Stored;
 use super::super::view::{Heads, token_major};
 
-use super::{BLOCK, Mask};
+use super::softcap::limit;
+use super::{BLOCK, Scores};
 
 vectorised! {
     /// Exponentials of a row of scores less their maximum, in place; the sum of them and the
@@ -42,7 +43,7 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
     q: &Heads<'_>,
     k: &Heads<'_, T>,
     v: &Heads<'_, T>,
-    mask: &Mask<'_>,
+    how: &Scores<'_>,
     log_sums: Option<&mut Vec<f32>>,
 ) -> FlexTensor {
     let (batch, heads, queries, dim) = (q.batch, q.heads, q.tokens, q.dim);
@@ -55,7 +56,7 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
         let (b, rest) = (index / (heads * blocks), index % (heads * blocks));
         let (head, from) = (rest / blocks, rest % blocks * BLOCK);
         let to = (from + BLOCK).min(queries);
-        let (rows, logs) = attend_block(q, k, v, mask, [b, head, from, to], space);
+        let (rows, logs) = attend_block(q, k, v, how, [b, head, from, to], space);
         // SAFETY: these queries of this head are this call's alone.
         unsafe {
             for (row, values) in rows.chunks_exact(dim).enumerate() {
@@ -66,7 +67,7 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
         }
     };
     let pieces = 0..batch * heads * blocks;
-    let work = batch * heads * queries * k.tokens * dim;
+    let work = batch * heads * queries * how.mask.most(k.tokens) * dim;
     if work < POOLED {
         let mut space = Space::default();
         pieces.for_each(|index| block(index, &mut space));
@@ -98,25 +99,25 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
     q: &Heads<'_>,
     k: &Heads<'_, T>,
     v: &Heads<'_, T>,
-    mask: &Mask<'_>,
+    how: &Scores<'_>,
     [batch, head, from, to]: [usize; 4],
     space: &mut Space,
 ) -> (Vec<f32>, Vec<f32>) {
-    let (rows, dim) = (to - from, q.dim);
+    let (rows, dim, past) = (to - from, q.dim, k.tokens.saturating_sub(q.tokens));
     let kv_head = head / (q.heads / k.heads);
-    let keys = mask.visible(to, q.tokens, k.tokens);
-    let factor = 1.0 / (dim as f32).sqrt();
+    let visible = how.mask.visible(batch, [from, to], past, k.tokens);
+    let (first, keys) = (visible.start, visible.len());
     let Space { scores, wide } = space;
     scores.clear();
     scores.resize(rows * keys, 0.0);
     let query = q.head(batch, head, from);
-    let key = k.head(batch, kv_head, 0);
-    let value = v.head(batch, kv_head, 0);
+    let key = k.head(batch, kv_head, first);
+    let value = v.head(batch, kv_head, first);
     let few = rows <= 2;
     if few {
         for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
             let query = &query[row * q.row_stride()..][..dim];
-            T::scores(query, key, k.row_stride(), factor, scores);
+            T::scores(query, key, k.row_stride(), how.factor, scores);
         }
     } else {
         let a = Matrix::rows(query, q.row_stride());
@@ -124,7 +125,7 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
         let b = Matrix::rows(key, stride).transposed();
         product(
             [rows, keys, dim],
-            factor,
+            how.factor,
             a,
             b,
             scores,
@@ -136,10 +137,15 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
     let mut sums = Vec::with_capacity(rows);
     let mut logs = Vec::with_capacity(rows);
     for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-        let seen = mask.hide([batch, head, from + row], q.tokens, k.tokens, scores);
-        let (seen, unseen) = scores.split_at_mut(seen);
-        unseen.fill(0.0);
-        let (sum, log) = softmax_row(seen);
+        if let Some(cap) = how.softcap {
+            limit(scores, cap);
+        }
+        let seen = how
+            .mask
+            .hide([batch, head, from + row], past, first, scores);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let (sum, log) = softmax_row(&mut scores[seen]);
         sums.push(sum);
         logs.push(log);
     }

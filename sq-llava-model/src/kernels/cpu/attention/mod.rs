@@ -4,6 +4,8 @@
 
 mod backward;
 mod forward;
+mod mask;
+mod softcap;
 
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, FloatDType, Shape, bf16, f16};
@@ -12,6 +14,8 @@ use burn_flex::{Flex, FlexTensor};
 use super::Kernel;
 use super::view::{Heads, filled, head_rows};
 use super::weight::readable;
+use crate::kernels::key_span::KeySpan;
+use mask::Mask;
 
 /// Queries of a block.
 const BLOCK: usize = 64;
@@ -23,14 +27,39 @@ pub(crate) enum Hidden {
     Nothing,
     /// Those after itself; the last query is as late as the last key.
     Later,
+    /// Those outside a span of each query's own.
+    Outside(KeySpan),
     /// Those where the tensor `[batch, 1 or heads, queries, keys]` is true.
     Marked(FlexTensor),
 }
 
-/// `softmax(Q Kᵀ / √dim) V` of queries `[batch, heads, queries, dim]`, keys and values
+/// `softmax(f(Q Kᵀ · scale)) V` of queries `[batch, heads, queries, dim]`, keys and values
 /// `[batch, kv_heads, keys, dim]`, these in f32, f16 or bf16. A query that sees no key gets zeros.
 #[derive(Debug)]
-pub(crate) struct Attention(pub(crate) Hidden);
+pub(crate) struct Attention {
+    pub(crate) hidden: Hidden,
+    /// Factor of the scores; `None` is `1/√dim`.
+    pub(crate) scale: Option<f32>,
+    /// Soft limit c of the scores, `f(s) = c · tanh(s / c)`.
+    pub(crate) softcap: Option<f32>,
+}
+
+impl Attention {
+    fn scores(&self, dim: usize) -> Scores<'_> {
+        Scores {
+            mask: Mask::new(&self.hidden),
+            factor: self.scale.unwrap_or(1.0 / (dim as f32).sqrt()),
+            softcap: self.softcap,
+        }
+    }
+}
+
+/// How scores come from products of queries and keys.
+struct Scores<'a> {
+    mask: Mask<'a>,
+    factor: f32,
+    softcap: Option<f32>,
+}
 
 /// What the backward pass needs.
 #[derive(Debug, Clone)]
@@ -50,9 +79,10 @@ impl Kernel<3> for Attention {
         let [q, k, v] = inputs.map(|input| input.layout().shape().dims::<4>());
         let [query, key, value] = inputs.map(FlexTensor::dtype);
         let read = query == DType::F32 && key == value && readable(key);
-        let mask = match &self.0 {
+        let mask = match &self.hidden {
             Hidden::Nothing => true,
             Hidden::Later => q[2] <= k[2],
+            Hidden::Outside(span) => q[2] <= k[2] && span.padding.len() == q[0] && span.window > 0,
             Hidden::Marked(mask) => {
                 let [b, h, queries, keys] = mask.layout().shape().dims::<4>();
                 b == q[0] && (h == 1 || h == q[1]) && queries == q[2] && keys == k[2]
@@ -65,16 +95,16 @@ impl Kernel<3> for Attention {
 
     fn forward(&self, inputs: [FlexTensor; 3]) -> FlexTensor {
         let [query, key, value] = inputs.map(head_rows);
-        let mask = Mask::new(&self.0);
         let q = Heads::new(&query);
+        let scores = self.scores(q.dim);
         match key.dtype() {
             DType::F16 => {
-                forward::attend::<f16>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None)
+                forward::attend::<f16>(&q, &Heads::new(&key), &Heads::new(&value), &scores, None)
             }
             DType::BF16 => {
-                forward::attend::<bf16>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None)
+                forward::attend::<bf16>(&q, &Heads::new(&key), &Heads::new(&value), &scores, None)
             }
-            _ => forward::attend::<f32>(&q, &Heads::new(&key), &Heads::new(&value), &mask, None),
+            _ => forward::attend::<f32>(&q, &Heads::new(&key), &Heads::new(&value), &scores, None),
         }
     }
 
@@ -84,11 +114,11 @@ impl Kernel<3> for Attention {
             DType::F32 => head_rows(input),
             _ => head_rows(Flex::float_cast(input, FloatDType::F32)),
         });
-        let mask = Mask::new(&self.0);
         let [q, k, v] = [&query, &key, &value].map(Heads::<f32>::new);
+        let scores = self.scores(q.dim);
         let mut log_sums = Vec::new();
         let shape = Shape::from(vec![q.batch, q.heads, q.tokens]);
-        let output = forward::attend(&q, &k, &v, &mask, Some(&mut log_sums));
+        let output = forward::attend(&q, &k, &v, &scores, Some(&mut log_sums));
         let saved = Saved {
             output: output.clone(),
             log_sums: filled(log_sums, shape),
@@ -105,89 +135,9 @@ impl Kernel<3> for Attention {
         grad: FlexTensor,
         wanted: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
-        let mask = Mask::new(&self.0);
-        let found = backward::attend_back(&saved, head_rows(grad), &mask);
+        let dim = saved.query.layout().shape()[3];
+        let found = backward::attend_back(&saved, head_rows(grad), &self.scores(dim));
         let mut wanted = wanted.into_iter();
         found.map(|grad| wanted.next().unwrap_or(false).then_some(grad))
-    }
-}
-
-/// A mask that can be read row by row.
-enum Mask<'a> {
-    Nothing,
-    Later,
-    Marked {
-        data: &'a [u8],
-        start: usize,
-        strides: [usize; 4],
-        /// 0 where all heads share a mask.
-        heads: usize,
-    },
-}
-
-impl<'a> Mask<'a> {
-    fn new(hidden: &'a Hidden) -> Self {
-        match hidden {
-            Hidden::Nothing => Self::Nothing,
-            Hidden::Later => Self::Later,
-            Hidden::Marked(mask) => {
-                let layout = mask.layout();
-                let strides = layout.strides();
-                Self::Marked {
-                    data: mask.bytes(),
-                    start: layout.start_offset(),
-                    strides: [0, 1, 2, 3].map(|i| strides[i] as usize),
-                    heads: layout.shape()[1],
-                }
-            }
-        }
-    }
-
-    /// Keys that a block of queries before `end` may see, of `keys`.
-    fn visible(&self, end: usize, queries: usize, keys: usize) -> usize {
-        match self {
-            Self::Later => end + keys - queries,
-            _ => keys,
-        }
-    }
-
-    /// Sets the scores of hidden keys to −∞ and returns how many keys from the first on can be
-    /// seen at all.
-    fn hide(
-        &self,
-        [batch, head, query]: [usize; 3],
-        queries: usize,
-        keys: usize,
-        scores: &mut [f32],
-    ) -> usize {
-        match self {
-            Self::Nothing => scores.len(),
-            Self::Later => query + 1 + keys - queries,
-            Self::Marked {
-                data,
-                start,
-                strides,
-                heads,
-            } => {
-                let head = if *heads == 1 { 0 } else { head };
-                let row = start + batch * strides[0] + head * strides[1] + query * strides[2];
-                if strides[3] == 1 {
-                    for (score, &hidden) in scores.iter_mut().zip(&data[row..]) {
-                        *score = if hidden == 0 {
-                            *score
-                        } else {
-                            f32::NEG_INFINITY
-                        };
-                    }
-                } else {
-                    for (key, score) in scores.iter_mut().enumerate() {
-                        if data[row + key * strides[3]] != 0 {
-                            *score = f32::NEG_INFINITY;
-                        }
-                    }
-                }
-                scores.len()
-            }
-        }
     }
 }
