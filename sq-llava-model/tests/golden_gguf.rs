@@ -180,7 +180,7 @@ fn towers_that_are_damaged_or_foreign_are_named() {
     );
     fails(
         &patched(find(b"v.class_embd"), b"v.class_embx"),
-        "v.class_embd",
+        "v.position_embd",
     );
     fails(&patched(find(b"mm.2.weight"), b"mm.3.weight"), "mlp_norm");
     fails(

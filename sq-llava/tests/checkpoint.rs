@@ -103,6 +103,51 @@ fn picture() -> PathBuf {
 }
 
 #[test]
+fn an_export_for_llama_cpp_answers_alike() {
+    let (dir, out) = (checkpoint(), tempfile::tempdir().expect("a folder"));
+    let out = out.path().join("tiny");
+    let export = |rest: &[&'static str]| {
+        let model = text(dir.path()).to_owned();
+        let mut words = vec!["export", "--device", "cpu", "--layout", "gguf"];
+        words.extend(["--model", &model, "--out", text(&out)]);
+        words.extend(rest);
+        run(&words)
+    };
+    let output = export(&["--quantize", "f32", "--without-prototypes"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let (model, mmproj) = (out.join("tiny-f32.gguf"), out.join("mmproj-tiny-f32.gguf"));
+    let files = format!("{}\n{}\n", model.display(), mmproj.display());
+    assert_eq!(String::from_utf8_lossy(&output.stdout), files);
+
+    let picture = picture();
+    let words = [text(&picture), "What is this?"];
+    let mmproj = ["--mmproj", text(&mmproj), words[0], words[1]];
+    let (ours, _) = said(&ask(dir.path(), &words));
+    let (theirs, _) = said(&ask(&model, &mmproj));
+    let ids = |answer: &str| {
+        let json: Value = serde_json::from_str(answer).expect("JSON");
+        (json["input_ids"].clone(), json["output_ids"].clone())
+    };
+    assert_eq!(ids(&ours), ids(&theirs));
+    assert!(ids(&ours).1.is_array(), "{ours}");
+
+    // A type of GGUF files is none to compute in, and none of this program's own.
+    for (words, named) in [
+        (&["--quantize", "q8"][..], "q8_0"),
+        (&["--quantize", "q9"], "known are"),
+        (&["--quantize", "f32"], "is there already"),
+    ] {
+        let output = export(words);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(named), "{error}");
+    }
+    let mut loading = ask(&model, &mmproj);
+    loading.extend(["--quantize", "q4_k"]);
+    assert!(complaint(&loading).contains("--layout gguf"));
+}
+
+#[test]
 fn fault_07_a_llava_hf_export_has_all_that_transformers_needs() {
     let (dir, out) = (checkpoint(), tempfile::tempdir().expect("a folder"));
     let out = out.path().join("hf");
