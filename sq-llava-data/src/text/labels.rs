@@ -192,6 +192,7 @@ mod tests {
         LlavaSample {
             id: "s".into(),
             images: vec!["x.png".into(); images],
+            system: None,
             conversations: turns
                 .iter()
                 .enumerate()

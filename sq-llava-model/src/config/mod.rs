@@ -13,6 +13,7 @@ pub use hf::{read_json, read_vision_config};
 
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
+use sq_llava_data::AskingRole;
 
 use crate::ops::activation::Activation;
 use crate::ops::rope::RopeScaling;
@@ -324,10 +325,14 @@ pub struct SqLlavaConfig {
     pub eos_token_ids: Vec<i64>,
     /// Padding token.
     pub pad_token_id: Option<i64>,
-    /// First of the four role tokens of template `sq`, if the model has learnt rows for them.
+    /// First of the template's role tokens (`sq` has four, a checkpoint's own template one), if the
+    /// model has learnt rows for them.
     pub new_tokens_start: Option<usize>,
-    /// Conversation template that the model was trained with.
+    /// Conversation template that the model was trained with: the name of one of ours, or
+    /// `checkpoint` for the chat template beside its tokenizer.
     pub conversation: Option<String>,
+    /// The role that asks in the checkpoint's own template, if it was trained to.
+    pub asking_role: Option<AskingRole>,
 }
 
 impl SqLlavaConfig {

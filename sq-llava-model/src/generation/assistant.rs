@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use burn::tensor::{Tensor, backend::Backend};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PixelValues};
 use sq_llava_data::{
-    Conversation, Ending, IMAGE_TOKEN, StopMatcher, StreamDecoder, Template, TextTokenizer,
+    Conversation, Ending, IMAGE_TOKEN, Layout, StopMatcher, StreamDecoder, TemplateChoice,
+    TextTokenizer,
 };
 
-use crate::config::ProjectorConfig;
 use crate::error::ModelError;
 use crate::generation::generate::{FinishReason, GenerateConfig, Generation};
 use crate::generation::sampling::Sampling;
@@ -29,7 +29,7 @@ pub struct Assistant<B: Backend> {
     /// Prepares pictures; `None` for a text-only model.
     pub processor: Option<ImageProcessor>,
     /// Layout of its conversations.
-    pub template: Template,
+    pub template: Layout,
 }
 
 /// What to load beside the weights.
@@ -38,7 +38,7 @@ pub struct AssistantOptions {
     /// How the weights are loaded.
     pub load: LoadOptions,
     /// A template in place of the checkpoint's own.
-    pub template: Option<Template>,
+    pub template: Option<TemplateChoice>,
     /// Folder of the tokenizer (and of the image processor, if it holds one), for weights that lie
     /// without them.
     pub tokenizer: Option<PathBuf>,
@@ -91,9 +91,8 @@ pub struct Answer {
 }
 
 impl<B: Backend> Assistant<B> {
-    /// Loads a checkpoint directory with its tokenizer and image processor. The template is, by
-    /// default, the one that the checkpoint was trained with, else `v1_sq` for the released
-    /// prototype extractor and `v1` otherwise.
+    /// Loads a checkpoint directory with its tokenizer, image processor and template
+    /// ([`SqLlavaConfig::layout`](crate::SqLlavaConfig::layout)).
     ///
     /// # Errors
     /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
@@ -127,24 +126,7 @@ impl<B: Backend> Assistant<B> {
                 ));
             }
         };
-        let template = match (options.template, &config.conversation) {
-            (Some(template), _) => template,
-            (None, Some(name)) => name.parse()?,
-            (None, None) if matches!(config.projector, ProjectorConfig::Cluster(_)) => {
-                Template::V1Sq
-            }
-            (None, None) => Template::V1,
-        };
-        // A checkpoint that names its template says what its chat template is by that.
-        let named = config.conversation.as_deref() == Some(template.name());
-        if let (false, Some(theirs)) = (named, tokenizer.chat_template())
-            && let Some(difference) = template.difference(theirs, &tokenizer)
-        {
-            tracing::warn!(
-                "{}: the chat_template of the checkpoint is not the conversation template {template} that is used: {difference}; another is chosen with --conv",
-                folder.display()
-            );
-        }
+        let template = config.layout(&tokenizer, folder, options.template)?;
         if let Some(processor) = &processor {
             // What is saved of this model says it too.
             let aspect = processor.config().aspect.name();
@@ -163,8 +145,9 @@ impl<B: Backend> Assistant<B> {
         model: SqLlava<B>,
         tokenizer: TextTokenizer,
         processor: Option<ImageProcessor>,
-        template: Template,
+        template: impl Into<Layout>,
     ) -> Result<Self, ModelError> {
+        let template = template.into();
         check_vocabulary(&tokenizer, model.language_model.vocabulary())?;
         if let Some(missing) = template
             .special_tokens()
@@ -204,7 +187,7 @@ impl<B: Backend> Assistant<B> {
 
     /// A conversation in the model's template.
     pub fn conversation(&self) -> Conversation {
-        Conversation::new(self.template)
+        Conversation::new(self.template.clone())
     }
 
     /// Continues one conversation; `on_text` gets the text as it comes, never part of a character.

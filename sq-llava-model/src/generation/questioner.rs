@@ -2,7 +2,7 @@
 
 use burn::tensor::backend::Backend;
 use sq_llava_data::image::PixelValues;
-use sq_llava_data::{Ending, Template};
+use sq_llava_data::{Ending, Layout};
 
 use crate::error::ModelError;
 use crate::generation::assistant::{AnswerOptions, Assistant, Request};
@@ -37,7 +37,7 @@ impl QuestionOptions {
 
     /// The settings of the paper's demonstration: temperature 1.2, top-k 300, top-p 0.95, up to
     /// 300 tokens; after a description where the template never asks the first turn in training.
-    pub fn demo(template: Template, n: usize, seed: u64) -> Self {
+    pub fn demo(template: &Layout, n: usize, seed: u64) -> Self {
         Self {
             n,
             sampling: Sampling::asking(seed),
@@ -85,7 +85,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     pub fn new(assistant: &'a Assistant<B>) -> Result<Self, ModelError> {
         if !assistant.template.asks() {
             return Err(ModelError::Argument(format!(
-                "template {} has no asking role; SQ-LLaVA models use sq or v1_sq",
+                "template {} has no asking role: this model was not trained to ask; SQ-LLaVA models use sq or v1_sq, or the checkpoint's own template with a role that training gave it",
                 assistant.template.name()
             )));
         }

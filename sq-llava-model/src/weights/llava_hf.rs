@@ -6,7 +6,7 @@ use std::path::Path;
 use burn::tensor::backend::Backend;
 use serde_json::{Value, json};
 use sq_llava_data::image::ImageProcessor;
-use sq_llava_data::{IMAGE_TOKEN, Template, TextTokenizer};
+use sq_llava_data::{IMAGE_TOKEN, Layout, TextTokenizer};
 
 use super::write::write_json;
 use crate::config::{SelectFeature, SqLlavaConfig};
@@ -39,7 +39,7 @@ pub fn save_llava_hf_files(
     config: &SqLlavaConfig,
     tokenizer: &TextTokenizer,
     processor: &ImageProcessor,
-    template: Template,
+    template: &Layout,
 ) -> Result<(), ModelError> {
     let chat_template = template.to_jinja(tokenizer, IMAGE_TOKEN)?;
     tokenizer.save_for_transformers(dir, &chat_template)?;

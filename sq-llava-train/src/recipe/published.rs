@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use sq_llava_data::{DeltaSchedule, Grouping, Template};
+use sq_llava_data::{DeltaSchedule, Grouping, Template, TemplateChoice};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
-    AdapterRecipe, AskingRecipe, BadImagePolicy, BaseDtype, Flavour, GradientCheckpointing,
-    LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe, ValidationRecipe,
+    AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, Flavour,
+    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
+    ValidationRecipe,
 };
 
 impl Recipe {
@@ -18,7 +19,7 @@ impl Recipe {
             data: None,
             images: None,
             validation: None,
-            template,
+            template: TemplateChoice::BuiltIn(template),
             image_aspect_ratio: None,
             epochs: 1.0,
             batch_size,
@@ -91,6 +92,7 @@ impl Recipe {
                 schedule: DeltaSchedule::Constant,
                 delta_end: 0.5,
                 first_turn: paper,
+                role: AskingRoleKind::Token,
                 sources: BTreeMap::new(),
             },
             loss: LossRecipe {

@@ -148,7 +148,7 @@ impl DiversityCommand {
         for (index, path) in self.pictures.iter().enumerate() {
             // Another seed for each picture, or all would be asked with the same draws.
             let options = QuestionOptions::demo(
-                assistant.template,
+                &assistant.template,
                 self.n,
                 self.draw.seed.wrapping_add(index as u64),
             );

@@ -76,6 +76,11 @@ impl SqLlavaConfig {
             config.prototype = Some(parsed.map_err(reason)?);
         }
         config.conversation = r.text("sq_conversation")?.map(Into::into);
+        if let Some(inner) = r.get("sq_asking_role") {
+            let parsed = serde_json::from_value(inner.clone());
+            let reason = |e| r.error(&format!("\"sq_asking_role\": {e}"));
+            config.asking_role = Some(parsed.map_err(reason)?);
+        }
         config.new_tokens_start = match r.size("sq_new_tokens_start", 0)? {
             0 => None,
             start => Some(start),

@@ -40,9 +40,7 @@ impl SqLlavaConfig {
         if let Some(prototype) = &self.prototype {
             out["sq_prototype"] = json!(prototype);
         }
-        if let Some(conversation) = &self.conversation {
-            out["sq_conversation"] = json!(conversation);
-        }
+        self.write_template(&mut out);
         if let Some(start) = self.new_tokens_start {
             out["sq_new_tokens_start"] = json!(start);
         }
@@ -94,14 +92,21 @@ impl SqLlavaConfig {
             ));
         };
         out["image_token_index"] = json!(id);
-        // Not of transformers: the template that it was trained with.
-        if let Some(conversation) = &self.conversation {
-            out["sq_conversation"] = json!(conversation);
-        }
+        self.write_template(&mut out);
         if let Some(id) = self.pad_token_id {
             out["pad_token_id"] = json!(id);
         }
         Ok(out)
+    }
+
+    /// Not of transformers: the template that it was trained with.
+    fn write_template(&self, out: &mut Value) {
+        if let Some(conversation) = &self.conversation {
+            out["sq_conversation"] = json!(conversation);
+        }
+        if let Some(role) = &self.asking_role {
+            out["sq_asking_role"] = json!(role);
+        }
     }
 
     fn write_family(&self, out: &mut Value) {

@@ -362,7 +362,7 @@ impl Trainer<'_> {
                  asking.delta_end say"
             );
         }
-        let asking = asking.filter(|_| settings.template.asks());
+        let asking = asking.filter(|_| prepared.layout.asks());
         if let Some(policy) = &asking {
             check_sources(&manifest, policy)?;
         }
@@ -375,7 +375,7 @@ impl Trainer<'_> {
             tokenizer: Arc::new(self.tokenizer.clone()),
             processor: self.processor.clone(),
             labels: LabelOptions {
-                template: settings.template.into(),
+                template: prepared.layout.clone(),
                 system: None,
                 tokens_per_image: per_image,
                 max_length: Some(settings.max_length),
