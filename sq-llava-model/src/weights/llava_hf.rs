@@ -9,7 +9,7 @@ use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{IMAGE_TOKEN, Layout, TextTokenizer};
 
 use super::write::write_json;
-use crate::config::{SelectFeature, SqLlavaConfig};
+use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 use crate::sq_llava::SqLlava;
 
@@ -43,18 +43,16 @@ pub fn save_llava_hf_files(
 ) -> Result<(), ModelError> {
     let chat_template = template.to_jinja(tokenizer, IMAGE_TOKEN)?;
     tokenizer.save_for_transformers(dir, &chat_template)?;
-    let strategy = match config.select_feature {
-        SelectFeature::Patch => "default",
-        SelectFeature::ClsPatch => "full",
-    };
-    let patch = config.vision.as_ref().map(|vision| vision.patch_size);
+    let vision = config.vision.as_ref();
+    let patch = vision.map(|vision| vision.patch_size);
+    let class = vision.is_some_and(|vision| vision.class_token);
     let whole = json!({
         "processor_class": "LlavaProcessor",
         "image_token": IMAGE_TOKEN,
         "patch_size": patch,
-        "vision_feature_select_strategy": strategy,
-        // The class token, of which "default" takes one off again.
-        "num_additional_image_tokens": 1,
+        "vision_feature_select_strategy": config.select_feature.strategy(),
+        // The class token; "default" takes one token off again.
+        "num_additional_image_tokens": u8::from(class),
     });
     let mut pictures = processor.config().to_transformers()?;
     pictures.insert("processor_class".into(), "LlavaProcessor".into());

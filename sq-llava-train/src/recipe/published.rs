@@ -6,7 +6,7 @@ use sq_llava_data::{DeltaSchedule, Grouping, Template, TemplateChoice};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
-    AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, Flavour,
+    AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
     GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
     ValidationRecipe,
 };
@@ -66,7 +66,7 @@ impl Recipe {
                 num_centers: 256,
                 num_iterations: 2,
                 redraw_centers: false,
-                select_layer: -2,
+                select_layer: FeatureLayers::One(-2),
                 image_aspect_ratio: "pad".into(),
             },
             stage1: StageRecipe {
