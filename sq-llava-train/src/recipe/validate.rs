@@ -1,6 +1,7 @@
 //! Which values a recipe can have.
 
 use sq_llava_data::Template;
+use sq_llava_data::image::AnyResolution;
 use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::ops::lora::LoraConfig;
 
@@ -261,8 +262,9 @@ fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), Train
 fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     match value {
         "pad" | "crop" | "resize" => Ok(()),
+        tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(()),
         _ => Err(TrainError::Recipe(format!(
-            "{key} is \"{value}\"; known are pad, crop and resize"
+            "{key} is \"{value}\"; known are pad, crop, resize, anyres and anyres_max_N"
         ))),
     }
 }

@@ -35,7 +35,7 @@ pub struct StepMemory<'a> {
     pub llm: Option<LoraConfig>,
     /// Adapters of the vision tower.
     pub vision: Option<LoraConfig>,
-    /// Samples that go through the model at once, a picture each.
+    /// Samples that go through the model at once, a picture each, of as many tiles as any has.
     pub samples: usize,
     /// Length of each, its image tokens included.
     pub tokens: usize,
@@ -208,7 +208,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let tokens = vision.num_patches() + 1;
-        let rows = self.samples * tokens;
+        let rows = self.samples * self.config.most_tiles() * tokens;
         Kept {
             layers,
             layer: rows * clip_token(vision, self.vision.as_ref(), tokens, self.kernels),

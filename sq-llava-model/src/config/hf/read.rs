@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use serde_json::Value;
+use sq_llava_data::image::AnyResolution;
 
 use super::decoder::decoder;
 use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
+use super::tiles::{TILING, note_original, of_transformers};
 use super::towers::{check_quantization, check_vision_type, vision};
 use crate::config::{
     ClipVisionConfig, Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
@@ -46,8 +48,9 @@ impl SqLlavaConfig {
         let text = r.inside("text_config")?;
         let mut unknown = Vec::new();
         let is_llava = LLAVA.contains(&model_type);
+        let tiles = TILING.contains(&model_type);
         let mut config = match (&text, Family::of(model_type)) {
-            (Some(text), _) if is_llava => {
+            (Some(text), _) if is_llava || tiles => {
                 let config = llava_hf(&r, text, &mut unknown)?;
                 unknown.extend(text.unknown(Described::Text));
                 config
@@ -57,10 +60,14 @@ impl SqLlavaConfig {
                 original(&r, family, &mut unknown)?
             }
             (None, Some(family)) => original(&r, family, &mut unknown)?,
+            (None, _) if tiles => {
+                return Err(r.error(&format!("a {model_type} without \"text_config\"")));
+            }
             _ => {
                 return Err(r.error(&format!(
-                    "the model type \"{model_type}\" is not supported; known are llava (also {}) and the language models {}",
+                    "the model type \"{model_type}\" is not supported; known are llava (also {}, {}) and the language models {}",
                     LLAVA[1..].join(", "),
+                    TILING.join(", "),
                     Family::known()
                 )));
             }
@@ -70,6 +77,7 @@ impl SqLlavaConfig {
             config.vision = Some(vision(&inner)?);
             unknown.extend(inner.unknown(Described::Vision));
         }
+        config.read_original_tiling(path, &value)?;
         if let Some(inner) = r.get("sq_prototype") {
             let parsed = serde_json::from_value::<PrototypeConfig>(inner.clone());
             let reason = |e| r.error(&format!("\"sq_prototype\": {e}"));
@@ -172,6 +180,7 @@ fn original(
     // LLaVA 1.0 leaves it out or says square: shortest side and centre crop.
     let ratio = r.text("image_aspect_ratio")?.unwrap_or("square");
     config.image_aspect_ratio = Some(aspect(ratio).map_err(|reason| r.error(&reason))?);
+    note_original(r, ratio);
     Ok(config)
 }
 
@@ -188,8 +197,11 @@ fn llava_hf(
         ))
     })?;
     let mut config = SqLlavaConfig::new(decoder(text, family, unknown)?);
-    // Either may say that the head is tied.
-    config.llama.tie_word_embeddings |= r.flag("tie_word_embeddings", false)?;
+    let kind = r.text("model_type")?.unwrap_or_default();
+    let tied = r.flag("tie_word_embeddings", false)?;
+    // Either may say that the head is tied, but LlavaNextConfig reads its own key alone.
+    config.llama.tie_word_embeddings &= kind != "llava_next";
+    config.llama.tie_word_embeddings |= tied;
     check_quantization(r)?;
     if r.get("vision_config").is_none() {
         // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels.
@@ -207,10 +219,15 @@ fn llava_hf(
             "\"vision_feature_layer\" is {layers}: features of several layers are not supported"
         )));
     }
-    config.select_layer = r.id("vision_feature_layer")?.unwrap_or(-2);
+    // transformers' LlavaConfig and LlavaOnevisionConfig.
+    let (layer, strategy) = match kind {
+        "llava_onevision" => (-1, "full"),
+        _ => (-2, "default"),
+    };
+    config.select_layer = r.id("vision_feature_layer")?.unwrap_or(layer);
     config.select_feature = match r
         .text("vision_feature_select_strategy")?
-        .unwrap_or("default")
+        .unwrap_or(strategy)
     {
         "default" => SelectFeature::Patch,
         "full" => SelectFeature::ClsPatch,
@@ -228,9 +245,16 @@ fn llava_hf(
         .map_err(|reason| r.error(&reason))?;
     config.image_token_index = Some(match r.id("image_token_index")? {
         Some(id) => id,
-        // transformers' LlavaConfig.
-        None => r.id("image_token_id")?.unwrap_or(32_000),
+        // transformers' LlavaConfig and LlavaOnevisionConfig.
+        None => r.id("image_token_id")?.unwrap_or(match kind {
+            "llava_onevision" => 151_646,
+            _ => 32_000,
+        }),
     });
+    if let Some(anyres) = of_transformers(r)? {
+        config.image_aspect_ratio = Some(anyres.aspect_name());
+        config.anyres = Some(anyres);
+    }
     Ok(config)
 }
 
@@ -250,8 +274,9 @@ fn aspect(name: &str) -> Result<String, String> {
     match name {
         "square" | "crop" => Ok("crop".into()),
         known @ ("pad" | "resize") => Ok(known.into()),
+        tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(tiled.into()),
         other => Err(format!(
-            "unknown image_aspect_ratio \"{other}\"; known are pad, crop and resize"
+            "unknown image_aspect_ratio \"{other}\"; known are pad, crop, resize, anyres and anyres_max_N"
         )),
     }
 }
