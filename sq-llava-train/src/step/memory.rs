@@ -370,6 +370,8 @@ pub(crate) fn announce(memory: &StepMemory<'_>, stage: u8, checkpointing: Gradie
 
 #[cfg(test)]
 mod tests {
+    use sq_llava_data::image::AnyResolution;
+
     use super::*;
     use crate::recipe::Flavour;
     use GradientCheckpointing::{Blocks, None as Keep};
@@ -467,6 +469,22 @@ mod tests {
         recipe.lora.vision.r = 16_384;
         let error = check_trainable(&config, &recipe, 2, Some(8 << 30)).expect_err("100 GiB");
         assert!(error.to_string().contains("lora.vision.r"), "{error}");
+    }
+
+    #[test]
+    fn a_picture_of_any_shape_may_have_the_most_tiles() {
+        let mut config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let recipe = Recipe::published(Flavour::Paper);
+        let vision = |config: &SqLlavaConfig| {
+            let memory = StepMemory::of_stage(config, &recipe, 2, ALL, 1);
+            memory.vision().values(Keep)
+        };
+        let one = vision(&config);
+        config.anyres = Some(AnyResolution::published(336, None));
+        // The whole picture and a grid of two by two.
+        assert_eq!(vision(&config), 5 * one);
+        let newline = 4096;
+        assert_eq!(config.parameters().projector, 20_979_712 + newline);
     }
 
     #[test]
