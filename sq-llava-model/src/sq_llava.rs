@@ -15,13 +15,13 @@ use crate::ops::cat::cat;
 use crate::ops::draws::normal;
 use crate::ops::linear::Linear;
 use crate::ops::lora::LoraConfig;
-use crate::vision::clip::{ClipVisionTower, pixel_tensor};
+use crate::vision::tower::{VisionTower, pixel_tensor};
 
 /// SQ-LLaVA (arXiv 2403.11299).
 #[derive(Module, Debug)]
 pub struct SqLlava<B: Backend> {
-    /// CLIP; `None` for a text-only model.
-    pub vision_tower: Option<ClipVisionTower<B>>,
+    /// `None` for a text-only model.
+    pub vision_tower: Option<VisionTower<B>>,
     /// The paper's φ; the released one is part of the projector.
     pub prototype: Option<PrototypeExtractor<B>>,
     /// W.
@@ -56,23 +56,29 @@ impl SqLlavaConfig {
     pub fn init<B: Backend>(&self, device: &B::Device) -> Result<SqLlava<B>, ModelError> {
         let width = self.llama.hidden_size;
         if let Some(vision) = &self.vision {
-            if self.feature_layer().is_none() {
+            if self.feature_layers().is_none() {
                 return Err(ModelError::Argument(format!(
-                    "feature layer {} does not exist in a tower of {} layers",
-                    self.select_layer, vision.num_hidden_layers
+                    "there are no feature layers {:?} in a vision tower of {} layers (model.select_layer, vision_feature_layer, mm_vision_select_layer)",
+                    self.select_layers, vision.num_hidden_layers
                 )));
             }
-            if let Some(prototype) = &self.prototype
-                && prototype.hidden_size != vision.hidden_size
-            {
-                return Err(ModelError::Argument(format!(
-                    "the prototype extractor's width {} is not the vision tower's {}",
-                    prototype.hidden_size, vision.hidden_size
-                )));
+            if self.tokens_per_image() == 0 {
+                return Err(ModelError::Argument(
+                    "the vision tower's only token is dropped by its selection of features (vision_feature_select_strategy \"default\", mm_vision_select_feature \"patch\")".into(),
+                ));
             }
         }
         self.check_anyres()?;
-        let d_in = self.vision.as_ref().map_or(width, |v| v.hidden_size);
+        let d_in = self.feature_width().unwrap_or(width);
+        if let Some(prototype) = &self.prototype
+            && self.vision.is_some()
+            && prototype.hidden_size != d_in
+        {
+            return Err(ModelError::Argument(format!(
+                "the prototype extractor's width {} is not the image features' {d_in}",
+                prototype.hidden_size
+            )));
+        }
         let projector = match &self.vision {
             Some(_) => self.projector.init(d_in, width, device),
             None => Projector::Identity(std::marker::PhantomData),
@@ -131,10 +137,10 @@ impl<B: Backend> SqLlava<B> {
     /// # Errors
     /// If there is no vision tower or the images are not of its size.
     pub fn vision_features(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 3>, ModelError> {
-        let (Some(tower), Some(vision), Some(layer)) = (
+        let (Some(tower), Some(vision), Some(layers)) = (
             &self.vision_tower,
             &self.config.vision,
-            self.config.feature_layer(),
+            self.config.feature_layers(),
         ) else {
             return Err(ModelError::NoVisionTower);
         };
@@ -145,7 +151,7 @@ impl<B: Backend> SqLlava<B> {
                 "images of {channels} channels, {height}×{width} were given; the vision tower takes 3 channels, {side}×{side}"
             )));
         }
-        Ok(tower.features(pixels, layer, self.config.select_feature))
+        Ok(tower.features(pixels, &layers, self.config.select_feature))
     }
 
     /// Image tokens as the LLM sees them. `[images, tokens, d]` → `[images, tokens, hidden]`
@@ -319,7 +325,7 @@ impl<B: Backend> SqLlava<B> {
     pub fn linears(&self) -> impl Iterator<Item = (String, &Linear<B>)> {
         let llm = self.language_model.linears();
         let llm = llm.map(|(path, linear)| (format!("language_model.{path}"), linear));
-        let vision = self.vision_tower.iter().flat_map(ClipVisionTower::linears);
+        let vision = self.vision_tower.iter().flat_map(VisionTower::linears);
         llm.chain(vision.map(|(path, linear)| (format!("vision_tower.{path}"), linear)))
     }
 
@@ -335,10 +341,13 @@ impl<B: Backend> SqLlava<B> {
         self
     }
 
-    /// Adds fresh adapters to the vision tower.
+    /// Adds fresh adapters to the vision tower. Its linears may be named as here or as in the
+    /// files of its family.
     #[must_use]
     pub fn with_vision_lora(mut self, lora: &LoraConfig) -> Self {
-        adapt(vision_linears(&mut self.vision_tower), lora);
+        let vision = self.config.vision.as_ref();
+        let lora = vision.map_or_else(|| lora.clone(), |vision| vision.own_targets(lora));
+        adapt(vision_linears(&mut self.vision_tower), &lora);
         self
     }
 
@@ -380,9 +389,9 @@ fn llm_linears<B: Backend>(llama: &mut Llama<B>) -> impl Iterator<Item = Adaptab
 }
 
 fn vision_linears<B: Backend>(
-    tower: &mut Option<ClipVisionTower<B>>,
+    tower: &mut Option<VisionTower<B>>,
 ) -> impl Iterator<Item = Adaptable<'_, B>> {
-    let linears = tower.iter_mut().flat_map(ClipVisionTower::linears_mut);
+    let linears = tower.iter_mut().flat_map(VisionTower::linears_mut);
     // Numbers far from those of the LLM's adapters.
     let numbered = linears.zip((1 << 32) + 1..);
     numbered.map(|((path, linear), number)| Adaptable {

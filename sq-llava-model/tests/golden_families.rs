@@ -1,6 +1,14 @@
-//! Language models of today's families against transformers and peft.
+//! Language models, vision towers and whole models of today's families against transformers and
+//! peft.
 
 #![allow(clippy::print_stderr)] // A case that is not built is named.
+
+#[path = "golden_families/adapters.rs"]
+mod adapters;
+#[path = "golden_families/vision.rs"]
+mod vision;
+#[path = "golden_families/whole.rs"]
+mod whole;
 
 use std::path::{Path, PathBuf};
 
@@ -32,6 +40,30 @@ impl Case {
     }
 }
 
+/// All cases of a kind.
+fn all(kind: &str) -> Vec<Case> {
+    all_in(&golden::families(), kind)
+}
+
+/// Those of a folder.
+fn all_in(folder: &Path, kind: &str) -> Vec<Case> {
+    let mut found = Vec::new();
+    for dir in golden::entries(folder) {
+        let outputs = dir.join("outputs.json");
+        if !outputs.is_file() {
+            continue;
+        }
+        let json = golden::json(&outputs);
+        // Models that lay pictures over tiles have tests of their own.
+        let tiles = ["llava_next", "llava_onevision"].map(Value::from);
+        if json["kind"] == kind && !tiles.contains(&json["family"]) {
+            let tensors = Tensors::read(&dir.join("outputs.safetensors"));
+            found.push(Case { dir, json, tensors });
+        }
+    }
+    found
+}
+
 /// Cases of a kind, with those left out that are not built: their model must be refused, and the
 /// message holds what `named` gives of them.
 fn built(
@@ -40,27 +72,16 @@ fn built(
     named: impl Fn(&Value) -> String,
 ) -> Vec<Case> {
     let mut found = Vec::new();
-    for dir in golden::entries(&golden::families()) {
-        let outputs = dir.join("outputs.json");
-        if !outputs.is_file() {
+    for case in all(kind) {
+        if is_built(&case.dir, &case.json) {
+            found.push(case);
             continue;
         }
-        let json = golden::json(&outputs);
-        // Models that lay pictures over tiles have tests of their own.
-        let tiles = ["llava_next", "llava_onevision"].map(Value::from);
-        if json["kind"] != kind || tiles.contains(&json["family"]) {
-            continue;
-        }
-        if is_built(&dir, &json) {
-            let tensors = Tensors::read(&dir.join("outputs.safetensors"));
-            found.push(Case { dir, json, tensors });
-            continue;
-        }
-        eprintln!("{}: not built", dir.display());
-        let (model, options) = (dir.join("model"), LoadOptions::default());
+        eprintln!("{}: not built", case.dir.display());
+        let (model, options) = (case.dir.join("model"), LoadOptions::default());
         let loaded = load_model::<Flex>(&model, &options, &Default::default());
         let message = loaded.map(|_| ()).expect_err("not built").to_string();
-        assert!(message.contains(&named(&json)), "{message}");
+        assert!(message.contains(&named(&case.json)), "{message}");
     }
     found
 }
@@ -297,83 +318,4 @@ fn golden_gradients_of_adapters() {
         assert_eq!(compared, all, "{}", case.name());
         assert!(all > 0, "{}", case.name());
     }
-}
-
-/// Whole models with a vision tower that is built; others must be refused.
-fn whole_models() -> Vec<Case> {
-    let is_built = |dir: &Path, json: &Value| {
-        let config = golden::json(&dir.join("model/config.json"));
-        json["family"] == "llava"
-            && json["vision"] == "clip_vision_model"
-            && config["vision_feature_layer"].is_i64()
-            && Family::of(text(json, "text")).is_some()
-    };
-    built("vlm", is_built, |_| String::new())
-}
-
-#[test]
-fn golden_whole_models_see_and_answer() {
-    for case in whole_models() {
-        for layout in ["model", "hub"] {
-            let dir = case.dir.join(layout);
-            if dir.is_dir() {
-                let model = load::<Flex>(&dir, None);
-                for prompt in case.json["prompts"].as_array().expect("prompts") {
-                    answers_as_transformers(&case, &model, prompt, layout);
-                }
-            }
-        }
-    }
-}
-
-fn answers_as_transformers(case: &Case, model: &SqLlava<Flex>, prompt: &Value, layout: &str) {
-    let name = prompt["name"].as_str().expect("a name");
-    let what = format!("{} {layout} {name}", case.name());
-    let key = |part: &str| format!("{name}.{part}");
-    let mut images = Vec::new();
-    if case.tensors.contains(&key("pixel_values")) {
-        let shape: [usize; 4] = case
-            .tensors
-            .shape(&key("pixel_values"))
-            .try_into()
-            .expect("four");
-        let data = TensorData::new(case.tensors.f32(&key("pixel_values")), shape);
-        let pixels = Tensor::<Flex, 4>::from_data(data, &Default::default());
-        images = model.encode_images(pixels).expect("features");
-    }
-    for (index, features) in images.iter().enumerate() {
-        let reference = case.tensors.f64(&key(&format!("image_features.{index}")));
-        assert_close(&what, &values(features.clone()), &reference, 5e-5);
-    }
-    let ids = case.ids(&key("input_ids"));
-    let sample = Sample { ids: &ids, images };
-    let embeddings = model
-        .embed(std::slice::from_ref(&sample))
-        .expect("embeds")
-        .remove(0);
-    let rows = case.ids(&key("logits_rows"));
-    let rows = Tensor::<Flex, 1, Int>::from_data(
-        TensorData::new(rows.clone(), [rows.len()]),
-        &Default::default(),
-    );
-    let found = model.logits(embeddings).select(0, rows);
-    assert_close(
-        &what,
-        &values(found),
-        &case.tensors.f64(&key("logits")),
-        2e-4,
-    );
-    let greedy = prompt["greedy"]["ids_without_stopping"]
-        .as_array()
-        .expect("ids");
-    let greedy: Vec<i64> = greedy
-        .iter()
-        .map(|id| id.as_i64().expect("an id"))
-        .collect();
-    let config = GenerateConfig::greedy(greedy.len());
-    let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
-    let found = model
-        .generate(&[sample], &config, &mut go_on)
-        .expect("answers");
-    assert_eq!(found[0].ids, greedy, "{what}");
 }

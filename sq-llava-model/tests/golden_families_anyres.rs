@@ -10,7 +10,7 @@ use burn_flex::Flex;
 use golden::{Tensors, Value, families, json};
 use sq_llava_data::image::{ImageProcessor, PatchMerge, PreparedImage};
 use sq_llava_data::{Ending, Template};
-use sq_llava_model::config::Family;
+use sq_llava_model::config::{Family, VisionFamily};
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{
@@ -24,9 +24,6 @@ use sq_llava_model::{
 /// The tolerances of the data, absolute.
 const FEATURES: f64 = 5e-5;
 const LOGITS: f64 = 2e-4;
-
-/// Vision towers that are built.
-const TOWERS: [&str; 1] = ["clip_vision_model"];
 
 /// A case and its reference.
 struct Case {
@@ -127,7 +124,7 @@ fn cases() -> Vec<Case> {
             json: json.clone(),
             dir,
         };
-        if TOWERS.contains(&&*text("vision")) && Family::of(&text("text")).is_some() {
+        if VisionFamily::of(&text("vision")).is_some() && Family::of(&text("text")).is_some() {
             found.push(case);
             continue;
         }

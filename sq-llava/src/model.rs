@@ -238,7 +238,8 @@ impl ModelArguments {
 /// If there is none of that name.
 pub fn preset(name: &str) -> Result<SqLlavaConfig> {
     SqLlavaConfig::preset(name).with_context(|| {
-        format!("unknown preset \"{name}\"; known are sq-llava-7b, sq-llava-13b and tiny")
+        let known = SqLlavaConfig::PRESETS.join(", ");
+        format!("unknown preset \"{name}\"; known are {known}")
     })
 }
 

@@ -106,7 +106,7 @@ impl<B: Backend> ClipScorer<B> {
             return Ok(vec![]);
         }
         let images: Vec<&[f32]> = images.iter().map(|image| image.data.as_slice()).collect();
-        let embeds = self.model.image_embeds(self.model.pixels(&images)?);
+        let embeds = self.model.image_embeds(self.model.pixels(&images)?)?;
         Ok(self.rows(embeds, Origin::ClipImage)?)
     }
 

@@ -10,7 +10,7 @@ use crate::clip_score::text::ClipTextTower;
 use sq_llava_model::ModelError;
 use sq_llava_model::config::ClipConfig;
 use sq_llava_model::ops::linear::{Linear, product};
-use sq_llava_model::vision::clip::{ClipVisionTower, pixel_tensor};
+use sq_llava_model::vision::tower::{VisionTower, pixel_tensor};
 use sq_llava_model::weights::{LoadReport, Progress, load_module};
 
 /// Both towers; keys as in `CLIPModel`. [`ClipModel::load`] reads one.
@@ -19,7 +19,7 @@ pub struct ClipModel<B: Backend> {
     /// Texts.
     pub text_model: ClipTextTower<B>,
     /// Pictures.
-    pub vision_model: ClipVisionTower<B>,
+    pub vision_model: VisionTower<B>,
     /// From the vision tower's width to the embeddings', without bias.
     pub visual_projection: Linear<B>,
     /// From the text tower's width to the embeddings', without bias.
@@ -101,9 +101,14 @@ impl<B: Backend> ClipModel<B> {
 
     /// Embeddings of pictures, of length one.
     /// `[images, 3, side, side]` → `[images, projection]`, f32
-    pub fn image_embeds(&self, pixels: Tensor<B, 4>) -> Tensor<B, 2> {
-        let pooled = self.vision_model.pooled(pixels);
-        unit(self.visual_projection.forward(pooled))
+    ///
+    /// # Errors
+    /// If the vision tower has no class token.
+    pub fn image_embeds(&self, pixels: Tensor<B, 4>) -> Result<Tensor<B, 2>, ModelError> {
+        let pooled = self.vision_model.pooled(pixels).ok_or_else(|| {
+            ModelError::Argument("CLIP's vision tower needs a class token".into())
+        })?;
+        Ok(unit(self.visual_projection.forward(pooled)))
     }
 
     /// Logits of each picture over the texts: cosines times the learnt factor.

@@ -7,7 +7,7 @@ use sq_llava_model::ModelError;
 use sq_llava_model::config::ClipTextConfig;
 use sq_llava_model::ops::embedding::Embedding;
 use sq_llava_model::ops::norm::LayerNorm;
-use sq_llava_model::vision::clip::{ClipEncoder, LayerSizes};
+use sq_llava_model::vision::encoder::{Encoder, LayerSizes};
 
 /// The text tower; keys as under `text_model.`.
 #[derive(Module, Debug)]
@@ -15,7 +15,7 @@ pub struct ClipTextTower<B: Backend> {
     /// Tokens and positions.
     pub embeddings: ClipTextEmbeddings<B>,
     /// Layers, in which a token sees only those before it.
-    pub encoder: ClipEncoder<B>,
+    pub encoder: Encoder<B>,
     /// Norm behind the last layer.
     pub final_layer_norm: LayerNorm<B>,
     #[module(skip)]
@@ -42,6 +42,9 @@ impl<B: Backend> ClipTextTower<B> {
             act: config.hidden_act,
             eps: config.layer_norm_eps,
             causal: true,
+            qkv_bias: true,
+            layer_scale: false,
+            gated: false,
         };
         Self {
             embeddings: ClipTextEmbeddings {

@@ -4,8 +4,8 @@ use std::path::Path;
 
 use burn::config::Config;
 
-use super::ClipVisionConfig;
-use super::hf::{Described, Reader, check_vision_type, judge_unknown, read_json, vision};
+use super::hf::{Described, Reader, judge_unknown, read_json, vision};
+use super::{VisionConfig, VisionFamily};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
 
@@ -56,7 +56,7 @@ pub struct ClipConfig {
     /// The text tower.
     pub text: ClipTextConfig,
     /// The vision tower.
-    pub vision: ClipVisionConfig,
+    pub vision: VisionConfig,
     /// Width of the embeddings.
     #[config(default = 512)]
     pub projection_dim: usize,
@@ -87,7 +87,13 @@ impl ClipConfig {
             old.or(new).ok_or_else(missing)
         };
         let (words, pictures) = (part("text_config")?, part("vision_config")?);
-        check_vision_type(&pictures)?;
+        let tower = vision(&pictures)?;
+        if tower.family != VisionFamily::Clip {
+            return Err(r.error(&format!(
+                "the vision tower is a \"{}\"; a CLIP's is a clip_vision_model",
+                tower.family.model_type()
+            )));
+        }
         if let Some(other) = words
             .text("model_type")?
             .filter(|&kind| kind != "clip_text_model")
@@ -96,8 +102,8 @@ impl ClipConfig {
                 "the text tower is a \"{other}\", which is not supported; known is clip_text_model"
             )));
         }
-        let config = Self::new(text(&words)?, vision(&pictures)?)
-            .with_projection_dim(r.positive("projection_dim", 512)?);
+        let config =
+            Self::new(text(&words)?, tower).with_projection_dim(r.positive("projection_dim", 512)?);
         let mut unknown = words.unknown(Described::ClipText);
         unknown.extend(pictures.unknown(Described::Vision));
         unknown.extend(r.unknown(Described::Clip));

@@ -1,15 +1,15 @@
 //! Parameter counts by arithmetic, without building a model.
 
 use super::{
-    ClipVisionConfig, LlamaConfig, NormPlacement, ProjectorConfig, PrototypeConfig, QkNorm,
-    SqLlavaConfig,
+    LlamaConfig, NormPlacement, ProjectorConfig, PrototypeConfig, QkNorm, SqLlavaConfig,
+    VisionConfig,
 };
 use crate::ops::lora::LoraConfig;
 
 /// Parameters of each part of a model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize)]
 pub struct ParameterCount {
-    /// CLIP tower.
+    /// Vision tower.
     pub vision_tower: usize,
     /// The paper's prototype extractor, without its buffer of centres.
     pub prototype: usize,
@@ -33,14 +33,14 @@ impl SqLlavaConfig {
         let width = self.llama.hidden_size;
         let vision = self.vision.as_ref();
         ParameterCount {
-            vision_tower: vision.map_or(0, ClipVisionConfig::parameters),
+            vision_tower: vision.map_or(0, VisionConfig::parameters),
             prototype: self
                 .prototype
                 .as_ref()
                 .map_or(0, PrototypeConfig::parameters),
-            projector: vision.map_or(0, |v| {
+            projector: self.feature_width().map_or(0, |d| {
                 let newline = usize::from(self.has_image_newline()) * width;
-                self.projector.parameters(v.hidden_size, width) + newline
+                self.projector.parameters(d, width) + newline
             }),
             language_model: self.llama.parameters(),
         }
@@ -91,36 +91,42 @@ impl LlamaConfig {
     }
 }
 
-impl ClipVisionConfig {
+impl VisionConfig {
     /// `(name, in, out)` of the linears of one layer.
     pub fn linears(&self) -> [(&'static str, usize, usize); 6] {
         let (h, i) = (self.hidden_size, self.intermediate_size);
+        let up = if self.gated_mlp { 2 * i } else { i };
         [
             ("q_proj", h, h),
             ("k_proj", h, h),
             ("v_proj", h, h),
             ("out_proj", h, h),
-            ("fc1", h, i),
+            ("fc1", h, up),
             ("fc2", i, h),
         ]
     }
 
     /// Parameters of the tower.
     pub fn parameters(&self) -> usize {
-        let h = self.hidden_size;
-        let layer: usize = self.linears().iter().map(|(_, i, o)| i * o + o).sum();
-        let patch = 3 * self.patch_size * self.patch_size * h + usize::from(self.patch_bias) * h;
-        let norms = usize::from(self.pre_layernorm) + usize::from(self.post_layernorm);
-        patch
-            + h
-            + (self.num_patches() + 1) * h
-            + self.num_hidden_layers * (layer + 4 * h)
-            + norms * 2 * h
+        let (h, i) = (self.hidden_size, self.intermediate_size);
+        let has = |part: bool, parameters: usize| if part { parameters } else { 0 };
+        let linears: usize = self.linears().iter().map(|(_, i, o)| i * o + o).sum();
+        let layer = linears - has(!self.qkv_bias, 3 * h) + 4 * h + has(self.layer_scale, 2 * h);
+        // The probe, its attention, a norm and an MLP.
+        let head = h + (4 * h * h + 4 * h) + 2 * h + (2 * h * i + i + h);
+        3 * self.patch_size * self.patch_size * h
+            + has(self.patch_bias, h)
+            + has(self.class_token, h)
+            + self.tokens() * h
+            + self.num_hidden_layers * layer
+            + has(self.pre_layernorm, 2 * h)
+            + has(self.post_layernorm, 2 * h)
+            + has(self.pooling_head, head)
     }
 
     /// Parameters of the adapters on the tower.
     pub fn lora_parameters(&self, lora: &LoraConfig) -> usize {
-        self.num_hidden_layers * adapters(&self.linears(), lora)
+        self.num_hidden_layers * adapters(&self.linears(), &self.own_targets(lora))
     }
 }
 
@@ -185,5 +191,22 @@ mod tests {
 
         let config = SqLlavaConfig::preset("sq-llava-13b").unwrap();
         assert_eq!(config.llama.lora_parameters(&llm), 500_695_040);
+    }
+
+    /// SigLIP So400m has 428 million parameters with its head, Qwen3 1.7B 1.7 billion.
+    #[test]
+    fn sizes_of_the_towers_of_today() {
+        let config = SqLlavaConfig::preset("siglip-so400m-qwen3-1.7b").unwrap();
+        let vision = config.vision.clone().unwrap();
+        // A layer: 4 linears of 1152², 2 of 1152 × 4304, their biases, two norms.
+        let layer = 4 * 1152 * 1152 + 2 * 1152 * 4304 + 4 * 1152 + 4304 + 1152 + 4 * 1152;
+        let embeddings = (3 * 14 * 14 + 1) * 1152 + 729 * 1152;
+        assert_eq!(vision.parameters(), 27 * layer + embeddings + 2 * 1152);
+        let head = 1152 + 4 * 1152 * 1152 + 4 * 1152 + 2 * 1152 + 2 * 1152 * 4304 + 4304 + 1152;
+        let whole = vision.with_pooling_head(true).parameters();
+        assert_eq!(whole, 27 * layer + embeddings + 2 * 1152 + head);
+        assert_eq!(whole / 1_000_000, 428);
+        assert_eq!(config.tokens_per_image(), 729);
+        assert_eq!(config.llama.parameters() / 1_000_000, 1720);
     }
 }

@@ -4,13 +4,18 @@ mod clip;
 mod count;
 mod family;
 mod hf;
+mod preset;
 mod processor;
+mod vision;
+mod vision_names;
 
 pub use clip::{ClipConfig, ClipTextConfig};
 pub use count::ParameterCount;
 pub use family::{Family, NormPlacement, QkNorm, SlidingWindow};
 pub(crate) use hf::{judge_unknown, vision_json};
 pub use hf::{read_json, read_vision_config};
+pub use vision::{SelectFeature, VisionConfig, VisionFamily};
+pub(crate) use vision_names::{own_shape, vision_name};
 
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
@@ -120,74 +125,6 @@ impl LlamaConfig {
             _ => self.mlp_bias,
         }
     }
-}
-
-/// CLIP vision tower sizes; field names as in Hugging Face's `CLIPVisionConfig`.
-#[derive(Config, Debug, PartialEq)]
-pub struct ClipVisionConfig {
-    /// Width of the residual stream.
-    #[config(default = 768)]
-    pub hidden_size: usize,
-    /// Width of the MLP.
-    #[config(default = 3072)]
-    pub intermediate_size: usize,
-    /// Number of layers.
-    #[config(default = 12)]
-    pub num_hidden_layers: usize,
-    /// Attention heads.
-    #[config(default = 12)]
-    pub num_attention_heads: usize,
-    /// Side of the square input in pixels.
-    #[config(default = 224)]
-    pub image_size: usize,
-    /// Side of a patch in pixels.
-    #[config(default = 32)]
-    pub patch_size: usize,
-    /// MLP non-linearity.
-    #[config(default = "Activation::QuickGelu")]
-    pub hidden_act: Activation,
-    /// Epsilon of the norms.
-    #[config(default = 1e-5)]
-    pub layer_norm_eps: f64,
-    /// Whether a norm stands before the first layer. Told by the keys of a checkpoint.
-    #[config(default = true)]
-    pub pre_layernorm: bool,
-    /// Whether the patch embedding has a bias. Told by the keys of a checkpoint.
-    #[config(default = false)]
-    pub patch_bias: bool,
-    /// Whether a norm stands after the last layer (no image feature passes through it). Told by
-    /// the keys of a checkpoint.
-    #[config(default = true)]
-    pub post_layernorm: bool,
-}
-
-impl ClipVisionConfig {
-    /// OpenAI's ViT-L/14 at `side` pixels (224 or 336).
-    pub fn large(side: usize) -> Self {
-        Self::new()
-            .with_hidden_size(1024)
-            .with_intermediate_size(4096)
-            .with_num_hidden_layers(24)
-            .with_num_attention_heads(16)
-            .with_image_size(side)
-            .with_patch_size(14)
-    }
-
-    /// Patches of one image.
-    pub fn num_patches(&self) -> usize {
-        // A file's numbers may be of any size; its tensors say whether they are true.
-        (self.image_size / self.patch_size).saturating_pow(2)
-    }
-}
-
-/// Which tokens of the chosen layer become image features.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SelectFeature {
-    /// Patch tokens.
-    Patch,
-    /// Class token and patch tokens.
-    ClsPatch,
 }
 
 /// Dimension of the softmax in the paper's E step.
@@ -301,16 +238,17 @@ pub struct SqLlavaConfig {
     /// The language model.
     pub llama: LlamaConfig,
     /// The vision tower; `None` for a text-only model.
-    pub vision: Option<ClipVisionConfig>,
+    pub vision: Option<VisionConfig>,
     /// The paper's prototype extractor before the projector (flavour `paper`).
     pub prototype: Option<PrototypeConfig>,
     /// The projector W, or the released extractor (flavour `released`).
     #[config(default = "ProjectorConfig::from_name(\"mlp2x_gelu\", None).expect(\"known name\")")]
     pub projector: ProjectorConfig,
-    /// Layer whose output is the image feature: −2 is the last but one.
-    #[config(default = -2)]
-    pub select_layer: i64,
-    /// Tokens of that layer that are used.
+    /// Layers whose outputs, joined along the channels, are the image features: −2 is the last but
+    /// one.
+    #[config(default = "vec![-2]")]
+    pub select_layers: Vec<i64>,
+    /// Tokens of those layers that are used.
     #[config(default = "SelectFeature::Patch")]
     pub select_feature: SelectFeature,
     /// `pad`, `crop` or `resize`: how an image becomes square; `anyres` or `anyres_max_N` where it
@@ -337,62 +275,10 @@ pub struct SqLlavaConfig {
 }
 
 impl SqLlavaConfig {
-    /// `sq-llava-7b`, `sq-llava-13b` or `tiny`; flavour `paper`.
-    pub fn preset(name: &str) -> Option<Self> {
-        let clip = ClipVisionConfig::large(336);
-        let vicuna = LlamaConfig::new()
-            .with_max_position_embeddings(4096)
-            .with_rms_norm_eps(1e-5);
-        let (llama, vision, centers) = match name {
-            "sq-llava-7b" => (vicuna, clip, 256),
-            "sq-llava-13b" => {
-                let llama = vicuna
-                    .with_hidden_size(5120)
-                    .with_intermediate_size(13824)
-                    .with_num_hidden_layers(40)
-                    .with_num_attention_heads(40)
-                    .with_num_key_value_heads(40);
-                (llama, clip, 256)
-            }
-            "tiny" => {
-                let llama = LlamaConfig::new()
-                    .with_hidden_size(64)
-                    .with_intermediate_size(172)
-                    .with_num_hidden_layers(3)
-                    .with_num_attention_heads(4)
-                    .with_num_key_value_heads(2)
-                    .with_vocab_size(320)
-                    .with_max_position_embeddings(512)
-                    .with_rms_norm_eps(1e-5);
-                let vision = ClipVisionConfig::new()
-                    .with_hidden_size(64)
-                    .with_intermediate_size(256)
-                    .with_num_hidden_layers(4)
-                    .with_num_attention_heads(4)
-                    .with_image_size(56)
-                    .with_patch_size(14);
-                (llama, vision, 8)
-            }
-            _ => return None,
-        };
-        let prototype = PrototypeConfig::new(vision.hidden_size).with_num_centers(centers);
-        Some(
-            Self::new(llama)
-                .with_vision(Some(vision))
-                .with_prototype(Some(prototype))
-                .with_bos_token_id(Some(1))
-                .with_eos_token_ids(vec![2])
-                .with_pad_token_id(Some(0)),
-        )
-    }
-
     /// Features of one image as the LLM sees them; of one tile, where images are laid over tiles.
     pub fn tokens_per_image(&self) -> usize {
-        let patches = self
-            .vision
-            .as_ref()
-            .map_or(0, ClipVisionConfig::num_patches);
-        patches + usize::from(self.select_feature == SelectFeature::ClsPatch && patches > 0)
+        let tokens = self.vision.as_ref().map_or(0, VisionConfig::tokens);
+        tokens.saturating_sub(usize::from(self.select_feature == SelectFeature::Patch))
     }
 
     /// Tiles of the image that has most.
@@ -411,14 +297,26 @@ impl SqLlavaConfig {
         merge.is_some_and(PatchMerge::has_newlines)
     }
 
-    /// Index into the hidden states (0 = after the embeddings) that `select_layer` names.
-    pub fn feature_layer(&self) -> Option<usize> {
+    /// Width of an image feature before the projector: the tower's, once for each layer.
+    pub fn feature_width(&self) -> Option<usize> {
+        let width = self.vision.as_ref()?.hidden_size;
+        Some(width.saturating_mul(self.select_layers.len()))
+    }
+
+    /// Indices into the hidden states (0 = after the embeddings) that `select_layers` names, in
+    /// their order; `None` if there is no tower, or it has no such layer.
+    pub fn feature_layers(&self) -> Option<Vec<usize>> {
         let states = self.vision.as_ref()?.num_hidden_layers as i64 + 1;
-        let index = if self.select_layer < 0 {
-            states + self.select_layer
-        } else {
-            self.select_layer
+        let index = |&layer: &i64| {
+            let index = if layer < 0 { states + layer } else { layer };
+            (0..states).contains(&index).then_some(index as usize)
         };
-        (0..states).contains(&index).then_some(index as usize)
+        let layers: Option<Vec<usize>> = self.select_layers.iter().map(index).collect();
+        layers.filter(|layers| !layers.is_empty())
+    }
+
+    /// The highest of [`Self::feature_layers`]: what stands above it is never run.
+    pub fn feature_layer(&self) -> Option<usize> {
+        self.feature_layers()?.into_iter().max()
     }
 }

@@ -25,23 +25,26 @@ impl<B: Backend> SqLlava<B> {
     /// # Errors
     /// As [`Self::vision_features`].
     pub fn image_origin(&self, pixels: Tensor<B, 4>) -> Result<Option<Origin>, ModelError> {
-        let (Some(tower), Some(layer)) = (&self.vision_tower, self.config.feature_layer()) else {
+        let (Some(tower), Some(layers)) = (&self.vision_tower, self.config.feature_layers()) else {
             return Err(ModelError::NoVisionTower);
         };
         if !is_finite(&pixels) {
             return Ok(Some(Origin::Pixels));
         }
-        let mut hidden = tower.embed(pixels);
-        if !is_finite(&hidden) {
+        let last = layers.iter().copied().max().unwrap_or(0);
+        let mut states = vec![tower.embed(pixels)];
+        if !is_finite(&states[0]) {
             return Ok(Some(Origin::VisionEmbedding));
         }
-        for (index, block) in tower.encoder.layers[..layer].iter().enumerate() {
-            hidden = block.forward(hidden);
+        for (index, block) in tower.encoder.layers[..last].iter().enumerate() {
+            let hidden = block.forward(states[index].clone());
             if !is_finite(&hidden) {
                 return Ok(Some(Origin::VisionLayer(index)));
             }
+            states.push(hidden);
         }
-        let mut features = self.config.select_feature.of(hidden);
+        let states = layers.iter().map(|&layer| states[layer].clone()).collect();
+        let mut features = self.config.select_feature.of(states);
         if let Some(prototype) = &self.prototype {
             features = prototype.forward(features);
             if !is_finite(&features) {

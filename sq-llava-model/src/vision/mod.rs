@@ -1,3 +1,5 @@
 //! Vision towers: a picture to features of its patches.
 
-pub mod clip;
+pub mod encoder;
+pub mod head;
+pub mod tower;

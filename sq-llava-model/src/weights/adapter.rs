@@ -13,7 +13,7 @@ use super::layout::{Key, PEFT_WRAP, Section, read_key};
 use super::report::list;
 use super::source::read_file;
 use super::tensor::StoredTensor;
-use crate::config::read_json;
+use crate::config::{SqLlavaConfig, read_json};
 use crate::error::ModelError;
 use crate::ops::lora::{Lora, LoraConfig};
 use crate::sq_llava::{Adaptable, SqLlava};
@@ -192,20 +192,21 @@ impl Adapter {
 
     /// Holds the linears `without` factors against the configuration. A tower of which the file
     /// has no factor at all is none that the adapter was made for, and so are the layers of the
-    /// vision tower behind `feature_layer`, which nothing reads.
+    /// vision tower behind the highest feature layer, which nothing reads.
     ///
     /// # Errors
     /// If the configuration lists some of them.
     fn check_complete(
         &self,
-        prefixes: &BTreeMap<Section, String>,
+        prefixes: &BTreeMap<Section, (String, Names)>,
         without: &[String],
-        feature_layer: Option<usize>,
+        config: &SqLlavaConfig,
     ) -> Result<(), ModelError> {
+        let feature_layer = config.feature_layer();
         let missing = without.iter().filter_map(|path| {
             let section = Section::of(path)?;
-            let inner = &path[section.canonical().len()..];
-            let module = format!("{}{inner}", prefixes.get(&section)?);
+            let (prefix, names) = prefixes.get(&section)?;
+            let module = format!("{prefix}{}", names.inner(path, section, config));
             let apart = self.vision_apart && section == Section::Vision;
             let unread = vision_layer(path).is_some_and(|l| feature_layer.is_some_and(|f| l >= f));
             (!apart && !unread && self.config.lists(&module)).then_some(module)
@@ -224,14 +225,45 @@ impl Adapter {
     }
 }
 
-/// What PEFT puts before the names of each tower's linears.
-fn prefixes(pairs: &BTreeMap<String, Pair>) -> BTreeMap<Section, String> {
+/// What a file calls the linears of a tower.
+#[derive(Clone, Copy)]
+enum Names {
+    /// As the family's checkpoints do.
+    Files,
+    /// As PEFT does on transformers 5, where that differs.
+    Peft,
+}
+
+impl Names {
+    /// The name, without what PEFT puts before it, of the linear at a canonical path.
+    fn inner(self, path: &str, section: Section, config: &SqLlavaConfig) -> String {
+        let inner = &path[section.canonical().len()..];
+        let vision = config
+            .vision
+            .as_ref()
+            .filter(|_| section == Section::Vision);
+        let Some(vision) = vision else {
+            return inner.to_owned();
+        };
+        match self {
+            Self::Files => vision.file_name(inner),
+            Self::Peft => vision.peft_name(inner),
+        }
+    }
+}
+
+/// What PEFT puts before the names of each tower's linears, and which names these are.
+fn prefixes(
+    pairs: &BTreeMap<String, Pair>,
+    config: &SqLlavaConfig,
+) -> BTreeMap<Section, (String, Names)> {
     let known = pairs.iter().filter_map(|(path, pair)| {
         let section = Section::of(path)?;
-        let prefix = pair
-            .module
-            .strip_suffix(&path[section.canonical().len()..])?;
-        Some((section, prefix.to_string()))
+        let found = [Names::Files, Names::Peft].into_iter().find_map(|names| {
+            let inner = names.inner(path, section, config);
+            Some((pair.module.strip_suffix(&inner)?.to_owned(), names))
+        })?;
+        Some((section, found))
     });
     known.collect()
 }
@@ -272,7 +304,7 @@ pub(super) fn attach<B: Backend>(
                 adapter.file.display()
             ));
         }
-        let prefixes = prefixes(&pairs);
+        let prefixes = prefixes(&pairs, &model.config);
         let (mut placed, mut without) = (Vec::new(), Vec::new());
         for Adaptable {
             path,
@@ -289,7 +321,7 @@ pub(super) fn attach<B: Backend>(
             }
             placed.push((path, pair));
         }
-        adapter.check_complete(&prefixes, &without, model.config.feature_layer())?;
+        adapter.check_complete(&prefixes, &without, &model.config)?;
         for (path, pair) in placed {
             for (factor, tensor) in [("A", pair.a), ("B", pair.b)] {
                 if let Some(tensor) = tensor {

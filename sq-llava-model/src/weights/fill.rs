@@ -9,7 +9,7 @@ use super::gguf::{self, GgufModel};
 use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
-use crate::config::SqLlavaConfig;
+use crate::config::{SqLlavaConfig, VisionConfig, VisionFamily, own_shape};
 use crate::error::ModelError;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
 use crate::ops::pool::settle;
@@ -24,6 +24,8 @@ pub(super) struct WeightMap {
     ignored: Vec<String>,
     /// Whether the language model came from a GGUF file, whose keys are spelt otherwise.
     gguf: bool,
+    /// The vision tower, whose family names its weights.
+    vision: Option<VisionConfig>,
     /// Canonical names of matrices that are in the model already, in blocks.
     quantized: BTreeMap<String, Taken>,
 }
@@ -55,7 +57,7 @@ impl WeightMap {
     /// If a weight stands there twice, under two keys, with different values.
     pub fn add(&mut self, tensors: Vec<StoredTensor>, only: &[Section]) -> Result<(), ModelError> {
         let left_out = |section: &Section| !only.is_empty() && !only.contains(section);
-        for tensor in tensors {
+        for mut tensor in tensors {
             match read_key(&tensor.name) {
                 Key::Weight { section, .. } if left_out(&section) => {
                     self.ignored.push(tensor.name);
@@ -66,6 +68,9 @@ impl WeightMap {
                     prefix,
                 } => {
                     self.prefixes.insert(section, prefix);
+                    if let Some(path) = name.strip_prefix(Section::Vision.canonical()) {
+                        tensor.shape = own_shape(path, &tensor.shape);
+                    }
                     self.insert(name, tensor)?;
                 }
                 Key::Ignored => self.ignored.push(tensor.name),
@@ -141,6 +146,23 @@ impl WeightMap {
         self.ignored.extend(dropped.values().map(overridden));
     }
 
+    /// Says what tower the weights are of.
+    pub fn describe_vision(&mut self, vision: &VisionConfig) {
+        self.vision = Some(vision.clone());
+    }
+
+    /// Counts the pooling head of a SigLIP tower as ignored: no image feature passes through it.
+    pub fn drop_pooling_head(&mut self) {
+        let head: Vec<String> = self
+            .all()
+            .filter(|name| name.starts_with("vision_tower.head."))
+            .map(str::to_owned)
+            .collect();
+        for name in head {
+            self.ignore(&name);
+        }
+    }
+
     /// Takes one weight out and counts it as ignored.
     pub fn ignore(&mut self, name: &str) {
         if let Some(tensor) = self.weights.remove(name) {
@@ -205,9 +227,11 @@ impl WeightMap {
         } else {
             Layout::Original
         };
-        with_prefix(name, layout, |section| match self.prefixes.get(&section) {
-            Some(prefix) => prefix.clone(),
-            None => section.prefix(layout).to_string(),
+        let vision = self.vision.as_ref();
+        let family = vision.map_or(VisionFamily::Clip, |vision| vision.family);
+        with_prefix(name, layout, vision, |section| {
+            let seen = self.prefixes.get(&section);
+            seen.map_or_else(|| section.prefix(layout, family).into(), Clone::clone)
         })
     }
 }

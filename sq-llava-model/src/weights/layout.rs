@@ -3,9 +3,11 @@
 //! The canonical names are
 //! `language_model.model.layers.0.self_attn.q_proj.weight`, `language_model.lm_head.weight`,
 //! `vision_tower.encoder.layers.0.…`, `mm_projector.0.weight`, `prototype.q.weight`, and for
-//! adapters `….q_proj.lora_A.weight`.
+//! adapters `….q_proj.lora_A.weight`. Inside a vision tower they are CLIP's, whatever its family.
 
 use serde::{Deserialize, Serialize};
+
+use crate::config::{VisionConfig, VisionFamily, vision_name};
 
 /// Key layout of a saved checkpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -63,7 +65,7 @@ const PREFIXES: [(&str, Section); 25] = [
     // llava-hf before.
     ("vision_tower.vision_model.", Section::Vision),
     ("vision_tower.", Section::Vision),
-    // A CLIP directory.
+    // A CLIP or SigLIP directory.
     ("vision_model.", Section::Vision),
     ("model.mm_projector.", Section::Projector),
     ("mm_projector.", Section::Projector),
@@ -110,9 +112,13 @@ impl Section {
         .find(|section| name.starts_with(section.canonical()))
     }
 
-    /// How keys of the section begin in a checkpoint that we save.
-    pub fn prefix(self, layout: Layout) -> &'static str {
+    /// How keys of the section begin in a checkpoint that we save, with a tower of that family.
+    pub fn prefix(self, layout: Layout, family: VisionFamily) -> &'static str {
         match (self, layout) {
+            (Self::Vision, Layout::Original) if family == VisionFamily::Dinov2 => {
+                "model.vision_tower.vision_tower."
+            }
+            (Self::Vision, Layout::LlavaHf) if family == VisionFamily::Dinov2 => "vision_tower.",
             (Self::Llm, Layout::Original) => "model.",
             (Self::LmHead, Layout::Original) => "lm_head.",
             (Self::Vision, Layout::Original) => "model.vision_tower.vision_tower.vision_model.",
@@ -173,6 +179,7 @@ pub(super) fn read_key(raw: &str) -> Key {
     let prefix = raw.strip_suffix(rest).unwrap_or_default().to_string();
     let rest = match section {
         Section::Projector => rest.replace("linear_1.", "0.").replace("linear_2.", "2."),
+        Section::Vision => vision_name(rest),
         _ => rest.to_string(),
     };
     Key::Weight {
@@ -182,24 +189,34 @@ pub(super) fn read_key(raw: &str) -> Key {
     }
 }
 
+/// Whether a path without its prefix is one of a vision tower, of any family.
 fn is_vision(rest: &str) -> bool {
     [
         "embeddings.",
         "pre_layrnorm.",
         "encoder.",
         "post_layernorm.",
+        // DINOv2's.
+        "layernorm.",
+        // SigLIP's pooling.
+        "head.probe",
+        "head.attention.",
+        "head.layernorm.",
+        "head.mlp.",
     ]
     .iter()
     .any(|part| rest.starts_with(part))
 }
 
-/// Buffers that are computed, and the text half of a whole CLIP.
+/// Buffers that are computed, the text half of a whole CLIP or SigLIP, and what DINOv2's own
+/// training puts in place of patches.
 fn is_ignorable(key: &str) -> bool {
     ["inv_freq", "cos_cached", "sin_cached"]
         .iter()
         .any(|buffer| key.ends_with(&format!("rotary_emb.{buffer}")))
         || key.ends_with("embeddings.position_ids")
-        || key == "logit_scale"
+        || key.ends_with("embeddings.mask_token")
+        || ["logit_scale", "logit_bias"].contains(&key)
         || ["text_model.", "text_projection.", "visual_projection."]
             .iter()
             .any(|part| key.starts_with(part))
@@ -229,15 +246,19 @@ pub(super) fn canonical(path: &[&str]) -> String {
     }
 }
 
-/// The key of a canonical name in a layout.
-pub(super) fn write_key(name: &str, layout: Layout) -> String {
-    with_prefix(name, layout, |section| section.prefix(layout).to_string())
+/// The key of a canonical name in a layout; `vision` is the model's tower.
+pub(super) fn write_key(name: &str, layout: Layout, vision: Option<&VisionConfig>) -> String {
+    let family = vision.map_or(VisionFamily::Clip, |vision| vision.family);
+    with_prefix(name, layout, vision, |section| {
+        section.prefix(layout, family).to_string()
+    })
 }
 
 /// The key of a canonical name behind the prefixes that a file was seen to use.
 pub(super) fn with_prefix(
     name: &str,
     layout: Layout,
+    vision: Option<&VisionConfig>,
     prefix: impl Fn(Section) -> String,
 ) -> String {
     let Some(section) = Section::of(name) else {
@@ -251,6 +272,9 @@ pub(super) fn with_prefix(
                 break;
             }
         }
+    }
+    if let (Section::Vision, Some(vision)) = (section, vision) {
+        rest = vision.file_name(&rest);
     }
     format!("{}{rest}", prefix(section))
 }
@@ -327,6 +351,8 @@ mod tests {
             "vision_model.embeddings.position_ids",
             "text_model.encoder.layers.0.mlp.fc1.weight",
             "logit_scale",
+            "logit_bias",
+            "vision_tower.embeddings.mask_token",
         ] {
             assert_eq!(read_key(raw), Key::Ignored, "{raw}");
         }
@@ -334,24 +360,72 @@ mod tests {
             ("model.image_newlines", Some(Section::ImageNewline)),
             ("transformer.h.0.weight", None),
             ("vision_model.head.weight", Some(Section::Vision)),
+            ("classifier.weight", None),
         ] {
             assert_eq!(read_key(raw), Key::Unknown(part), "{raw}");
         }
     }
 
     #[test]
+    fn towers_of_every_family_have_one_canonical_name() {
+        for (raw, canonical) in [
+            ("head.probe", "vision_tower.head.probe"),
+            (
+                "vision_model.head.mlp.fc1.bias",
+                "vision_tower.head.mlp.fc1.bias",
+            ),
+            (
+                "embeddings.cls_token",
+                "vision_tower.embeddings.class_embedding",
+            ),
+            (
+                "vision_tower.embeddings.position_embeddings",
+                "vision_tower.embeddings.position_embedding.weight",
+            ),
+            ("layernorm.bias", "vision_tower.post_layernorm.bias"),
+            (
+                "model.vision_tower.encoder.layer.3.attention.attention.key.weight",
+                "vision_tower.encoder.layers.3.self_attn.k_proj.weight",
+            ),
+            (
+                "base_model.model.vision_tower.encoder.layer.3.attention.attention.key.lora_B.weight",
+                "vision_tower.encoder.layers.3.self_attn.k_proj.lora_B.weight",
+            ),
+            (
+                "base_model.model.encoder.layer.3.attention.k_proj.lora_B.weight",
+                "vision_tower.encoder.layers.3.self_attn.k_proj.lora_B.weight",
+            ),
+        ] {
+            assert_eq!(name(raw), canonical);
+        }
+    }
+
+    #[test]
     fn written_keys_are_read_back() {
+        let towers = VisionFamily::ALL.map(VisionFamily::preset);
         for canonical in [
             "language_model.model.norm.weight",
             "language_model.lm_head.weight",
             "vision_tower.pre_layrnorm.weight",
+            "vision_tower.encoder.layers.2.self_attn.q_proj.weight",
+            "vision_tower.embeddings.class_embedding",
             "mm_projector.0.weight",
             "prototype.centers",
             "image_newline",
         ] {
-            for layout in [Layout::Original, Layout::LlavaHf] {
-                assert_eq!(name(&write_key(canonical, layout)), canonical);
+            for (layout, tower) in [Layout::Original, Layout::LlavaHf]
+                .into_iter()
+                .flat_map(|layout| towers.iter().map(move |tower| (layout, tower)))
+            {
+                assert_eq!(name(&write_key(canonical, layout, Some(tower))), canonical);
             }
         }
+        let written = |layout| {
+            let norm = "vision_tower.post_layernorm.weight";
+            write_key(norm, layout, Some(&towers[2]))
+        };
+        assert_eq!(written(Layout::LlavaHf), "vision_tower.layernorm.weight");
+        let original = "model.vision_tower.vision_tower.layernorm.weight";
+        assert_eq!(written(Layout::Original), original);
     }
 }

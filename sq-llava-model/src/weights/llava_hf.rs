@@ -9,7 +9,7 @@ use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{IMAGE_TOKEN, Template, TextTokenizer};
 
 use super::write::write_json;
-use crate::config::{SelectFeature, SqLlavaConfig};
+use crate::config::SqLlavaConfig;
 use crate::error::ModelError;
 use crate::sq_llava::SqLlava;
 
@@ -65,15 +65,13 @@ pub fn save_llava_hf_files(
 ) -> Result<(), ModelError> {
     let chat_template = template.to_jinja(tokenizer, IMAGE_TOKEN)?;
     tokenizer.save_for_transformers(dir, &chat_template)?;
-    let strategy = match config.select_feature {
-        SelectFeature::Patch => "default",
-        SelectFeature::ClsPatch => "full",
-    };
-    let patch = config.vision.as_ref().map(|vision| vision.patch_size);
+    let vision = config.vision.as_ref();
+    let patch = vision.map(|vision| vision.patch_size);
+    let class = vision.is_some_and(|vision| vision.class_token);
     let mut pictures = processor.config().to_transformers()?;
     let mut whole = json!({
         "image_token": IMAGE_TOKEN,
-        "vision_feature_select_strategy": strategy,
+        "vision_feature_select_strategy": config.select_feature.strategy(),
     });
     let class = match &config.anyres {
         Some(anyres) if anyres.max_tiles.is_some() => {
@@ -84,8 +82,8 @@ pub fn save_llava_hf_files(
         }
         tiled => {
             whole["patch_size"] = json!(patch);
-            // The class token, of which "default" takes one off again.
-            whole["num_additional_image_tokens"] = json!(1);
+            // The class token; "default" takes one token off again.
+            whole["num_additional_image_tokens"] = json!(u8::from(class));
             tiled
                 .as_ref()
                 .map_or("LlavaProcessor", |_| "LlavaNextProcessor")

@@ -51,6 +51,9 @@ pub fn load_model<B: Backend>(
         true => plan_run(&listed, options)?,
         false => plan_whole(listed, options)?,
     };
+    if let Some(layers) = &options.select_layers {
+        plan.config.select_layers.clone_from(layers);
+    }
     let fresh = options.fresh.is_some();
     apply_fresh(&mut plan, options)?;
     tie_head(&mut plan)?;
@@ -125,12 +128,11 @@ fn apply_fresh(plan: &mut Plan, options: &LoadOptions) -> Result<(), ModelError>
     let Some(fresh) = &options.fresh else {
         return Ok(());
     };
-    let Some(vision) = &plan.config.vision else {
+    let Some(width) = plan.config.feature_width() else {
         return Err(ModelError::Argument(
             "a new projector needs a vision tower; give its directory with --vision".into(),
         ));
     };
-    let width = vision.hidden_size;
     plan.config.projector = fresh.projector.clone();
     plan.config.prototype = fresh.prototype.clone().map(|prototype| PrototypeConfig {
         hidden_size: width,

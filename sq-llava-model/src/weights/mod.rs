@@ -1,6 +1,6 @@
 //! Weights: reading the checkpoint directories that people have, and writing them.
 //!
-//! [`load_model`] reads original LLaVA, llava-hf, a language model with a CLIP tower beside it,
+//! [`load_model`] reads original LLaVA, llava-hf, a language model with a vision tower beside it,
 //! and run directories (adapters and projector on a base); from safetensors and PyTorch files,
 //! whole or in shards, and language models from GGUF files. Files are mapped and converted tensor by
 //! tensor, so the memory taken is the model's own in its target dtype and little more.
@@ -30,6 +30,7 @@ mod save_vision;
 mod shapes;
 mod source;
 mod tensor;
+mod tower;
 mod vision;
 mod write;
 
@@ -44,4 +45,5 @@ pub use report::{LoadReport, Mismatch};
 pub use save::{SaveOptions, save_pretrained};
 pub use save_run::{RunOrigin, save_adapters};
 pub use save_vision::save_vision_tower;
+pub use tower::{LoadedTower, load_vision_tower};
 pub use write::save_tensors;

@@ -31,6 +31,9 @@ pub struct LoadOptions {
     pub look_up: Option<LookUp>,
     /// A projector's file, or a directory that holds one, for a plain LLM with a vision tower.
     pub projector: Option<PathBuf>,
+    /// Layers of the vision tower whose outputs are the image features, in place of those that the
+    /// checkpoint says: for a plain LLM with a vision tower.
+    pub select_layers: Option<Vec<i64>>,
     /// Keep adapters, projector, prototype extractor and new tokens in f32, as training needs.
     pub trainable_f32: bool,
     /// Let everything but those take no gradient.
@@ -65,6 +68,7 @@ impl Default for LoadOptions {
             vision: None,
             look_up: None,
             projector: None,
+            select_layers: None,
             trainable_f32: false,
             freeze_base: false,
             fresh: None,
@@ -83,6 +87,7 @@ impl fmt::Debug for LoadOptions {
             .field("vision", &self.vision)
             .field("look_up", &self.look_up.is_some())
             .field("projector", &self.projector)
+            .field("select_layers", &self.select_layers)
             .field("trainable_f32", &self.trainable_f32)
             .field("freeze_base", &self.freeze_base)
             .field("fresh", &self.fresh)

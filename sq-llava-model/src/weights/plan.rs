@@ -76,10 +76,8 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
             dir: &dir,
             json: &json,
         }];
-        let known = config.vision.take();
-        let (vision, found) = find_tower(&mut weights, known, &places, options, true)?;
-        config.vision = Some(vision);
-        tower = found;
+        let known = config.vision.clone();
+        tower = find_tower(&mut weights, &mut config, known, &places, options, true)?;
         name_projector(&mut config, &json, &weights);
         config.read_original_tiling(&dir.path.join("config.json"), &json)?;
     }

@@ -70,9 +70,7 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
             true => base_config.vision.clone(),
             false => None,
         };
-        let (vision, found) = find_tower(&mut weights, known, &places, options, false)?;
-        config.vision = Some(vision);
-        tower = found;
+        tower = find_tower(&mut weights, &mut config, known, &places, options, false)?;
         name_projector(&mut config, &json, &weights);
         config.read_original_tiling(&dir.path.join("config.json"), &json)?;
         if !config.has_image_newline() {

@@ -12,6 +12,7 @@ use super::checkpoint_dir::CheckpointDir;
 use super::layout::{Layout, canonical, write_key};
 use super::quantized::{MIN, SCALE};
 use super::write::{Entry, file_dtype, make_dir, write_json, write_safetensors};
+use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat};
 use crate::language::llama::Llama;
@@ -149,6 +150,7 @@ fn whole_entries<B: Backend>(
     }
     let mut whole = Whole {
         llama,
+        vision: model.config.vision.as_ref(),
         in_blocks: in_blocks(llama).into_iter().collect(),
         dtype,
         layout,
@@ -170,6 +172,7 @@ fn whole_entries<B: Backend>(
 
 struct Whole<'a, B: Backend> {
     llama: &'a Llama<B>,
+    vision: Option<&'a VisionConfig>,
     /// By canonical name.
     in_blocks: BTreeMap<String, &'a BlockMatrix>,
     dtype: DType,
@@ -214,7 +217,7 @@ impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
                 return;
             }
         };
-        let key = write_key(&name, self.layout);
+        let key = write_key(&name, self.layout, self.vision);
         self.entries.extend(block_entries(&key, matrix));
     }
 
@@ -225,7 +228,8 @@ impl<B: Backend> ParamVisitor<B> for Whole<'_, B> {
             return;
         }
         let name = canonical(&path.fields());
-        let mut entry = Entry::new(write_key(&name, self.layout), param.val().detach());
+        let mut entry = Entry::new(name.clone(), param.val().detach());
+        entry.take_key(self.layout, self.vision);
         if let Some((start, rows)) = self.new_rows(&name) {
             let rows = Entry::new(String::new(), rows.val().detach());
             entry = with_rows(entry, rows, start, self.llama.vocabulary());

@@ -11,6 +11,7 @@ use super::checkpoint_dir::{CheckpointDir, NEW_TOKENS, VISION_ADAPTER};
 use super::layout::{Layout, Section, write_key};
 use super::run::NEW_TOKENS_START;
 use super::write::{Entry, entries, make_dir, write_json, write_safetensors};
+use crate::config::{VisionConfig, VisionFamily};
 use crate::error::ModelError;
 use crate::ops::lora::Lora;
 use crate::part::Part;
@@ -42,6 +43,7 @@ pub fn save_adapters<B: Backend>(
     let mut vision = Vec::new();
     let mut parts = Vec::new();
     let mut new_tokens = Vec::new();
+    let tower = model.config.vision.as_ref();
     for (part, mut entry) in entries(model) {
         let (layout, found) = match part {
             Part::LlmAdapters => (Layout::Original, &mut llm),
@@ -58,7 +60,7 @@ pub fn save_adapters<B: Backend>(
             }
             _ => continue,
         };
-        entry.name = format!("base_model.model.{}", write_key(&entry.name, layout));
+        entry.name = format!("base_model.model.{}", peft_key(&entry.name, layout, tower));
         found.push(entry);
     }
 
@@ -69,12 +71,12 @@ pub fn save_adapters<B: Backend>(
     write_adapter(
         dir,
         &llm,
-        peft_config(of(true), origin.base.as_deref(), true),
+        peft_config(of(true), origin.base.as_deref(), None),
     )?;
     if !vision.is_empty() {
         make_dir(&vision_dir)?;
     }
-    let config = peft_config(of(false), origin.vision.as_deref(), false);
+    let config = peft_config(of(false), origin.vision.as_deref(), tower);
     write_adapter(&vision_dir, &vision, config)?;
     if !parts.is_empty() {
         let path = dir.join("non_lora_trainables.safetensors");
@@ -117,22 +119,40 @@ fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result
     Ok(())
 }
 
-/// `adapter_config.json` of the adapters of one tower's linears; `None` without any.
+/// The key of a canonical name as PEFT has it.
+fn peft_key(name: &str, layout: Layout, vision: Option<&VisionConfig>) -> String {
+    let inner = name.strip_prefix(Section::Vision.canonical());
+    match (vision, inner) {
+        (Some(vision), Some(inner)) => {
+            let prefix = Section::Vision.prefix(layout, vision.family);
+            format!("{prefix}{}", vision.peft_name(inner))
+        }
+        _ => write_key(name, layout, vision),
+    }
+}
+
+/// `adapter_config.json` of the adapters of one tower's linears, `vision` or the LLM; `None` without
+/// any.
 fn peft_config<'a, B: Backend>(
     linears: impl Iterator<Item = &'a (String, Option<&'a Lora<B>>)>,
     base: Option<&str>,
-    llm: bool,
+    vision: Option<&VisionConfig>,
 ) -> Option<Value> {
     // The commonest rank and strength stand for all; the others get a pattern.
-    let mut settings: Vec<(&str, usize, f64, f64)> = Vec::new();
+    let mut settings: Vec<(String, usize, f64, f64)> = Vec::new();
     let mut without = BTreeSet::new();
+    let layout = match vision {
+        Some(_) => Layout::LlavaHf,
+        None => Layout::Original,
+    };
     for (path, lora) in linears {
+        let path = peft_key(path, layout, vision);
         let Some(lora) = lora else {
-            without.insert(last(path));
+            without.insert(last(&path).to_owned());
             continue;
         };
         let r = lora.a.lazy_shape()[0];
-        settings.push((path.as_str(), r, lora.scaling * r as f64, lora.dropout));
+        settings.push((path, r, lora.scaling * r as f64, lora.dropout));
     }
     let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
     for (_, r, alpha, _) in &settings {
@@ -143,13 +163,7 @@ fn peft_config<'a, B: Backend>(
     let mut targets = BTreeSet::new();
     let (mut ranks, mut alphas) = (Map::new(), Map::new());
     for (path, rank, strength, _) in &settings {
-        let layout = if llm {
-            Layout::Original
-        } else {
-            Layout::LlavaHf
-        };
         let name = last(path);
-        let path = write_key(path, layout);
         // A name that others have too would ask for adapters that are not there.
         targets.insert(match without.contains(name) {
             true => path.clone(),
@@ -159,17 +173,24 @@ fn peft_config<'a, B: Backend>(
             ranks.insert(path.clone(), json!(rank));
         }
         if strength.to_bits() != alpha {
-            alphas.insert(path, number(*strength));
+            alphas.insert(path.clone(), number(*strength));
         }
     }
-    let mapping = json!({
-        "base_model_class": "CLIPVisionModel",
-        "parent_library": "transformers.models.clip.modeling_clip",
+    let mapping = vision.map(|vision| {
+        let module = match vision.family {
+            VisionFamily::Clip => "clip",
+            VisionFamily::Siglip => "siglip",
+            VisionFamily::Dinov2 => "dinov2",
+        };
+        json!({
+            "base_model_class": vision.family.architecture(),
+            "parent_library": format!("transformers.models.{module}.modeling_{module}"),
+        })
     });
     Some(json!({
         "peft_type": "LORA",
-        "task_type": if llm { json!("CAUSAL_LM") } else { Value::Null },
-        "auto_mapping": if llm { Value::Null } else { mapping },
+        "task_type": vision.is_none().then_some("CAUSAL_LM"),
+        "auto_mapping": mapping,
         "base_model_name_or_path": base,
         "revision": null,
         "inference_mode": true,

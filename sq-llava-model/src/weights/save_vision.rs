@@ -1,15 +1,14 @@
-//! Saving a vision tower alone, as transformers' `CLIPVisionModel.save_pretrained` does.
+//! Saving a vision tower alone, as the hub has its family's.
 
 use std::path::Path;
 
 use burn::tensor::{FloatDType, backend::Backend};
 
 use super::checkpoint_dir::CheckpointDir;
-use super::layout::Section;
 use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
-use crate::config::{ClipVisionConfig, vision_json};
+use crate::config::{VisionConfig, vision_json};
 use crate::error::ModelError;
-use crate::vision::clip::ClipVisionTower;
+use crate::vision::tower::VisionTower;
 
 /// Saves `config.json` and `model.safetensors` of a tower into a directory of its own.
 ///
@@ -17,8 +16,8 @@ use crate::vision::clip::ClipVisionTower;
 /// If the tower has adapters beside its weights, the directory already holds a model, or a file
 /// cannot be written.
 pub fn save_vision_tower<B: Backend>(
-    tower: &ClipVisionTower<B>,
-    config: &ClipVisionConfig,
+    tower: &VisionTower<B>,
+    config: &VisionConfig,
     dir: &Path,
     dtype: FloatDType,
 ) -> Result<(), ModelError> {
@@ -30,9 +29,13 @@ pub fn save_vision_tower<B: Backend>(
     }
     let entries = entries(tower).into_iter();
     let mut entries: Vec<Entry> = entries.map(|(_, entry)| entry).collect();
+    let alone = match config.family.whole() {
+        Some(_) => "vision_model.",
+        None => "",
+    };
     for entry in &mut entries {
-        let name = entry.name.strip_prefix(Section::Vision.canonical());
-        entry.name = format!("vision_model.{}", name.unwrap_or(&entry.name));
+        entry.shape = config.file_shape(&entry.name, &entry.shape);
+        entry.name = format!("{alone}{}", config.file_name(&entry.name));
         entry.dtype = dtype;
     }
     make_dir(dir)?;
@@ -46,7 +49,7 @@ pub fn save_vision_tower<B: Backend>(
         ));
     }
     let mut json = vision_json(config);
-    json["architectures"] = serde_json::json!(["CLIPVisionModel"]);
+    json["architectures"] = serde_json::json!([config.family.architecture()]);
     let weights = write_safetensors(dir.join("model.safetensors"), &entries, &[])?;
     let config = write_json(dir.join("config.json"), &json)?;
     weights.commit()?;

@@ -16,7 +16,7 @@ use crate::error::ModelError;
 use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 const LLM_LAYERS: &str = "language_model.model.layers.";
-const VISION_LAYERS: &str = "vision_tower.encoder.layers.";
+pub(super) const VISION_LAYERS: &str = "vision_tower.encoder.layers.";
 
 /// What a model needs of its files, told from one with a single layer in each stack, whose weights
 /// are not drawn.
@@ -58,10 +58,10 @@ pub(super) fn check_model<B: Backend>(
     let llama = llama.with_num_hidden_layers(layers).init::<B>(device);
     expected.add("language_model", &llama);
     if let Some(vision) = &config.vision {
-        let (width, layers) = (vision.hidden_size, one(vision.num_hidden_layers));
+        let (width, layers) = (config.feature_width(), one(vision.num_hidden_layers));
         let tower = vision.clone().with_num_hidden_layers(layers);
         expected.add("vision_tower", &tower.init::<B>(device));
-        if !fresh {
+        if let Some(width) = width.filter(|_| !fresh) {
             let projector = config
                 .projector
                 .init(width, config.llama.hidden_size, device);

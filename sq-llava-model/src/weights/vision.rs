@@ -10,7 +10,8 @@ use super::layout::Section;
 use super::options::LoadOptions;
 use super::source::read_files;
 use crate::config::{
-    ClipVisionConfig, ProjectorConfig, SqLlavaConfig, read_json, read_vision_config,
+    ProjectorConfig, SelectFeature, SqLlavaConfig, VisionConfig, VisionFamily, read_json,
+    read_vision_config,
 };
 use crate::error::ModelError;
 
@@ -21,40 +22,56 @@ pub(super) struct Described<'a> {
 }
 
 /// Finds the tower: inside the checkpoint, in the directory given, or where `mm_vision_tower`
-/// points, by path or by name. Puts its weights into the map and returns its configuration and,
-/// unless it is inside, its directory.
+/// points, by path or by name. Puts its weights into the map and its configuration into the model's;
+/// returns its directory unless it is inside. `known` describes the tower inside.
 ///
 /// # Errors
 /// If there is none, or it is damaged.
 pub(super) fn find_tower(
     weights: &mut WeightMap,
-    known: Option<ClipVisionConfig>,
+    model: &mut SqLlavaConfig,
+    known: Option<VisionConfig>,
     places: &[Described<'_>],
     options: &LoadOptions,
     inside_wins: bool,
-) -> Result<(ClipVisionConfig, Option<CheckpointDir>), ModelError> {
-    let (given, allow_unused) = (options.vision.as_deref(), options.allow_unused);
+) -> Result<Option<CheckpointDir>, ModelError> {
+    let given = options.vision.as_deref();
     let inside = weights.has(Section::Vision);
+    let described = model.vision.is_some();
     let (mut config, dir) = match given {
         Some(dir) if !(inside && inside_wins) => {
             let dir = CheckpointDir::list(dir.to_path_buf())?;
-            (read_tower(weights, &dir, allow_unused)?, Some(dir))
+            (read_tower(weights, &dir, options.allow_unused)?, Some(dir))
         }
         _ if inside => {
             if let Some(dir) = given {
                 tracing::warn!(
-                    "the checkpoint has its own vision tower; {} is not used",
+                    "the checkpoint has its own vision tower; the weights of {} are not used",
                     dir.display()
                 );
             }
-            (config_inside(known, places, allow_unused)?, None)
+            (config_inside(weights, known, places, options)?, None)
         }
         _ => {
             let dir = CheckpointDir::list(named_tower(places, options)?)?;
-            (read_tower(weights, &dir, allow_unused)?, Some(dir))
+            (read_tower(weights, &dir, options.allow_unused)?, Some(dir))
         }
     };
-    // What is optional in a tower is told by the keys that are there.
+    weights.drop_pooling_head();
+    tell_by_keys(&mut config, weights);
+    if config.family == VisionFamily::Siglip && !described {
+        // LLaVA's own code takes the last hidden state of a SigLIP tower whose last layer it has
+        // deleted, whatever the configuration says; what is saved inside has lost that layer.
+        model.select_feature = SelectFeature::ClsPatch;
+        model.select_layers = vec![if dir.is_some() { -2 } else { -1 }];
+    }
+    weights.describe_vision(&config);
+    model.vision = Some(config);
+    Ok(dir)
+}
+
+/// What is optional in a tower is told by the keys that are there.
+pub(super) fn tell_by_keys(config: &mut VisionConfig, weights: &WeightMap) {
     let has = |name: &str| {
         ["weight", "bias"]
             .iter()
@@ -62,26 +79,35 @@ pub(super) fn find_tower(
     };
     config.pre_layernorm = has("pre_layrnorm");
     config.post_layernorm = has("post_layernorm");
+    config.pooling_head = weights.get("vision_tower.head.probe").is_some();
     config.patch_bias = weights
         .get("vision_tower.embeddings.patch_embedding.bias")
         .is_some();
-    Ok((config, dir))
 }
 
-fn read_tower(
+/// Puts the weights of a directory's tower into the map; returns its configuration.
+///
+/// # Errors
+/// If there is none, or it is damaged.
+pub(super) fn read_tower(
     weights: &mut WeightMap,
     dir: &CheckpointDir,
     allow_unused: bool,
-) -> Result<ClipVisionConfig, ModelError> {
+) -> Result<VisionConfig, ModelError> {
     let files = dir.own_weights("no weights of a vision tower here")?;
     weights.drop_section(Section::Vision);
     weights.add(read_files(&files)?, &[Section::Vision])?;
     if !weights.has(Section::Vision) {
         return Err(ModelError::weights(
             &files[0],
-            "no vision tower inside (keys vision_model.*)",
+            "no vision tower inside (keys vision_model.*, embeddings.*)",
         ));
     }
+    config_of(dir, allow_unused)
+}
+
+/// The configuration of the tower in a directory.
+fn config_of(dir: &CheckpointDir, allow_unused: bool) -> Result<VisionConfig, ModelError> {
     // A whole LLaVA may lend its tower; it describes it beside or inside its configuration.
     if let Some(beside) = dir.file("vision_config.json") {
         return read_vision_config(&beside, allow_unused);
@@ -95,21 +121,47 @@ fn read_tower(
         ) => SqLlavaConfig::from_hf(&path, allow_unused)?
             .vision
             .ok_or_else(|| {
-                ModelError::config(&path, "no \"vision_config\" inside; name a CLIP directory")
+                ModelError::config(
+                    &path,
+                    "no \"vision_config\" inside; name a vision tower's directory",
+                )
             }),
         _ => read_vision_config(&path, allow_unused),
     }
 }
 
-/// The configuration of a tower inside the checkpoint.
+/// The configuration of a tower inside the checkpoint. One that was found elsewhere may have the
+/// layer that LLaVA's own code deletes from a SigLIP tower.
 fn config_inside(
-    known: Option<ClipVisionConfig>,
+    weights: &WeightMap,
+    known: Option<VisionConfig>,
     places: &[Described<'_>],
-    allow_unused: bool,
-) -> Result<ClipVisionConfig, ModelError> {
+    options: &LoadOptions,
+) -> Result<VisionConfig, ModelError> {
     if let Some(config) = known {
         return Ok(config);
     }
+    let mut config = config_elsewhere(places, options)?;
+    if config.family == VisionFamily::Siglip {
+        let layer = |index| format!("{}encoder.layers.{index}.", Section::Vision.canonical());
+        let has = |index: usize| weights.all().any(|name| name.starts_with(&layer(index)));
+        if let Some(last) = config.num_hidden_layers.checked_sub(1)
+            && last > 0
+            && !has(last)
+            && has(last - 1)
+        {
+            config.num_hidden_layers = last;
+        }
+    }
+    Ok(config)
+}
+
+/// The configuration of the tower that a checkpoint names, or of one that is given beside it.
+fn config_elsewhere(
+    places: &[Described<'_>],
+    options: &LoadOptions,
+) -> Result<VisionConfig, ModelError> {
+    let allow_unused = options.allow_unused;
     for place in places {
         if let Some(beside) = place.dir.file("vision_config.json") {
             return read_vision_config(&beside, allow_unused);
@@ -118,25 +170,31 @@ fn config_inside(
     if let Some(dir) = tower_candidates(places).into_iter().find(|d| d.is_dir()) {
         return read_vision_config(&dir.join("config.json"), allow_unused);
     }
-    // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes; ShareGPT4V, on which the
-    // released SQ-LLaVA stands, names the one that it trained on from there.
+    if let Some(dir) = &options.vision {
+        return config_of(&CheckpointDir::list(dir.clone())?, allow_unused);
+    }
+    // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes, OneVision Google's;
+    // ShareGPT4V, on which the released SQ-LLaVA stands, names the one that it trained on from there.
     for place in places {
         let name = place.json.get("mm_vision_tower").and_then(Value::as_str);
-        let side = match name.and_then(|name| name.rsplit('/').next()) {
-            Some("clip-vit-large-patch14-336") => 336,
-            Some("clip-vit-large-patch14") => 224,
-            Some(name) if name.starts_with("ShareGPT4V-") && name.contains("336") => 336,
-            Some(name) if name.ends_with("-CLIP-L-336") => 336,
+        return Ok(match name.and_then(|name| name.rsplit('/').next()) {
+            Some("clip-vit-large-patch14-336") => VisionConfig::large(336),
+            Some("clip-vit-large-patch14") => VisionConfig::large(224),
+            Some("siglip-so400m-patch14-384") => VisionConfig::so400m(384),
+            Some("siglip-so400m-patch14-224") => VisionConfig::so400m(224),
+            Some(name) if name.starts_with("ShareGPT4V-") && name.contains("336") => {
+                VisionConfig::large(336)
+            }
+            Some(name) if name.ends_with("-CLIP-L-336") => VisionConfig::large(336),
             _ => continue,
-        };
-        return Ok(ClipVisionConfig::large(side));
+        });
     }
     let path = places
         .first()
         .map_or(PathBuf::new(), |p| p.dir.path.join("config.json"));
     Err(ModelError::config(
         path,
-        "the sizes of the vision tower are unknown; put its config.json beside as vision_config.json",
+        "the sizes of the vision tower are unknown; put its config.json beside as vision_config.json, or name a directory that has it with --vision",
     ))
 }
 
@@ -216,7 +274,7 @@ mod tests {
                 dir: &dir,
                 json: &json,
             };
-            config_inside(None, &[place], false)
+            config_elsewhere(&[place], &LoadOptions::default())
                 .map(|c| (c.hidden_size, c.image_size, c.num_patches()))
         };
         for name in [
@@ -230,6 +288,8 @@ mod tests {
         }
         let small = sizes("openai/clip-vit-large-patch14").unwrap();
         assert_eq!(small, (1024, 224, 256));
+        let siglip = sizes("google/siglip-so400m-patch14-384").unwrap();
+        assert_eq!(siglip, (1152, 384, 729));
         assert!(sizes("someone/tower").is_err());
     }
 }

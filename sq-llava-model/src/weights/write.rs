@@ -11,7 +11,8 @@ use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
 use sq_llava_data::atomic::AtomicFile;
 
-use super::layout::canonical;
+use super::layout::{Layout, Section, canonical, write_key};
+use crate::config::VisionConfig;
 use crate::error::ModelError;
 use crate::ops::params::{ParamPath, ParamVisitor, visit_params};
 use crate::part::Part;
@@ -34,6 +35,16 @@ impl Entry {
             dtype: tensor.dtype(),
             values: Box::new(move || tensor.to_data()),
         }
+    }
+
+    /// Puts the layout's key in place of the canonical name, and the shape that the tower's family
+    /// has in its files.
+    pub fn take_key(&mut self, layout: Layout, vision: Option<&VisionConfig>) {
+        let path = self.name.strip_prefix(Section::Vision.canonical());
+        if let (Some(path), Some(vision)) = (path, vision) {
+            self.shape = vision.file_shape(path, &self.shape);
+        }
+        self.name = write_key(&self.name, layout, vision);
     }
 
     /// Size in the file.

@@ -19,7 +19,7 @@ mod validate;
 pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
-pub use model::ModelRecipe;
+pub use model::{FeatureLayers, ModelRecipe};
 pub use objective::{AskingRecipe, LossRecipe, ValidationRecipe};
 pub use stage::StageRecipe;
 

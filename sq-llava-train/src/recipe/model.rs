@@ -19,9 +19,10 @@ pub struct ModelRecipe {
     pub num_iterations: usize,
     /// Draw new initial centres in each training forward instead of keeping one draw.
     pub redraw_centers: bool,
-    /// Hidden layer of the vision tower whose tokens are used; −2 is the last but one. A projector
-    /// that is loaded must have learnt on the same one.
-    pub select_layer: i64,
+    /// Hidden layer of the vision tower whose tokens are used, −2 is the last but one, or a list of
+    /// layers, which are joined along the channels. A projector that is loaded must have learnt on
+    /// the same.
+    pub select_layer: FeatureLayers,
     /// `pad`, `crop` or `resize`: how a picture becomes square; or `anyres` (LLaVA-NeXT) or
     /// `anyres_max_N` (OneVision): it is laid over tiles. It counts for a checkpoint that is loaded
     /// too, whatever its own says; a stage may name another.
@@ -31,6 +32,44 @@ pub struct ModelRecipe {
     /// published ones in tiles of that size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_grid_pinpoints: Option<Vec<(u32, u32)>>,
+}
+
+/// One layer of the vision tower, or several.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum FeatureLayers {
+    /// One.
+    One(i64),
+    /// Several, in the order in which they are joined.
+    Several(Vec<i64>),
+}
+
+impl FeatureLayers {
+    /// All of them.
+    pub fn list(&self) -> Vec<i64> {
+        match self {
+            Self::One(layer) => vec![*layer],
+            Self::Several(layers) => layers.clone(),
+        }
+    }
+}
+
+impl From<&[i64]> for FeatureLayers {
+    fn from(layers: &[i64]) -> Self {
+        match layers {
+            [layer] => Self::One(*layer),
+            layers => Self::Several(layers.to_vec()),
+        }
+    }
+}
+
+impl std::fmt::Display for FeatureLayers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::One(layer) => write!(f, "{layer}"),
+            Self::Several(layers) => write!(f, "{layers:?}"),
+        }
+    }
 }
 
 impl ModelRecipe {

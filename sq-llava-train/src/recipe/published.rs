@@ -6,8 +6,9 @@ use sq_llava_data::{DeltaSchedule, Grouping, Template};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
-    AdapterRecipe, AskingRecipe, BadImagePolicy, BaseDtype, Flavour, GradientCheckpointing,
-    LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe, ValidationRecipe,
+    AdapterRecipe, AskingRecipe, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
+    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
+    ValidationRecipe,
 };
 
 impl Recipe {
@@ -65,7 +66,7 @@ impl Recipe {
                 num_centers: 256,
                 num_iterations: 2,
                 redraw_centers: false,
-                select_layer: -2,
+                select_layer: FeatureLayers::One(-2),
                 image_aspect_ratio: "pad".into(),
                 image_grid_pinpoints: None,
             },

@@ -143,6 +143,24 @@ fn fault_16_the_released_recipes_do_what_the_released_scripts_do() {
     }
 }
 
+#[test]
+fn layers_and_targets_of_the_tower() {
+    for (change, layers) in [
+        ("model.select_layer=-3", vec![-3]),
+        ("model.select_layer=[-2, 1]", vec![-2, 1]),
+    ] {
+        let recipe = parse("", &[change]).unwrap();
+        assert_eq!(recipe.model.select_layer.list(), layers);
+    }
+    let error = parse("", &["model.select_layer=[]"]).unwrap_err();
+    assert!(error.to_string().contains("model.select_layer"), "{error}");
+    // DINOv2's linears by its own names, or by ours.
+    parse("", &["lora.vision.targets=[\"query\", \"dense\", \"fc1\"]"]).unwrap();
+    let error = parse("", &["lora.vision.targets=[\"querry\"]"]).unwrap_err();
+    assert!(error.to_string().contains("querry"), "{error}");
+    assert!(parse("", &["lora.llm.targets=[\"query\"]"]).is_err());
+}
+
 /// Numbers that would overflow, or end the process where they are allocated.
 #[test]
 fn fault_29_numbers_that_no_machine_serves_name_their_key() {

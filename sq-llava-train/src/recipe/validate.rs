@@ -2,7 +2,7 @@
 
 use sq_llava_data::Template;
 use sq_llava_data::image::AnyResolution;
-use sq_llava_model::config::ProjectorConfig;
+use sq_llava_model::config::{ProjectorConfig, VisionFamily};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{AdapterRecipe, Recipe, StageRecipe};
@@ -63,6 +63,9 @@ impl Recipe {
                 "model.prototype must be false with the projector \"cluster\", which has prototypes of its own"
                     .into(),
             );
+        }
+        if self.model.select_layer.list().is_empty() {
+            return fail("model.select_layer names no layer of the vision tower".into());
         }
         aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)?;
         if self.seed > most::SEED {
@@ -228,7 +231,17 @@ impl AdapterRecipe {
             "llm" => LoraConfig::llm(1, 1.0, 0.0),
             _ => LoraConfig::vision(1, 1.0, 0.0),
         };
-        if let Some(wrong) = self.targets.iter().find(|t| !known.targets(t)) {
+        // Those of DINOv2's files are known by both names.
+        let own = match tower {
+            "llm" => self.targets.clone(),
+            _ => VisionFamily::Dinov2.preset().own_names(&self.targets),
+        };
+        let wrong = self
+            .targets
+            .iter()
+            .zip(&own)
+            .find(|(_, own)| !known.targets(own));
+        if let Some((wrong, _)) = wrong {
             return Err(TrainError::Recipe(format!(
                 "{} has \"{wrong}\"; known are {}",
                 key("targets"),

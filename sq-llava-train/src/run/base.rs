@@ -11,7 +11,7 @@ use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
 use sq_llava_model::{ModelError, SqLlava, SqLlavaConfig, check_vocabulary};
 
 use crate::error::TrainError;
-use crate::recipe::Recipe;
+use crate::recipe::{FeatureLayers, Recipe};
 
 /// Where a run reads and writes.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -106,6 +106,10 @@ impl<B: AutodiffBackend> Base<B> {
             allow_unused: paths.allow_unused,
             ..LoadOptions::default()
         };
+        if let Origin::Fresh | Origin::Projector(_) = origin {
+            // Neither says what it sees.
+            options.select_layers = Some(recipe.model.select_layer.list());
+        }
         let mut directory = &paths.llm;
         match &origin {
             Origin::Fresh => {
@@ -129,15 +133,8 @@ impl<B: AutodiffBackend> Base<B> {
         check_parts(&model, recipe, &projector, &origin)?;
         let first = recipe.image_aspect_ratio(recipe.stages.first().copied().unwrap_or(2));
         if let Origin::Fresh | Origin::Projector(_) = origin {
-            // Neither says how its pictures were seen.
-            model.config.select_layer = recipe.model.select_layer;
+            // Nor how its pictures were seen.
             model.config.image_aspect_ratio = Some(first.to_owned());
-            if model.config.feature_layer().is_none() {
-                return Err(TrainError::Recipe(format!(
-                    "model.select_layer is {}, which the vision tower does not have",
-                    recipe.model.select_layer
-                )));
-            }
         }
         let Some(vision) = &model.config.vision else {
             return Err(TrainError::Model(ModelError::config(
@@ -156,7 +153,7 @@ impl<B: AutodiffBackend> Base<B> {
                     .as_deref()
                     .unwrap_or(&paths.llm)
                     .join("preprocessor_config.json"),
-                "not found, and the vision tower needs it; copy the one of the CLIP tower here",
+                "not found, and the vision tower needs it; copy the one of the tower here",
             )));
         };
         if model.config.image_aspect_ratio.is_none() {
@@ -273,8 +270,9 @@ fn check_parts<B: AutodiffBackend>(
     let asked = &recipe.model;
     let mut pairs = Vec::new();
     if matches!(origin, Origin::Base | Origin::Run(_)) {
-        let layers = (asked.select_layer.to_string(), loaded.select_layer);
-        pairs.push(("select_layer", layers.0, layers.1.to_string()));
+        let own = FeatureLayers::from(&asked.select_layer.list()[..]).to_string();
+        let its = FeatureLayers::from(&loaded.select_layers[..]).to_string();
+        pairs.push(("select_layer", own, its));
     }
     let centers = match (&loaded.prototype, &loaded.projector) {
         (Some(prototype), _) => Some((prototype.num_centers, prototype.num_iterations)),

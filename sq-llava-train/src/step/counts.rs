@@ -15,10 +15,11 @@ pub fn trainable_counts(config: &SqLlavaConfig, recipe: &Recipe, stage: u8) -> [
         if !settings.freeze_projector {
             let parts = config.parameters();
             *projector += parts.projector + parts.prototype;
-            if let (ProjectorConfig::Cluster(_), Some(vision)) = (&config.projector, &config.vision)
+            if let (ProjectorConfig::Cluster(_), Some(width)) =
+                (&config.projector, config.feature_width())
             {
                 // ln_1 is loaded and kept but unused.
-                *projector -= 2 * vision.hidden_size;
+                *projector -= 2 * width;
             }
         }
         // Rows of the embedding, and of the head where it has its own.
@@ -44,8 +45,12 @@ pub fn trainable_counts(config: &SqLlavaConfig, recipe: &Recipe, stage: u8) -> [
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
     use crate::recipe::Flavour;
+    use crate::step::groups::Trains;
+    use crate::step::memory::StepMemory;
 
     /// The numbers of the method's sizes at 7B and 13B.
     #[test]
@@ -82,5 +87,35 @@ mod tests {
             trainable_counts(&config, &released, 2),
             [319_815_680, cluster, 0]
         );
+    }
+
+    /// Those over the towers of today: they train what their comments say, and a step of them fits into
+    /// 80 GB.
+    #[test]
+    fn recipes_over_siglip_and_qwen3() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs");
+        let config = SqLlavaConfig::preset("siglip-so400m-qwen3-1.7b").unwrap();
+        for (name, stage, global) in [
+            ("pretrain-siglip-qwen3-1.7b.toml", 1, 256),
+            ("finetune-siglip-qwen3-1.7b.toml", 2, 128),
+        ] {
+            let recipe = Recipe::read(&folder.join(name), &[]).unwrap();
+            assert_eq!(recipe.stages, [stage], "{name}");
+            assert_eq!(recipe.stage(stage).samples_per_step(), global, "{name}");
+            assert_eq!(recipe.model.select_layer.list(), config.select_layers);
+            let [llm, projector, vision] = trainable_counts(&config, &recipe, stage);
+            assert!(projector > 0);
+            assert_eq!((llm > 0, vision > 0), (stage == 2, stage == 2), "{name}");
+            let trains = Trains {
+                llm: llm > 0,
+                projector: true,
+                new_tokens: stage == 2,
+                vision: vision > 0,
+            };
+            let values = llm + projector + vision;
+            let memory = StepMemory::of_stage(&config, &recipe, stage, trains, values);
+            let bytes = memory.estimate(recipe.gradient_checkpointing).total();
+            assert!(bytes < 80_000_000_000, "{name}: {bytes}");
+        }
     }
 }

@@ -6,7 +6,7 @@
 //! slack, and the framework itself.
 
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, NormPlacement, QkNorm};
+use sq_llava_model::config::{LlamaConfig, NormPlacement, QkNorm, VisionConfig};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -207,11 +207,11 @@ impl<'a> StepMemory<'a> {
         if !self.trains.vision {
             return Kept::default();
         }
-        let tokens = vision.num_patches() + 1;
+        let tokens = vision.tokens();
         let rows = self.samples * self.config.most_tiles() * tokens;
         Kept {
             layers,
-            layer: rows * clip_token(vision, self.vision.as_ref(), tokens, self.kernels),
+            layer: rows * vision_token(vision, self.vision.as_ref(), tokens, self.kernels),
             input: rows * vision.hidden_size,
         }
     }
@@ -255,9 +255,9 @@ fn llama_token(
     norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora)
 }
 
-/// Values that a CLIP layer keeps for each token.
-fn clip_token(
-    vision: &ClipVisionConfig,
+/// Values that a layer of the tower keeps for each token.
+fn vision_token(
+    vision: &VisionConfig,
     lora: Option<&LoraConfig>,
     tokens: usize,
     kernels: bool,
@@ -265,13 +265,17 @@ fn clip_token(
     let (width, heads) = (vision.hidden_size, vision.num_attention_heads);
     // The centred input of each of the two norms.
     let norms = 2 * width;
-    let (attention, activation) = if kernels {
-        let attention = kernel_attention_token(width, width, heads);
-        (attention, vision.intermediate_size)
-    } else {
-        // Both sides of the activation's product.
-        let activation = 2 * vision.intermediate_size;
-        (attention_token(width, heads, tokens), activation)
+    // What is kept of the MLP's width: by kernels the activation's input, or gate and value; else
+    // both sides of the activation's product, gated those of the gating product too.
+    let copies = match (kernels, vision.gated_mlp) {
+        (true, false) => 1,
+        (true, true) | (false, false) => 2,
+        (false, true) => 4,
+    };
+    let activation = copies * vision.intermediate_size;
+    let attention = match kernels {
+        true => kernel_attention_token(width, width, heads),
+        false => attention_token(width, heads, tokens),
     };
     let inputs = [
         &["q_proj", "k_proj", "v_proj"][..],
@@ -279,7 +283,8 @@ fn clip_token(
         &["fc1"],
         &["fc2"],
     ];
-    norms + attention + activation + adapters_token(&vision.linears(), &inputs, lora)
+    let lora = lora.map(|lora| vision.own_targets(lora));
+    norms + attention + activation + adapters_token(&vision.linears(), &inputs, lora.as_ref())
 }
 
 /// Queries, and keys and values for each head; exponentials and softmax of the scores.

@@ -10,4 +10,5 @@ pub mod optimizer;
 pub(crate) mod recompute;
 pub mod report;
 pub(crate) mod schedule;
+pub(crate) mod tower;
 pub mod whole;

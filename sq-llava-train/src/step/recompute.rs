@@ -11,7 +11,7 @@ use burn::module::{AutodiffModule, Module, ModuleVisitor, Param};
 use burn::optim::GradientsParams;
 use burn::tensor::Tensor;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sq_llava_model::vision::clip::ClipLayer;
+use sq_llava_model::vision::encoder::EncoderLayer;
 
 use crate::recipe::GradientCheckpointing;
 use sq_llava_model::language::llama::{LayerContext, LlamaLayer};
@@ -61,7 +61,7 @@ impl<B: AutodiffBackend> Block<B> for LlamaLayer<B> {
     }
 }
 
-impl<B: AutodiffBackend> Block<B> for ClipLayer<B> {
+impl<B: AutodiffBackend> Block<B> for EncoderLayer<B> {
     type Context = ();
 
     fn graphed(&self, hidden: Tensor<B, 3>, (): &()) -> Tensor<B, 3> {

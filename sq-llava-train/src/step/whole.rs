@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::{AutodiffModule, Module};
+use burn::module::Module;
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -11,7 +11,6 @@ use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use sq_llava_data::image::ImagePacking;
 use sq_llava_model::ops::cat::cat;
 use sq_llava_model::ops::draws::{key, with_keys};
-use sq_llava_model::vision::clip::ClipLayer;
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
 use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample};
@@ -21,8 +20,9 @@ use crate::failure::Failure;
 use crate::recipe::GradientCheckpointing;
 use crate::step::groups::Trains;
 use crate::step::loss::{LossSettings, host};
-use crate::step::recompute::{Blocks, LlamaContext, Pass};
+use crate::step::recompute::{Blocks, LlamaContext};
 use crate::step::report::StepReport;
+use crate::step::tower::{self, TowerPass};
 
 /// What a step needs beside the weights.
 #[derive(Debug, Clone)]
@@ -87,8 +87,8 @@ struct Sequences<B: Backend> {
 struct Seen<B: AutodiffBackend> {
     /// `[tiles, tokens, d]`
     features: Pictures<B, 3>,
-    /// With recompute: the tower's pass and its last states, a leaf of the graph above.
-    tower: Option<(Pass<B>, Tensor<B, 3>)>,
+    /// With recompute: the tower's pass.
+    tower: Option<TowerPass<B>>,
 }
 
 impl<B: Backend> TrainModel<B> {
@@ -250,7 +250,10 @@ impl<B: AutodiffBackend> TrainModel<B> {
             let used = batch.samples.iter().map(TrainSample::len);
             return Ok((GradientsParams::new(), self.report(batch, used.sum())));
         }
-        let Seen { features, tower } = self.see(batch)?;
+        let Seen {
+            features,
+            tower: tower_pass,
+        } = self.see(batch)?;
         let tile_keys = self.tile_keys(batch, &features.pictures);
         let images = with_keys(&[self.key(batch, "centers")], || self.project(features))?;
         let image_side = trains.projector || trains.vision;
@@ -289,13 +292,9 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let found = with_keys(&keys, || {
             blocks.backward(pass, gradient, &context, &self.model, &mut grads)
         });
-        if let (Some(mut found), Some((pass, states))) = (found, tower)
-            && let Some(gradient) = states.grad_remove(&mut found)
-        {
-            let blocks = self.tower_blocks()?;
-            with_keys(&tile_keys, || {
-                blocks.backward(pass, gradient, &(), &self.model, &mut grads)
-            });
+        if let (Some(found), Some(pass)) = (found, tower_pass) {
+            let (model, way) = (&self.model, self.context.checkpointing);
+            tower::go_back(model, pass, found, &tile_keys, way, &mut grads)?;
         }
         Ok((grads, report))
     }
@@ -316,24 +315,13 @@ impl<B: AutodiffBackend> TrainModel<B> {
         keys.collect()
     }
 
-    /// The tower's layers up to the one whose tokens are features.
-    fn tower_blocks(&self) -> Result<Blocks<'_, ClipLayer<B>>, ModelError> {
-        let (Some(tower), Some(layer)) =
-            (&self.model.vision_tower, self.model.config.feature_layer())
-        else {
-            return Err(ModelError::NoVisionTower);
-        };
-        let layers = &tower.encoder.layers[..layer];
-        Ok(Blocks::new(layers, false, self.context.checkpointing))
-    }
-
     /// Features of the batch's pictures.
     fn see(&self, batch: &MicroBatch) -> Result<Seen<B>, TrainError> {
         if !self.context.trains.vision {
             // The tower runs without a graph, once per picture.
             let features = self.frozen_features(batch, |pixels| {
-                self.inner_features(self.model.pixels(pixels)?.inner())
-                    .map(host)
+                let pixels = self.model.pixels(pixels)?.inner();
+                tower::see_frozen(&self.model, pixels).map(host)
             })?;
             return Ok(Seen {
                 features,
@@ -348,32 +336,14 @@ impl<B: AutodiffBackend> TrainModel<B> {
             },
             tower: None,
         };
-        let (Some(pixels), Some(tower)) = (values, &self.model.vision_tower) else {
-            return Ok(seen);
-        };
-        let blocks = self.tower_blocks()?;
-        let hidden = tower.embed(pixels);
-        let pass = with_keys(&self.tile_keys(batch, &seen.features.pictures), || {
-            blocks.forward(hidden, &())
-        });
-        let states = pass.states();
-        seen.features.values = Some(self.model.config.select_feature.of(states.clone()));
-        if pass.is_kept() {
-            seen.tower = Some((pass, states));
+        if let Some(pixels) = values {
+            let keys = self.tile_keys(batch, &seen.features.pictures);
+            let way = self.context.checkpointing;
+            let (features, pass) = tower::see(&self.model, pixels, &keys, way)?;
+            seen.features.values = Some(features);
+            seen.tower = pass;
         }
         Ok(seen)
-    }
-
-    /// The frozen tower on the backend without a graph.
-    fn inner_features(
-        &self,
-        pixels: Tensor<B::InnerBackend, 4>,
-    ) -> Result<Tensor<B::InnerBackend, 3>, ModelError> {
-        let config = &self.model.config;
-        let (Some(tower), Some(layer)) = (&self.model.vision_tower, config.feature_layer()) else {
-            return Err(ModelError::NoVisionTower);
-        };
-        Ok(tower.valid().features(pixels, layer, config.select_feature))
     }
 }
 

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{LoadOptions, LoadReport, load_model};
-use sq_llava_train::recipe::BaseDtype;
+use sq_llava_train::recipe::{BaseDtype, FeatureLayers};
 use sq_llava_train::step::groups::Trains;
 use sq_llava_train::step::memory::{MemoryEstimate, StepMemory};
 use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
@@ -25,7 +25,7 @@ pub struct Inspect {
     /// Checkpoint or run directory, or a name on the hub (org/name).
     #[arg(value_name = "DIR", required_unless_present = "preset")]
     model: Option<PathBuf>,
-    /// sq-llava-7b, sq-llava-13b or tiny.
+    /// sq-llava-7b, sq-llava-13b, siglip-so400m-qwen3-1.7b or tiny.
     #[arg(long, conflicts_with = "model")]
     preset: Option<String>,
     /// Model that a run was trained on.
@@ -136,7 +136,8 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
     );
     if let Some(vision) = &config.vision {
         println!(
-            "vision: hidden {}, {} layers, {} heads, {}×{} pixels, patch {}, {} tokens per image, layer {}",
+            "vision: {}, hidden {}, {} layers, {} heads, {}×{} pixels, patch {}, {} tokens per image, {} {}",
+            vision.family.model_type(),
             vision.hidden_size,
             vision.num_hidden_layers,
             vision.num_attention_heads,
@@ -144,7 +145,11 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
             vision.image_size,
             vision.patch_size,
             config.tokens_per_image(),
-            config.select_layer
+            match config.select_layers.len() {
+                1 => "layer",
+                _ => "layers joined",
+            },
+            FeatureLayers::from(&config.select_layers[..])
         );
         if let Some(anyres) = &config.anyres {
             println!(

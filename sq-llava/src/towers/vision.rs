@@ -8,10 +8,10 @@ use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Tensor, TensorData};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
-use sq_llava_model::config::ClipVisionConfig;
+use sq_llava_model::config::VisionConfig;
 use sq_llava_model::ops::cross_entropy::token_losses;
 use sq_llava_model::ops::linear::Linear;
-use sq_llava_model::vision::clip::ClipVisionTower;
+use sq_llava_model::vision::tower::VisionTower;
 
 use super::{Lessons, rate};
 use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render};
@@ -33,8 +33,8 @@ const BUSY: f32 = 4.0;
 const KINDS: usize = 24;
 
 /// About a million parameters; nine patches, one to a cell of the world's grid.
-pub fn config() -> ClipVisionConfig {
-    ClipVisionConfig::new()
+pub fn config() -> VisionConfig {
+    VisionConfig::new()
         .with_hidden_size(128)
         .with_intermediate_size(512)
         .with_num_hidden_layers(4)
@@ -46,7 +46,7 @@ pub fn config() -> ClipVisionConfig {
 /// The tower with what it is examined by.
 #[derive(Module, Debug)]
 struct Pupil<B: Backend> {
-    tower: ClipVisionTower<B>,
+    tower: VisionTower<B>,
     /// Answers of a patch `[Σ PATCH]`, from the layer whose features the LLM will get.
     patch: Linear<B>,
     /// Kinds that the picture holds `[KINDS]`, from the class token.
@@ -58,12 +58,12 @@ struct Pupil<B: Backend> {
 /// # Errors
 /// If the loss is no longer a number.
 pub fn train<B: AutodiffBackend>(
-    config: &ClipVisionConfig,
+    config: &VisionConfig,
     processor: &ImageProcessorConfig,
     lessons: Lessons,
     device: &B::Device,
     say: &mut dyn FnMut(String),
-) -> Result<ClipVisionTower<B::InnerBackend>> {
+) -> Result<VisionTower<B::InnerBackend>> {
     B::seed(device, lessons.seed);
     let processor = ImageProcessor::new(processor.clone())?;
     let width = config.hidden_size;

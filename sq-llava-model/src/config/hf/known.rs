@@ -17,7 +17,7 @@ pub(crate) enum Described {
     Text,
     /// The outer object of a llava-hf configuration.
     LlavaHf,
-    /// CLIP's vision tower.
+    /// A vision tower.
     Vision,
     /// CLIP's text tower.
     ClipText,
@@ -183,11 +183,23 @@ const LLAVA_HF: &[&str] = &[
     "vocab_size",
 ];
 
-/// Of CLIP's vision tower. The projection is behind the tower, and there are no words.
+/// Of a vision tower. CLIP's projection is behind the tower, and there are no words; of DINOv2,
+/// training, how layer scales began, the mask of its pretraining, and the form in which it serves as
+/// a backbone.
 const VISION: &[&str] = &[
+    "apply_layernorm",
+    "attention_probs_dropout_prob",
+    "drop_path_rate",
+    "hidden_dropout_prob",
+    "layerscale_value",
     "logit_scale_init_value",
+    "out_features",
+    "out_indices",
     "projection_dim",
+    "reshape_hidden_states",
+    "stage_names",
     "tie_word_embeddings",
+    "use_mask_token",
     "vocab_size",
 ];
 

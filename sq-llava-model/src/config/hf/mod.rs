@@ -13,7 +13,7 @@ pub(crate) use known::Described;
 pub use object::read_json;
 pub(crate) use object::{Reader, judge_unknown};
 pub use towers::read_vision_config;
-pub(crate) use towers::{check_vision_type, vision, vision_json};
+pub(crate) use towers::{vision, vision_json};
 
 #[cfg(test)]
 mod tests {
@@ -32,7 +32,7 @@ mod tests {
 
     #[test]
     fn presets_survive_a_round_trip() {
-        for name in ["sq-llava-7b", "sq-llava-13b", "tiny"] {
+        for name in SqLlavaConfig::PRESETS {
             let config = SqLlavaConfig::preset(name).unwrap();
             assert_eq!(from_value(&config.to_hf()).unwrap(), config, "{name}");
         }
@@ -107,7 +107,12 @@ mod tests {
                 &["text_config.model_type", text],
             );
         }
-        for vision in ["siglip_vision_model", "clip", "pixtral"] {
+        for vision in [
+            "siglip2_vision_model",
+            "dinov2_with_registers",
+            "clip",
+            "pixtral",
+        ] {
             refused(&with("llama", vision), &["vision tower", vision]);
         }
         for model in ["gemma", "phi", "llava_next", "llava_mpt"] {

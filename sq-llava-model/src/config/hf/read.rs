@@ -9,9 +9,9 @@ use super::decoder::decoder;
 use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
 use super::tiles::{TILING, note_original, of_transformers};
-use super::towers::{check_quantization, check_vision_type, vision};
+use super::towers::{check_quantization, vision};
 use crate::config::{
-    ClipVisionConfig, Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig,
+    Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig, VisionConfig,
 };
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
@@ -73,7 +73,6 @@ impl SqLlavaConfig {
             }
         };
         if let Some(inner) = r.inside("vision_config")? {
-            check_vision_type(&inner)?;
             config.vision = Some(vision(&inner)?);
             unknown.extend(inner.unknown(Described::Vision));
         }
@@ -164,7 +163,7 @@ fn original(
     if let ProjectorConfig::Cluster(cluster) = &mut config.projector {
         cluster.num_iterations = r.positive("sq_cluster_iterations", 2)?;
     }
-    config.select_layer = r.id("mm_vision_select_layer")?.unwrap_or(-2);
+    feature_layers(&mut config, r, "mm_vision_select_layer")?;
     config.select_feature = match r.text("mm_vision_select_feature")?.unwrap_or("patch") {
         "patch" => SelectFeature::Patch,
         "cls_patch" => SelectFeature::ClsPatch,
@@ -204,8 +203,14 @@ fn llava_hf(
     config.llama.tie_word_embeddings |= tied;
     check_quantization(r)?;
     if r.get("vision_config").is_none() {
-        // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels.
-        config.vision = Some(ClipVisionConfig::large(336));
+        // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels; LlavaOnevisionConfig: SigLIP
+        // without its last layer.
+        config.vision = Some(match kind {
+            "llava_onevision" => VisionConfig::so400m(384)
+                .with_num_hidden_layers(26)
+                .with_pooling_head(false),
+            _ => VisionConfig::large(336),
+        });
     }
     token_ids(&mut config, text)?;
     token_ids(&mut config, r)?;
@@ -214,17 +219,15 @@ fn llava_hf(
         act: r.activation("projector_hidden_act", Activation::Gelu)?,
         bias: r.flag("multimodal_projector_bias", true)?,
     };
-    if let Some(layers @ Value::Array(_)) = r.get("vision_feature_layer") {
-        return Err(r.error(&format!(
-            "\"vision_feature_layer\" is {layers}: features of several layers are not supported"
-        )));
-    }
     // transformers' LlavaConfig and LlavaOnevisionConfig.
-    let (layer, strategy) = match kind {
-        "llava_onevision" => (-1, "full"),
-        _ => (-2, "default"),
+    let strategy = match kind {
+        "llava_onevision" => {
+            config.select_layers = vec![-1];
+            "full"
+        }
+        _ => "default",
     };
-    config.select_layer = r.id("vision_feature_layer")?.unwrap_or(layer);
+    feature_layers(&mut config, r, "vision_feature_layer")?;
     config.select_feature = match r
         .text("vision_feature_select_strategy")?
         .unwrap_or(strategy)
@@ -256,6 +259,21 @@ fn llava_hf(
         config.anyres = Some(anyres);
     }
     Ok(config)
+}
+
+/// One layer of the tower, or a list of them.
+fn feature_layers(config: &mut SqLlavaConfig, r: &Reader, key: &str) -> Result<(), ModelError> {
+    let read = |value: &Value| match value {
+        Value::Array(list) => list.iter().map(Value::as_i64).collect(),
+        other => other.as_i64().map(|layer| vec![layer]),
+    };
+    if let Some(layers) = r.typed(key, "a layer or a list of layers", read)? {
+        if layers.is_empty() {
+            return Err(r.error(&format!("\"{key}\" names no layer")));
+        }
+        config.select_layers = layers;
+    }
+    Ok(())
 }
 
 /// Token ids where this object has them; others stay.

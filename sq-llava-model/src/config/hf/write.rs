@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::decoder::decoder_json;
 use super::towers::vision_json;
-use crate::config::{Family, ProjectorConfig, SelectFeature, SqLlavaConfig};
+use crate::config::{Family, ProjectorConfig, SqLlavaConfig};
 use crate::error::ModelError;
 
 impl SqLlavaConfig {
@@ -16,7 +16,7 @@ impl SqLlavaConfig {
         out["model_type"] = json!("llava");
         self.write_ids(&mut out);
         if let Some(vision) = &self.vision {
-            out["mm_hidden_size"] = json!(vision.hidden_size);
+            out["mm_hidden_size"] = json!(self.feature_width());
             out["vision_config"] = vision_json(vision);
         } else {
             self.write_family(&mut out);
@@ -30,7 +30,7 @@ impl SqLlavaConfig {
             out["num_latents"] = json!(cluster.num_latents);
             out["sq_cluster_iterations"] = json!(cluster.num_iterations);
         }
-        out["mm_vision_select_layer"] = json!(self.select_layer);
+        out["mm_vision_select_layer"] = self.layers_json();
         out["mm_vision_select_feature"] = json!(self.select_feature);
         if let Some(aspect) = &self.image_aspect_ratio {
             out["image_aspect_ratio"] = json!(aspect);
@@ -72,18 +72,14 @@ impl SqLlavaConfig {
         let mut text = decoder_json(&self.llama);
         self.write_family(&mut text);
         self.write_ids(&mut text);
-        let strategy = match self.select_feature {
-            SelectFeature::Patch => "default",
-            SelectFeature::ClsPatch => "full",
-        };
         let mut out = json!({
             "architectures": ["LlavaForConditionalGeneration"],
             "model_type": "llava",
             "ignore_index": -100,
             "projector_hidden_act": act,
             "multimodal_projector_bias": bias,
-            "vision_feature_layer": self.select_layer,
-            "vision_feature_select_strategy": strategy,
+            "vision_feature_layer": self.layers_json(),
+            "vision_feature_select_strategy": self.select_feature.strategy(),
             "image_seq_length": self.tokens_per_image(),
             "tie_word_embeddings": self.llama.tie_word_embeddings,
             "text_config": text,
@@ -104,6 +100,14 @@ impl SqLlavaConfig {
             out["pad_token_id"] = json!(id);
         }
         Ok(out)
+    }
+
+    /// One feature layer as a number, several as a list.
+    fn layers_json(&self) -> Value {
+        match self.select_layers.as_slice() {
+            [layer] => json!(layer),
+            layers => json!(layers),
+        }
     }
 
     fn write_family(&self, out: &mut Value) {

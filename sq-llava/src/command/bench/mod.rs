@@ -306,7 +306,7 @@ impl Bench {
             finish(features.reshape([tokens, width]), device)
         })?;
         let layers = model.config.feature_layer().unwrap_or(0) as f64;
-        let tokens = (vision.num_patches() + 1) as f64;
+        let tokens = vision.tokens() as f64;
         let hidden = vision.hidden_size as f64;
         let weights = 4.0 * hidden * hidden + 2.0 * hidden * vision.intermediate_size as f64;
         // Products with the weights, and scores and values of the attention.

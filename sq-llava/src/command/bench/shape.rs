@@ -7,12 +7,12 @@ use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, backend::Backend};
 use clap::ValueEnum;
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::config::{ClipVisionConfig, LlamaConfig, PrototypeConfig};
+use sq_llava_model::config::{LlamaConfig, PrototypeConfig, VisionConfig};
 use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::pool::{on_pool, settle};
-use sq_llava_model::vision::clip::ClipVisionTower;
+use sq_llava_model::vision::tower::VisionTower;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::GradientCheckpointing;
 
@@ -81,9 +81,9 @@ impl Shape {
         }
     }
 
-    fn vision(self) -> Option<ClipVisionConfig> {
+    fn vision(self) -> Option<VisionConfig> {
         let sizes = |hidden, layers, heads, mlp, side, patch| {
-            ClipVisionConfig::new()
+            VisionConfig::new()
                 .with_hidden_size(hidden)
                 .with_num_hidden_layers(layers)
                 .with_num_attention_heads(heads)
@@ -272,8 +272,8 @@ impl Bench {
 
     fn vision_shape<B: Backend>(
         &self,
-        config: &ClipVisionConfig,
-        tower: &ClipVisionTower<B>,
+        config: &VisionConfig,
+        tower: &VisionTower<B>,
         weights: &str,
         limit: f64,
         device: &B::Device,
@@ -284,7 +284,7 @@ impl Bench {
             std::hint::black_box(tower.hidden_state(pixels.clone(), layers));
             sync::<B>(device)
         })?;
-        let tokens = (config.num_patches() + 1) as f64;
+        let tokens = config.tokens() as f64;
         let hidden = config.hidden_size as f64;
         let layer = 4.0 * hidden * hidden + 2.0 * hidden * config.intermediate_size as f64;
         let flop = layers as f64 * (2.0 * tokens * layer + 4.0 * tokens * tokens * hidden);
