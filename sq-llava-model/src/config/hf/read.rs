@@ -206,9 +206,7 @@ fn llava_hf(
         // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels; LlavaOnevisionConfig: SigLIP
         // without its last layer.
         config.vision = Some(match kind {
-            "llava_onevision" => VisionConfig::so400m(384)
-                .with_num_hidden_layers(26)
-                .with_pooling_head(false),
+            "llava_onevision" => VisionConfig::so400m(384).with_num_hidden_layers(26),
             _ => VisionConfig::large(336),
         });
     }
