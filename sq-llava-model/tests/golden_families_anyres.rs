@@ -14,7 +14,8 @@ use sq_llava_model::config::{Family, VisionFamily};
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::{
-    Layout, LoadOptions, RunOrigin, SaveOptions, load_model, save_adapters, save_pretrained,
+    Layout, LoadOptions, RunOrigin, SaveOptions, load_model, prepare_llava_hf, save_adapters,
+    save_llava_hf_files, save_pretrained,
 };
 use sq_llava_model::{
     AnswerOptions, Assistant, AssistantOptions, IMAGE_TOKEN_INDEX, ModelError, Request, Sample,
@@ -430,6 +431,66 @@ fn golden_both_layouts_survive_a_round_trip() {
                     check_logits(&what, prompt, &found);
                 }
             }
+        }
+    }
+}
+
+/// An export for transformers says what theirs says: class, tokens and treatment of pictures.
+#[test]
+fn golden_exports_have_transformers_processor() {
+    for case in cases() {
+        let dir = case.dir.join("model");
+        let options = AssistantOptions {
+            template: Some(Template::V1),
+            ..AssistantOptions::default()
+        };
+        let loaded = Assistant::<Flex>::load(&dir, &options, &Default::default());
+        let (mut assistant, _) = loaded.expect("an assistant");
+        let (model, tokenizer) = (&mut assistant.model, &mut assistant.tokenizer);
+        prepare_llava_hf(model, tokenizer).expect("the token has a row");
+        let folder = tempfile::tempdir().expect("a folder");
+        let processor = assistant.processor.as_ref().expect("a processor");
+        let (config, tokenizer) = (&assistant.model.config, &assistant.tokenizer);
+        save_llava_hf_files(folder.path(), config, tokenizer, processor, Template::V1)
+            .expect("saved");
+        let ours = json(&folder.path().join("processor_config.json"));
+        let pictures = json(&folder.path().join("preprocessor_config.json"));
+        let theirs = json(&dir.join("processor_config.json"));
+        for (key, value) in theirs.as_object().expect("an object") {
+            let what = format!("{}: {key}", dir.display());
+            match key.as_str() {
+                "image_processor" => {
+                    for (key, value) in value.as_object().expect("an object") {
+                        assert_eq!(pictures.get(key), Some(value), "{what}.{key}");
+                    }
+                }
+                // Videos are not taken: what their processor asks for is there.
+                "video_processor" => {
+                    let class = "video_processor_type";
+                    assert_eq!(ours[key][class], value[class], "{what}");
+                }
+                "video_token" => {}
+                _ => assert_eq!(ours.get(key), Some(value), "{what}"),
+            }
+        }
+        let options = SaveOptions {
+            layout: Layout::LlavaHf,
+            ..SaveOptions::default()
+        };
+        save_pretrained(&assistant.model, folder.path(), &options).expect("saved");
+        let ours = json(&folder.path().join("config.json"));
+        let theirs = json(&dir.join("config.json"));
+        for key in [
+            "architectures",
+            "model_type",
+            "image_grid_pinpoints",
+            "image_token_index",
+            "vision_aspect_ratio",
+            "vision_feature_layer",
+            "vision_feature_select_strategy",
+            "tie_word_embeddings",
+        ] {
+            assert_eq!(ours.get(key), theirs.get(key), "{}: {key}", dir.display());
         }
     }
 }
