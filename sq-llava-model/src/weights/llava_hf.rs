@@ -1,4 +1,4 @@
-//! What transformers' LLaVA classes (also LLaVA-NeXT's and OneVision's) and their processors need beside the weights:
+//! What transformers' classes of LLaVA, LLaVA-NeXT and OneVision need beside the weights:
 //! the token `<image>` with its row, and the files of tokenizer and processor.
 
 use std::path::Path;

@@ -202,13 +202,9 @@ fn llava_hf(
     config.llama.tie_word_embeddings &= kind != "llava_next";
     config.llama.tie_word_embeddings |= tied;
     check_quantization(r)?;
+    let usual = UsualKeys::of(kind);
     if r.get("vision_config").is_none() {
-        // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels; LlavaOnevisionConfig: SigLIP
-        // without its last layer.
-        config.vision = Some(match kind {
-            "llava_onevision" => VisionConfig::so400m(384).with_num_hidden_layers(26),
-            _ => VisionConfig::large(336),
-        });
+        config.vision = Some(usual.vision);
     }
     token_ids(&mut config, text)?;
     token_ids(&mut config, r)?;
@@ -217,18 +213,11 @@ fn llava_hf(
         act: r.activation("projector_hidden_act", Activation::Gelu)?,
         bias: r.flag("multimodal_projector_bias", true)?,
     };
-    // transformers' LlavaConfig and LlavaOnevisionConfig.
-    let strategy = match kind {
-        "llava_onevision" => {
-            config.select_layers = vec![-1];
-            "full"
-        }
-        _ => "default",
-    };
+    config.select_layers = vec![usual.layer];
     feature_layers(&mut config, r, "vision_feature_layer")?;
     config.select_feature = match r
         .text("vision_feature_select_strategy")?
-        .unwrap_or(strategy)
+        .unwrap_or(usual.strategy)
     {
         "default" => SelectFeature::Patch,
         "full" => SelectFeature::ClsPatch,
@@ -246,17 +235,43 @@ fn llava_hf(
         .map_err(|reason| r.error(&reason))?;
     config.image_token_index = Some(match r.id("image_token_index")? {
         Some(id) => id,
-        // transformers' LlavaConfig and LlavaOnevisionConfig.
-        None => r.id("image_token_id")?.unwrap_or(match kind {
-            "llava_onevision" => 151_646,
-            _ => 32_000,
-        }),
+        None => r.id("image_token_id")?.unwrap_or(usual.image_token),
     });
     if let Some(anyres) = of_transformers(r)? {
         config.image_aspect_ratio = Some(anyres.aspect_name());
         config.anyres = Some(anyres);
     }
     Ok(config)
+}
+
+/// What transformers' LlavaConfig and LlavaNextConfig, or LlavaOnevisionConfig, take for keys that a
+/// file leaves out.
+struct UsualKeys {
+    vision: VisionConfig,
+    layer: i64,
+    strategy: &'static str,
+    image_token: i64,
+}
+
+impl UsualKeys {
+    fn of(model_type: &str) -> Self {
+        match model_type {
+            "llava_onevision" => Self {
+                // SigLIP without its last layer.
+                vision: VisionConfig::so400m(384).with_num_hidden_layers(26),
+                layer: -1,
+                strategy: "full",
+                image_token: 151_646,
+            },
+            // OpenAI's ViT-L/14 at 336 pixels.
+            _ => Self {
+                vision: VisionConfig::large(336),
+                layer: -2,
+                strategy: "default",
+                image_token: 32_000,
+            },
+        }
+    }
 }
 
 /// One layer of the tower, or a list of them.
