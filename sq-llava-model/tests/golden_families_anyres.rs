@@ -38,6 +38,7 @@ fn values(tensor: Tensor<Flex, 2>) -> Vec<f32> {
 
 fn assert_near(what: &str, found: &[f32], reference: &[f64], tolerance: f64) {
     assert_eq!(found.len(), reference.len(), "{what}");
+    assert!(found.iter().all(|value| value.is_finite()), "{what}");
     let far = |(found, wanted): (&f32, &f64)| (f64::from(*found) - wanted).abs();
     let worst = found.iter().zip(reference).map(far).fold(0.0, f64::max);
     assert!(worst <= tolerance, "{what}: {worst:.2e} apart");

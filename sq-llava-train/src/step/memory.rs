@@ -481,12 +481,13 @@ mod tests {
         let mut config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
         let recipe = Recipe::published(Flavour::Paper);
         let vision = |config: &SqLlavaConfig| {
-            let memory = StepMemory::of_stage(config, &recipe, 2, ALL, 1);
-            memory.vision().values(Keep)
+            StepMemory::of_stage(config, &recipe, 2, ALL, 1)
+                .vision()
+                .values(Keep)
         };
         let one = vision(&config);
-        config.anyres = Some(AnyResolution::published(336, None));
         // The whole picture and a grid of two by two.
+        config.anyres = Some(AnyResolution::published(336, None));
         assert_eq!(vision(&config), 5 * one);
     }
 
