@@ -226,8 +226,7 @@ fn fault_31_the_chat_template_of_the_checkpoint_is_taken_and_mentioned_once() {
     });
     assert_eq!(mentioned(), 1);
     let asked = |rest: &[&str]| -> (Value, String) {
-        let words = [&["--json"], rest].concat();
-        let (out, error) = said(&ask(dir.path(), &words));
+        let (out, error) = said(&ask(dir.path(), rest));
         (serde_json::from_str(&out).expect("JSON"), error)
     };
     let own = asked(&["What?"]);

@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
-use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PixelValues};
+use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PreparedImage};
 use sq_llava_data::{
     Conversation, Ending, IMAGE_TOKEN, Layout, StopMatcher, StreamDecoder, TemplateChoice,
     TextTokenizer,
@@ -73,8 +73,8 @@ pub struct Request<'a> {
     pub conversation: &'a Conversation,
     /// Whether the model answers or asks.
     pub ending: Ending,
-    /// One for each image of the conversation, in order.
-    pub images: &'a [PixelValues],
+    /// One for each image of the conversation, in order, prepared for as many.
+    pub images: &'a [PreparedImage],
 }
 
 /// What the model said.
@@ -115,10 +115,7 @@ impl<B: Backend> Assistant<B> {
             beside.or(loaded.files.preprocessor.as_deref()),
         ) {
             (None, _) => None,
-            (Some(_), Some(folder)) => {
-                let aspect = config.image_aspect_ratio.as_deref();
-                Some(ImageProcessor::from_dir(folder, aspect)?)
-            }
+            (Some(_), Some(folder)) => Some(ImageProcessor::new(config.image_processor(folder)?)?),
             (Some(_), None) => {
                 return Err(ModelError::config(
                     dir.join("preprocessor_config.json"),
@@ -129,8 +126,7 @@ impl<B: Backend> Assistant<B> {
         let template = config.layout(&tokenizer, folder, options.template)?;
         if let Some(processor) = &processor {
             // What is saved of this model says it too.
-            let aspect = processor.config().aspect.name();
-            loaded.model.config.image_aspect_ratio = Some(aspect.into());
+            loaded.model.config.image_aspect_ratio = Some(processor.config().aspect_name());
         }
         let assistant = Self::new(loaded.model, tokenizer, processor, template)?;
         Ok((assistant, loaded.report))
@@ -140,7 +136,7 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// If the tokenizer has more tokens than the model, lacks those of the template, or the
-    /// processor makes pictures of another size than the vision tower takes.
+    /// processor makes pictures of another size, or over other tiles, than the model takes.
     pub fn new(
         model: SqLlava<B>,
         tokenizer: TextTokenizer,
@@ -167,6 +163,11 @@ impl<B: Backend> Assistant<B> {
                     processor.input_size()
                 )));
             }
+            if processor.config().tiling != model.config.anyres {
+                return Err(ModelError::Argument(
+                    "the image processor lays images over other tiles than the model does".into(),
+                ));
+            }
         }
         Ok(Self {
             model,
@@ -176,13 +177,33 @@ impl<B: Backend> Assistant<B> {
         })
     }
 
-    /// Reads and prepares a picture.
+    /// Reads and prepares the only picture of a conversation.
     ///
     /// # Errors
     /// If it cannot be read, or the model takes none.
-    pub fn open_image(&self, path: &Path) -> Result<PixelValues, ModelError> {
+    pub fn open_image(&self, path: &Path) -> Result<PreparedImage, ModelError> {
+        self.open_one(path, 1)
+    }
+
+    /// Reads and prepares the pictures of one conversation: a model of any shape may see each of
+    /// several otherwise than one alone.
+    ///
+    /// # Errors
+    /// As [`Self::open_image`].
+    pub fn open_images<P: AsRef<Path>>(
+        &self,
+        paths: &[P],
+    ) -> Result<Vec<PreparedImage>, ModelError> {
+        let pictures = paths.iter();
+        pictures
+            .map(|path| self.open_one(path.as_ref(), paths.len()))
+            .collect()
+    }
+
+    /// One of `pictures` pictures of a conversation.
+    fn open_one(&self, path: &Path, pictures: usize) -> Result<PreparedImage, ModelError> {
         let processor = self.processor.as_ref().ok_or(ModelError::NoVisionTower)?;
-        Ok(processor.preprocess_path(path)?)
+        Ok(processor.prepare(&processor.open(path)?, pictures))
     }
 
     /// A conversation in the model's template.
@@ -305,23 +326,13 @@ impl<B: Backend> Assistant<B> {
         })
     }
 
-    /// Image features of each request; all images run through the tower together.
+    /// Image features of each request; images of all requests run through the tower together.
     fn image_features(
         &self,
         requests: &[Request<'_>],
     ) -> Result<Vec<Vec<Tensor<B, 2>>>, ModelError> {
-        let images: Vec<&[f32]> = requests
-            .iter()
-            .flat_map(|r| r.images)
-            .map(|image| image.data.as_slice())
-            .collect();
-        if images.is_empty() {
-            return Ok(vec![vec![]; requests.len()]);
-        }
-        let mut encoded = self
-            .model
-            .encode_images(self.model.pixels(&images)?)?
-            .into_iter();
+        let images: Vec<&PreparedImage> = requests.iter().flat_map(|r| r.images).collect();
+        let mut encoded = self.model.encode_prepared(&images)?.into_iter();
         Ok(requests
             .iter()
             .map(|r| encoded.by_ref().take(r.images.len()).collect())
@@ -339,8 +350,8 @@ impl<B: Backend> Assistant<B> {
             return error;
         };
         let images = requests.get(sample).map_or(&[][..], |r| r.images);
-        let images: Vec<&[f32]> = images.iter().map(|image| image.data.as_slice()).collect();
-        let pixels = self.model.pixels(&images);
+        let images: Vec<&PreparedImage> = images.iter().collect();
+        let pixels = self.model.prepared_pixels(&images);
         match pixels.and_then(|pixels| self.model.image_origin(pixels)) {
             Ok(Some(origin)) => self.model.not_finite(sample, origin),
             _ => error,

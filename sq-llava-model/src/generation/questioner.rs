@@ -1,7 +1,7 @@
 //! Visual self-questioning: the model asks about a picture (paper, section 3.1).
 
 use burn::tensor::backend::Backend;
-use sq_llava_data::image::PixelValues;
+use sq_llava_data::image::PreparedImage;
 use sq_llava_data::{Ending, Layout};
 
 use crate::error::ModelError;
@@ -99,7 +99,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     /// As [`Assistant::answer`], or if more than 100,000 questions are wanted.
     pub fn ask(
         &self,
-        image: &PixelValues,
+        image: &PreparedImage,
         options: &QuestionOptions,
     ) -> Result<Questions, ModelError> {
         if options.n > MOST_QUESTIONS {
@@ -146,7 +146,8 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             // A token has at least one byte.
             let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
             let model = &self.assistant.model;
-            let shown = model.config.tokens_per_image() + TEMPLATE_TOKENS;
+            let shown = image.packing.tokens(model.config.tokens_per_image())?;
+            let shown = shown + TEMPLATE_TOKENS;
             let tokens = (shown + longest).saturating_add(greedy.max_new_tokens);
             for part in questions.chunks_mut(model.most_at_once(tokens)) {
                 self.answer(part, images, &greedy)?;
@@ -162,7 +163,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     fn answer(
         &self,
         questions: &mut [Question],
-        images: &[PixelValues],
+        images: &[PreparedImage],
         options: &AnswerOptions,
     ) -> Result<(), ModelError> {
         let conversations: Vec<_> = questions

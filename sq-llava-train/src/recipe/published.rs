@@ -68,6 +68,7 @@ impl Recipe {
                 redraw_centers: false,
                 select_layer: FeatureLayers::One(-2),
                 image_aspect_ratio: "pad".into(),
+                image_grid_pinpoints: None,
             },
             stage1: StageRecipe {
                 // The released script of stage 1 leaves pictures to CLIP's processor, which crops.

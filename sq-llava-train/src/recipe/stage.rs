@@ -21,7 +21,7 @@ pub struct StageRecipe {
     /// Conversation template: `plain`, `v1`, `v1_sq`, `sq`, or `checkpoint` for the `chat_template`
     /// that the LLM's tokenizer brings.
     pub template: TemplateChoice,
-    /// How a picture becomes square in this stage, in place of `model.image_aspect_ratio`.
+    /// How pictures are prepared in this stage, in place of `model.image_aspect_ratio`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_aspect_ratio: Option<String>,
     /// Passes over the data. A fraction ends a pass early: 1.2 is one pass and the first fifth of

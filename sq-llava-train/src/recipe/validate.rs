@@ -1,5 +1,6 @@
 //! Which values a recipe can have.
 
+use sq_llava_data::image::AnyResolution;
 use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::config::{ProjectorConfig, VisionFamily};
 use sq_llava_model::ops::lora::LoraConfig;
@@ -274,8 +275,9 @@ fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), Train
 fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     match value {
         "pad" | "crop" | "resize" => Ok(()),
+        tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(()),
         _ => Err(TrainError::Recipe(format!(
-            "{key} is \"{value}\"; known are pad, crop and resize"
+            "{key} is \"{value}\"; known are pad, crop, resize, anyres and anyres_max_N"
         ))),
     }
 }

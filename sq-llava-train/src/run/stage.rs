@@ -1,4 +1,4 @@
-//! What each stage trains: stage 1 the prototypes and the projector, stage 2 also adapters on both
+//! What each stage trains: stage 1 the prototypes and the projector with its `image_newline`, stage 2 also adapters on both
 //! towers and the rows of new tokens. Everything else is frozen.
 
 use std::sync::Arc;
@@ -44,6 +44,9 @@ impl<B: AutodiffBackend> StageModel<B> {
     ) -> Result<Self, TrainError> {
         let settings = recipe.stage(stage);
         let device = model.device();
+        let aspect = recipe.image_aspect_ratio(stage);
+        let tiling = recipe.model.tiling(aspect, &model.config);
+        model.set_tiling(tiling, recipe.seed ^ 2);
         if is_native::<B>() {
             memory::check_trainable(&model.config, recipe, stage, machine_bytes())?;
         }
@@ -52,11 +55,10 @@ impl<B: AutodiffBackend> StageModel<B> {
         if stage == 2 {
             model = add_adapters(model, recipe);
         }
-        let aspect = recipe.image_aspect_ratio(stage);
         let before = model.config.image_aspect_ratio.replace(aspect.to_owned());
         if let Some(before) = before.filter(|before| before != aspect) {
             tracing::warn!(
-                "stage {stage}: pictures become square by \"{aspect}\", as the recipe says; the model \
+                "stage {stage}: pictures are prepared by \"{aspect}\", as the recipe says; the model \
                  that it starts from saw them by \"{before}\""
             );
         }

@@ -159,7 +159,7 @@ impl Lesson {
 
 /// Whether the model's parts are built here.
 fn is_built(json: &Value) -> bool {
-    json["vision"] == "clip"
+    json["family"] != "llava_next"
 }
 
 /// A picture of one colour, 40 × 40, with a corner of another so that it has a shape.

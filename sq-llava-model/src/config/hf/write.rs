@@ -35,6 +35,7 @@ impl SqLlavaConfig {
         if let Some(aspect) = &self.image_aspect_ratio {
             out["image_aspect_ratio"] = json!(aspect);
         }
+        self.write_original_tiling(&mut out);
         out["mm_use_im_start_end"] = json!(false);
         out["mm_use_im_patch_token"] = json!(false);
         if let Some(prototype) = &self.prototype {
@@ -50,7 +51,7 @@ impl SqLlavaConfig {
     /// `config.json` in the llava-hf layout.
     ///
     /// # Errors
-    /// If the model has parts that `LlavaForConditionalGeneration` cannot hold.
+    /// If the model has parts that transformers' LLaVA classes cannot hold.
     pub(crate) fn to_llava_hf(&self) -> Result<Value, ModelError> {
         let (
             Some(vision),
@@ -88,6 +89,7 @@ impl SqLlavaConfig {
             ));
         };
         out["image_token_index"] = json!(id);
+        self.write_transformers_tiling(&mut out)?;
         self.write_template(&mut out);
         if let Some(id) = self.pad_token_id {
             out["pad_token_id"] = json!(id);
