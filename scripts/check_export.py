@@ -30,12 +30,12 @@ try:
     from PIL import Image
     from safetensors.torch import load_file
     from transformers import (
+        AutoModelForImageTextToText,
         AutoProcessor,
         CLIPVisionConfig,
         CLIPVisionModel,
         LlamaConfig,
         LlamaForCausalLM,
-        LlavaForConditionalGeneration,
     )
 except ImportError as error:
     refuse(f"{error}; install torch, transformers, safetensors and pillow")
@@ -87,7 +87,7 @@ class LlavaHf:
 
     def __init__(self, directory):
         self.processor = AutoProcessor.from_pretrained(directory)
-        self.model = LlavaForConditionalGeneration.from_pretrained(directory, dtype=torch.float32).eval()
+        self.model = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32).eval()
         self.image = self.model.config.image_token_id
         rows = self.model.get_input_embeddings().weight.shape[0]
         if not 0 <= self.image < rows:
@@ -98,13 +98,18 @@ class LlavaHf:
         content = [{"type": "image"}, {"type": "text", "text": question}]
         text = self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
         self.inputs = self.processor(images=picture, text=text, return_tensors="pt")
-        return collapse(self.inputs["input_ids"][0].tolist(), self.image), self.inputs["pixel_values"]
+        # Of a picture of any shape all tiles.
+        pixels = self.inputs["pixel_values"].flatten(0, -4)
+        return collapse(self.inputs["input_ids"][0].tolist(), self.image), pixels
 
     def logits(self, _ids, pixels):
-        return self.model(**{**self.inputs, "pixel_values": pixels}).logits[0]
+        return self.model(**self.with_pixels(pixels)).logits[0]
+
+    def with_pixels(self, pixels):
+        return {**self.inputs, "pixel_values": pixels.reshape(self.inputs["pixel_values"].shape)}
 
     def greedy(self, _ids, pixels, count):
-        inputs = {**self.inputs, "pixel_values": pixels}
+        inputs = self.with_pixels(pixels)
         out = self.model.generate(**inputs, max_new_tokens=count, do_sample=False)
         return out[0, self.inputs["input_ids"].shape[1] :].tolist()
 

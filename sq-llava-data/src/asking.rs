@@ -189,6 +189,7 @@ mod tests {
         LlavaSample {
             id: "s".into(),
             images: images.iter().map(ToString::to_string).collect(),
+            system: None,
             conversations: (0..2 * turns).map(message).collect(),
         }
     }

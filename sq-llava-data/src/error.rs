@@ -70,6 +70,11 @@ pub enum DataError {
     /// A checkpoint's chat template is damaged, refuses a conversation, or cannot hold it.
     #[error("chat template: {0}")]
     ChatTemplate(String),
+    /// A checkpoint's own template is asked for, and it has none.
+    #[error(
+        "the checkpoint brings no chat_template (chat_template.jinja, chat_template.json or tokenizer_config.json): choose one of plain, v1, v1_sq, sq, llama_2"
+    )]
+    NoChatTemplate,
     /// A template needs a token that the tokenizer lacks.
     #[error("the template `{template}` needs {token}, which the tokenizer lacks: {remedy}")]
     MissingToken {
@@ -81,10 +86,14 @@ pub enum DataError {
         remedy: &'static str,
     },
     /// No template has this name.
-    #[error("no conversation template `{0}`: choose one of plain, v1, v1_sq, sq, llama_2")]
+    #[error(
+        "no conversation template `{0}`: choose one of plain, v1, v1_sq, sq, llama_2, or checkpoint for the chat_template that a checkpoint brings"
+    )]
     UnknownTemplate(String),
     /// The template has no role that asks.
-    #[error("the template `{0}` has no asking role: only v1_sq and sq ask questions")]
+    #[error(
+        "the template `{0}` has no asking role: v1_sq and sq have one, and a checkpoint's own after a training with it"
+    )]
     NoAskingRole(&'static str),
     /// A conversation has an order of turns or a number of images that its template cannot hold.
     #[error("conversation{}: {reason}", sample.as_ref().map(|s| format!(" of sample {s}")).unwrap_or_default())]

@@ -22,20 +22,21 @@ const IMAGE: u32 = 1 << 31;
 pub struct LengthIndex(Vec<u32>);
 
 impl LengthIndex {
-    /// Estimates every length on `threads` threads.
+    /// Estimates every length on `threads` threads; `image_tokens` tells how many tokens the images
+    /// of a sample have together.
     ///
     /// # Errors
     /// For a sample that is not LLaVA's, or if the threads cannot be started.
     pub fn estimate(
         manifest: &Manifest,
-        tokens_per_image: usize,
+        image_tokens: impl Fn(&LlavaSample) -> usize + Sync,
         max_length: Option<usize>,
         threads: usize,
     ) -> Result<Self, DataError> {
         let cap = max_length.unwrap_or(usize::MAX);
         let length = |index| {
             let sample = manifest.get(index)?;
-            let tokens = estimate(&sample, tokens_per_image).min(cap);
+            let tokens = estimate(&sample, image_tokens(&sample)).min(cap);
             Ok(pack(tokens, !sample.images.is_empty()))
         };
         let samples = (0..manifest.len()).into_par_iter();
@@ -76,8 +77,8 @@ fn pack(tokens: usize, image: bool) -> u32 {
     tokens | if image { IMAGE } else { 0 }
 }
 
-/// About how many tokens a sample has, its images included.
-pub(crate) fn estimate(sample: &LlavaSample, tokens_per_image: usize) -> usize {
+/// About how many tokens a sample has, with those of its images.
+pub(crate) fn estimate(sample: &LlavaSample, image_tokens: usize) -> usize {
     let texts = sample.conversations.iter().map(|message| &message.value);
     let marks = match sample.images.is_empty() {
         true => 0,
@@ -85,7 +86,7 @@ pub(crate) fn estimate(sample: &LlavaSample, tokens_per_image: usize) -> usize {
     };
     let bytes: usize = texts.map(String::len).sum();
     let text = bytes.saturating_sub(marks * IMAGE_TOKEN.len());
-    sample.images.len() * tokens_per_image + text.div_ceil(BYTES_PER_TOKEN)
+    image_tokens.saturating_add(text.div_ceil(BYTES_PER_TOKEN))
 }
 
 #[cfg(test)]
@@ -117,7 +118,8 @@ mod tests {
         );
         let (_dir, manifest) = manifest(&text);
         for threads in [1, 3] {
-            let index = LengthIndex::estimate(&manifest, 16, Some(100), threads).unwrap();
+            let images = |sample: &LlavaSample| 16 * sample.images.len();
+            let index = LengthIndex::estimate(&manifest, images, Some(100), threads).unwrap();
             let of = |i| (index.tokens(i), index.has_image(i));
             assert_eq!([of(0), of(1), of(2)], [(18, true), (32, true), (3, false)]);
             assert!((0..500).all(|i| of(3 + i) == (i.div_ceil(4).min(100), false)));
@@ -128,7 +130,7 @@ mod tests {
     #[test]
     fn a_sample_that_cannot_be_read_is_named() {
         let (_dir, manifest) = manifest(r#"[{"conversations": []}, {"id": "x7"}]"#);
-        let error = LengthIndex::estimate(&manifest, 1, None, 2).unwrap_err();
+        let error = LengthIndex::estimate(&manifest, |_| 1, None, 2).unwrap_err();
         assert!(error.to_string().contains("x7"), "{error}");
     }
 }

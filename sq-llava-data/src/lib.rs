@@ -27,8 +27,11 @@ pub use sampler::{Grouping, Sampler};
 pub use shuffle::shuffle_turns;
 pub use text::chat_template::{AskingRole, ChatOptions, ChatTemplate, CheckpointTemplate};
 pub use text::chat_template::{EncodedChat, Rendered};
+pub use text::choice::TemplateChoice;
 pub use text::conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker, Turn};
-pub use text::labels::{Cut, EncodedSample, IGNORE_INDEX, LabelOptions, encode_sample};
+pub use text::labels::{
+    Cut, EncodedSample, IGNORE_INDEX, LabelOptions, encode_sample, encode_sample_with_images,
+};
 pub use text::layout::Layout;
 pub use text::sample::conversation_of;
 pub use text::segments::{TokenRole, encode_with_images};

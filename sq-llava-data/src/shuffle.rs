@@ -44,6 +44,7 @@ mod tests {
         LlavaSample {
             id: id.into(),
             images: vec!["x.png".into(); images],
+            system: None,
             conversations: (0..2 * turns).map(message).collect(),
         }
     }

@@ -391,3 +391,31 @@ fn golden_packed_features_are_gathered_from_flat_ones() {
     }
     assert!(compared > 0, "no case with the original's merges");
 }
+
+/// The number of tokens is known before a picture is decoded.
+#[test]
+fn golden_sizes_are_read_from_the_beginning_of_files() {
+    let mut compared = 0;
+    for turned in [false, true] {
+        let config = ImageProcessorConfig {
+            apply_exif: turned,
+            ..ImageProcessorConfig::clip(336)
+        };
+        let processor = ImageProcessor::new(config).expect("a processor");
+        let own = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/images");
+        let folders = [
+            golden::folders("e_").remove(0),
+            families().join("images"),
+            own,
+        ];
+        for path in folders.iter().flat_map(|folder| entries(folder)) {
+            let Ok(image) = processor.open(&path) else {
+                continue;
+            };
+            let size = processor.size(&path).expect("a size");
+            assert_eq!(size, (image.height(), image.width()), "{}", path.display());
+            compared += 1;
+        }
+    }
+    assert!(compared > 10, "{compared}");
+}

@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 use sq_llava_data::{
     AskingRole, Author, ChatOptions, ChatTemplate, CheckpointTemplate, Conversation, DataError,
     EncodedSample, Ending, IMAGE_TOKEN_INDEX, LabelOptions, Layout, LlavaSample, Message,
-    TextTokenizer, TokenRole, conversation_of, encode_sample,
+    TemplateChoice, TextTokenizer, TokenRole, conversation_of, encode_sample,
 };
 
 /// A folder with a tokenizer, a template and its cases.
@@ -221,6 +221,7 @@ fn sample(images: usize) -> LlavaSample {
     LlavaSample {
         id: "s".into(),
         images: vec!["x.png".into(); images],
+        system: None,
         conversations: vec![
             message(Author::Human, QUESTIONS[0]),
             message(Author::Gpt, ANSWERS[0]),
@@ -469,5 +470,29 @@ fn golden_answers_end_where_the_template_writes_no_end() {
         let ended = ANSWERS.map(|said| format!("{said}{eos}"));
         let found: Vec<&str> = found.iter().map(|text| text.trim()).collect();
         assert_eq!(found, ended, "{}", set.name);
+    }
+}
+
+/// What a run directory keeps of a tokenizer says the same as the checkpoint's files.
+#[test]
+fn golden_a_saved_tokenizer_keeps_the_template() {
+    for mut set in sets() {
+        let role = AskingRole::token();
+        let tokens = TemplateChoice::Checkpoint.special_tokens(Some(&role));
+        set.tokenizer.add_special_tokens(&tokens).expect("an id");
+        let layout = set.layout(Some(role.clone()));
+        let folder = tempfile::tempdir().expect("a folder");
+        set.tokenizer.save(folder.path()).expect("saved");
+        let again = TextTokenizer::from_dir(folder.path()).expect("read");
+        let read = Layout::of(TemplateChoice::Checkpoint, &again, Some(role)).expect("a layout");
+        assert_eq!(read, layout, "{}", set.name);
+        for images in [0, 1] {
+            let encoded = |tokenizer, layout: &Layout| {
+                let labels = LabelOptions::new(layout.clone());
+                encode_sample(tokenizer, &sample(images), &[true], &labels).expect("ids")
+            };
+            let (before, after) = (encoded(&set.tokenizer, &layout), encoded(&again, &read));
+            assert_eq!(before, after, "{}", set.name);
+        }
     }
 }

@@ -105,6 +105,7 @@ fn sample_of(name: &str, case: &Value) -> LlavaSample {
     LlavaSample {
         id: name.to_owned(),
         images: vec!["image".to_owned(); images],
+        system: None,
         conversations,
     }
 }
@@ -259,6 +260,7 @@ fn golden_f_plain() {
             let sample = LlavaSample {
                 id: key.clone(),
                 images: vec!["image".to_owned()],
+                system: None,
                 conversations: vec![
                     message(Author::Human, str_of(case, "human")),
                     message(Author::Gpt, str_of(case, "gpt")),

@@ -39,7 +39,7 @@ fn a_file_is_never_held_whole() {
     let before = peak();
     let manifest = Manifest::open(&path).expect("a manifest");
     assert_eq!(manifest.len(), samples);
-    let lengths = LengthIndex::estimate(&manifest, 576, None, 2).expect("lengths");
+    let lengths = LengthIndex::estimate(&manifest, |_| 576, None, 2).expect("lengths");
     assert!((0..samples).all(|index| lengths.tokens(index) == 1087));
     assert_eq!(
         manifest.get(samples - 1).expect("the last").id,

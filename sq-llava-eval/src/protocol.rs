@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::answer::Answer;
-use sq_llava_data::Template;
 use sq_llava_data::image::ImageAspect;
+use sq_llava_data::{Layout, Template, TemplateChoice};
 
 /// Key of [`AskedWith`] in an answer's metadata.
 const KEY: &str = "asked_with";
@@ -38,10 +38,10 @@ impl Protocol {
     }
 
     /// The template that it asks with, of a model that has `own`.
-    pub fn template(self, own: Template) -> Template {
+    pub fn template(self, own: &Layout) -> Layout {
         match self {
-            Self::Llava => own,
-            Self::Released => Template::V1,
+            Self::Llava => own.clone(),
+            Self::Released => Template::V1.into(),
         }
     }
 }
@@ -65,7 +65,7 @@ pub struct AskedWith {
     /// Whose evaluation was followed.
     pub protocol: Protocol,
     /// The conversation template.
-    pub template: Template,
+    pub template: TemplateChoice,
     /// What was done to pictures that are not square.
     pub pictures: ImageAspect,
 }

@@ -61,6 +61,8 @@ struct Object {
     #[serde(default)]
     conversations: Option<IgnoredAny>,
     #[serde(default)]
+    messages: Option<IgnoredAny>,
+    #[serde(default)]
     questions: Option<Vec<Drawn>>,
     #[serde(default, alias = "question")]
     text: Option<String>,
@@ -131,7 +133,7 @@ impl QuestionFile {
         };
         let object: Object = serde_json::from_slice(&manifest.bytes(index)?)
             .map_err(|error| self.fault(manifest, index, error.to_string()))?;
-        if object.conversations.is_some() {
+        if object.conversations.is_some() || object.messages.is_some() {
             let sample = manifest.get(index)?;
             let turns = sample.conversations.iter();
             let human = turns.filter(|turn| turn.from != Author::Gpt);
@@ -152,7 +154,8 @@ impl QuestionFile {
             None => Err(self.fault(
                 manifest,
                 index,
-                "no \"conversations\", \"questions\", \"text\" or \"question\"".into(),
+                "no \"conversations\", \"messages\", \"questions\", \"text\" or \"question\""
+                    .into(),
             )),
         }
     }

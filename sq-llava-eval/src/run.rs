@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use burn::tensor::backend::Backend;
 use indicatif::{ProgressBar, ProgressStyle};
-use sq_llava_data::image::{ImageAspect, ImageProcessor, PixelValues};
+use sq_llava_data::image::{ImageAspect, ImageProcessor, PreparedImage};
 use sq_llava_data::{Conversation, Ending};
 
 use crate::EvalError;
@@ -50,7 +50,7 @@ pub struct Asked {
 /// A question with its picture.
 struct Prepared<'a> {
     question: &'a Question,
-    picture: Result<Option<PixelValues>, EvalError>,
+    picture: Result<Option<PreparedImage>, EvalError>,
 }
 
 impl<B: Backend> Asking<'_, B> {
@@ -128,7 +128,7 @@ impl<B: Backend> Asking<'_, B> {
 
     fn answer_one(
         &self,
-        one: &[(&Question, Vec<PixelValues>)],
+        one: &[(&Question, Vec<PreparedImage>)],
         answers: &mut Vec<Answer>,
         problems: &mut Problems,
     ) -> Result<(), EvalError> {
@@ -145,7 +145,10 @@ impl<B: Backend> Asking<'_, B> {
         Ok(())
     }
 
-    fn generate(&self, ready: &[(&Question, Vec<PixelValues>)]) -> Result<Vec<Answer>, ModelError> {
+    fn generate(
+        &self,
+        ready: &[(&Question, Vec<PreparedImage>)],
+    ) -> Result<Vec<Answer>, ModelError> {
         let conversations: Vec<Conversation> = ready
             .iter()
             .map(|(question, images)| {
@@ -180,7 +183,7 @@ impl<B: Backend> Asking<'_, B> {
 }
 
 /// An error of the model, with the question at which it showed where that is known.
-fn of_question(error: ModelError, asked: &[(&Question, Vec<PixelValues>)]) -> EvalError {
+fn of_question(error: ModelError, asked: &[(&Question, Vec<PreparedImage>)]) -> EvalError {
     let place = match &error {
         ModelError::NotFinite { sample, .. } => asked.get(*sample),
         _ => None,
@@ -206,15 +209,15 @@ fn picture(
     questions: &Questions,
     processor: Option<&ImageProcessor>,
     question: &Question,
-) -> Result<Option<PixelValues>, EvalError> {
+) -> Result<Option<PreparedImage>, EvalError> {
     let (Some(picture), Some(processor)) = (questions.picture(question)?, processor) else {
         return Ok(None);
     };
-    let values = match picture {
-        Picture::File(path) => processor.preprocess_path(&path)?,
-        Picture::Bytes(bytes, name) => processor.preprocess(&processor.decode(&bytes, &name)?),
+    let image = match picture {
+        Picture::File(path) => processor.open(&path)?,
+        Picture::Bytes(bytes, name) => processor.decode(&bytes, &name)?,
     };
-    Ok(Some(values))
+    Ok(Some(processor.prepare(&image, 1)))
 }
 
 /// The processor with which a benchmark's pictures are prepared.

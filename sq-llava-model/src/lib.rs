@@ -20,7 +20,7 @@
 //! | format | read | written |
 //! |---|---|---|
 //! | LLaVA's directories, SQ-LLaVA's and ShareGPT4V's among them | yes | yes ([`Layout::Original`](weights::Layout)) |
-//! | llava-hf's directories, keys of before and after transformers 4.52 | yes | yes ([`Layout::LlavaHf`](weights::Layout)) |
+//! | llava-hf's directories (LLaVA, LLaVA-NeXT, OneVision), keys of before and after transformers 4.52 | yes | yes ([`Layout::LlavaHf`](weights::Layout)) |
 //! | language models of every [`Family`](config::Family), towers of every [`VisionFamily`](config::VisionFamily) | yes | towers ([`save_vision_tower`](weights::save_vision_tower)) |
 //! | PEFT's LoRA adapters, run directories | yes, on their base | yes ([`save_adapters`](weights::save_adapters)) |
 //! | safetensors, whole or in shards | yes | yes |

@@ -15,6 +15,8 @@ pub enum Part {
     Projector,
     /// Norm of the released extractor, which no forward pass reads.
     UnusedNorm,
+    /// The row behind each row of features of an image of any shape.
+    ImageNewline,
     /// Weights of the paper's φ.
     Prototype,
     /// Initial centres of φ, a buffer.
@@ -32,6 +34,7 @@ impl Part {
             ["vision_tower", .., "lora", _] => Self::VisionAdapters,
             ["mm_projector", "ln_1", ..] => Self::UnusedNorm,
             ["mm_projector", ..] => Self::Projector,
+            ["image_newline"] => Self::ImageNewline,
             ["prototype", "centers"] => Self::Centers,
             ["prototype", ..] => Self::Prototype,
             _ => Self::Base,
@@ -41,7 +44,11 @@ impl Part {
     /// Whether it stands between vision tower and language model.
     pub(crate) fn is_connector(self) -> bool {
         match self {
-            Self::Projector | Self::UnusedNorm | Self::Prototype | Self::Centers => true,
+            Self::Projector
+            | Self::ImageNewline
+            | Self::UnusedNorm
+            | Self::Prototype
+            | Self::Centers => true,
             Self::Base | Self::LlmAdapters | Self::VisionAdapters | Self::NewTokens => false,
         }
     }
@@ -59,6 +66,8 @@ mod tests {
     use burn::module::Param;
     use burn::tensor::{Tensor, backend::Backend};
     use burn_flex::Flex;
+
+    use sq_llava_data::image::AnyResolution;
 
     use super::*;
     use crate::config::{ProjectorConfig, SqLlavaConfig};
@@ -80,6 +89,7 @@ mod tests {
     fn every_parameter_belongs_to_a_part() {
         let device = Default::default();
         let mut config = SqLlavaConfig::preset("tiny").unwrap();
+        config.anyres = Some(AnyResolution::published(56, None));
         let mut model = config.init::<Flex>(&device).unwrap();
         model.language_model.new_tokens = Some(NewTokens::zeros(4, 64, false, 320, &device));
         let model = model
@@ -93,6 +103,7 @@ mod tests {
             (Part::VisionAdapters, 4 * 6 * 2),
             (Part::NewTokens, 2),
             (Part::Projector, 4),
+            (Part::ImageNewline, 1),
             (Part::Prototype, 8),
             (Part::Centers, 1),
             (Part::UnusedNorm, 0),
@@ -104,11 +115,12 @@ mod tests {
         assert_eq!(projector[0], "mm_projector.Mlp.layers.0.weight");
 
         config.projector = ProjectorConfig::from_name("cluster", Some(4)).unwrap();
-        config.prototype = None;
+        (config.prototype, config.anyres) = (None, None);
         let mut found = Parts::default();
         visit_params(&config.init::<Flex>(&device).unwrap(), &mut found);
         assert_eq!(counts(&found, Part::UnusedNorm), 2);
         assert_eq!(counts(&found, Part::Projector), 2 + 2 * 3 + 2 * 2);
         assert_eq!(counts(&found, Part::Prototype), 0);
+        assert_eq!(counts(&found, Part::ImageNewline), 0);
     }
 }

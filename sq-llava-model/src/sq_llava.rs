@@ -1,14 +1,18 @@
 //! The whole model: vision tower → prototype extractor → projector → language model.
 
-use burn::module::Module;
+use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Tensor, backend::Backend};
+use sq_llava_data::image::{AnyResolution, ImagePacking, PreparedImage};
 
 use crate::config::SqLlavaConfig;
+use crate::connector::anyres::pack;
 use crate::connector::projector::Projector;
 use crate::connector::prototype::PrototypeExtractor;
 use crate::connector::splice::splice;
 use crate::error::ModelError;
 use crate::language::llama::Llama;
+use crate::ops::cat::cat;
+use crate::ops::draws::normal;
 use crate::ops::linear::Linear;
 use crate::ops::lora::LoraConfig;
 use crate::vision::tower::{VisionTower, pixel_tensor};
@@ -22,12 +26,18 @@ pub struct SqLlava<B: Backend> {
     pub prototype: Option<PrototypeExtractor<B>>,
     /// W.
     pub mm_projector: Projector<B>,
+    /// Of a model that takes images of any shape: stands behind each row of an image's features.
+    /// `[hidden]`
+    pub image_newline: Option<Param<Tensor<B, 1>>>,
     /// The LLM.
     pub language_model: Llama<B>,
     /// What the model was built from.
     #[module(skip)]
     pub config: SqLlavaConfig,
 }
+
+/// Tiles that go through the vision tower at once.
+const TILES_AT_ONCE: usize = 32;
 
 /// Text and images of one sample.
 #[derive(Debug, Clone)]
@@ -58,6 +68,7 @@ impl SqLlavaConfig {
                 ));
             }
         }
+        self.check_anyres()?;
         let d_in = self.feature_width().unwrap_or(width);
         if let Some(prototype) = &self.prototype
             && self.vision.is_some()
@@ -81,10 +92,38 @@ impl SqLlavaConfig {
             vision_tower: self.vision.as_ref().map(|v| v.init(device)),
             prototype: self.prototype.as_ref().map(|p| p.init(device)),
             mm_projector: projector,
+            image_newline: self
+                .has_image_newline()
+                .then(|| image_newline(width, device)),
             language_model: self.llama.init(device),
             config: self.clone(),
         })
     }
+
+    /// Whether tiles of the tower's size, with its features, can be joined.
+    fn check_anyres(&self) -> Result<(), ModelError> {
+        let (Some(anyres), Some(vision)) = (&self.anyres, &self.vision) else {
+            return Ok(());
+        };
+        anyres.check(u32::try_from(vision.image_size).unwrap_or(u32::MAX))?;
+        let features = self.tokens_per_image();
+        if features.isqrt().pow(2) != features {
+            return Err(ModelError::Argument(format!(
+                "images of any shape need a square of features of each tile, but {features} are \
+                 selected: take the patches without the class token"
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// A lazily drawn `image_newline`: normal, of the deviation 1/√hidden, as LLaVA-NeXT's.
+pub(crate) fn image_newline<B: Backend>(hidden: usize, device: &B::Device) -> Param<Tensor<B, 1>> {
+    let normal = Initializer::Normal {
+        mean: 0.0,
+        std: (hidden as f64).powf(-0.5),
+    };
+    normal.init([hidden], device)
 }
 
 impl<B: Backend> SqLlava<B> {
@@ -136,6 +175,106 @@ impl<B: Backend> SqLlava<B> {
                 one.reshape([tokens, hidden])
             })
             .collect())
+    }
+
+    /// Lays images over other tiles from now on. An `image_newline` that is needed and not there
+    /// starts from a draw of `seed`; one that is not needed goes.
+    pub fn set_tiling(&mut self, tiling: Option<AnyResolution>, seed: u64) {
+        self.config.anyres = tiling;
+        let own = self.image_newline.take();
+        self.image_newline = self.config.has_image_newline().then(|| {
+            own.unwrap_or_else(|| {
+                let hidden = self.config.llama.hidden_size;
+                let drawn = normal::<B>(1, hidden, seed, &self.device());
+                let scaled = drawn.mul_scalar((hidden as f64).powf(-0.5));
+                Param::from_tensor(scaled.reshape([hidden]))
+            })
+        });
+    }
+
+    /// Image tokens of the projected features of one image's tiles.
+    /// `[tiles, tokens, hidden]` → `[tokens of the image, hidden]`
+    ///
+    /// # Errors
+    /// As [`pack`](crate::connector::anyres::pack).
+    pub fn pack(
+        &self,
+        projected: Tensor<B, 3>,
+        packing: &ImagePacking,
+    ) -> Result<Tensor<B, 2>, ModelError> {
+        let newline = self.image_newline.as_ref().map(Param::val);
+        pack(projected, newline, packing)
+    }
+
+    /// Image tokens of prepared images, whatever their tiles. → `images` × `[tokens, hidden]`
+    ///
+    /// # Errors
+    /// As [`Self::pixels`] and [`Self::pack`].
+    pub fn encode_prepared(
+        &self,
+        images: &[&PreparedImage],
+    ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let mut encoded = Vec::with_capacity(images.len());
+        let mut rest = images;
+        while !rest.is_empty() {
+            let mut tiles = 0;
+            let fit = rest.iter().take_while(|image| {
+                tiles += image.tiles;
+                tiles <= TILES_AT_ONCE
+            });
+            let (together, behind) = rest.split_at(fit.count().max(1));
+            encoded.extend(self.encode_together(together)?);
+            rest = behind;
+        }
+        Ok(encoded)
+    }
+
+    /// [`Self::encode_prepared`] of images whose projected tiles are held at once.
+    fn encode_together(&self, images: &[&PreparedImage]) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let tiles = tiles(images);
+        let projected = tiles.chunks(TILES_AT_ONCE).map(|tiles| {
+            let features = self.vision_features(self.pixels(tiles)?)?;
+            Ok(self.project(features))
+        });
+        let projected = projected.collect::<Result<Vec<_>, ModelError>>()?;
+        let packings = images.iter().map(|image| &image.packing);
+        self.pack_each(cat(projected, 0), packings)
+    }
+
+    /// [`Self::pack`] of images one after the other.
+    /// `[tiles of all, tokens, hidden]` → `images` × `[tokens of the image, hidden]`
+    ///
+    /// # Errors
+    /// As [`Self::pack`].
+    pub fn pack_each<'a>(
+        &self,
+        projected: Tensor<B, 3>,
+        packings: impl Iterator<Item = &'a ImagePacking>,
+    ) -> Result<Vec<Tensor<B, 2>>, ModelError> {
+        let [tiles, tokens, hidden] = projected.dims();
+        let packings: Vec<&ImagePacking> = packings.collect();
+        let expected: usize = packings.iter().map(|packing| packing.tiles()).sum();
+        if tiles != expected {
+            return Err(ModelError::Argument(format!(
+                "{expected} tiles of images have the features of {tiles}"
+            )));
+        }
+        let mut start = 0;
+        let packed = packings.into_iter().map(|packing| {
+            let end = start + packing.tiles();
+            let own = projected.clone().slice([start..end, 0..tokens, 0..hidden]);
+            start = end;
+            self.pack(own, packing)
+        });
+        packed.collect()
+    }
+
+    /// Pixels of all tiles of prepared images. → `[tiles, 3, side, side]`
+    ///
+    /// # Errors
+    /// As [`Self::pixels`].
+    pub fn prepared_pixels(&self, images: &[&PreparedImage]) -> Result<Tensor<B, 4>, ModelError> {
+        self.pixels(&tiles(images))
     }
 
     /// Pixels of normalised images, each channels first, to a tensor.
@@ -220,6 +359,15 @@ impl<B: Backend> SqLlava<B> {
         }
         self
     }
+}
+
+/// The pixels of each tile of prepared images.
+fn tiles<'a>(images: &[&'a PreparedImage]) -> Vec<&'a [f32]> {
+    let each = |image: &&'a PreparedImage| {
+        let size = image.data.len() / image.tiles.max(1);
+        image.data.chunks_exact(size.max(1))
+    };
+    images.iter().flat_map(each).collect()
 }
 
 /// A linear that can be adapted.

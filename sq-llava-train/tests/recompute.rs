@@ -85,13 +85,11 @@ fn sample(id: &str, model: &SqLlava<Ad>, words: usize, pictures: &[usize]) -> Tr
         }
     });
     let roles = roles.collect();
-    let picture = |&n: &usize| Picture {
-        key: format!("{n}.png").into(),
-        pixels: Some(
-            (0..3 * side * side)
-                .map(|i| ((i * (n + 3)) as f32 * 0.013).sin())
-                .collect(),
-        ),
+    let tokens = model.config.tokens_per_image();
+    let picture = |&n: &usize| {
+        let pixels = 0..3 * side * side;
+        let pixels = pixels.map(|i| ((i * (n + 3)) as f32 * 0.013).sin());
+        Picture::of_one_tile(&format!("{n}.png"), tokens, Some(pixels.collect()))
     };
     TrainSample {
         id: id.into(),

@@ -211,7 +211,7 @@ impl<B: Backend> Assistant<B> {
         n: usize,
     ) -> Result<Vec<Question>, ModelError> {
         let picture = self.open_image(picture.as_ref())?;
-        let options = QuestionOptions::demo(self.template, n, 0);
+        let options = QuestionOptions::demo(&self.template, n, 0);
         Ok(SelfQuestioner::new(self)?
             .ask(&picture, &options)?
             .questions)

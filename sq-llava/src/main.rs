@@ -77,7 +77,9 @@ fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = Arguments::parse();
     let level = match arguments.verbose {
-        0 => "sq_llava_train=info,warn,wgpu=error,cubecl=error",
+        0 => {
+            "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
+        }
         1 => "info",
         _ => "debug",
     };

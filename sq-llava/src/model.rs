@@ -11,7 +11,7 @@ use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
-use sq_llava_data::{Template, TextTokenizer};
+use sq_llava_data::{Layout, Template, TemplateChoice, TextTokenizer};
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
@@ -54,9 +54,10 @@ pub struct ModelArguments {
     /// Go on although the checkpoint holds weights or settings that this program has no place for.
     #[arg(long)]
     pub allow_unused: bool,
-    /// Conversation template: plain, v1, v1_sq, sq or llama_2.
-    #[arg(long, visible_alias = "chat-template", value_name = "TEMPLATE")]
-    pub conv: Option<Template>,
+    /// Conversation template: plain, v1, v1_sq, sq, llama_2, or checkpoint for the chat_template that
+    /// the checkpoint brings. By default the one that it was trained with, else its own.
+    #[arg(long, visible_aliases = ["conv", "chat-template"], value_name = "TEMPLATE")]
+    pub template: Option<TemplateChoice>,
     /// Development: sizes of a preset in place of a checkpoint; needs --random-init.
     #[arg(long, hide = true, requires = "random_init", conflicts_with = "model")]
     pub preset: Option<String>,
@@ -231,7 +232,7 @@ impl ModelArguments {
                 progress: Some(progress(&bar)),
                 ..LoadOptions::default()
             },
-            template: self.conv,
+            template: self.template,
             tokenizer,
         };
         let loaded = Assistant::load(&dir, &options, device);
@@ -270,7 +271,8 @@ impl ModelArguments {
             None => None,
         };
         let tokenizer = TextTokenizer::from_dir(&tokenizer)?;
-        let template = self.conv.unwrap_or(Template::V1);
+        let template = self.template.unwrap_or(Template::V1.into());
+        let template = Layout::of(template, &tokenizer, None)?;
         let assistant = Assistant::new(model, tokenizer, processor, template)?;
         Ok((assistant, LoadReport::default()))
     }

@@ -256,19 +256,39 @@ fn fault_21_an_image_mark_in_a_question_is_plain_text() {
 }
 
 #[test]
-fn fault_31_another_chat_template_is_mentioned_once() {
+fn fault_31_the_chat_template_of_the_checkpoint_is_taken_and_mentioned_once() {
     let dir = checkpoint();
     let mentioned = || {
         let (_, error) = said(&ask(dir.path(), &["What?"]));
         error.matches("chat_template").count()
     };
     assert_eq!(mentioned(), 0);
+    // What it brings is taken, and the line says so.
     let chatml =
         "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
     edit(&dir.path().join("tokenizer_config.json"), |c| {
         c["chat_template"] = json!(chatml)
     });
     assert_eq!(mentioned(), 1);
+    let asked = |rest: &[&str]| -> (Value, String) {
+        let (out, error) = said(&ask(dir.path(), rest));
+        (serde_json::from_str(&out).expect("JSON"), error)
+    };
+    let own = asked(&["What?"]);
+    assert!(own.1.contains("own chat_template"), "{}", own.1);
+    assert_eq!(asked(&["--template", "checkpoint", "What?"]).0, own.0);
+    let ours = asked(&["--template", "v1", "What?"]);
+    assert_ne!(ours.0["input_ids"], own.0["input_ids"]);
+    assert!(
+        ours.1.contains("is not the conversation template v1"),
+        "{}",
+        ours.1
+    );
+    let unknown = run(&ask(dir.path(), &["--template", "chatml", "What?"]));
+    let unknown = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    for name in ["chatml", "v1_sq", "checkpoint"] {
+        assert!(unknown.contains(name), "{unknown}");
+    }
     // A checkpoint that names the template itself is clear.
     edit(&dir.path().join("config.json"), |c| {
         c["sq_conversation"] = json!("v1")
@@ -408,4 +428,80 @@ fn fault_29_a_tokenizer_file_that_the_library_panics_at_is_one_line() {
         let error = complaint(&ask(dir.path(), &["What?"]));
         assert!(error.contains("tokenizer.json"), "{error}");
     }
+}
+
+/// Prompt and greedy answer of whole models with pictures, as transformers' processors and models
+/// have them.
+#[test]
+fn golden_answers_of_whole_models_in_their_own_templates() {
+    let mut answered = 0;
+    for dir in golden::entries(&golden::families()) {
+        let outputs = dir.join("outputs.json");
+        let json = match outputs.is_file() {
+            true => golden::json(&outputs),
+            false => continue,
+        };
+        let prompts = json["prompts"].as_array().map_or(&[][..], Vec::as_slice);
+        let tensors = golden::Tensors::read(&dir.join("outputs.safetensors"));
+        for prompt in prompts {
+            let (Some((pictures, question)), name) = (one_turn(prompt), &prompt["name"]) else {
+                continue;
+            };
+            let ids = |list: &Value| -> Vec<i64> {
+                let list = list.as_array().expect("a list").iter();
+                list.map(|id| id.as_i64().expect("an id")).collect()
+            };
+            let greedy = &prompt["greedy"];
+            let mut expected = ids(&greedy["ids_until_end"]);
+            let most = expected.len().to_string();
+            expected.retain(|&id| Some(id) != greedy["end_id"].as_i64());
+            let model = dir.join("model");
+            let mut words = vec!["ask", "--device", "cpu", "--json", "--dtype", "f32"];
+            words.extend(["--max-new-tokens", &most, "--model", text(&model)]);
+            let paths: Vec<PathBuf> = pictures
+                .iter()
+                .map(|name| golden::families().join(name))
+                .collect();
+            for path in &paths {
+                words.extend(["--image", text(path)]);
+            }
+            words.push(question);
+            let output = run(&words);
+            let error = String::from_utf8_lossy(&output.stderr);
+            let what = format!("{} {name}", dir.display());
+            if !output.status.success() {
+                assert!(error.contains("not supported"), "{what}: {error}");
+                break;
+            }
+            assert!(error.contains("own chat_template"), "{what}: {error}");
+            let answer: Value = serde_json::from_slice(&output.stdout).expect("JSON");
+            let key = format!("{}.input_ids", name.as_str().expect("a name"));
+            let mut prompt_ids = tensors.i64(&key).into_iter();
+            let mut features = prompt["image_tokens"].as_array().into_iter().flatten();
+            let mut folded = Vec::new();
+            while let Some(id) = prompt_ids.next() {
+                let image = Some(id) == json["image_token_id"].as_i64();
+                folded.push(if image { -200 } else { id });
+                if image {
+                    let count = features.next().and_then(Value::as_u64).expect("a count");
+                    prompt_ids.by_ref().take(count as usize - 1).for_each(drop);
+                }
+            }
+            assert_eq!(ids(&answer["input_ids"]), folded, "{what}");
+            assert_eq!(ids(&answer["output_ids"]), expected, "{what}");
+            answered += 1;
+        }
+    }
+    assert!(answered >= 2, "only {answered} prompts");
+}
+
+/// Pictures and question of a prompt that the command can ask: one turn, its pictures first.
+fn one_turn(prompt: &Value) -> Option<(Vec<&str>, &str)> {
+    let [message] = prompt["messages"].as_array()?.as_slice() else {
+        return None;
+    };
+    let (last, images) = message["content"].as_array()?.split_last()?;
+    let pictures = prompt["images"].as_array()?.iter();
+    let pictures: Vec<&str> = pictures.filter_map(Value::as_str).collect();
+    (images.len() == pictures.len()).then_some((pictures, last["text"].as_str()?))
 }

@@ -6,13 +6,16 @@
 
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
+
 use crate::DataError;
 
 /// Sides of a resolution end here, so that a broken configuration cannot ask for all memory.
 const MAX_SIDE: u32 = 8192;
 
 /// How the features of tiles are joined: LLaVA's `mm_patch_merge_type`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum PatchMerge {
     /// Tile after tile.
     Flat,
@@ -55,7 +58,7 @@ impl FromStr for PatchMerge {
 }
 
 /// Tiling of pictures of any shape ("anyres").
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AnyResolution {
     /// `image_grid_pinpoints`: resolutions to choose from, `(height, width)` in pixels, multiples
     /// of the tile's side. Of equally good ones the first is taken.
@@ -85,6 +88,29 @@ impl AnyResolution {
                 (most > 0).then_some(Some(most))
             }
         }
+    }
+
+    /// The published resolutions for tiles of `tile` × `tile` pixels, joined as transformers does:
+    /// LLaVA-NeXT's five, or with `max_tiles` OneVision's 36.
+    pub fn published(tile: u32, max_tiles: Option<u32>) -> Self {
+        let grids = match max_tiles {
+            None => vec![(1, 2), (2, 1), (2, 2), (3, 1), (1, 3)],
+            Some(_) => (1..=6).flat_map(|a| (1..=6).map(move |b| (a, b))).collect(),
+        };
+        let side = |tiles: u32| tiles.saturating_mul(tile);
+        Self {
+            pinpoints: grids.into_iter().map(|(a, b)| (side(a), side(b))).collect(),
+            max_tiles,
+            merge: PatchMerge::default(),
+        }
+    }
+
+    /// Tiles of the picture that has most, the whole one included.
+    pub fn most_tiles(&self, tile: u32) -> usize {
+        let tiles = |&(height, width): &(u32, u32)| {
+            (height / tile.max(1)) as usize * (width / tile.max(1)) as usize
+        };
+        1 + self.pinpoints.iter().map(tiles).max().unwrap_or(0)
     }
 
     /// Whether tiles of `tile` × `tile` pixels fill the resolutions.

@@ -149,6 +149,14 @@ impl ImageProcessorConfig {
         }
     }
 
+    /// LLaVA's `image_aspect_ratio` of this treatment.
+    pub fn aspect_name(&self) -> String {
+        match &self.tiling {
+            Some(tiling) => tiling.aspect_name(),
+            None => self.aspect.name().into(),
+        }
+    }
+
     /// The same with another treatment of pictures that are not square.
     #[must_use]
     pub fn with_aspect(mut self, aspect: ImageAspect) -> Self {

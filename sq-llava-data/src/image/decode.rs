@@ -95,6 +95,38 @@ pub(super) fn decode(
     })
 }
 
+/// Width and height of a picture as [`decode`] gives it, from its first bytes; `None` where they do
+/// not tell.
+pub(super) fn size(bytes: &[u8], options: DecodeOptions) -> Option<(u32, u32)> {
+    let format = format_of(bytes)?;
+    let found = guarded(|| match format {
+        ImageFormat::Gif => Some((gif::size(bytes)?, Orientation::NoTransforms)),
+        ImageFormat::Jpeg => jpeg::size(bytes, options),
+        ImageFormat::WebP => webp::size(bytes),
+        ImageFormat::Png if !options.apply_exif => {
+            Some((png_size(bytes)?, Orientation::NoTransforms))
+        }
+        _ => {
+            let reader = ImageReader::with_format(Cursor::new(bytes), format);
+            let mut decoder = reader.into_decoder().ok()?;
+            let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
+            Some((decoder.dimensions(), orientation))
+        }
+    });
+    let ((width, height), orientation) = found.ok()??;
+    let lies = matches!(
+        orientation,
+        Orientation::Rotate90
+            | Orientation::Rotate270
+            | Orientation::Rotate90FlipH
+            | Orientation::Rotate270FlipH
+    );
+    Some(match options.apply_exif && lies {
+        true => (height, width),
+        false => (width, height),
+    })
+}
+
 /// The format, if it is one that is decoded.
 fn format_of(bytes: &[u8]) -> Option<ImageFormat> {
     let format = image::guess_format(bytes).ok()?;

@@ -32,6 +32,9 @@ use resample::{Axis, Resample, filled, resample};
 /// Bytes by which a picture is told from other files.
 const PICTURE_START: u64 = 4096;
 
+/// Bytes that mostly tell a picture's size.
+const SIZE_START: u64 = 1 << 16;
+
 /// Says that pictures are not turned, at the first one that would be.
 static NOT_TURNED: Once = Once::new();
 
@@ -169,6 +172,34 @@ impl ImageProcessor {
         })
     }
 
+    /// `(height, width)` of a picture in pixels, as [`Self::open`] gives it, mostly from the
+    /// beginning of its file: no pixel is decoded, and damage behind it is not seen.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn size(&self, path: &Path) -> Result<(u32, u32), DataError> {
+        let mut start = Vec::new();
+        let failed = |source| DataError::Io {
+            path: path.to_path_buf(),
+            source,
+        };
+        let mut file = files::open(path)?.take(SIZE_START);
+        file.read_to_end(&mut start).map_err(failed)?;
+        let begun = match start.len() as u64 == SIZE_START {
+            true => decode::size(&start, self.options()),
+            false => None,
+        };
+        let found = match begun {
+            Some(size) => Some(size),
+            None => decode::size(&self.read(path)?, self.options()),
+        };
+        match found {
+            Some((width, height)) if width > 0 && height > 0 => Ok((height, width)),
+            // It says what is wrong.
+            _ => self.open(path).map(|image| (image.height(), image.width())),
+        }
+    }
+
     fn options(&self) -> DecodeOptions {
         DecodeOptions {
             max_pixels: self.config.max_pixels,
@@ -262,12 +293,6 @@ impl ImageProcessor {
         let mut result = RgbImage::new(input_width, input_height);
         image::imageops::replace(&mut result, &window, before_x.into(), before_y.into());
         result
-    }
-
-    /// The input of nothing but padding.
-    pub fn blank(&self) -> RgbImage {
-        let (height, width) = self.input_size;
-        filled(width, height, self.background)
     }
 
     /// Resizes to the input size and normalises.

@@ -4,7 +4,7 @@ use super::anyres::{FeatureWindow, PatchMerge, TileGrid};
 use crate::DataError;
 
 /// What a model has to know of a prepared picture, besides its pixels.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ImagePacking {
     /// One tile; its features are the tokens.
     One {
@@ -61,6 +61,14 @@ impl ImagePacking {
         match self {
             Self::One { .. } => 1,
             Self::Grid { grid, .. } => 1 + grid.tiles.0 as usize * grid.tiles.1 as usize,
+        }
+    }
+
+    /// Whether the model's `image_newline` stands among the tokens.
+    pub fn has_newlines(&self) -> bool {
+        match self {
+            Self::One { newline } => *newline,
+            Self::Grid { merge, .. } => merge.has_newlines(),
         }
     }
 

@@ -74,6 +74,17 @@ impl ImageProcessor {
         }
     }
 
+    /// A picture of `image_size` (height, width) pixels that shows nothing, in a prompt with
+    /// `pictures` pictures.
+    pub fn blank(&self, image_size: (u32, u32), pictures: usize) -> ImageTiles {
+        let (height, width) = match self.config.tiling {
+            // Its shape does not matter.
+            None => self.input_size,
+            Some(_) => image_size,
+        };
+        self.cut(&filled(width, height, self.background), pictures)
+    }
+
     /// The whole picture, stretched to a tile; then the tiles of the grid, on which its shape is
     /// kept and the rest is black.
     fn grid_tiles(&self, image: &RgbImage, grid: &TileGrid) -> Vec<RgbImage> {

@@ -1,8 +1,11 @@
-//! LLaVA's instruction files, read lazily: a JSON array, or JSONL with one sample a line.
+//! LLaVA's instruction files, read lazily: a JSON array, or JSONL with one sample a line. The turns
+//! of a sample are its `conversations`, or `messages` as chat programs have them.
 //!
 //! Opening streams a file once and keeps where each sample begins; a sample is parsed when it is
 //! asked for. A file of any size costs 16 bytes a sample. Several files can stand for one.
 
+mod messages;
+mod sample;
 mod scan;
 
 use std::borrow::Cow;
@@ -14,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::Deserialize;
 
 use crate::{DataError, files};
+use sample::{IdOnly, RawSample};
 use scan::{Element, Scanner};
 
 /// Bytes read at a time while indexing.
@@ -49,63 +53,10 @@ pub struct LlavaSample {
     pub id: String,
     /// Paths of its images, as written; empty for text alone (`image` absent, null or empty).
     pub images: Vec<String>,
+    /// What the system says first, in place of the template's own.
+    pub system: Option<String>,
     /// The messages.
     pub conversations: Vec<Message>,
-}
-
-#[derive(Deserialize)]
-struct RawSample {
-    #[serde(default)]
-    id: Option<Id>,
-    #[serde(default)]
-    image: Option<Images>,
-    #[serde(default)]
-    images: Option<Images>,
-    conversations: Vec<Message>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "the id is neither a string nor a number")]
-enum Id {
-    Text(String),
-    Number(serde_json::Number),
-}
-
-#[derive(Deserialize)]
-#[serde(
-    untagged,
-    expecting = "the image is neither a string nor a list of strings"
-)]
-enum Images {
-    One(String),
-    Many(Vec<Option<String>>),
-}
-
-/// Only the id, for the message about a sample that is otherwise wrong.
-#[derive(Deserialize)]
-struct IdOnly {
-    #[serde(default)]
-    id: Option<Id>,
-}
-
-impl Id {
-    fn text(self) -> String {
-        match self {
-            Self::Text(text) => text,
-            Self::Number(number) => number.to_string(),
-        }
-    }
-}
-
-impl Images {
-    fn paths(self) -> Vec<String> {
-        let mut paths = match self {
-            Self::One(path) => vec![path],
-            Self::Many(paths) => paths.into_iter().flatten().collect(),
-        };
-        paths.retain(|path| !path.is_empty());
-        paths
-    }
 }
 
 /// One file with the places of its samples.
@@ -245,21 +196,17 @@ impl Manifest {
         let text = part
             .read(element)
             .map_err(|error| fault(unnamed(), format!("cannot be read any more: {error}")))?;
-        let raw: RawSample = serde_json::from_slice(&text).map_err(|error| {
+        let read = || {
+            let raw: RawSample = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
+            raw.sample(number)
+        };
+        read().map_err(|reason: String| {
             let id = serde_json::from_slice::<IdOnly>(&text).ok();
             let name = match id.and_then(|found| found.id) {
                 Some(id) => format!("sample {:?}", id.text()),
                 None => unnamed(),
             };
-            fault(name, error.to_string())
-        })?;
-        Ok(LlavaSample {
-            id: raw.id.map_or_else(|| number.to_string(), Id::text),
-            images: raw
-                .image
-                .or(raw.images)
-                .map_or_else(Vec::new, Images::paths),
-            conversations: raw.conversations,
+            fault(name, reason)
         })
     }
 

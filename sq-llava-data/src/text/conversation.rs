@@ -4,8 +4,8 @@
 //! SQ-LLaVA, `sq` the paper's with its four tokens: `{system}`, then per turn `[usr]{q}` or
 //! `[vusr]{q}` and `[aswr]{a}<o^d>`, with `<image>\n` before the role token.
 
-use crate::text::segments::{self, EncodedSegments, Segment, TokenRole, text_of, with_spoken};
-use crate::text::template::{ASWR, END, USR, VUSR};
+use crate::text::page::Spelling;
+use crate::text::segments::{self, EncodedSegments, Segment, text_of, with_spoken};
 use crate::{DataError, Layout, Template, TextTokenizer};
 
 /// How a prompt's text writes an image.
@@ -34,6 +34,15 @@ pub struct Turn {
     pub text: String,
     /// Images shown before the text.
     pub images: usize,
+    /// Images shown behind it; our own templates show them before it too.
+    pub images_after: usize,
+}
+
+impl Turn {
+    /// All of its images.
+    pub fn all_images(&self) -> usize {
+        self.images + self.images_after
+    }
 }
 
 /// What comes at the end of a prompt.
@@ -63,12 +72,6 @@ pub struct Conversation {
     pub spoken_end_tokens: bool,
 }
 
-/// How the begin and end tokens are spelt.
-struct Spelling {
-    bos: String,
-    eos: String,
-}
-
 impl Conversation {
     /// Without turns.
     pub fn new(template: impl Into<Layout>) -> Self {
@@ -91,6 +94,15 @@ impl Conversation {
     /// Shows `count` images with the next question, given or asked.
     pub fn push_images(&mut self, count: usize) -> &mut Self {
         self.pending_images += count;
+        self
+    }
+
+    /// Shows `count` images behind the text of the question that came last.
+    pub fn push_images_after(&mut self, count: usize) -> &mut Self {
+        match self.turns.last_mut() {
+            Some(turn) if turn.speaker != Speaker::Assistant => turn.images_after += count,
+            _ => self.pending_images += count,
+        }
         self
     }
 
@@ -118,13 +130,14 @@ impl Conversation {
             speaker,
             text,
             images,
+            images_after: 0,
         });
         self
     }
 
     /// Number of images that the prompt marks.
     pub fn images(&self) -> usize {
-        self.turns.iter().map(|turn| turn.images).sum::<usize>() + self.pending_images
+        self.turns.iter().map(Turn::all_images).sum::<usize>() + self.pending_images
     }
 
     /// Number of images that a prompt with this `ending` marks.
@@ -133,7 +146,7 @@ impl Conversation {
             Ending::Ask => self.pending_images,
             Ending::Answer | Ending::Closed => 0,
         };
-        self.turns.iter().map(|turn| turn.images).sum::<usize>() + pending
+        self.turns.iter().map(Turn::all_images).sum::<usize>() + pending
     }
 
     /// The prompt as text, with `<image>`, and `<s>` and `</s>` for the begin and end tokens of our
@@ -252,189 +265,6 @@ impl Conversation {
             Ending::Ask if open => wrong("the last question has no answer yet".to_owned()),
             _ => Ok(()),
         }
-    }
-
-    fn render(&self, template: Template, spelling: &Spelling, ending: Ending) -> Vec<Segment> {
-        let mut page = Page::default();
-        match template {
-            Template::Plain => self.render_plain(&mut page),
-            Template::V1 | Template::V1Sq => self.render_roles(&mut page, spelling, ending),
-            Template::Sq => self.render_tokens(&mut page, ending),
-            Template::Llama2 => self.render_llama_2(&mut page, spelling),
-        }
-        page.segments
-    }
-
-    fn system(&self) -> &str {
-        let own = match &self.template {
-            Layout::BuiltIn(template) => template.system(),
-            Layout::Checkpoint(_) => "",
-        };
-        self.system.as_deref().unwrap_or(own)
-    }
-
-    fn render_plain(&self, page: &mut Page) {
-        for turn in &self.turns {
-            if turn.speaker == Speaker::Assistant {
-                page.learn(&turn.text, TokenRole::Answer);
-                page.learn("\n", TokenRole::Answer);
-                page.end_turn();
-            } else if turn.images > 0 {
-                page.images(turn.images, "");
-            } else {
-                page.given(&turn.text);
-                page.given("\n");
-            }
-        }
-        page.images(self.pending_images, "");
-    }
-
-    /// `{system} USER: {q} ASSISTANT: {a}</s>`, asked `VUSER: {q}</s> ASSISTANT: {a}</s>`. As in
-    /// LLaVA, an empty message leaves the bare role name.
-    fn render_roles(&self, page: &mut Page, spelling: &Spelling, ending: Ending) {
-        if !self.system().is_empty() {
-            page.given(self.system());
-            page.given(" ");
-        }
-        for turn in &self.turns {
-            let (name, role) = match turn.speaker {
-                Speaker::User => ("USER:", TokenRole::Ignore),
-                Speaker::Asked => ("VUSER:", TokenRole::Question),
-                Speaker::Assistant => ("ASSISTANT:", TokenRole::Answer),
-            };
-            page.given(name);
-            if turn.images > 0 {
-                page.given(" ");
-                page.shown(turn);
-                page.learn(&turn.text, role);
-            } else if !turn.text.is_empty() {
-                page.learn(&format!(" {}", turn.text), role);
-            }
-            if turn.images > 0 || !turn.text.is_empty() {
-                if turn.speaker != Speaker::User {
-                    page.token(&spelling.eos, role);
-                }
-                if turn.speaker != Speaker::Assistant {
-                    page.given(" ");
-                }
-            }
-            if turn.speaker == Speaker::Assistant {
-                page.end_turn();
-            }
-        }
-        match ending {
-            Ending::Answer => page.given("ASSISTANT:"),
-            Ending::Ask => {
-                page.given("VUSER:");
-                if self.pending_images > 0 {
-                    page.given(" ");
-                    page.images(self.pending_images, "\n");
-                }
-            }
-            Ending::Closed => {}
-        }
-    }
-
-    /// `{system}[usr]{q}[aswr]{a}<o^d>`; in an asked turn q and the `[aswr]` after it are learnt.
-    fn render_tokens(&self, page: &mut Page, ending: Ending) {
-        page.given(self.system());
-        let mut asked = TokenRole::Ignore;
-        for turn in &self.turns {
-            page.images(turn.images, "\n");
-            match turn.speaker {
-                Speaker::User | Speaker::Asked => {
-                    let (token, role) = match turn.speaker {
-                        Speaker::Asked => (VUSR, TokenRole::Question),
-                        _ => (USR, TokenRole::Ignore),
-                    };
-                    asked = role;
-                    page.token(token, TokenRole::Ignore);
-                    page.learn(&turn.text, role);
-                }
-                Speaker::Assistant => {
-                    page.token(ASWR, asked);
-                    page.learn(&turn.text, TokenRole::Answer);
-                    page.token(END, TokenRole::Answer);
-                    page.end_turn();
-                }
-            }
-        }
-        match ending {
-            Ending::Answer => page.token(ASWR, TokenRole::Ignore),
-            Ending::Ask => {
-                page.images(self.pending_images, "\n");
-                page.token(VUSR, TokenRole::Ignore);
-            }
-            Ending::Closed => {}
-        }
-    }
-
-    /// `[INST] {q} [/INST] {a} </s>`, with the system message inside the first instruction and a
-    /// begin token before the others.
-    fn render_llama_2(&self, page: &mut Page, spelling: &Spelling) {
-        for (i, turn) in self.turns.iter().enumerate() {
-            if turn.speaker == Speaker::Assistant {
-                page.learn(&format!(" {} ", turn.text), TokenRole::Answer);
-                page.token(&spelling.eos, TokenRole::Answer);
-                page.end_turn();
-                continue;
-            }
-            if i > 0 {
-                page.token(&spelling.bos, TokenRole::Ignore);
-            }
-            page.given("[INST] ");
-            if i == 0 && !self.system().is_empty() {
-                page.given(&format!("<<SYS>>\n{}\n<</SYS>>\n\n", self.system()));
-            }
-            page.shown(turn);
-            page.given(&turn.text);
-            page.given(" [/INST]");
-        }
-    }
-}
-
-/// Segments as they are written.
-#[derive(Default)]
-struct Page {
-    segments: Vec<Segment>,
-}
-
-impl Page {
-    fn given(&mut self, text: &str) {
-        self.learn(text, TokenRole::Ignore);
-    }
-
-    fn learn(&mut self, text: &str, role: TokenRole) {
-        if !text.is_empty() {
-            self.segments.push(Segment::Text(text.to_owned(), role));
-        }
-    }
-
-    /// A special token, if it has a name.
-    fn token(&mut self, name: &str, role: TokenRole) {
-        if !name.is_empty() {
-            self.segments.push(Segment::Token(name.to_owned(), role));
-        }
-    }
-
-    fn images(&mut self, count: usize, after: &str) {
-        for _ in 0..count {
-            self.segments.push(Segment::Image);
-            self.given(after);
-        }
-    }
-
-    /// The images of a turn, a line break after each, but none at the end of the turn (LLaVA
-    /// strips a question that is nothing but an image).
-    fn shown(&mut self, turn: &Turn) {
-        self.images(turn.images, "\n");
-        if turn.images > 0 && turn.text.is_empty() {
-            self.segments.pop();
-        }
-    }
-
-    fn end_turn(&mut self) {
-        self.segments.push(Segment::TurnEnd);
     }
 }
 

@@ -89,6 +89,22 @@ pub fn encode_sample(
     asked: &[bool],
     options: &LabelOptions,
 ) -> Result<EncodedSample, DataError> {
+    let tokens = vec![options.tokens_per_image; sample.images.len()];
+    encode_sample_with_images(tokenizer, sample, asked, &tokens, options)
+}
+
+/// As [`encode_sample`], with the number of tokens of each image of the sample in place of
+/// [`LabelOptions::tokens_per_image`].
+///
+/// # Errors
+/// As [`encode_sample`].
+pub fn encode_sample_with_images(
+    tokenizer: &TextTokenizer,
+    sample: &LlavaSample,
+    asked: &[bool],
+    image_tokens: &[usize],
+    options: &LabelOptions,
+) -> Result<EncodedSample, DataError> {
     let named = |error| {
         let reason = match error {
             DataError::Conversation {
@@ -110,7 +126,7 @@ pub fn encode_sample(
     let encoded = conversation.encode(tokenizer, Ending::Closed);
     let mut encoded = encoded.map_err(named)?;
     let cut = match options.max_length {
-        Some(max) => truncate(&mut encoded, max, options.tokens_per_image),
+        Some(max) => truncate(&mut encoded, max, image_tokens),
         None => None,
     };
     let labels = encoded
@@ -137,21 +153,23 @@ fn images_in(ids: &[i64]) -> usize {
 
 /// Cuts at the end of the last answer that fits, or else between two tokens: an image is there
 /// whole or not at all.
-fn truncate(encoded: &mut EncodedSegments, max: usize, tokens_per_image: usize) -> Option<Cut> {
-    let width = |id: &i64| match *id {
-        IMAGE_TOKEN_INDEX => tokens_per_image,
+fn truncate(encoded: &mut EncodedSegments, max: usize, image_tokens: &[usize]) -> Option<Cut> {
+    // An image without a number, which no sample has, is one token.
+    let mut images = image_tokens.iter();
+    let width = |&id: &i64| match id {
+        IMAGE_TOKEN_INDEX => images.next().copied().unwrap_or(1),
         _ => 1,
     };
-    let total: usize = encoded.ids.iter().map(width).sum();
+    let widths: Vec<usize> = encoded.ids.iter().map(width).collect();
+    let total: usize = widths.iter().sum();
     if total <= max {
         return None;
     }
     let mut length = 0;
-    let fits = encoded
-        .ids
+    let fits = widths
         .iter()
-        .take_while(|id| {
-            length += width(id);
+        .take_while(|&&width| {
+            length += width;
             length <= max
         })
         .count();
@@ -163,7 +181,7 @@ fn truncate(encoded: &mut EncodedSegments, max: usize, tokens_per_image: usize) 
     let keep = boundary.unwrap_or(fits);
     let left = &encoded.ids[keep..];
     let cut = Cut {
-        tokens: left.iter().map(width).sum(),
+        tokens: widths[keep..].iter().sum(),
         answers: encoded.turn_ends.iter().filter(|&&end| end > keep).count(),
         images: images_in(left),
         inside_turn: boundary.is_none(),
@@ -192,6 +210,7 @@ mod tests {
         LlavaSample {
             id: "s".into(),
             images: vec!["x.png".into(); images],
+            system: None,
             conversations: turns
                 .iter()
                 .enumerate()
@@ -311,5 +330,24 @@ mod tests {
         let without = encode_sample(&tokenizer, &sample, &[], &options).unwrap();
         assert_eq!((without.images, without.cut.unwrap().images), (0, 1));
         assert!(without.input_ids.len() < 100);
+    }
+
+    #[test]
+    fn each_image_counts_with_its_own_tokens() {
+        let tokenizer = tokenizer();
+        let sample = sample(2, &["<image>\nq", "a", "<image>\nr", "b"]);
+        let mut options = LabelOptions::new(Template::V1);
+        let mut encode = |tokens: &[usize], most: usize| {
+            options.max_length = Some(most);
+            encode_sample_with_images(&tokenizer, &sample, &[], tokens, &options).unwrap()
+        };
+        let whole = encode(&[1, 1], usize::MAX);
+        assert_eq!((whole.images, &whole.cut), (2, &None));
+        let text = whole.input_ids.len() - 2;
+        assert_eq!(encode(&[100, 7], text + 107), whole);
+        let capped = encode(&[100, 7], text + 106);
+        let cut = capped.cut.unwrap();
+        assert_eq!((capped.images, cut.images, cut.answers), (1, 1, 1));
+        assert_eq!(capped.input_ids.len() - 1 + cut.tokens, text + 7);
     }
 }

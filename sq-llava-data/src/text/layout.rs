@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::text::chat_template::{AskingRole, CheckpointTemplate};
+use crate::text::chat_template::{AskingRole, ChatTemplate, CheckpointTemplate};
+use crate::text::choice::TemplateChoice;
 use crate::text::conversation::Ending;
 use crate::{DataError, Template, TextTokenizer};
 
@@ -28,11 +29,44 @@ impl From<CheckpointTemplate> for Layout {
 }
 
 impl Layout {
-    /// The name of one of our templates; `chat_template` for a checkpoint's.
-    pub fn name(&self) -> &'static str {
+    /// The layout that is chosen; `asking` is the role that asks in a checkpoint's template. The
+    /// tokenizer must hold the tokens ([`TemplateChoice::special_tokens`]) already.
+    ///
+    /// # Errors
+    /// If the checkpoint's template is chosen and none came with the tokenizer, or as
+    /// [`CheckpointTemplate::new`].
+    pub fn of(
+        choice: TemplateChoice,
+        tokenizer: &TextTokenizer,
+        asking: Option<AskingRole>,
+    ) -> Result<Self, DataError> {
+        match choice {
+            TemplateChoice::BuiltIn(template) => Ok(template.into()),
+            TemplateChoice::Checkpoint => match ChatTemplate::of(tokenizer)? {
+                Some(chat) => Ok(CheckpointTemplate::new(chat, tokenizer, asking)?.into()),
+                None => Err(DataError::NoChatTemplate),
+            },
+        }
+    }
+
+    /// What would be chosen to have it.
+    pub fn choice(&self) -> TemplateChoice {
         match self {
-            Self::BuiltIn(template) => template.name(),
-            Self::Checkpoint(_) => "chat_template",
+            Self::BuiltIn(template) => TemplateChoice::BuiltIn(*template),
+            Self::Checkpoint(_) => TemplateChoice::Checkpoint,
+        }
+    }
+
+    /// The name by which it is chosen.
+    pub fn name(&self) -> &'static str {
+        self.choice().name()
+    }
+
+    /// The role that asks in a checkpoint's template.
+    pub fn asking(&self) -> Option<&AskingRole> {
+        match self {
+            Self::BuiltIn(_) => None,
+            Self::Checkpoint(template) => template.asking(),
         }
     }
 
@@ -54,12 +88,27 @@ impl Layout {
 
     /// Tokens that it needs beside those of the base model.
     pub fn special_tokens(&self) -> Vec<&str> {
+        self.choice().special_tokens(self.asking())
+    }
+
+    /// The template as Jinja, as `chat_template` in transformers' files: a checkpoint's own as it
+    /// came, ours with `image` for each picture.
+    ///
+    /// # Errors
+    /// As [`Template::to_jinja`].
+    pub fn to_jinja(&self, tokenizer: &TextTokenizer, image: &str) -> Result<String, DataError> {
         match self {
-            Self::BuiltIn(template) => template.special_tokens().to_vec(),
-            Self::Checkpoint(template) => match template.asking() {
-                Some(AskingRole::Token(token)) => vec![token],
-                Some(AskingRole::Text(_)) | None => Vec::new(),
-            },
+            Self::BuiltIn(template) => template.to_jinja(tokenizer, image),
+            Self::Checkpoint(template) => Ok(template.chat().source().to_owned()),
+        }
+    }
+
+    /// Strings that end what is generated: [`Template::stop_strings`]. A checkpoint's template ends
+    /// by ids alone, as in transformers.
+    pub fn stop_strings(&self, tokenizer: &TextTokenizer) -> Vec<String> {
+        match self {
+            Self::BuiltIn(template) => template.stop_strings(tokenizer),
+            Self::Checkpoint(_) => Vec::new(),
         }
     }
 

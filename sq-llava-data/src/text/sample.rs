@@ -81,7 +81,7 @@ pub fn conversation_of(
     let images = sample.images.len();
     let places = places(images, messages).map_err(wrong)?;
     let mut conversation = Conversation::new(template);
-    conversation.system = system.map(str::to_owned);
+    conversation.system = system.or(sample.system.as_deref()).map(str::to_owned);
     let mut human = 0;
     for (message, shown) in messages.iter().zip(places) {
         let text = match images > 0 && marks(message) > 0 {
@@ -121,6 +121,7 @@ mod tests {
         let sample = LlavaSample {
             id: "s".into(),
             images: vec!["x.png".into(); images],
+            system: None,
             conversations: turns.iter().enumerate().map(message).collect(),
         };
         let conversation = conversation_of(&sample, Template::V1, None, &[])?;

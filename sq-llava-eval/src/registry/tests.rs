@@ -5,7 +5,7 @@ use super::*;
 use crate::answer::{AnswerFile, Answers};
 use crate::protocol::Protocol;
 use crate::question::QuestionOptions;
-use sq_llava_data::Template;
+use sq_llava_data::{Layout, Template};
 
 #[test]
 fn names_are_told_apart_and_found() {
@@ -89,8 +89,9 @@ fn fault_18_the_released_scripts_crop_on_seven_benchmarks() {
             "conceptual"
         ]
     );
-    assert_eq!(Protocol::Released.template(Template::V1Sq), Template::V1);
-    assert_eq!(Protocol::Llava.template(Template::V1Sq), Template::V1Sq);
+    let own = Layout::from(Template::V1Sq);
+    assert_eq!(Protocol::Released.template(&own), Template::V1.into());
+    assert_eq!(Protocol::Llava.template(&own), own);
 }
 
 #[cfg(target_os = "linux")]

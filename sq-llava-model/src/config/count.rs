@@ -13,7 +13,8 @@ pub struct ParameterCount {
     pub vision_tower: usize,
     /// The paper's prototype extractor, without its buffer of centres.
     pub prototype: usize,
-    /// Projector; with the released extractor, all of it.
+    /// Projector, with the `image_newline` of images of any shape; with the released extractor, all
+    /// of it.
     pub projector: usize,
     /// Language model.
     pub language_model: usize,
@@ -37,9 +38,10 @@ impl SqLlavaConfig {
                 .prototype
                 .as_ref()
                 .map_or(0, PrototypeConfig::parameters),
-            projector: self
-                .feature_width()
-                .map_or(0, |d| self.projector.parameters(d, width)),
+            projector: self.feature_width().map_or(0, |d| {
+                let newline = usize::from(self.has_image_newline()) * width;
+                self.projector.parameters(d, width) + newline
+            }),
             language_model: self.llama.parameters(),
         }
     }

@@ -5,6 +5,7 @@ mod count;
 mod family;
 mod hf;
 mod preset;
+mod processor;
 mod vision;
 mod vision_names;
 
@@ -18,6 +19,8 @@ pub(crate) use vision_names::{own_shape, vision_name};
 
 use burn::config::Config;
 use serde::{Deserialize, Serialize};
+use sq_llava_data::AskingRole;
+use sq_llava_data::image::{AnyResolution, PatchMerge};
 
 use crate::ops::activation::Activation;
 use crate::ops::rope::RopeScaling;
@@ -281,10 +284,14 @@ pub struct SqLlavaConfig {
     /// Tokens of those layers that are used.
     #[config(default = "SelectFeature::Patch")]
     pub select_feature: SelectFeature,
-    /// `pad`, `crop` or `resize`: how an image becomes square. `None` where the image processor's
-    /// own file says it, as in the llava-hf layout.
+    /// `pad`, `crop` or `resize`: how an image becomes square; `anyres` or `anyres_max_N` where it
+    /// is laid over tiles. `None` where the image processor's own file says it, as in the llava-hf
+    /// layout.
     #[config(default = "Some(String::from(\"pad\"))")]
     pub image_aspect_ratio: Option<String>,
+    /// How an image of any shape is laid over tiles of the tower's size, and how their features are
+    /// joined; `None` where each image is one tile.
+    pub anyres: Option<AnyResolution>,
     /// Id that stands once per image feature in ids made by llava-hf's processor.
     pub image_token_index: Option<i64>,
     /// Begin token.
@@ -294,17 +301,37 @@ pub struct SqLlavaConfig {
     pub eos_token_ids: Vec<i64>,
     /// Padding token.
     pub pad_token_id: Option<i64>,
-    /// First of the four role tokens of template `sq`, if the model has learnt rows for them.
+    /// First of the template's role tokens (`sq` has four, a checkpoint's own template one), if the
+    /// model has learnt rows for them.
     pub new_tokens_start: Option<usize>,
-    /// Conversation template that the model was trained with.
+    /// Conversation template that the model was trained with: the name of one of ours, or
+    /// `checkpoint` for the chat template beside its tokenizer.
     pub conversation: Option<String>,
+    /// The role that asks in the checkpoint's own template, if it was trained to.
+    pub asking_role: Option<AskingRole>,
 }
 
 impl SqLlavaConfig {
-    /// Features of one image as the LLM sees them.
+    /// Features of one image as the LLM sees them; of one tile, where images are laid over tiles.
     pub fn tokens_per_image(&self) -> usize {
         let tokens = self.vision.as_ref().map_or(0, VisionConfig::tokens);
         tokens.saturating_sub(usize::from(self.select_feature == SelectFeature::Patch))
+    }
+
+    /// Tiles of the image that has most.
+    pub fn most_tiles(&self) -> usize {
+        match (&self.anyres, &self.vision) {
+            (Some(anyres), Some(vision)) => {
+                anyres.most_tiles(u32::try_from(vision.image_size).unwrap_or(u32::MAX))
+            }
+            _ => 1,
+        }
+    }
+
+    /// Whether the model has an `image_newline`.
+    pub fn has_image_newline(&self) -> bool {
+        let merge = self.anyres.as_ref().map(|anyres| anyres.merge);
+        merge.is_some_and(PatchMerge::has_newlines)
     }
 
     /// Width of an image feature before the projector: the tower's, once for each layer.

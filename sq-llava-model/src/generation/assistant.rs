@@ -5,12 +5,12 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, backend::Backend};
-use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PixelValues};
+use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig, PreparedImage};
 use sq_llava_data::{
-    Conversation, Ending, IMAGE_TOKEN, StopMatcher, StreamDecoder, Template, TextTokenizer,
+    Conversation, Ending, IMAGE_TOKEN, Layout, StopMatcher, StreamDecoder, TemplateChoice,
+    TextTokenizer,
 };
 
-use crate::config::ProjectorConfig;
 use crate::error::ModelError;
 use crate::generation::generate::{FinishReason, GenerateConfig, Generation};
 use crate::generation::sampling::Sampling;
@@ -29,7 +29,7 @@ pub struct Assistant<B: Backend> {
     /// Prepares pictures; `None` for a text-only model.
     pub processor: Option<ImageProcessor>,
     /// Layout of its conversations.
-    pub template: Template,
+    pub template: Layout,
 }
 
 /// What to load beside the weights.
@@ -38,7 +38,7 @@ pub struct AssistantOptions {
     /// How the weights are loaded.
     pub load: LoadOptions,
     /// A template in place of the checkpoint's own.
-    pub template: Option<Template>,
+    pub template: Option<TemplateChoice>,
     /// Folder of the tokenizer (and of the image processor, if it holds one), for weights that lie
     /// without them.
     pub tokenizer: Option<PathBuf>,
@@ -73,8 +73,8 @@ pub struct Request<'a> {
     pub conversation: &'a Conversation,
     /// Whether the model answers or asks.
     pub ending: Ending,
-    /// One for each image of the conversation, in order.
-    pub images: &'a [PixelValues],
+    /// One for each image of the conversation, in order, prepared for as many.
+    pub images: &'a [PreparedImage],
 }
 
 /// What the model said.
@@ -91,9 +91,8 @@ pub struct Answer {
 }
 
 impl<B: Backend> Assistant<B> {
-    /// Loads a checkpoint directory with its tokenizer and image processor. The template is, by
-    /// default, the one that the checkpoint was trained with, else `v1_sq` for the released
-    /// prototype extractor and `v1` otherwise.
+    /// Loads a checkpoint directory with its tokenizer, image processor and template
+    /// ([`SqLlavaConfig::layout`](crate::SqLlavaConfig::layout)).
     ///
     /// # Errors
     /// If weights, tokenizer or processor are missing, damaged, or do not fit together.
@@ -116,10 +115,7 @@ impl<B: Backend> Assistant<B> {
             beside.or(loaded.files.preprocessor.as_deref()),
         ) {
             (None, _) => None,
-            (Some(_), Some(folder)) => {
-                let aspect = config.image_aspect_ratio.as_deref();
-                Some(ImageProcessor::from_dir(folder, aspect)?)
-            }
+            (Some(_), Some(folder)) => Some(ImageProcessor::new(config.image_processor(folder)?)?),
             (Some(_), None) if loaded.files.pictures.is_some() => {
                 let pictures = loaded.files.pictures.take();
                 pictures.map(ImageProcessor::new).transpose()?
@@ -131,28 +127,10 @@ impl<B: Backend> Assistant<B> {
                 ));
             }
         };
-        let template = match (options.template, &config.conversation) {
-            (Some(template), _) => template,
-            (None, Some(name)) => name.parse()?,
-            (None, None) if matches!(config.projector, ProjectorConfig::Cluster(_)) => {
-                Template::V1Sq
-            }
-            (None, None) => Template::V1,
-        };
-        // A checkpoint that names its template says what its chat template is by that.
-        let named = config.conversation.as_deref() == Some(template.name());
-        if let (false, Some(theirs)) = (named, tokenizer.chat_template())
-            && let Some(difference) = template.difference(theirs, &tokenizer)
-        {
-            tracing::warn!(
-                "{}: the chat_template of the checkpoint is not the conversation template {template} that is used: {difference}; another is chosen with --conv",
-                folder.display()
-            );
-        }
+        let template = config.layout(&tokenizer, folder, options.template)?;
         if let Some(processor) = &processor {
             // What is saved of this model says it too.
-            let aspect = processor.config().aspect.name();
-            loaded.model.config.image_aspect_ratio = Some(aspect.into());
+            loaded.model.config.image_aspect_ratio = Some(processor.config().aspect_name());
         }
         let assistant = Self::new(loaded.model, tokenizer, processor, template)?;
         Ok((assistant, loaded.report))
@@ -162,13 +140,14 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// If the tokenizer has more tokens than the model, lacks those of the template, or the
-    /// processor makes pictures of another size than the vision tower takes.
+    /// processor makes pictures of another size, or over other tiles, than the model takes.
     pub fn new(
         model: SqLlava<B>,
         tokenizer: TextTokenizer,
         processor: Option<ImageProcessor>,
-        template: Template,
+        template: impl Into<Layout>,
     ) -> Result<Self, ModelError> {
+        let template = template.into();
         check_vocabulary(&tokenizer, model.language_model.vocabulary())?;
         if let Some(missing) = template
             .special_tokens()
@@ -188,6 +167,11 @@ impl<B: Backend> Assistant<B> {
                     processor.input_size()
                 )));
             }
+            if processor.config().tiling != model.config.anyres {
+                return Err(ModelError::Argument(
+                    "the image processor lays images over other tiles than the model does".into(),
+                ));
+            }
         }
         Ok(Self {
             model,
@@ -197,18 +181,38 @@ impl<B: Backend> Assistant<B> {
         })
     }
 
-    /// Reads and prepares a picture.
+    /// Reads and prepares the only picture of a conversation.
     ///
     /// # Errors
     /// If it cannot be read, or the model takes none.
-    pub fn open_image(&self, path: &Path) -> Result<PixelValues, ModelError> {
+    pub fn open_image(&self, path: &Path) -> Result<PreparedImage, ModelError> {
+        self.open_one(path, 1)
+    }
+
+    /// Reads and prepares the pictures of one conversation: a model of any shape may see each of
+    /// several otherwise than one alone.
+    ///
+    /// # Errors
+    /// As [`Self::open_image`].
+    pub fn open_images<P: AsRef<Path>>(
+        &self,
+        paths: &[P],
+    ) -> Result<Vec<PreparedImage>, ModelError> {
+        let pictures = paths.iter();
+        pictures
+            .map(|path| self.open_one(path.as_ref(), paths.len()))
+            .collect()
+    }
+
+    /// One of `pictures` pictures of a conversation.
+    fn open_one(&self, path: &Path, pictures: usize) -> Result<PreparedImage, ModelError> {
         let processor = self.processor.as_ref().ok_or(ModelError::NoVisionTower)?;
-        Ok(processor.preprocess_path(path)?)
+        Ok(processor.prepare(&processor.open(path)?, pictures))
     }
 
     /// A conversation in the model's template.
     pub fn conversation(&self) -> Conversation {
-        Conversation::new(self.template)
+        Conversation::new(self.template.clone())
     }
 
     /// Continues one conversation; `on_text` gets the text as it comes, never part of a character.
@@ -326,23 +330,13 @@ impl<B: Backend> Assistant<B> {
         })
     }
 
-    /// Image features of each request; all images run through the tower together.
+    /// Image features of each request; images of all requests run through the tower together.
     fn image_features(
         &self,
         requests: &[Request<'_>],
     ) -> Result<Vec<Vec<Tensor<B, 2>>>, ModelError> {
-        let images: Vec<&[f32]> = requests
-            .iter()
-            .flat_map(|r| r.images)
-            .map(|image| image.data.as_slice())
-            .collect();
-        if images.is_empty() {
-            return Ok(vec![vec![]; requests.len()]);
-        }
-        let mut encoded = self
-            .model
-            .encode_images(self.model.pixels(&images)?)?
-            .into_iter();
+        let images: Vec<&PreparedImage> = requests.iter().flat_map(|r| r.images).collect();
+        let mut encoded = self.model.encode_prepared(&images)?.into_iter();
         Ok(requests
             .iter()
             .map(|r| encoded.by_ref().take(r.images.len()).collect())
@@ -360,8 +354,8 @@ impl<B: Backend> Assistant<B> {
             return error;
         };
         let images = requests.get(sample).map_or(&[][..], |r| r.images);
-        let images: Vec<&[f32]> = images.iter().map(|image| image.data.as_slice()).collect();
-        let pixels = self.model.pixels(&images);
+        let images: Vec<&PreparedImage> = images.iter().collect();
+        let pixels = self.model.prepared_pixels(&images);
         match pixels.and_then(|pixels| self.model.image_origin(pixels)) {
             Ok(Some(origin)) => self.model.not_finite(sample, origin),
             _ => error,

@@ -2,6 +2,7 @@
 
 pub(crate) mod assistant;
 pub mod generate;
+mod layout;
 mod not_finite;
 pub mod prefix;
 pub(crate) mod questioner;

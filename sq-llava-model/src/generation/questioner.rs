@@ -1,8 +1,8 @@
 //! Visual self-questioning: the model asks about a picture (paper, section 3.1).
 
 use burn::tensor::backend::Backend;
-use sq_llava_data::image::PixelValues;
-use sq_llava_data::{Ending, Template};
+use sq_llava_data::image::PreparedImage;
+use sq_llava_data::{Ending, Layout};
 
 use crate::error::ModelError;
 use crate::generation::assistant::{AnswerOptions, Assistant, Request};
@@ -37,7 +37,7 @@ impl QuestionOptions {
 
     /// The settings of the paper's demonstration: temperature 1.2, top-k 300, top-p 0.95, up to
     /// 300 tokens; after a description where the template never asks the first turn in training.
-    pub fn demo(template: Template, n: usize, seed: u64) -> Self {
+    pub fn demo(template: &Layout, n: usize, seed: u64) -> Self {
         Self {
             n,
             sampling: Sampling::asking(seed),
@@ -85,7 +85,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     pub fn new(assistant: &'a Assistant<B>) -> Result<Self, ModelError> {
         if !assistant.template.asks() {
             return Err(ModelError::Argument(format!(
-                "template {} has no asking role; SQ-LLaVA models use sq or v1_sq",
+                "template {} has no asking role: this model was not trained to ask; SQ-LLaVA models use sq or v1_sq, or the checkpoint's own template with a role that training gave it",
                 assistant.template.name()
             )));
         }
@@ -99,7 +99,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     /// As [`Assistant::answer`], or if more than 100,000 questions are wanted.
     pub fn ask(
         &self,
-        image: &PixelValues,
+        image: &PreparedImage,
         options: &QuestionOptions,
     ) -> Result<Questions, ModelError> {
         if options.n > MOST_QUESTIONS {
@@ -146,7 +146,8 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             // A token has at least one byte.
             let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
             let model = &self.assistant.model;
-            let shown = model.config.tokens_per_image() + TEMPLATE_TOKENS;
+            let shown = image.packing.tokens(model.config.tokens_per_image())?;
+            let shown = shown + TEMPLATE_TOKENS;
             let tokens = (shown + longest).saturating_add(greedy.max_new_tokens);
             for part in questions.chunks_mut(model.most_at_once(tokens)) {
                 self.answer(part, images, &greedy)?;
@@ -162,7 +163,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
     fn answer(
         &self,
         questions: &mut [Question],
-        images: &[PixelValues],
+        images: &[PreparedImage],
         options: &AnswerOptions,
     ) -> Result<(), ModelError> {
         let conversations: Vec<_> = questions

@@ -47,11 +47,12 @@ pub(super) fn read_checkpoint(
         "no weights here (model.safetensors, pytorch_model.bin, or their shards with an index)",
     )?;
     let mut weights = WeightMap::default();
-    weights.add(read_files(&files)?, None)?;
+    weights.add(read_files(&files)?, &[])?;
     if !weights.has(Section::Projector)
         && let Some(file) = dir.projector()
     {
-        weights.add(read_file(&file)?, Some(Section::Projector))?;
+        let parts = [Section::Projector, Section::ImageNewline];
+        weights.add(read_file(&file)?, &parts)?;
     }
     Ok(Checkpoint {
         config,

@@ -67,18 +67,15 @@ impl WeightMap {
         Ok(model.vision)
     }
 
-    /// Adds the tensors of files; with `only`, those of one section, and the others are ignored.
+    /// Adds the tensors of files; with sections in `only`, those of them, and the others are ignored.
     ///
     /// # Errors
     /// If a weight stands there twice, under two keys, with different values.
-    pub fn add(
-        &mut self,
-        tensors: Vec<StoredTensor>,
-        only: Option<Section>,
-    ) -> Result<(), ModelError> {
+    pub fn add(&mut self, tensors: Vec<StoredTensor>, only: &[Section]) -> Result<(), ModelError> {
+        let left_out = |section: &Section| !only.is_empty() && !only.contains(section);
         for mut tensor in tensors {
             match read_key(&tensor.name) {
-                Key::Weight { section, .. } if only.is_some_and(|only| only != section) => {
+                Key::Weight { section, .. } if left_out(&section) => {
                     self.ignored.push(tensor.name);
                 }
                 Key::Weight {
@@ -94,7 +91,7 @@ impl WeightMap {
                 }
                 Key::Ignored => self.ignored.push(tensor.name),
                 // A whole model lends a part of itself.
-                Key::Unknown(Some(part)) if only.is_some_and(|only| only != part) => {
+                Key::Unknown(Some(part)) if left_out(&part) => {
                     self.ignored.push(tensor.name);
                 }
                 Key::Unknown(_) => self.unknown.push(tensor.name),
@@ -118,12 +115,16 @@ impl WeightMap {
                 }
             }
         }
-        for part in [Section::Projector, Section::Prototype] {
+        for part in [
+            Section::Projector,
+            Section::ImageNewline,
+            Section::Prototype,
+        ] {
             if parts.contains(&part) {
                 self.drop_section(part);
             }
         }
-        self.add(tensors, None)
+        self.add(tensors, &[])
     }
 
     /// One tensor by its canonical name.

@@ -28,6 +28,8 @@ pub(super) enum Section {
     LmHead,
     Vision,
     Projector,
+    /// `image_newline`, one weight of that whole name.
+    ImageNewline,
     Prototype,
 }
 
@@ -48,7 +50,7 @@ pub(super) enum Key {
 
 /// Prefixes in files; the first that fits counts, so longer ones stand before those that they
 /// begin with.
-const PREFIXES: [(&str, Section); 23] = [
+const PREFIXES: [(&str, Section); 25] = [
     // Inside an original LLaVA; transformers 5 leaves `vision_model.` out.
     (
         "model.vision_tower.vision_tower.vision_model.",
@@ -69,6 +71,8 @@ const PREFIXES: [(&str, Section); 23] = [
     ("mm_projector.", Section::Projector),
     ("model.multi_modal_projector.", Section::Projector),
     ("multi_modal_projector.", Section::Projector),
+    ("model.image_newline", Section::ImageNewline),
+    ("image_newline", Section::ImageNewline),
     ("model.prototype.", Section::Prototype),
     ("prototype.", Section::Prototype),
     ("model.language_model.lm_head.", Section::LmHead),
@@ -89,6 +93,7 @@ impl Section {
             Self::LmHead => "language_model.lm_head.",
             Self::Vision => "vision_tower.",
             Self::Projector => "mm_projector.",
+            Self::ImageNewline => "image_newline",
             Self::Prototype => "prototype.",
         }
     }
@@ -100,6 +105,7 @@ impl Section {
             Self::LmHead,
             Self::Vision,
             Self::Projector,
+            Self::ImageNewline,
             Self::Prototype,
         ]
         .into_iter()
@@ -117,6 +123,8 @@ impl Section {
             (Self::LmHead, Layout::Original) => "lm_head.",
             (Self::Vision, Layout::Original) => "model.vision_tower.vision_tower.vision_model.",
             (Self::Projector, Layout::Original) => "model.mm_projector.",
+            (Self::ImageNewline, Layout::Original) => "model.image_newline",
+            (Self::ImageNewline, Layout::LlavaHf) => "image_newline",
             (Self::Prototype, _) => "model.prototype.",
             (Self::Llm, Layout::LlavaHf) => "language_model.model.",
             (Self::LmHead, Layout::LlavaHf) => "language_model.lm_head.",
@@ -162,6 +170,7 @@ pub(super) fn read_key(raw: &str) -> Key {
             .iter()
             .any(|part| rest.starts_with(part)),
         Section::Vision => is_vision(rest),
+        Section::ImageNewline => rest.is_empty(),
         Section::LmHead | Section::Projector | Section::Prototype => true,
     };
     if !known {
@@ -323,6 +332,13 @@ mod tests {
         ] {
             assert_eq!(name(raw), "mm_projector.2.bias");
         }
+        for raw in [
+            "image_newline",
+            "model.image_newline",
+            "base_model.model.model.image_newline",
+        ] {
+            assert_eq!(name(raw), "image_newline");
+        }
         for raw in ["lm_head.weight", "language_model.lm_head.weight"] {
             assert_eq!(name(raw), "language_model.lm_head.weight");
         }
@@ -341,7 +357,7 @@ mod tests {
             assert_eq!(read_key(raw), Key::Ignored, "{raw}");
         }
         for (raw, part) in [
-            ("model.image_newline", Some(Section::Llm)),
+            ("model.image_newlines", Some(Section::ImageNewline)),
             ("transformer.h.0.weight", None),
             ("vision_model.head.weight", Some(Section::Vision)),
             ("classifier.weight", None),
@@ -395,6 +411,7 @@ mod tests {
             "vision_tower.embeddings.class_embedding",
             "mm_projector.0.weight",
             "prototype.centers",
+            "image_newline",
         ] {
             for (layout, tower) in [Layout::Original, Layout::LlavaHf]
                 .into_iter()

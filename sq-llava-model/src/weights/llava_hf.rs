@@ -1,12 +1,12 @@
-//! What transformers' `LlavaForConditionalGeneration` and `LlavaProcessor` need beside the weights:
+//! What transformers' classes of LLaVA, LLaVA-NeXT and OneVision need beside the weights:
 //! the token `<image>` with its row, and the files of tokenizer and processor.
 
 use std::path::Path;
 
 use burn::tensor::backend::Backend;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use sq_llava_data::image::ImageProcessor;
-use sq_llava_data::{IMAGE_TOKEN, Template, TextTokenizer};
+use sq_llava_data::{IMAGE_TOKEN, Layout, TextTokenizer};
 
 use super::write::write_json;
 use crate::config::SqLlavaConfig;
@@ -28,6 +28,28 @@ pub fn prepare_llava_hf<B: Backend>(
     model.language_model.grow_vocabulary(rows)
 }
 
+/// The processor of videos that transformers' OneVision asks for: frames as pictures of one tile.
+fn video_processor(pictures: &Map<String, Value>) -> Value {
+    let alike = [
+        "do_convert_rgb",
+        "do_normalize",
+        "do_rescale",
+        "do_resize",
+        "image_mean",
+        "image_std",
+        "resample",
+        "rescale_factor",
+        "size",
+    ];
+    let same = alike.into_iter();
+    let mut video: Map<String, Value> = same
+        .filter_map(|key| Some((key.to_owned(), pictures.get(key)?.clone())))
+        .collect();
+    let class = "LlavaOnevisionVideoProcessor";
+    video.insert("video_processor_type".into(), class.into());
+    Value::Object(video)
+}
+
 /// Writes the files of tokenizer and processor: `tokenizer.json`, `tokenizer_config.json`,
 /// `chat_template.jinja`, `processor_config.json`, `preprocessor_config.json` and
 /// `generation_config.json`.
@@ -39,23 +61,36 @@ pub fn save_llava_hf_files(
     config: &SqLlavaConfig,
     tokenizer: &TextTokenizer,
     processor: &ImageProcessor,
-    template: Template,
+    template: &Layout,
 ) -> Result<(), ModelError> {
     let chat_template = template.to_jinja(tokenizer, IMAGE_TOKEN)?;
     tokenizer.save_for_transformers(dir, &chat_template)?;
     let vision = config.vision.as_ref();
     let patch = vision.map(|vision| vision.patch_size);
     let class = vision.is_some_and(|vision| vision.class_token);
-    let whole = json!({
-        "processor_class": "LlavaProcessor",
-        "image_token": IMAGE_TOKEN,
-        "patch_size": patch,
-        "vision_feature_select_strategy": config.select_feature.strategy(),
-        // The class token; "default" takes one token off again.
-        "num_additional_image_tokens": u8::from(class),
-    });
     let mut pictures = processor.config().to_transformers()?;
-    pictures.insert("processor_class".into(), "LlavaProcessor".into());
+    let mut whole = json!({
+        "image_token": IMAGE_TOKEN,
+        "vision_feature_select_strategy": config.select_feature.strategy(),
+    });
+    let class = match &config.anyres {
+        Some(anyres) if anyres.max_tiles.is_some() => {
+            whole["num_image_tokens"] = json!(config.tokens_per_image());
+            whole["vision_aspect_ratio"] = json!(anyres.aspect_name());
+            whole["video_processor"] = video_processor(&pictures);
+            "LlavaOnevisionProcessor"
+        }
+        tiled => {
+            whole["patch_size"] = json!(patch);
+            // The class token; "default" takes one token off again.
+            whole["num_additional_image_tokens"] = json!(u8::from(class));
+            tiled
+                .as_ref()
+                .map_or("LlavaProcessor", |_| "LlavaNextProcessor")
+        }
+    };
+    whole["processor_class"] = json!(class);
+    pictures.insert("processor_class".into(), class.into());
     let mut generation = json!({"bos_token_id": tokenizer.bos_id(), "do_sample": false});
     generation["eos_token_id"] = match tokenizer.eos_ids() {
         [one] => json!(one),

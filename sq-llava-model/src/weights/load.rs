@@ -146,6 +146,7 @@ fn apply_fresh(plan: &mut Plan, options: &LoadOptions) -> Result<(), ModelError>
         ..prototype
     });
     plan.weights.drop_section(Section::Projector);
+    plan.weights.drop_section(Section::ImageNewline);
     plan.weights.drop_section(Section::Prototype);
     Ok(())
 }

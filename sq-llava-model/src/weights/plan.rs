@@ -89,6 +89,7 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
         let known = config.vision.clone();
         tower = find_tower(&mut weights, &mut config, known, &places, options, true)?;
         name_projector(&mut config, &json, &weights);
+        config.read_original_tiling(&dir.path.join("config.json"), &json)?;
     }
     let tower_tokenizer = || tokenizer_dir(tower.as_ref());
     let places = std::iter::once(&dir).chain(&tower);

@@ -72,6 +72,11 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
         };
         tower = find_tower(&mut weights, &mut config, known, &places, options, false)?;
         name_projector(&mut config, &json, &weights);
+        config.read_original_tiling(&dir.path.join("config.json"), &json)?;
+        if !config.has_image_newline() {
+            // The base's, where the run sees each picture as one tile.
+            weights.drop_section(Section::ImageNewline);
+        }
     }
     let tokenizer = tokenizer_dir([dir])
         .or(checkpoint.tokenizer)

@@ -66,6 +66,10 @@ pub(super) fn check_model<B: Backend>(
                 .projector
                 .init(width, config.llama.hidden_size, device);
             expected.add::<B, _>("mm_projector", &projector);
+            if config.has_image_newline() {
+                let shape = vec![config.llama.hidden_size];
+                expected.shapes.insert("image_newline".into(), shape);
+            }
         }
     }
     if let Some(prototype) = config.prototype.as_ref().filter(|_| !fresh) {

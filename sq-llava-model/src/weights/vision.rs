@@ -96,7 +96,7 @@ pub(super) fn read_tower(
 ) -> Result<VisionConfig, ModelError> {
     let files = dir.own_weights("no weights of a vision tower here")?;
     weights.drop_section(Section::Vision);
-    weights.add(read_files(&files)?, Some(Section::Vision))?;
+    weights.add(read_files(&files)?, &[Section::Vision])?;
     if !weights.has(Section::Vision) {
         return Err(ModelError::weights(
             &files[0],
@@ -115,16 +115,17 @@ fn config_of(dir: &CheckpointDir, allow_unused: bool) -> Result<VisionConfig, Mo
     let path = dir.path.join("config.json");
     let kind = read_json(&path)?;
     match kind.get("model_type").and_then(Value::as_str) {
-        Some("llava" | "llava_llama" | "llava_mistral" | "llava_qwen" | "sq_llava" | "share4v") => {
-            SqLlavaConfig::from_hf(&path, allow_unused)?
-                .vision
-                .ok_or_else(|| {
-                    ModelError::config(
-                        &path,
-                        "no \"vision_config\" inside; name a vision tower's directory",
-                    )
-                })
-        }
+        Some(
+            "llava" | "llava_llama" | "llava_mistral" | "llava_qwen" | "llava_next"
+            | "llava_onevision" | "sq_llava" | "share4v",
+        ) => SqLlavaConfig::from_hf(&path, allow_unused)?
+            .vision
+            .ok_or_else(|| {
+                ModelError::config(
+                    &path,
+                    "no \"vision_config\" inside; name a vision tower's directory",
+                )
+            }),
         _ => read_vision_config(&path, allow_unused),
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::data::bad_images::{BAD_IMAGES_FILE, BadImagePolicy};
 use crate::data::batch::MicroBatch;
-use crate::data::dataset::BLANK;
+use crate::data::dataset::is_blank;
 use crate::error::TrainError;
 
 /// Fewer lost samples are accepted, whatever part they are.
@@ -66,7 +66,7 @@ impl BadShare {
             self.last = format!("{} with {}: {}", bad.sample, bad.image, bad.reason);
         }
         for sample in &batch.samples {
-            let blank = sample.pictures.iter().any(|p| &*p.key == BLANK);
+            let blank = sample.pictures.iter().any(|p| is_blank(&p.key));
             self.step.samples += 1;
             self.step.shown += usize::from(!sample.pictures.is_empty());
             self.step.blank += usize::from(blank);

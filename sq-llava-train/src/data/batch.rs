@@ -3,6 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use sq_llava_data::image::ImagePacking;
 use sq_llava_data::{IMAGE_TOKEN_INDEX, TokenRole};
 
 use crate::data::bad_images::BadImage;
@@ -10,11 +11,30 @@ use crate::data::bad_images::BadImage;
 /// A picture of a sample.
 #[derive(Debug, Clone)]
 pub struct Picture {
-    /// Path of the file; the same for all samples that show it.
+    /// Path of the file, for messages.
+    pub name: Arc<str>,
+    /// What the tower sees: the same for all samples that show this picture with the same tiles.
     pub key: Arc<str>,
-    /// Normalised pixels, channels first, `3 · side · side`; `None` where the features of a frozen
-    /// tower are already known.
+    /// How its tiles' features become tokens.
+    pub packing: ImagePacking,
+    /// How many tokens.
+    pub tokens: usize,
+    /// Normalised pixels of its tiles, channels first, `tiles · 3 · side · side`; `None` where the
+    /// features of a frozen tower are already known.
     pub pixels: Option<Arc<[f32]>>,
+}
+
+impl Picture {
+    /// A picture of one tile, which has `tokens` features.
+    pub fn of_one_tile(name: &str, tokens: usize, pixels: Option<Arc<[f32]>>) -> Self {
+        Self {
+            name: name.into(),
+            key: name.into(),
+            packing: ImagePacking::One { newline: false },
+            tokens,
+            pixels,
+        }
+    }
 }
 
 /// One encoded sample.
@@ -99,9 +119,15 @@ impl TrainSample {
             .count()
     }
 
-    /// Length once each image takes `tokens_per_image` places.
-    pub fn len(&self, tokens_per_image: usize) -> usize {
-        self.ids.len() - self.pictures.len() + self.pictures.len() * tokens_per_image
+    /// Length once each image takes as many places as it has tokens.
+    pub fn len(&self) -> usize {
+        let images: usize = self.pictures.iter().map(|picture| picture.tokens).sum();
+        self.ids.len() - self.pictures.len() + images
+    }
+
+    /// Whether it has no token.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
     }
 
     /// A token of it from which nothing is learnt: stands in where a step has no sample left.
@@ -116,12 +142,13 @@ impl TrainSample {
     }
 
     /// Adds what is to be predicted in this sample, whose sequence starts at row `start`.
-    fn targets(&self, start: usize, tokens_per_image: usize, out: &mut Targets) {
+    fn targets(&self, start: usize, out: &mut Targets) {
+        let mut pictures = self.pictures.iter();
         // Place of each id in the sequence with its images spread out.
         let mut place = start;
         for (&id, &role) in self.ids.iter().zip(&self.roles) {
             if id == IMAGE_TOKEN_INDEX {
-                place += tokens_per_image;
+                place += pictures.next().map_or(0, |picture| picture.tokens);
                 continue;
             }
             if role != TokenRole::Ignore && place > start {
@@ -165,17 +192,16 @@ impl MicroBatch {
     }
 
     /// Length of the longest sequence, images in place.
-    pub(crate) fn tokens(&self, tokens_per_image: usize) -> usize {
-        let len = |sample: &TrainSample| sample.len(tokens_per_image);
-        self.samples.iter().map(len).max().unwrap_or(0)
+    pub(crate) fn tokens(&self) -> usize {
+        self.samples.iter().map(TrainSample::len).max().unwrap_or(0)
     }
 
     /// What is to be predicted, in sequences padded at the right to the longest.
-    pub(crate) fn targets(&self, tokens_per_image: usize) -> Targets {
-        let tokens = self.tokens(tokens_per_image);
+    pub(crate) fn targets(&self) -> Targets {
+        let tokens = self.tokens();
         let mut targets = Targets::default();
         for (index, sample) in self.samples.iter().enumerate() {
-            sample.targets(index * tokens, tokens_per_image, &mut targets);
+            sample.targets(index * tokens, &mut targets);
         }
         targets
     }
@@ -186,6 +212,7 @@ pub(crate) mod tests {
     use super::*;
     use TokenRole::{Answer, Ignore, Question};
 
+    /// Images of four tokens.
     pub(crate) fn sample(ids: &[i64], roles: &[TokenRole]) -> TrainSample {
         let images = ids.iter().filter(|&&id| id == IMAGE_TOKEN_INDEX).count();
         TrainSample {
@@ -193,10 +220,7 @@ pub(crate) mod tests {
             ids: ids.to_vec(),
             roles: roles.to_vec(),
             pictures: (0..images)
-                .map(|i| Picture {
-                    key: format!("p{i}").into(),
-                    pixels: None,
-                })
+                .map(|i| Picture::of_one_tile(&format!("p{i}"), 4, None))
                 .collect(),
         }
     }
@@ -211,8 +235,8 @@ pub(crate) mod tests {
             sample(&[1, -200, 7, 8], &[Ignore, Ignore, Question, Answer]),
             sample(&[5, 6], &[Answer, Answer]),
         ]);
-        assert_eq!(batch.tokens(4), 7);
-        let targets = batch.targets(4);
+        assert_eq!(batch.tokens(), 7);
+        let targets = batch.targets();
         // 1 at 0, the image at 1..5, 7 at 5, 8 at 6; the second sample starts at row 7. Its first
         // token has nothing before it that could predict it.
         assert_eq!(targets.rows, [4, 5, 7]);
@@ -222,12 +246,24 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn each_image_has_its_own_length() {
+        let mut shown = sample(
+            &[1, -200, 7, -200, 8],
+            &[Ignore, Ignore, Answer, Ignore, Answer],
+        );
+        shown.pictures[1].tokens = 9;
+        assert_eq!(shown.len(), 3 + 4 + 9);
+        let targets = batch(vec![shown.clone(), shown]).targets();
+        assert_eq!(targets.rows, [4, 14, 16 + 4, 16 + 14]);
+    }
+
+    #[test]
     fn answers_are_told_apart() {
         let roles = [
             Ignore, Question, Answer, Answer, Ignore, Answer, Question, Answer,
         ];
         let one = sample(&[1, 2, 3, 4, 5, 6, 7, 8], &roles);
-        let targets = batch(vec![one.clone(), one]).targets(4);
+        let targets = batch(vec![one.clone(), one]).targets();
         let found: Vec<Vec<i64>> = targets
             .answers()
             .into_iter()

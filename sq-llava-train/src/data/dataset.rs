@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sq_llava_data::foreign::guarded;
-use sq_llava_data::image::{ImageProcessor, RgbImage};
+use sq_llava_data::image::{ImagePacking, ImageProcessor, ImageTiles};
 use sq_llava_data::{
-    AskingPolicy, DataError, DrawContext, LabelOptions, LengthIndex, Manifest, Sampler,
-    TextTokenizer, encode_sample, machine_threads, shuffle_turns,
+    AskingPolicy, DataError, DrawContext, LabelOptions, LengthIndex, LlavaSample, Manifest,
+    Sampler, TextTokenizer, encode_sample_with_images, machine_threads, shuffle_turns,
 };
 
 use crate::data::bad_images::{BadImage, BadImagePolicy};
@@ -16,8 +16,13 @@ use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::recipe::StageRecipe;
 
-/// The key of a blank picture: no path is like it.
-pub(crate) const BLANK: &str = "";
+/// Ends the path in a key; in front of it a blank picture has none.
+const KEY_END: char = '\0';
+
+/// Whether a picture's key is that of a blank one.
+pub(crate) fn is_blank(key: &str) -> bool {
+    key.is_empty() || key.starts_with(KEY_END)
+}
 
 /// The data of one stage.
 #[derive(Debug)]
@@ -30,7 +35,7 @@ pub struct StageData {
     pub tokenizer: Arc<TextTokenizer>,
     /// Pictures to pixels.
     pub processor: Arc<ImageProcessor>,
-    /// Template, length cap and tokens of an image.
+    /// Template, length cap and tokens of an image of one tile.
     pub labels: LabelOptions,
     /// Which questions are asked; `None` where the template cannot ask.
     pub asking: Option<AskingPolicy>,
@@ -64,14 +69,50 @@ pub struct DataEstimate {
     pub exact: bool,
 }
 
-/// The order of a stage's samples. For grouping by length it reads the manifest once.
+/// The pictures of a stage's samples, before any is decoded.
+#[derive(Debug, Clone, Copy)]
+pub struct Shown<'a> {
+    /// Folder that image paths start from.
+    pub images: &'a Path,
+    /// Pictures to pixels.
+    pub processor: &'a ImageProcessor,
+    /// Features of one tile.
+    pub tile_tokens: usize,
+}
+
+impl Shown<'_> {
+    /// How the pictures of a sample become tokens, and how many each has. Where pictures are laid
+    /// over tiles, the beginning of each file is read; one that cannot be read counts as a blank
+    /// picture of one tile's size.
+    ///
+    /// # Errors
+    /// If a tile's features cannot be joined.
+    pub fn packings(&self, sample: &LlavaSample) -> Result<Vec<(ImagePacking, usize)>, DataError> {
+        let tiles = self.processor.config().tiling.is_some();
+        let pictures = sample.images.len();
+        let packing = |name: &String| {
+            let size = match tiles {
+                true => self.processor.size(&self.images.join(name)).ok(),
+                // Their shape does not matter.
+                false => None,
+            };
+            let size = size.unwrap_or(self.processor.input_size());
+            let packing = self.processor.packing(size, pictures);
+            Ok((packing, packing.tokens(self.tile_tokens)?))
+        };
+        sample.images.iter().map(packing).collect()
+    }
+}
+
+/// The order of a stage's samples. For grouping by length it reads the manifest once, and where
+/// pictures are laid over tiles the beginning of every picture.
 ///
 /// # Errors
 /// If a sample of it cannot be read.
 pub fn sampler(
     manifest: &Manifest,
     stage: &StageRecipe,
-    tokens_per_image: usize,
+    shown: Shown<'_>,
     seed: u64,
 ) -> Result<Sampler, TrainError> {
     use sq_llava_data::Grouping;
@@ -79,7 +120,11 @@ pub fn sampler(
         return Ok(Sampler::random(manifest.len(), seed));
     }
     let cap = Some(stage.max_length);
-    let lengths = LengthIndex::estimate(manifest, tokens_per_image, cap, machine_threads())?;
+    let image_tokens = |sample: &LlavaSample| {
+        let packings = shown.packings(sample).unwrap_or_default();
+        packings.iter().map(|(_, tokens)| tokens).sum()
+    };
+    let lengths = LengthIndex::estimate(manifest, image_tokens, cap, machine_threads())?;
     let step = stage.samples_per_step();
     Ok(Sampler::grouped(stage.grouping, lengths, step, seed))
 }
@@ -106,7 +151,15 @@ impl StageData {
         self.manifest.len()
     }
 
-    /// Ids and roles of a sample, and how many tokens were cut off. Pictures are named, not read.
+    fn shown(&self) -> Shown<'_> {
+        Shown {
+            images: &self.images,
+            processor: &self.processor,
+            tile_tokens: self.labels.tokens_per_image,
+        }
+    }
+
+    /// Ids and roles of a sample, and how many tokens were cut off. Pictures are named, not decoded.
     ///
     /// # Errors
     /// If the sample cannot be read or does not fit the template.
@@ -126,13 +179,18 @@ impl StageData {
             }
             None => Vec::new(),
         };
-        let encoded = encode_sample(&self.tokenizer, &sample, &asked, &self.labels)?;
-        let pictures = sample
-            .images
-            .iter()
-            .take(encoded.images)
-            .map(|name| Picture {
-                key: name.as_str().into(),
+        let packings = self.shown().packings(&sample)?;
+        let tokens: Vec<usize> = packings.iter().map(|(_, tokens)| *tokens).collect();
+        let (tokenizer, labels) = (&self.tokenizer, &self.labels);
+        let encoded = encode_sample_with_images(tokenizer, &sample, &asked, &tokens, labels)?;
+        let named = sample.images.iter().take(encoded.images);
+        let pictures = named
+            .zip(packings)
+            .map(|(name, (packing, tokens))| Picture {
+                name: name.as_str().into(),
+                key: self.key(name, &packing),
+                packing,
+                tokens,
                 pixels: None,
             });
         let train = TrainSample {
@@ -156,12 +214,12 @@ impl StageData {
 
     /// Decodes the pictures of a sample to the tower's input in eight bits; `None` where their
     /// features are known. One that cannot be used is added to `bad`; with the policy `blank` it
-    /// becomes the blank picture.
+    /// becomes a blank picture of as many tiles.
     pub fn open_pictures(
         &self,
         sample: &mut TrainSample,
         bad: &mut Vec<BadImage>,
-    ) -> Vec<Option<RgbImage>> {
+    ) -> Vec<Option<ImageTiles>> {
         let known = |key: &str| {
             let features = self.features.as_ref();
             features.is_some_and(|features| features.get(key).is_some())
@@ -172,18 +230,19 @@ impl StageData {
                 opened.push(None);
                 continue;
             }
-            let path = self.images.join(&*picture.key);
-            opened.push(match self.open_picture(&path) {
+            let path = self.images.join(&*picture.name);
+            opened.push(match self.open_picture(&path, &picture.packing) {
                 Ok(image) => Some(image),
                 Err(reason) => {
                     bad.push(BadImage {
                         sample: sample.id.clone(),
-                        image: picture.key.clone(),
+                        image: picture.name.clone(),
                         reason,
                     });
                     (self.bad_images == BadImagePolicy::Blank).then(|| {
-                        picture.key = BLANK.into();
-                        self.processor.blank()
+                        let blank = self.blank(&picture.packing);
+                        picture.key = self.key(&blank_name(&blank), &picture.packing);
+                        blank
                     })
                 }
             });
@@ -193,22 +252,51 @@ impl StageData {
 
     /// A picture as the tower's input in eight bits, or why there is none. A decoder that panics is
     /// one more reason.
-    fn open_picture(&self, path: &Path) -> Result<RgbImage, String> {
+    fn open_picture(&self, path: &Path, packing: &ImagePacking) -> Result<ImageTiles, String> {
         let open = || {
             let image = self.processor.open(path)?;
-            Ok(self.processor.resize_to_input(&image))
+            Ok(self.processor.cut(&image, pictures_of(packing)))
         };
-        match guarded(open) {
+        let opened = match guarded(open) {
             Ok(opened) => opened.map_err(|error: DataError| error.to_string()),
             Err(panic) => Err(format!("{}: {panic}", path.display())),
+        };
+        match opened {
+            Ok(tiles) if tiles.packing != *packing => Err(format!(
+                "{}: it is not of the size that its first bytes told",
+                path.display()
+            )),
+            opened => opened,
         }
     }
 
+    /// The key of a picture that becomes tokens so: where pictures are laid over tiles, one of
+    /// several in a prompt may be a single tile.
+    fn key(&self, name: &str, packing: &ImagePacking) -> Arc<str> {
+        match packing {
+            ImagePacking::One { .. } if self.processor.config().tiling.is_some() => {
+                format!("{name}{KEY_END}one").into()
+            }
+            _ => name.into(),
+        }
+    }
+
+    /// A picture of as many tiles that shows nothing.
+    fn blank(&self, packing: &ImagePacking) -> ImageTiles {
+        let size = match packing {
+            ImagePacking::Grid { grid, .. } => grid.image_size,
+            ImagePacking::One { .. } => self.processor.input_size(),
+        };
+        self.processor.blank(size, pictures_of(packing))
+    }
+
     /// Puts the pixels of opened pictures into their sample.
-    pub fn fill_pictures(&self, sample: &mut TrainSample, opened: &[Option<RgbImage>]) {
+    pub fn fill_pictures(&self, sample: &mut TrainSample, opened: &[Option<ImageTiles>]) {
         for (picture, opened) in sample.pictures.iter_mut().zip(opened) {
-            let pixels = opened.as_ref().map(|image| self.processor.normalize(image));
-            picture.pixels = pixels.map(|pixels| pixels.data.into());
+            let prepared = opened
+                .as_ref()
+                .map(|image| self.processor.normalize_tiles(image));
+            picture.pixels = prepared.map(|prepared| prepared.data.into());
         }
     }
 
@@ -228,7 +316,7 @@ impl StageData {
         for index in (0..total).step_by(stride) {
             let (sample, _) = self.encode(halfway, index)?;
             seen += 1;
-            tokens += sample.len(self.labels.tokens_per_image);
+            tokens += sample.len();
             learnable += sample.learnable();
         }
         let scale = total as f64 / seen.max(1) as f64;
@@ -237,5 +325,24 @@ impl StageData {
             learnable: learnable as f64 * scale,
             exact: stride == 1,
         })
+    }
+}
+
+/// The name of a blank picture: as it is laid over tiles.
+fn blank_name(blank: &ImageTiles) -> String {
+    match blank.packing {
+        ImagePacking::One { .. } => String::new(),
+        ImagePacking::Grid { .. } => {
+            let (height, width) = blank.image_size;
+            format!("{KEY_END}{height}x{width}")
+        }
+    }
+}
+
+/// A number of pictures in a prompt with which a picture becomes tokens so.
+fn pictures_of(packing: &ImagePacking) -> usize {
+    match packing {
+        ImagePacking::One { .. } => 2,
+        ImagePacking::Grid { .. } => 1,
     }
 }

@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
 use sq_llava_data::foreign::guarded;
-use sq_llava_data::image::RgbImage;
+use sq_llava_data::image::ImageTiles;
 
 use crate::data::bad_images::{BadImage, BadImageLog, BadImagePolicy};
 use crate::data::bad_share::BadShare;
@@ -232,7 +232,7 @@ struct Worker {
 struct Prepared {
     sample: TrainSample,
     cut_tokens: usize,
-    pictures: Option<Vec<Option<RgbImage>>>,
+    pictures: Option<Vec<Option<ImageTiles>>>,
 }
 
 impl Worker {

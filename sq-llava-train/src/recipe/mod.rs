@@ -20,14 +20,14 @@ pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
-pub use objective::{AskingRecipe, LossRecipe, ValidationRecipe};
+pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};
 
 use burn::tensor::FloatDType;
 use serde::{Deserialize, Serialize};
-use sq_llava_data::files;
+use sq_llava_data::{AskingRole, TemplateChoice, files};
 use sq_llava_model::language::quantize::Quantize;
 
 use self::layers::{apply, merge};
@@ -187,6 +187,12 @@ impl Recipe {
     pub fn image_aspect_ratio(&self, stage: u8) -> &str {
         let own = self.stage(stage).image_aspect_ratio.as_ref();
         own.unwrap_or(&self.model.image_aspect_ratio)
+    }
+
+    /// The role that asks in a stage, where its template is the checkpoint's own.
+    pub fn asking_role(&self, stage: u8) -> Option<AskingRole> {
+        let own = self.stage(stage).template == TemplateChoice::Checkpoint;
+        own.then(|| self.asking.role.role())
     }
 
     /// The settings of stage 1 or 2.

@@ -1,6 +1,8 @@
 //! What stands between the vision tower and the LLM.
 
 use serde::{Deserialize, Serialize};
+use sq_llava_data::image::AnyResolution;
+use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{ProjectorConfig, PrototypeConfig};
 
 /// What stands between the vision tower and the LLM.
@@ -21,9 +23,15 @@ pub struct ModelRecipe {
     /// layers, which are joined along the channels. A projector that is loaded must have learnt on
     /// the same.
     pub select_layer: FeatureLayers,
-    /// `pad`, `crop` or `resize`: how a picture becomes square. It counts for a checkpoint that is
-    /// loaded too, whatever its own says; a stage may name another.
+    /// `pad`, `crop` or `resize`: how a picture becomes square; or `anyres` (LLaVA-NeXT) or
+    /// `anyres_max_N` (OneVision): it is laid over tiles. It counts for a checkpoint that is loaded
+    /// too, whatever its own says; a stage may name another.
     pub image_aspect_ratio: String,
+    /// The resolutions that pictures of any shape are brought to, `[height, width]` in pixels,
+    /// multiples of the vision tower's input. Without them those of the checkpoint, else the
+    /// published ones in tiles of that size.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_grid_pinpoints: Option<Vec<(u32, u32)>>,
 }
 
 /// One layer of the vision tower, or several.
@@ -65,6 +73,23 @@ impl std::fmt::Display for FeatureLayers {
 }
 
 impl ModelRecipe {
+    /// How pictures are laid over tiles under an `image_aspect_ratio`, by a model of this
+    /// configuration; `None` where each becomes one square.
+    pub fn tiling(&self, aspect: &str, config: &SqLlavaConfig) -> Option<AnyResolution> {
+        let max_tiles = AnyResolution::max_tiles_of(aspect)?;
+        let tile = config.vision.as_ref().map_or(0, |vision| vision.image_size);
+        let tile = u32::try_from(tile).unwrap_or(u32::MAX);
+        let mut tiling = match &config.anyres {
+            Some(own) => own.clone(),
+            None => AnyResolution::published(tile, max_tiles),
+        };
+        tiling.max_tiles = max_tiles;
+        if let Some(pinpoints) = &self.image_grid_pinpoints {
+            tiling.pinpoints.clone_from(pinpoints);
+        }
+        Some(tiling)
+    }
+
     /// The projector's configuration.
     pub fn projector(&self) -> Option<ProjectorConfig> {
         let mut projector =

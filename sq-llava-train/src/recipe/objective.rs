@@ -3,7 +3,27 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
-use sq_llava_data::{AskingPolicy, DeltaSchedule};
+use sq_llava_data::{AskingPolicy, AskingRole, DeltaSchedule};
+
+/// What tells an asked question from a given one in a checkpoint's own template.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AskingRoleKind {
+    /// The token `[vusr]`, which the tokenizer and the model learn.
+    Token,
+    /// The text `VUSER:`, where the vocabulary is to stay or cannot grow.
+    Text,
+}
+
+impl AskingRoleKind {
+    /// The role.
+    pub fn role(self) -> AskingRole {
+        match self {
+            Self::Token => AskingRole::token(),
+            Self::Text => AskingRole::text(),
+        }
+    }
+}
 
 /// Visual self-questioning.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -19,6 +39,9 @@ pub struct AskingRecipe {
     pub delta_end: f64,
     /// Whether the first turn is eligible (paper) or not (released code).
     pub first_turn: bool,
+    /// How template `checkpoint` tells an asked question from a given one: `token` (`[vusr]`) or
+    /// `text` (`VUSER:`). Our own templates have roles of their own.
+    pub role: AskingRoleKind,
     /// A constant δ of its own for single data sources, such as `coco = 0.5`. A source is called by
     /// the first folder of a sample's first image path, or else by the file name of its manifest.
     pub sources: BTreeMap<String, f64>,

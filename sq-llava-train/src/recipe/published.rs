@@ -2,11 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use sq_llava_data::{DeltaSchedule, Grouping, Template};
+use sq_llava_data::{DeltaSchedule, Grouping, Template, TemplateChoice};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
-    AdapterRecipe, AskingRecipe, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
+    AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
     GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
     ValidationRecipe,
 };
@@ -19,7 +19,7 @@ impl Recipe {
             data: None,
             images: None,
             validation: None,
-            template,
+            template: TemplateChoice::BuiltIn(template),
             image_aspect_ratio: None,
             epochs: 1.0,
             batch_size,
@@ -68,6 +68,7 @@ impl Recipe {
                 redraw_centers: false,
                 select_layer: FeatureLayers::One(-2),
                 image_aspect_ratio: "pad".into(),
+                image_grid_pinpoints: None,
             },
             stage1: StageRecipe {
                 // The released script of stage 1 leaves pictures to CLIP's processor, which crops.
@@ -92,6 +93,7 @@ impl Recipe {
                 schedule: DeltaSchedule::Constant,
                 delta_end: 0.5,
                 first_turn: paper,
+                role: AskingRoleKind::Token,
                 sources: BTreeMap::new(),
             },
             loss: LossRecipe {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
-use sq_llava_data::{Grouping, Template};
+use sq_llava_data::{Grouping, TemplateChoice};
 
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -18,9 +18,10 @@ pub struct StageRecipe {
     /// LLaVA JSON or JSONL to validate on, in place of a part of `data`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
-    /// Conversation template: `plain`, `v1`, `v1_sq` or `sq`.
-    pub template: Template,
-    /// How a picture becomes square in this stage, in place of `model.image_aspect_ratio`.
+    /// Conversation template: `plain`, `v1`, `v1_sq`, `sq`, or `checkpoint` for the `chat_template`
+    /// that the LLM's tokenizer brings.
+    pub template: TemplateChoice,
+    /// How pictures are prepared in this stage, in place of `model.image_aspect_ratio`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_aspect_ratio: Option<String>,
     /// Passes over the data. A fraction ends a pass early: 1.2 is one pass and the first fifth of

@@ -1,6 +1,7 @@
 //! Which values a recipe can have.
 
-use sq_llava_data::Template;
+use sq_llava_data::image::AnyResolution;
+use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::config::{ProjectorConfig, VisionFamily};
 use sq_llava_model::ops::lora::LoraConfig;
 
@@ -194,9 +195,9 @@ impl StageRecipe {
         within(&key("betas"), self.betas[1], 0.0, 0.999_999)?;
         within(&key("eps"), self.eps, f64::MIN_POSITIVE, 1.0)?;
         within(&key("clip_norm"), self.clip_norm, 0.0, f64::MAX)?;
-        if self.template == Template::Llama2 {
+        if self.template == TemplateChoice::BuiltIn(Template::Llama2) {
             return Err(TrainError::Recipe(format!(
-                "{} is llama_2; training knows plain, v1, v1_sq and sq",
+                "{} is llama_2; training knows plain, v1, v1_sq, sq and checkpoint",
                 key("template")
             )));
         }
@@ -274,8 +275,9 @@ fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), Train
 fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     match value {
         "pad" | "crop" | "resize" => Ok(()),
+        tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(()),
         _ => Err(TrainError::Recipe(format!(
-            "{key} is \"{value}\"; known are pad, crop and resize"
+            "{key} is \"{value}\"; known are pad, crop, resize, anyres and anyres_max_N"
         ))),
     }
 }

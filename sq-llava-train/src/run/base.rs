@@ -8,7 +8,7 @@ use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_model::config::{ProjectorConfig, read_json};
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
-use sq_llava_model::{ModelError, SqLlava, check_vocabulary};
+use sq_llava_model::{ModelError, SqLlava, SqLlavaConfig, check_vocabulary};
 
 use crate::error::TrainError;
 use crate::recipe::{FeatureLayers, Recipe};
@@ -158,13 +158,15 @@ impl<B: AutodiffBackend> Base<B> {
         };
         if model.config.image_aspect_ratio.is_none() {
             // A llava-hf model leaves it to its processor.
-            let own = ImageProcessorConfig::read_dir(folder)?.aspect;
-            model.config.image_aspect_ratio = Some(own.name().into());
+            let own = ImageProcessorConfig::read_dir(folder)?;
+            model.config.image_aspect_ratio = Some(own.aspect_name());
         }
-        let processor = ImageProcessor::from_dir(folder, Some(first))?;
+        let processor = ImageProcessorConfig::read_dir(folder)?;
+        let stage = recipe.stages.first().copied().unwrap_or(2);
+        let processor = processor_of(&processor, &model.config, recipe, stage)?;
         let side = vision.image_size as u32;
         for &stage in &recipe.stages {
-            let size = processor_of(&processor, recipe, stage)?.input_size();
+            let size = processor_of(processor.config(), &model.config, recipe, stage)?.input_size();
             if size != (side, side) {
                 return Err(TrainError::Model(ModelError::config(
                     folder,
@@ -182,17 +184,24 @@ impl<B: AutodiffBackend> Base<B> {
     }
 }
 
-/// The image processor of a stage: the same but for how pictures become square.
+/// The image processor of a stage: the same but for how pictures become square, or are laid over
+/// tiles by a model of the configuration `model`.
 ///
 /// # Errors
-/// If pictures would differ in size.
+/// If pictures would differ in size, or tiles do not fill the resolutions.
 pub(crate) fn processor_of(
-    processor: &ImageProcessor,
+    processor: &ImageProcessorConfig,
+    model: &SqLlavaConfig,
     recipe: &Recipe,
     stage: u8,
 ) -> Result<ImageProcessor, TrainError> {
-    let aspect = recipe.image_aspect_ratio(stage).parse()?;
-    let config = processor.config().clone().with_aspect(aspect);
+    let mut config = processor.clone();
+    config.tiling = None;
+    let aspect = recipe.image_aspect_ratio(stage);
+    let config = match recipe.model.tiling(aspect, model) {
+        Some(tiling) => config.with_tiling(tiling)?,
+        None => config.with_aspect(aspect.parse()?),
+    };
     Ok(ImageProcessor::new(config)?)
 }
 

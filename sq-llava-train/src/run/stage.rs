@@ -1,10 +1,10 @@
-//! What each stage trains: stage 1 the prototypes and the projector, stage 2 also adapters on both
+//! What each stage trains: stage 1 the prototypes and the projector with its `image_newline`, stage 2 also adapters on both
 //! towers and the rows of new tokens. Everything else is frozen.
 
 use std::sync::Arc;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sq_llava_data::TextTokenizer;
+use sq_llava_data::{Layout, TextTokenizer};
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::is_native;
 use sq_llava_model::language::llama::NewTokens;
@@ -25,6 +25,8 @@ pub struct StageModel<B: AutodiffBackend> {
     pub groups: Arc<ParamGroups>,
     /// The parts that train.
     pub trains: Trains,
+    /// How its conversations are written.
+    pub layout: Layout,
 }
 
 impl<B: AutodiffBackend> StageModel<B> {
@@ -32,8 +34,8 @@ impl<B: AutodiffBackend> StageModel<B> {
     /// template's tokens are added to the tokenizer.
     ///
     /// # Errors
-    /// If the template's tokens do not get ids in a row, or what would train is more than the
-    /// machine's memory.
+    /// If the template's tokens do not get ids in a row, the checkpoint has no template where its own
+    /// is wanted, or what would train is more than the machine's memory.
     pub fn prepare(
         mut model: SqLlava<B>,
         tokenizer: &mut TextTokenizer,
@@ -42,23 +44,24 @@ impl<B: AutodiffBackend> StageModel<B> {
     ) -> Result<Self, TrainError> {
         let settings = recipe.stage(stage);
         let device = model.device();
+        let aspect = recipe.image_aspect_ratio(stage);
+        let tiling = recipe.model.tiling(aspect, &model.config);
+        model.set_tiling(tiling, recipe.seed ^ 2);
         if is_native::<B>() {
             memory::check_trainable(&model.config, recipe, stage, machine_bytes())?;
         }
         B::seed(&device, recipe.seed ^ 0x5EED);
-        add_tokens(&mut model, tokenizer, recipe, stage)?;
+        let layout = lay_out(&mut model, tokenizer, recipe, stage)?;
         if stage == 2 {
             model = add_adapters(model, recipe);
         }
-        let aspect = recipe.image_aspect_ratio(stage);
         let before = model.config.image_aspect_ratio.replace(aspect.to_owned());
         if let Some(before) = before.filter(|before| before != aspect) {
             tracing::warn!(
-                "stage {stage}: pictures become square by \"{aspect}\", as the recipe says; the model \
+                "stage {stage}: pictures are prepared by \"{aspect}\", as the recipe says; the model \
                  that it starts from saw them by \"{before}\""
             );
         }
-        model.config.conversation = Some(settings.template.name().to_owned());
         let trains = Trains {
             llm: stage == 2 && settings.lr_llm > 0.0 && adapted(model.language_model.linears()),
             vision: stage == 2
@@ -80,6 +83,7 @@ impl<B: AutodiffBackend> StageModel<B> {
             model,
             groups: Arc::new(groups),
             trains,
+            layout,
         })
     }
 
@@ -89,16 +93,38 @@ impl<B: AutodiffBackend> StageModel<B> {
     }
 }
 
-fn add_tokens<B: AutodiffBackend>(
+/// The stage's layout of conversations, its tokens in tokenizer and model. The configuration says
+/// what it is.
+fn lay_out<B: AutodiffBackend>(
     model: &mut SqLlava<B>,
     tokenizer: &mut TextTokenizer,
     recipe: &Recipe,
     stage: u8,
-) -> Result<(), TrainError> {
-    let tokens = recipe.stage(stage).template.special_tokens();
-    if tokens.is_empty() {
-        return Ok(());
+) -> Result<Layout, TrainError> {
+    let choice = recipe.stage(stage).template;
+    let role = recipe.asking_role(stage);
+    let tokens = choice.special_tokens(role.as_ref());
+    let failed = |error| TrainError::Recipe(format!("stage{stage}.template: {error}"));
+    if !tokens.is_empty() {
+        add_tokens(model, tokenizer, &tokens, recipe.seed).map_err(|error| match role {
+            None => error,
+            Some(_) => TrainError::Recipe(format!("{error}; asking.role=\"text\" needs no token")),
+        })?;
     }
+    let layout = Layout::of(choice, tokenizer, role).map_err(failed)?;
+    tracing::info!("stage {stage}: conversation template {choice}");
+    model.config.conversation = Some(layout.name().to_owned());
+    model.config.asking_role = layout.asking().cloned();
+    Ok(layout)
+}
+
+fn add_tokens<B: AutodiffBackend>(
+    model: &mut SqLlava<B>,
+    tokenizer: &mut TextTokenizer,
+    tokens: &[&str],
+    seed: u64,
+) -> Result<(), TrainError> {
+    let known = tokens.iter().all(|token| tokenizer.id(token).is_some());
     let ids = tokenizer.add_special_tokens(tokens)?;
     let start = usize::try_from(ids[0]).unwrap_or_default();
     if ids
@@ -121,7 +147,10 @@ fn add_tokens<B: AutodiffBackend>(
         )));
     }
     match &llama.new_tokens {
-        Some(new) if new.start == start => {}
+        // A run's, which may have more of them.
+        Some(new) if new.start <= start && start + tokens.len() <= new.start + new.rows() => {
+            return Ok(());
+        }
         Some(new) => {
             return Err(TrainError::Recipe(format!(
                 "the run's role tokens start at id {}, the tokenizer's at {start}",
@@ -129,7 +158,11 @@ fn add_tokens<B: AutodiffBackend>(
             )));
         }
         None => {
-            let new = NewTokens::init(llama, start, tokens.len(), recipe.seed);
+            // A model that was trained with them and merged goes on with their rows.
+            let learnt = known.then(|| NewTokens::learnt(llama, start, tokens.len()));
+            let new = learnt
+                .flatten()
+                .unwrap_or_else(|| NewTokens::init(llama, start, tokens.len(), seed));
             model.language_model.new_tokens = Some(new);
         }
     }

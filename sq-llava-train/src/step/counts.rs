@@ -23,7 +23,8 @@ pub fn trainable_counts(config: &SqLlavaConfig, recipe: &Recipe, stage: u8) -> [
             }
         }
         // Rows of the embedding, and of the head where it has its own.
-        let rows = settings.template.special_tokens().len();
+        let role = recipe.asking_role(stage);
+        let rows = settings.template.special_tokens(role.as_ref()).len();
         let matrices = if config.llama.tie_word_embeddings {
             1
         } else {

@@ -28,7 +28,9 @@ impl ParamGroup {
         match part {
             Part::LlmAdapters => Some(Self::Llm),
             Part::VisionAdapters => Some(Self::Vision),
-            Part::Projector | Part::Prototype | Part::NewTokens => Some(Self::Projector),
+            Part::Projector | Part::ImageNewline | Part::Prototype | Part::NewTokens => {
+                Some(Self::Projector)
+            }
             Part::Base | Part::Centers | Part::UnusedNorm => None,
         }
     }
@@ -129,7 +131,7 @@ impl Trains {
         match part {
             Part::LlmAdapters => self.llm,
             Part::VisionAdapters => self.vision,
-            Part::Projector | Part::Prototype => self.projector,
+            Part::Projector | Part::ImageNewline | Part::Prototype => self.projector,
             Part::NewTokens => self.new_tokens,
             Part::Base | Part::Centers | Part::UnusedNorm => false,
         }

@@ -35,7 +35,7 @@ pub struct StepMemory<'a> {
     pub llm: Option<LoraConfig>,
     /// Adapters of the vision tower.
     pub vision: Option<LoraConfig>,
-    /// Samples that go through the model at once, a picture each.
+    /// Samples that go through the model at once, a picture each, of as many tiles as any has.
     pub samples: usize,
     /// Length of each, its image tokens included.
     pub tokens: usize,
@@ -208,7 +208,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let tokens = vision.tokens();
-        let rows = self.samples * tokens;
+        let rows = self.samples * self.config.most_tiles() * tokens;
         Kept {
             layers,
             layer: rows * vision_token(vision, self.vision.as_ref(), tokens, self.kernels),
@@ -375,6 +375,8 @@ pub(crate) fn announce(memory: &StepMemory<'_>, stage: u8, checkpointing: Gradie
 
 #[cfg(test)]
 mod tests {
+    use sq_llava_data::image::AnyResolution;
+
     use super::*;
     use crate::recipe::Flavour;
     use GradientCheckpointing::{Blocks, None as Keep};
@@ -472,6 +474,21 @@ mod tests {
         recipe.lora.vision.r = 16_384;
         let error = check_trainable(&config, &recipe, 2, Some(8 << 30)).expect_err("100 GiB");
         assert!(error.to_string().contains("lora.vision.r"), "{error}");
+    }
+
+    #[test]
+    fn a_picture_of_any_shape_may_have_the_most_tiles() {
+        let mut config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
+        let recipe = Recipe::published(Flavour::Paper);
+        let vision = |config: &SqLlavaConfig| {
+            StepMemory::of_stage(config, &recipe, 2, ALL, 1)
+                .vision()
+                .values(Keep)
+        };
+        let one = vision(&config);
+        // The whole picture and a grid of two by two.
+        config.anyres = Some(AnyResolution::published(336, None));
+        assert_eq!(vision(&config), 5 * one);
     }
 
     #[test]

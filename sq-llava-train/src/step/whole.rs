@@ -8,6 +8,7 @@ use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
+use sq_llava_data::image::ImagePacking;
 use sq_llava_model::ops::cat::cat;
 use sq_llava_model::ops::draws::{key, with_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
@@ -52,9 +53,25 @@ pub struct TrainModel<B: Backend> {
 
 /// A batch's pictures, each once, in order of appearance.
 struct Pictures<B: Backend, const D: usize> {
-    keys: Vec<Arc<str>>,
-    /// Pixels or features, a row for each; `None` if there are none.
+    pictures: Vec<SeenPicture>,
+    /// Pixels or features, a row for each tile; `None` if there are none.
     values: Option<Tensor<B, D>>,
+}
+
+/// A picture without its pixels.
+#[derive(Clone)]
+struct SeenPicture {
+    key: Arc<str>,
+    packing: ImagePacking,
+}
+
+impl From<&Picture> for SeenPicture {
+    fn from(picture: &Picture) -> Self {
+        Self {
+            key: picture.key.clone(),
+            packing: picture.packing,
+        }
+    }
 }
 
 /// The batch's sequences as the first layer sees them.
@@ -68,7 +85,7 @@ struct Sequences<B: Backend> {
 
 /// What the vision tower made of the batch's pictures.
 struct Seen<B: AutodiffBackend> {
-    /// `[pictures, tokens, d]`
+    /// `[tiles, tokens, d]`
     features: Pictures<B, 3>,
     /// With recompute: the tower's pass.
     tower: Option<TowerPass<B>>,
@@ -81,7 +98,6 @@ impl<B: Backend> TrainModel<B> {
         batch: &MicroBatch,
         images: &HashMap<Arc<str>, Tensor<B, 2>>,
     ) -> Result<Sequences<B>, TrainError> {
-        let per_image = self.model.config.tokens_per_image();
         let samples: Vec<Sample<'_, B>> = batch
             .samples
             .iter()
@@ -109,37 +125,40 @@ impl<B: Backend> TrainModel<B> {
             },
             other => other.into(),
         })?;
-        let (hidden, used) = pad(embedded, batch.tokens(per_image));
+        let (hidden, used) = pad(embedded, batch.tokens());
         Ok(Sequences {
             hidden,
-            targets: batch.targets(per_image),
+            targets: batch.targets(),
             used,
         })
     }
 
     /// Pixels of the batch's pictures, each once, in order of appearance.
     fn pixels(&self, batch: &MicroBatch) -> Result<Pictures<B, 4>, TrainError> {
-        let mut keys: Vec<Arc<str>> = Vec::new();
+        let mut seen: Vec<SeenPicture> = Vec::new();
         let mut pixels: Vec<&[f32]> = Vec::new();
         for (sample, picture) in pictures(batch) {
-            if keys.contains(&picture.key) {
+            if seen.iter().any(|one| one.key == picture.key) {
                 continue;
             }
             let Some(values) = &picture.pixels else {
-                return Err(missing(sample, &picture.key));
+                return Err(missing(sample, &picture.name));
             };
-            keys.push(picture.key.clone());
-            pixels.push(values);
+            seen.push(picture.into());
+            pixels.extend(tiles_of(values, &picture.packing));
         }
         let values = match pixels.is_empty() {
             true => None,
             false => Some(self.model.pixels(&pixels)?),
         };
-        Ok(Pictures { keys, values })
+        Ok(Pictures {
+            pictures: seen,
+            values,
+        })
     }
 
     /// Features of a frozen tower, those known from before and new ones, which `see` makes of
-    /// pixels. `[pictures, tokens, d]`
+    /// pixels of tiles. `[tiles, tokens, d]`
     fn frozen_features(
         &self,
         batch: &MicroBatch,
@@ -147,59 +166,69 @@ impl<B: Backend> TrainModel<B> {
     ) -> Result<Pictures<B, 3>, TrainError> {
         let cache = &self.context.features;
         let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
-        let mut keys: Vec<Arc<str>> = Vec::new();
-        let mut fresh: Vec<(Arc<str>, &[f32])> = Vec::new();
+        let mut seen: Vec<SeenPicture> = Vec::new();
+        let mut fresh: Vec<SeenPicture> = Vec::new();
+        let mut pixels: Vec<&[f32]> = Vec::new();
         for (sample, picture) in pictures(batch) {
-            if keys.contains(&picture.key) {
+            if seen.iter().any(|one| one.key == picture.key) {
                 continue;
             }
-            keys.push(picture.key.clone());
+            seen.push(picture.into());
             match (cache.get(&picture.key), &picture.pixels) {
                 (Some(features), _) => {
                     found.insert(picture.key.clone(), features);
                 }
-                (None, Some(pixels)) => fresh.push((picture.key.clone(), pixels)),
-                (None, None) => return Err(missing(sample, &picture.key)),
+                (None, Some(values)) => {
+                    fresh.push(picture.into());
+                    pixels.extend(tiles_of(values, &picture.packing));
+                }
+                (None, None) => return Err(missing(sample, &picture.name)),
             }
         }
-        let Some(first) = keys.first() else {
-            return Ok(Pictures { keys, values: None });
-        };
-        if !fresh.is_empty() {
-            let pixels: Vec<&[f32]> = fresh.iter().map(|(_, pixels)| *pixels).collect();
+        let tiles: usize = seen.iter().map(|one| one.packing.tiles()).sum();
+        if tiles == 0 {
+            return Ok(Pictures {
+                pictures: seen,
+                values: None,
+            });
+        }
+        if !pixels.is_empty() {
             let values = see(&pixels)?;
-            let each = values.len() / fresh.len();
-            for ((key, _), values) in fresh.iter().zip(values.chunks_exact(each)) {
-                let values: Arc<[f32]> = values.into();
-                cache.insert(key, &values);
-                found.insert(key.clone(), values);
+            let each = values.len() / pixels.len();
+            let mut rest = &values[..];
+            for picture in fresh {
+                let (own, behind) = rest.split_at(each * picture.packing.tiles());
+                let features: Arc<[f32]> = own.into();
+                cache.insert(&picture.key, &features);
+                found.insert(picture.key, features);
+                rest = behind;
             }
         }
         let tokens = self.model.config.tokens_per_image().max(1);
-        let width = found.get(first).map_or(0, |f| f.len()) / tokens;
-        let all: Vec<f32> = keys.iter().flat_map(|k| found[k].iter().copied()).collect();
-        let data = TensorData::new(all, [keys.len(), tokens, width]);
+        let own = seen.iter().filter_map(|one| found.get(&one.key));
+        let all: Vec<f32> = own.flat_map(|features| features.iter().copied()).collect();
+        let width = all.len() / (tiles * tokens);
+        let data = TensorData::new(all, [tiles, tokens, width]);
         let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
         Ok(Pictures {
-            keys,
+            pictures: seen,
             values: Some(features),
         })
     }
 
     /// The LLM's image tokens of features, by picture.
-    fn project(&self, pictures: Pictures<B, 3>) -> HashMap<Arc<str>, Tensor<B, 2>> {
+    fn project(
+        &self,
+        pictures: Pictures<B, 3>,
+    ) -> Result<HashMap<Arc<str>, Tensor<B, 2>>, ModelError> {
         let Some(features) = pictures.values else {
-            return HashMap::new();
+            return Ok(HashMap::new());
         };
         let projected = self.model.project(features);
-        let [images, tokens, width] = projected.dims();
-        let keys = pictures.keys.into_iter();
-        keys.zip(0..images)
-            .map(|(key, i)| {
-                let one = projected.clone().slice([i..i + 1, 0..tokens, 0..width]);
-                (key, one.reshape([tokens, width]))
-            })
-            .collect()
+        let packings = pictures.pictures.iter().map(|picture| &picture.packing);
+        let packed = self.model.pack_each(projected, packings)?;
+        let keys = pictures.pictures.iter().map(|picture| picture.key.clone());
+        Ok(keys.zip(packed).collect())
     }
 
     fn report(&self, batch: &MicroBatch, tokens: usize) -> StepReport {
@@ -216,18 +245,17 @@ impl<B: Backend> TrainModel<B> {
 impl<B: AutodiffBackend> TrainModel<B> {
     fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
         let StepContext { loss, trains, .. } = &self.context;
-        let per_image = self.model.config.tokens_per_image();
-        if batch.targets(per_image).ids.is_empty() {
+        if batch.targets().ids.is_empty() {
             // A graph that no backward pass consumes would stay, and cost later steps gradients.
-            let used = batch.samples.iter().map(|sample| sample.len(per_image));
+            let used = batch.samples.iter().map(TrainSample::len);
             return Ok((GradientsParams::new(), self.report(batch, used.sum())));
         }
         let Seen {
             features,
             tower: tower_pass,
         } = self.see(batch)?;
-        let picture_keys = self.picture_keys(batch, &features.keys);
-        let images = with_keys(&[self.key(batch, "centers")], || self.project(features));
+        let tile_keys = self.tile_keys(batch, &features.pictures);
+        let images = with_keys(&[self.key(batch, "centers")], || self.project(features))?;
         let image_side = trains.projector || trains.vision;
         let below = trains.new_tokens || (image_side && !images.is_empty());
         let sequences = self.sequences(batch, &images)?;
@@ -266,7 +294,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         });
         if let (Some(found), Some(pass)) = (found, tower_pass) {
             let (model, way) = (&self.model, self.context.checkpointing);
-            tower::go_back(model, pass, found, &picture_keys, way, &mut grads)?;
+            tower::go_back(model, pass, found, &tile_keys, way, &mut grads)?;
         }
         Ok((grads, report))
     }
@@ -276,8 +304,14 @@ impl<B: AutodiffBackend> TrainModel<B> {
         key(self.context.seed, batch.step, name)
     }
 
-    fn picture_keys(&self, batch: &MicroBatch, pictures: &[Arc<str>]) -> Vec<u64> {
-        let keys = pictures.iter().map(|picture| self.key(batch, picture));
+    /// Keys of the draws of each tile of pictures.
+    fn tile_keys(&self, batch: &MicroBatch, pictures: &[SeenPicture]) -> Vec<u64> {
+        let keys = pictures.iter().flat_map(|picture| {
+            (0..picture.packing.tiles()).map(|tile| match tile {
+                0 => self.key(batch, &picture.key),
+                _ => self.key(batch, &format!("{} tile {tile}", picture.key)),
+            })
+        });
         keys.collect()
     }
 
@@ -294,13 +328,16 @@ impl<B: AutodiffBackend> TrainModel<B> {
                 tower: None,
             });
         }
-        let Pictures { keys, values } = self.pixels(batch)?;
+        let Pictures { pictures, values } = self.pixels(batch)?;
         let mut seen = Seen {
-            features: Pictures { keys, values: None },
+            features: Pictures {
+                pictures,
+                values: None,
+            },
             tower: None,
         };
         if let Some(pixels) = values {
-            let keys = self.picture_keys(batch, &seen.features.keys);
+            let keys = self.tile_keys(batch, &seen.features.pictures);
             let way = self.context.checkpointing;
             let (features, pass) = tower::see(&self.model, pixels, &keys, way)?;
             seen.features.values = Some(features);
@@ -331,14 +368,14 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
         let run = || -> Result<StepReport, TrainError> {
             let see = |pixels| self.model.vision_features(pixels);
             let features = if self.context.trains.vision {
-                let Pictures { keys, values } = self.pixels(&batch)?;
+                let Pictures { pictures, values } = self.pixels(&batch)?;
                 let values = values.map(see).transpose()?;
-                Pictures { keys, values }
+                Pictures { pictures, values }
             } else {
                 // The loader leaves out the pixels of pictures whose features are known.
                 self.frozen_features(&batch, |pixels| see(self.model.pixels(pixels)?).map(host))?
             };
-            let sequences = self.sequences(&batch, &self.project(features))?;
+            let sequences = self.sequences(&batch, &self.project(features)?)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
             let padding = vec![0; batch.samples.len()];
             let hidden = llama.forward_layers(sequences.hidden, &padding, None);
@@ -361,10 +398,16 @@ fn pictures(batch: &MicroBatch) -> impl Iterator<Item = (&TrainSample, &Picture)
         .flat_map(|sample| sample.pictures.iter().map(move |picture| (sample, picture)))
 }
 
-fn missing(sample: &TrainSample, key: &str) -> TrainError {
+/// The pixels of each tile of a picture.
+fn tiles_of<'a>(pixels: &'a [f32], packing: &ImagePacking) -> impl Iterator<Item = &'a [f32]> {
+    let each = pixels.len() / packing.tiles().max(1);
+    pixels.chunks_exact(each.max(1))
+}
+
+fn missing(sample: &TrainSample, name: &str) -> TrainError {
     TrainError::Sample {
         sample: sample.id.to_string(),
-        reason: format!("the picture {key} was not read"),
+        reason: format!("the picture {name} was not read"),
     }
 }
 

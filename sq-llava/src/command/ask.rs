@@ -128,10 +128,7 @@ impl Work for Ask {
         let (mut assistant, _) = self.model.load::<B>(device)?;
         self.pictures.apply(&mut assistant);
         tracing::info!("loaded in {:.1} s", start.elapsed().as_secs_f64());
-        let images = paths
-            .iter()
-            .map(|path| assistant.open_image(path))
-            .collect::<Result<Vec<_>, _>>()?;
+        let images = assistant.open_images(&paths)?;
         let mut conversation = assistant.conversation();
         conversation.push_images(images.len());
         conversation.push_user(question);

@@ -8,7 +8,7 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use rustyline::DefaultEditor;
 use rustyline::error::ReadlineError;
-use sq_llava_data::image::{PixelValues, is_picture};
+use sq_llava_data::image::{PreparedImage, is_picture};
 use sq_llava_data::{Conversation, Ending};
 use sq_llava_model::{AnswerOptions, Assistant, ModelError, Request};
 
@@ -62,6 +62,7 @@ impl Work for Chat {
                 stop: vec![],
             },
             conversation: assistant.conversation(),
+            paths: vec![],
             images: vec![],
         };
         talk.reset();
@@ -85,7 +86,8 @@ struct Talk<'a, B: Backend> {
     system: Option<String>,
     options: AnswerOptions,
     conversation: Conversation,
-    images: Vec<PixelValues>,
+    paths: Vec<PathBuf>,
+    images: Vec<PreparedImage>,
 }
 
 impl<B: Backend> Talk<'_, B> {
@@ -94,6 +96,7 @@ impl<B: Backend> Talk<'_, B> {
         if let Some(system) = &self.system {
             self.conversation = self.conversation.clone().with_system(system.clone());
         }
+        self.paths.clear();
         self.images.clear();
     }
 
@@ -107,7 +110,10 @@ impl<B: Backend> Talk<'_, B> {
             "/reset" => self.reset(),
             "/image" => {
                 let path = path_of(rest.trim());
-                self.images.push(self.assistant.open_image(&path)?);
+                let shown = [&self.paths[..], std::slice::from_ref(&path)].concat();
+                // How each is seen may depend on how many there are.
+                self.images = self.assistant.open_images(&shown)?;
+                self.paths = shown;
                 self.conversation.push_images(1);
                 println!("({} is shown with the next question)", path.display());
             }

@@ -1,6 +1,6 @@
 //! `sq-llava check`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
@@ -8,7 +8,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
-use sq_llava_data::{LabelOptions, Template, TextTokenizer, machine_threads};
+use sq_llava_data::{
+    AskingRole, LabelOptions, Layout, TemplateChoice, TextTokenizer, machine_threads,
+};
 
 use crate::names;
 use crate::output::tell;
@@ -23,11 +25,12 @@ pub struct Check {
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
     /// Folder of the tokenizer, for the true lengths of samples.
-    #[arg(long, value_name = "DIR", requires = "template")]
+    #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
-    /// `plain`, `v1`, `v1_sq`, `sq` or `llama_2`, as the training will have it.
+    /// `plain`, `v1`, `v1_sq`, `sq`, `llama_2` or `checkpoint`, as the training will have it; by
+    /// default the chat_template beside the tokenizer.
     #[arg(long, value_name = "TEMPLATE", requires = "tokenizer")]
-    template: Option<Template>,
+    template: Option<TemplateChoice>,
     /// Longest sample in tokens, images included; longer ones would be cut.
     #[arg(long, value_name = "TOKENS", default_value_t = 2048)]
     max_length: usize,
@@ -73,20 +76,7 @@ impl Check {
             bail!("{}: there is no such folder", folder.display());
         }
         let folder = names::given_tokenizer(self.tokenizer.as_deref())?;
-        let tokenizer = match (&folder, self.template) {
-            (Some(dir), Some(template)) => {
-                let mut tokenizer = TextTokenizer::from_dir(dir)?;
-                // Training adds them too.
-                tokenizer.add_special_tokens(template.special_tokens())?;
-                let labels = LabelOptions {
-                    tokens_per_image: self.tokens_per_image,
-                    max_length: Some(self.max_length),
-                    ..LabelOptions::new(template)
-                };
-                Some((tokenizer, labels))
-            }
-            _ => None,
-        };
+        let tokenizer = folder.map(|dir| self.labels(&dir)).transpose()?;
         let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
         let options = CheckOptions {
             images: self.images.as_deref().map(|folder| (folder, &processor)),
@@ -118,6 +108,26 @@ impl Check {
             );
         }
         Ok(())
+    }
+
+    /// Tokenizer and labels as a training has them.
+    fn labels(&self, dir: &Path) -> Result<(TextTokenizer, LabelOptions)> {
+        let mut tokenizer = TextTokenizer::from_dir(dir)?;
+        let choice = self.template.unwrap_or(TemplateChoice::Checkpoint);
+        let role = AskingRole::token();
+        tokenizer.add_special_tokens(&choice.special_tokens(Some(&role)))?;
+        let layout =
+            Layout::of(choice, &tokenizer, Some(role)).with_context(|| match self.template {
+                Some(_) => dir.display().to_string(),
+                None => format!("{}: no --template is given", dir.display()),
+            })?;
+        tracing::info!("conversation template {choice}");
+        let labels = LabelOptions {
+            tokens_per_image: self.tokens_per_image,
+            max_length: Some(self.max_length),
+            ..LabelOptions::new(layout)
+        };
+        Ok((tokenizer, labels))
     }
 }
 

@@ -10,7 +10,6 @@ use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::Ending;
 use sq_llava_data::atomic::write_atomic;
-use sq_llava_data::image::PixelValues;
 use sq_llava_eval::diversity::{Diversity, words};
 use sq_llava_eval::question_list::{AskedQuestion, QuestionFile};
 use sq_llava_model::{
@@ -148,7 +147,7 @@ impl DiversityCommand {
         for (index, path) in self.pictures.iter().enumerate() {
             // Another seed for each picture, or all would be asked with the same draws.
             let options = QuestionOptions::demo(
-                assistant.template,
+                &assistant.template,
                 self.n,
                 self.draw.seed.wrapping_add(index as u64),
             );
@@ -207,7 +206,7 @@ impl DiversityCommand {
                 Some(folder) => folder.join(image),
                 None => PathBuf::from(image),
             };
-            let picture: PixelValues = match assistant.open_image(&path) {
+            let picture = match assistant.open_image(&path) {
                 Ok(picture) => picture,
                 Err(error) => {
                     probe.failed += texts.len();

@@ -39,7 +39,7 @@ pub struct Eval {
     /// Whose evaluation is followed: `llava`, or `released` for that of the published SQ-LLaVA
     /// (template v1; pictures cropped for MM-Vet, LLaVA-Bench and captions). By default that of
     /// the checkpoint: `released` for one with the released prototype extractor, else `llava`.
-    /// --conv goes before its template.
+    /// --template goes before its template.
     #[arg(long, value_name = "NAME")]
     protocol: Option<Protocol>,
     /// Questions at a time; the answers are the same with any number.
@@ -203,7 +203,7 @@ impl Eval {
             asked_with: AskedWith {
                 released: is_released(assistant),
                 protocol,
-                template: assistant.template,
+                template: assistant.template.choice(),
                 pictures: aspect.unwrap_or_default(),
             },
         })
@@ -315,8 +315,8 @@ impl Work for Eval {
         let shards = self.shards()?;
         let model_id = self.model_id();
         let (mut assistant, _) = self.model.load::<B>(device)?;
-        if self.model.conv.is_none() {
-            assistant.template = self.protocol(&assistant).template(assistant.template);
+        if self.model.template.is_none() {
+            assistant.template = self.protocol(&assistant).template(&assistant.template);
         }
         let mut results = Results::default();
         for shard in &shards {

@@ -97,7 +97,9 @@ impl Work for Export {
             wanted => (None, wanted),
         };
         let (mut assistant, _) = self.model.load_as::<B>(kept, device)?;
-        assistant.model.config.conversation = Some(assistant.template.name().into());
+        let config = &mut assistant.model.config;
+        config.conversation = Some(assistant.template.name().into());
+        config.asking_role = assistant.template.asking().cloned();
         let weight = &assistant.model.language_model.model.embed_tokens.weight;
         let dtype = match self.save_dtype {
             Precision::Auto => FloatDType::from(weight.dtype()),
@@ -124,7 +126,7 @@ impl Work for Export {
         let (tokenizer, processor) = (&assistant.tokenizer, &assistant.processor);
         match processor {
             Some(processor) if llava_hf => {
-                let (config, template) = (&model.config, assistant.template);
+                let (config, template) = (&model.config, &assistant.template);
                 save_llava_hf_files(&self.out, config, tokenizer, processor, template)?;
             }
             _ => {

@@ -151,6 +151,15 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
             },
             FeatureLayers::from(&config.select_layers[..])
         );
+        if let Some(anyres) = &config.anyres {
+            println!(
+                "images of any shape: {}, joined by {}, {} resolutions, up to {} tiles of those tokens",
+                anyres.aspect_name(),
+                anyres.merge.name(),
+                anyres.pinpoints.len(),
+                config.most_tiles()
+            );
+        }
         println!("projector: {}", config.projector.name());
     }
     if let Some(prototype) = &config.prototype {

@@ -49,7 +49,8 @@ impl Work for Logits {
         let mut out = json!({ "ids": self.ids });
         let mut images = vec![];
         if let Some(path) = &self.image {
-            let pixels = model.pixels(&[&assistant.open_image(path)?.data])?;
+            let image = assistant.open_image(path)?;
+            let pixels = model.prepared_pixels(&[&image])?;
             if let Some(origin) = model.image_origin(pixels.clone())? {
                 return Err(model.not_finite(0, origin).into());
             }
@@ -57,9 +58,9 @@ impl Work for Logits {
             let projected = model.project(features.clone());
             out["pixel_values"] = values(pixels)?;
             out["vision_features"] = values(features)?;
-            out["image_tokens"] = values(projected.clone())?;
-            let [_, tokens, hidden] = projected.dims();
-            images.push(projected.reshape([tokens, hidden]));
+            let tokens = model.pack(projected, &image.packing)?;
+            out["image_tokens"] = values(tokens.clone().unsqueeze::<3>())?;
+            images.push(tokens);
         }
         let ids = &self.ids;
         let mut embedded = model.embed(&[Sample { ids, images }])?;

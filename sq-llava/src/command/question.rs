@@ -27,7 +27,8 @@ pub struct QuestionCommand {
     #[arg(long)]
     no_describe: bool,
     /// Describe the picture first, with this instruction. The default depends on the template:
-    /// `v1_sq` describes, for its training never asks the first turn; `sq` asks at once.
+    /// `v1_sq` describes, for its training never asks the first turn; `sq` and the checkpoint's own
+    /// ask at once.
     #[arg(
         long,
         value_name = "INSTRUCTION",
@@ -82,7 +83,7 @@ impl Work for QuestionCommand {
         let (mut assistant, _) = self.model.load::<B>(device)?;
         self.pictures.apply(&mut assistant);
         let questioner = SelfQuestioner::new(&assistant)?;
-        let demo = QuestionOptions::demo(assistant.template, self.n, self.seed);
+        let demo = QuestionOptions::demo(&assistant.template, self.n, self.seed);
         let options = QuestionOptions {
             sampling: Sampling {
                 temperature: self.temperature,

@@ -58,7 +58,7 @@ pub fn ask<B: Backend>(
             max_new_tokens: 40,
             max_answer_tokens: 64,
             describe: Some(DESCRIBE.into()),
-            ..QuestionOptions::demo(assistant.template, DRAWS, seed.wrapping_add(index as u64))
+            ..QuestionOptions::demo(&assistant.template, DRAWS, seed.wrapping_add(index as u64))
         };
         let found = questioner.ask(&assistant.open_image(&images.join(image))?, &options)?;
         let mut asked = Asked {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::Ending;
-use sq_llava_data::image::PixelValues;
+use sq_llava_data::image::PreparedImage;
 use sq_llava_model::{AnswerOptions, Assistant, Request};
 
 use crate::world::HeldOut;
@@ -122,7 +122,7 @@ pub fn answers<B: Backend>(
         let pictures = batch
             .iter()
             .map(|one| Ok([assistant.open_image(&images.join(&one.image))?]))
-            .collect::<Result<Vec<[PixelValues; 1]>>>()?;
+            .collect::<Result<Vec<[PreparedImage; 1]>>>()?;
         let conversations: Vec<_> = batch
             .iter()
             .map(|one| {

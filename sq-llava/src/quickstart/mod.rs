@@ -12,8 +12,8 @@ use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
-use sq_llava_data::Template;
 use sq_llava_data::atomic::write_atomic;
+use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::weights::LoadOptions;
 use sq_llava_model::{Assistant, AssistantOptions};
 use sq_llava_train::{Recipe, StageOutcome, TrainPaths, Ui, train};
@@ -186,7 +186,7 @@ impl Plan {
         clock.last = Instant::now();
 
         // Stage 1 has taught no layout of its own: the language model's is the best for it.
-        let first = task.load::<B>(&run.join("stage1"), Some(Template::V1), device)?;
+        let first = task.load::<B>(&run.join("stage1"), Some(Template::V1.into()), device)?;
         let said = answers(&first, &task.images, &task.questions, ANSWER_TOKENS)?;
         let stage1 = Scores::of(&task.questions, &said);
         drop(first);
@@ -256,7 +256,7 @@ impl Task {
     pub fn load<B: Backend>(
         &self,
         run: &Path,
-        template: Option<Template>,
+        template: Option<TemplateChoice>,
         device: &B::Device,
     ) -> Result<Assistant<B>> {
         let options = AssistantOptions {

@@ -302,6 +302,7 @@ fn lay_out(
     let sample = LlavaSample {
         id: "lesson".into(),
         images: vec!["table".into()],
+        system: None,
         conversations,
     };
     let encoded = encode_sample(tokenizer, &sample, &[], &LabelOptions::new(template))?;

@@ -43,10 +43,11 @@ impl TilingKind {
 
     /// The pinpoints of a file without them, (height, width).
     fn default_pinpoints(self) -> Vec<(u32, u32)> {
-        match self {
-            Self::Next => vec![(336, 672), (672, 336), (672, 672), (1008, 336), (336, 1008)],
-            Self::Onevision => grid_range((1, 1), (6, 6), 384),
-        }
+        let published = match self {
+            Self::Next => AnyResolution::published(336, None),
+            Self::Onevision => AnyResolution::published(384, Some(ONEVISION_MAX_TILES)),
+        };
+        published.pinpoints
     }
 
     /// Reads the tiling of a processor's own file; `beside` is `vision_aspect_ratio` of the
@@ -147,6 +148,49 @@ fn ends(text: &str) -> Option<((u32, u32), (u32, u32))> {
     Some((first, last))
 }
 
+impl AnyResolution {
+    /// The tiling of the original LLaVA's `config.json`: `image_aspect_ratio` anyres or
+    /// anyres_max_N, `image_grid_pinpoints` (there width first) and `mm_patch_merge_type`, for
+    /// tiles of `tile` × `tile` pixels. `None` for other aspect ratios.
+    ///
+    /// # Errors
+    /// [`DataError::ImageConfig`] if a value is none of these.
+    pub fn of_original(json: &Map<String, Value>, tile: u32) -> Result<Option<Self>, DataError> {
+        let keys = Keys(json.clone());
+        let Some(name) = keys.text(ASPECT)?.filter(|name| name.starts_with("anyres")) else {
+            return Ok(None);
+        };
+        let pinpoints = keys.get(PINPOINTS).ok_or_else(|| {
+            DataError::ImageConfig(format!("{ASPECT} is {name}, but there is no {PINPOINTS}"))
+        })?;
+        Ok(Some(Self {
+            max_tiles: max_tiles(ASPECT, name)?,
+            pinpoints: original_pinpoints(pinpoints, tile)?,
+            // What the original takes where the key is missing.
+            merge: match keys.get(MERGE) {
+                Some(_) => merge(&keys)?,
+                None => PatchMerge::Flat,
+            },
+        }))
+    }
+
+    /// The tiling of transformers' `config.json` of `model_type` llava_next or llava_onevision:
+    /// `image_grid_pinpoints` (height first) and `vision_aspect_ratio`. `None` for other types.
+    ///
+    /// # Errors
+    /// [`DataError::ImageConfig`] if a value is not supported.
+    pub fn of_transformers(json: &Map<String, Value>) -> Result<Option<Self>, DataError> {
+        let keys = Keys(json.clone());
+        let kind = match keys.text("model_type")? {
+            Some("llava_next") => TilingKind::Next,
+            Some("llava_onevision") => TilingKind::Onevision,
+            _ => return Ok(None),
+        };
+        kind.read(&keys, keys.text("vision_aspect_ratio")?)
+            .map(Some)
+    }
+}
+
 impl ImageProcessorConfig {
     /// The same processor as the original LLaVA's `config.json` uses it: `image_aspect_ratio` pad,
     /// crop, square, resize, anyres or anyres_max_N; the last two with `image_grid_pinpoints`
@@ -163,24 +207,25 @@ impl ImageProcessorConfig {
             self.aspect = name.parse()?;
             return Ok(self);
         }
-        let max_tiles = max_tiles(ASPECT, name)?;
         self.aspect = ImageAspect::Resize;
-        let (tile, width) = self.input_size()?;
-        if !self.do_center_crop {
-            self.crop_size = (tile, width);
+        let (tile, _) = self.input_size()?;
+        match AnyResolution::of_original(json, tile)? {
+            Some(tiling) => self.with_tiling(tiling),
+            None => Ok(self),
         }
-        let pinpoints = keys.get(PINPOINTS).ok_or_else(|| {
-            DataError::ImageConfig(format!("{ASPECT} is {name}, but there is no {PINPOINTS}"))
-        })?;
-        self.tiling = Some(AnyResolution {
-            pinpoints: original_pinpoints(pinpoints, tile)?,
-            max_tiles,
-            // What the original takes where the key is missing.
-            merge: match keys.get(MERGE) {
-                Some(_) => merge(&keys)?,
-                None => PatchMerge::Flat,
-            },
-        });
+    }
+
+    /// The same processor, but pictures are laid over tiles of its input's size.
+    ///
+    /// # Errors
+    /// [`DataError::ImageConfig`] if tiles do not fill the resolutions.
+    pub fn with_tiling(mut self, tiling: AnyResolution) -> Result<Self, DataError> {
+        self.aspect = ImageAspect::Resize;
+        let size = self.input_size()?;
+        if !self.do_center_crop {
+            self.crop_size = size;
+        }
+        self.tiling = Some(tiling);
         self.check_tiles()?;
         Ok(self)
     }

@@ -6,6 +6,17 @@ use image::metadata::Orientation;
 use super::{DecodeOptions, Oriented, check_size};
 use crate::DataError;
 
+/// Width and height of the canvas, which grows to hold the first frame.
+pub(super) fn size(bytes: &[u8]) -> Option<(u32, u32)> {
+    let mut decoder = gif::DecodeOptions::new().read_info(bytes).ok()?;
+    let screen = (decoder.width(), decoder.height());
+    let frame = decoder.next_frame_info().ok()??;
+    Some((
+        u32::from(screen.0).max(u32::from(frame.left) + u32::from(frame.width)),
+        u32::from(screen.1).max(u32::from(frame.top) + u32::from(frame.height)),
+    ))
+}
+
 /// First frame of a GIF on its canvas. What the frame leaves free has the transparent colour, or
 /// colour 0, and the canvas grows to hold the frame: both as in Pillow's `GifImagePlugin`.
 pub(super) fn decode(

@@ -34,14 +34,7 @@ pub(super) fn decode(
     if !has_end(bytes) {
         return Err(fail("JPEG is cut short: it has no end marker".into()));
     }
-    let limits = DecodeLimits {
-        // `check_size` says it better, and comes before the pixels.
-        max_pixels: u64::MAX,
-        max_scans: MAX_SCANS,
-        max_memory: Some(options.max_pixels.saturating_mul(BYTES_PER_PIXEL)),
-        ..DecodeLimits::default()
-    };
-    let mut decoder = Decoder::new_with_limits(bytes, limits).map_err(damaged)?;
+    let mut decoder = Decoder::new_with_limits(bytes, limits(options)).map_err(damaged)?;
     let header = decoder.header();
     let (width, height) = (u32::from(header.width), u32::from(header.height));
     check_size(name, width, height, options)?;
@@ -71,10 +64,7 @@ pub(super) fn decode(
         PixelFormat::Rgb
     });
     decoder.set_lenient(true);
-    let orientation = decoder
-        .exif_orientation()
-        .and_then(Orientation::from_exif)
-        .unwrap_or(Orientation::NoTransforms);
+    let orientation = orientation(&decoder);
 
     let decoded = decoder.decode_image().map_err(damaged)?;
     for warning in &decoded.warnings {
@@ -90,6 +80,30 @@ pub(super) fn decode(
         false => decoded.data,
     };
     Ok((image_of(name, width, height, data)?, orientation))
+}
+
+/// Width and height, and how its EXIF turns it.
+pub(super) fn size(bytes: &[u8], options: DecodeOptions) -> Option<((u32, u32), Orientation)> {
+    let decoder = Decoder::new_with_limits(bytes, limits(options)).ok()?;
+    let header = decoder.header();
+    let size = (u32::from(header.width), u32::from(header.height));
+    Some((size, orientation(&decoder)))
+}
+
+fn limits(options: DecodeOptions) -> DecodeLimits {
+    DecodeLimits {
+        // `check_size` says it better, and comes before the pixels.
+        max_pixels: u64::MAX,
+        max_scans: MAX_SCANS,
+        max_memory: Some(options.max_pixels.saturating_mul(BYTES_PER_PIXEL)),
+        ..DecodeLimits::default()
+    }
+}
+
+fn orientation(decoder: &Decoder<'_>) -> Orientation {
+    let exif = decoder.exif_orientation();
+    let found = exif.and_then(Orientation::from_exif);
+    found.unwrap_or(Orientation::NoTransforms)
 }
 
 /// Whether the pixels are in Huffman codes, and not in the arithmetic ones, which may be shorter.

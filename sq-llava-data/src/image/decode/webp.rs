@@ -9,6 +9,18 @@ use image_webp::{DecodingError, WebPDecoder};
 use super::{DecodeOptions, Oriented, buffer, check_size, image_of, to_rgb};
 use crate::DataError;
 
+/// Width and height, and how its EXIF turns it.
+pub(super) fn size(bytes: &[u8]) -> Option<((u32, u32), Orientation)> {
+    let mut decoder = WebPDecoder::new(Cursor::new(bytes)).ok()?;
+    decoder.set_memory_limit(bytes.len());
+    let exif = decoder.exif_metadata().ok().flatten();
+    let orientation = exif.and_then(|exif| Orientation::from_exif_chunk(&exif));
+    Some((
+        decoder.dimensions(),
+        orientation.unwrap_or(Orientation::NoTransforms),
+    ))
+}
+
 /// Decodes a WebP. Its EXIF is read only where it lies within the file.
 pub(super) fn decode(
     bytes: &[u8],

@@ -1,6 +1,7 @@
 //! Conversations in the template that a checkpoint carries: pictures, an asking role, and what of
 //! the text is a question or an answer.
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Value as Json, json};
 
 use super::encode::{ControlTokens, EncodedChat, overlap};
@@ -9,6 +10,7 @@ use super::{ChatOptions, ChatTemplate, Rendered};
 use crate::text::conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker};
 use crate::text::sample::is_space;
 use crate::text::segments::{EncodedSegments, TokenRole};
+use crate::text::template::VUSR;
 use crate::{DataError, TextTokenizer, TokenSpan};
 
 /// A word that stands for what is said while a template is tried out.
@@ -16,12 +18,25 @@ const WORD: &str = "Xq7Zc";
 
 /// How a question that the model asks is told from one that it is given: it stands in a user's
 /// message, which every template has, behind this.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum AskingRole {
     /// A special token of the vocabulary, such as `[vusr]`.
     Token(String),
     /// A text, such as `VUSER:`, where the vocabulary cannot grow.
     Text(String),
+}
+
+impl AskingRole {
+    /// By the paper's token, `[vusr]`.
+    pub fn token() -> Self {
+        Self::Token(VUSR.to_owned())
+    }
+
+    /// By the released code's text, `VUSER:`.
+    pub fn text() -> Self {
+        Self::Text("VUSER:".to_owned())
+    }
 }
 
 /// What a message's content must be for a template to write it.
@@ -74,30 +89,30 @@ impl CheckpointTemplate {
             && tokenizer.id(token).is_none()
         {
             return Err(DataError::MissingToken {
-                template: "chat_template",
+                template: "checkpoint",
                 token: token.clone(),
                 remedy: "add it to the tokenizer as a special token, or ask by a text",
             });
         }
         let user = shape(&chat, &[Shape::Parts, Shape::Text], |shape| {
-            vec![message("user", shape, 1, WORD)]
+            vec![message("user", shape, [1, 0], WORD)]
         })?;
-        let asked = message("user", user, 0, "Q");
+        let asked = message("user", user, [0; 2], "Q");
         let assistant = shape(&chat, &[Shape::Text, Shape::Parts], |shape| {
-            vec![asked.clone(), message("assistant", shape, 0, WORD)]
+            vec![asked.clone(), message("assistant", shape, [0; 2], WORD)]
         })?;
         // A template without a system role refuses it when one comes.
         let system = shape(&chat, &[Shape::Text, Shape::Parts], |shape| {
-            vec![message("system", shape, 0, WORD), asked.clone()]
+            vec![message("system", shape, [0; 2], WORD), asked.clone()]
         });
         let specials = specials(tokenizer);
         let ends = |messages: [Json; 2]| {
             let rendered = chat.render(&messages, &ChatOptions::default())?;
             Ok::<_, DataError>(token_after(WORD, &rendered.text, &specials))
         };
-        let answer_end = ends([asked, message("assistant", assistant, 0, WORD)])?;
-        let question = message("user", user, 0, WORD);
-        let question_end = ends([question, message("assistant", assistant, 0, "A")])?;
+        let answer_end = ends([asked, message("assistant", assistant, [0; 2], WORD)])?;
+        let question = message("user", user, [0; 2], WORD);
+        let question_end = ends([question, message("assistant", assistant, [0; 2], "A")])?;
         let eos = tokenizer.eos_id().and_then(|id| tokenizer.token(id));
         Ok(Self {
             control: ControlTokens::new(&chat, tokenizer),
@@ -219,20 +234,21 @@ impl CheckpointTemplate {
             .as_deref()
             .filter(|text| !text.is_empty())
         {
-            messages.push(message("system", self.system, 0, &said(system)));
+            messages.push(message("system", self.system, [0; 2], &said(system)));
             speakers.push(None);
         }
         for turn in &conversation.turns {
             let text = said(&turn.text);
+            let images = [turn.images, turn.images_after];
             messages.push(match turn.speaker {
                 Speaker::Assistant => {
                     // Without an end token an answer teaches no end.
                     let end = self.end_after(&self.answer_end);
                     let end = end.filter(|_| ending == Ending::Closed).unwrap_or_default();
-                    message("assistant", self.assistant, 0, &format!("{text}{end}"))
+                    message("assistant", self.assistant, [0; 2], &format!("{text}{end}"))
                 }
-                Speaker::User => message("user", self.user, turn.images, &text),
-                Speaker::Asked => message("user", self.user, turn.images, &self.asked(&text)),
+                Speaker::User => message("user", self.user, images, &text),
+                Speaker::Asked => message("user", self.user, images, &self.asked(&text)),
             });
             speakers.push(Some(turn.speaker));
         }
@@ -241,7 +257,7 @@ impl CheckpointTemplate {
             messages.push(message(
                 "user",
                 self.user,
-                conversation.pending_images,
+                [conversation.pending_images, 0],
                 &text,
             ));
             speakers.push(None);
@@ -391,10 +407,11 @@ fn token_after(word: &str, text: &str, tokens: &[String]) -> Option<String> {
     written.max_by_key(|token| token.len()).cloned()
 }
 
-fn message(role: &str, shape: Shape, images: usize, text: &str) -> Json {
+/// A message with images before and behind its text.
+fn message(role: &str, shape: Shape, [before, after]: [usize; 2], text: &str) -> Json {
     let content = match shape {
         Shape::Text => {
-            let shown = format!("{IMAGE_TOKEN}\n").repeat(images);
+            let shown = format!("{IMAGE_TOKEN}\n").repeat(before + after);
             let shown = match text.is_empty() {
                 true => shown.trim_end_matches('\n'),
                 false => &shown,
@@ -402,10 +419,12 @@ fn message(role: &str, shape: Shape, images: usize, text: &str) -> Json {
             json!(format!("{shown}{text}"))
         }
         Shape::Parts => {
-            let mut parts = vec![json!({"type": "image"}); images];
-            if images == 0 || !text.is_empty() {
+            let image = json!({"type": "image"});
+            let mut parts = vec![image.clone(); before];
+            if before + after == 0 || !text.is_empty() {
                 parts.push(json!({"type": "text", "text": text}));
             }
+            parts.resize(parts.len() + after, image);
             json!(parts)
         }
     };

@@ -98,6 +98,11 @@ impl ChatTemplate {
             .transpose()
     }
 
+    /// The Jinja as it came.
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Whether it marks what the assistant says with `{% generation %}`.
     pub fn has_generation(&self) -> bool {
         self.has_generation

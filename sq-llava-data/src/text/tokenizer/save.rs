@@ -71,10 +71,13 @@ impl TextTokenizer {
     pub(super) fn config_json(&self) -> Value {
         let mut config = self.config.clone();
         let named = |id: Option<i64>| id.and_then(|id| self.token(id));
+        // The one that the files name so, which a chat template may write; config.json has others.
+        let eos = self.named.get("eos_token").and_then(Value::as_str);
+        let eos = eos.and_then(|token| self.id(token)).or(self.eos_id());
         config.insert("add_bos_token".into(), json!(self.adds_bos));
         for (key, id) in [
             ("bos_token", self.bos),
-            ("eos_token", self.eos_id()),
+            ("eos_token", eos),
             ("unk_token", self.unk),
             ("pad_token", self.pad),
         ] {

@@ -133,19 +133,31 @@ const LANGUAGE: &[&str] = &[
     "resid_pdrop",
     // SmolLM2's note for another program.
     "is_llama_config",
-    // LLaVA: what the loader looks at, learning rates, and what its image processor takes for
-    // other aspect ratios than those that are read.
+    // LLaVA: what the loader looks at, learning rates, what its image processor takes for other
+    // aspect ratios than those that are read, and how videos are shown.
+    "add_faster_video",
+    "add_time_instruction",
+    "faster_token_stride",
+    "force_sample",
     "image_crop_resolution",
     "image_grid_pinpoints",
     "image_split_resolution",
+    "image_token_index",
     "mm_hidden_size",
+    "mm_newline_position",
+    "mm_pooling_position",
     "mm_projector_lr",
+    "mm_spatial_pool_mode",
+    "mm_spatial_pool_out_channels",
+    "mm_spatial_pool_stride",
     "mm_tunable_parts",
     "mm_use_im_patch_token",
     "mm_vision_tower",
     "mm_vision_tower_lr",
+    "pos_skipping_range",
     "pretrain_mm_mlp_adapter",
     "use_mm_proj",
+    "vision_tower_pretrained",
     "vision_tower_lr",
     // SQ-LLaVA: its loss, and the prototypes of other projectors than `cluster`.
     "loss_alpha",
@@ -167,6 +179,10 @@ const LLAVA_HF: &[&str] = &[
     "ignore_index",
     "image_grid_pinpoints",
     "image_seq_length",
+    // Old files of llava_next; it always has one.
+    "use_image_newline_parameter",
+    "video_token_id",
+    "video_token_index",
     "vocab_size",
 ];
 

@@ -5,6 +5,7 @@ mod known;
 mod object;
 mod read;
 mod rope;
+mod tiles;
 mod towers;
 mod write;
 

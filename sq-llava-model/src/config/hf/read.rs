@@ -3,10 +3,12 @@
 use std::path::Path;
 
 use serde_json::Value;
+use sq_llava_data::image::AnyResolution;
 
 use super::decoder::decoder;
 use super::known::Described;
 use super::object::{Reader, judge_unknown, read_json};
+use super::tiles::{TILING, note_original, of_transformers};
 use super::towers::{check_quantization, vision};
 use crate::config::{
     Family, ProjectorConfig, PrototypeConfig, SelectFeature, SqLlavaConfig, VisionConfig,
@@ -46,8 +48,9 @@ impl SqLlavaConfig {
         let text = r.inside("text_config")?;
         let mut unknown = Vec::new();
         let is_llava = LLAVA.contains(&model_type);
+        let tiles = TILING.contains(&model_type);
         let mut config = match (&text, Family::of(model_type)) {
-            (Some(text), _) if is_llava => {
+            (Some(text), _) if is_llava || tiles => {
                 let config = llava_hf(&r, text, &mut unknown)?;
                 unknown.extend(text.unknown(Described::Text));
                 config
@@ -57,10 +60,14 @@ impl SqLlavaConfig {
                 original(&r, family, &mut unknown)?
             }
             (None, Some(family)) => original(&r, family, &mut unknown)?,
+            (None, _) if tiles => {
+                return Err(r.error(&format!("a {model_type} without \"text_config\"")));
+            }
             _ => {
                 return Err(r.error(&format!(
-                    "the model type \"{model_type}\" is not supported; known are llava (also {}) and the language models {}",
+                    "the model type \"{model_type}\" is not supported; known are llava (also {}, {}) and the language models {}",
                     LLAVA[1..].join(", "),
+                    TILING.join(", "),
                     Family::known()
                 )));
             }
@@ -69,12 +76,18 @@ impl SqLlavaConfig {
             config.vision = Some(vision(&inner)?);
             unknown.extend(inner.unknown(Described::Vision));
         }
+        config.read_original_tiling(path, &value)?;
         if let Some(inner) = r.get("sq_prototype") {
             let parsed = serde_json::from_value::<PrototypeConfig>(inner.clone());
             let reason = |e| r.error(&format!("\"sq_prototype\": {e}"));
             config.prototype = Some(parsed.map_err(reason)?);
         }
         config.conversation = r.text("sq_conversation")?.map(Into::into);
+        if let Some(inner) = r.get("sq_asking_role") {
+            let parsed = serde_json::from_value(inner.clone());
+            let reason = |e| r.error(&format!("\"sq_asking_role\": {e}"));
+            config.asking_role = Some(parsed.map_err(reason)?);
+        }
         config.new_tokens_start = match r.size("sq_new_tokens_start", 0)? {
             0 => None,
             start => Some(start),
@@ -171,6 +184,7 @@ fn original(
     // LLaVA 1.0 leaves it out or says square: shortest side and centre crop.
     let ratio = r.text("image_aspect_ratio")?.unwrap_or("square");
     config.image_aspect_ratio = Some(aspect(ratio).map_err(|reason| r.error(&reason))?);
+    note_original(r, ratio);
     Ok(config)
 }
 
@@ -187,12 +201,15 @@ fn llava_hf(
         ))
     })?;
     let mut config = SqLlavaConfig::new(decoder(text, family, unknown)?);
-    // Either may say that the head is tied.
-    config.llama.tie_word_embeddings |= r.flag("tie_word_embeddings", false)?;
+    let kind = r.text("model_type")?.unwrap_or_default();
+    let tied = r.flag("tie_word_embeddings", false)?;
+    // Either may say that the head is tied, but LlavaNextConfig reads its own key alone.
+    config.llama.tie_word_embeddings &= kind != "llava_next";
+    config.llama.tie_word_embeddings |= tied;
     check_quantization(r)?;
+    let usual = UsualKeys::of(kind);
     if r.get("vision_config").is_none() {
-        // transformers' LlavaConfig: OpenAI's ViT-L/14 at 336 pixels.
-        config.vision = Some(VisionConfig::large(336));
+        config.vision = Some(usual.vision);
     }
     token_ids(&mut config, text)?;
     token_ids(&mut config, r)?;
@@ -201,10 +218,11 @@ fn llava_hf(
         act: r.activation("projector_hidden_act", Activation::Gelu)?,
         bias: r.flag("multimodal_projector_bias", true)?,
     };
+    config.select_layers = vec![usual.layer];
     feature_layers(&mut config, r, "vision_feature_layer")?;
     config.select_feature = match r
         .text("vision_feature_select_strategy")?
-        .unwrap_or("default")
+        .unwrap_or(usual.strategy)
     {
         "default" => SelectFeature::Patch,
         "full" => SelectFeature::ClsPatch,
@@ -222,10 +240,43 @@ fn llava_hf(
         .map_err(|reason| r.error(&reason))?;
     config.image_token_index = Some(match r.id("image_token_index")? {
         Some(id) => id,
-        // transformers' LlavaConfig.
-        None => r.id("image_token_id")?.unwrap_or(32_000),
+        None => r.id("image_token_id")?.unwrap_or(usual.image_token),
     });
+    if let Some(anyres) = of_transformers(r)? {
+        config.image_aspect_ratio = Some(anyres.aspect_name());
+        config.anyres = Some(anyres);
+    }
     Ok(config)
+}
+
+/// What transformers' LlavaConfig and LlavaNextConfig, or LlavaOnevisionConfig, take for keys that a
+/// file leaves out.
+struct UsualKeys {
+    vision: VisionConfig,
+    layer: i64,
+    strategy: &'static str,
+    image_token: i64,
+}
+
+impl UsualKeys {
+    fn of(model_type: &str) -> Self {
+        match model_type {
+            "llava_onevision" => Self {
+                // SigLIP without its last layer.
+                vision: VisionConfig::so400m(384).with_num_hidden_layers(26),
+                layer: -1,
+                strategy: "full",
+                image_token: 151_646,
+            },
+            // OpenAI's ViT-L/14 at 336 pixels.
+            _ => Self {
+                vision: VisionConfig::large(336),
+                layer: -2,
+                strategy: "default",
+                image_token: 32_000,
+            },
+        }
+    }
 }
 
 /// One layer of the tower, or a list of them.
@@ -259,8 +310,9 @@ fn aspect(name: &str) -> Result<String, String> {
     match name {
         "square" | "crop" => Ok("crop".into()),
         known @ ("pad" | "resize") => Ok(known.into()),
+        tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(tiled.into()),
         other => Err(format!(
-            "unknown image_aspect_ratio \"{other}\"; known are pad, crop and resize"
+            "unknown image_aspect_ratio \"{other}\"; known are pad, crop, resize, anyres and anyres_max_N"
         )),
     }
 }

@@ -35,14 +35,13 @@ impl SqLlavaConfig {
         if let Some(aspect) = &self.image_aspect_ratio {
             out["image_aspect_ratio"] = json!(aspect);
         }
+        self.write_original_tiling(&mut out);
         out["mm_use_im_start_end"] = json!(false);
         out["mm_use_im_patch_token"] = json!(false);
         if let Some(prototype) = &self.prototype {
             out["sq_prototype"] = json!(prototype);
         }
-        if let Some(conversation) = &self.conversation {
-            out["sq_conversation"] = json!(conversation);
-        }
+        self.write_template(&mut out);
         if let Some(start) = self.new_tokens_start {
             out["sq_new_tokens_start"] = json!(start);
         }
@@ -52,7 +51,7 @@ impl SqLlavaConfig {
     /// `config.json` in the llava-hf layout.
     ///
     /// # Errors
-    /// If the model has parts that `LlavaForConditionalGeneration` cannot hold.
+    /// If the model has parts that transformers' LLaVA classes cannot hold.
     pub(crate) fn to_llava_hf(&self) -> Result<Value, ModelError> {
         let (
             Some(vision),
@@ -90,14 +89,22 @@ impl SqLlavaConfig {
             ));
         };
         out["image_token_index"] = json!(id);
-        // Not of transformers: the template that it was trained with.
-        if let Some(conversation) = &self.conversation {
-            out["sq_conversation"] = json!(conversation);
-        }
+        self.write_transformers_tiling(&mut out)?;
+        self.write_template(&mut out);
         if let Some(id) = self.pad_token_id {
             out["pad_token_id"] = json!(id);
         }
         Ok(out)
+    }
+
+    /// Not of transformers: the template that it was trained with.
+    fn write_template(&self, out: &mut Value) {
+        if let Some(conversation) = &self.conversation {
+            out["sq_conversation"] = json!(conversation);
+        }
+        if let Some(role) = &self.asking_role {
+            out["sq_asking_role"] = json!(role);
+        }
     }
 
     /// One feature layer as a number, several as a list.

@@ -1,4 +1,4 @@
-//! Rows of the role tokens of template `sq`, which train although the base is frozen.
+//! Rows of a template's role tokens, which train although the base is frozen.
 
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{DType, Tensor, backend::Backend};
@@ -49,6 +49,25 @@ impl<B: Backend> NewTokens<B> {
             lm_head,
             start,
         }
+    }
+
+    /// The model's own rows of tokens that it has learnt already; `None` where it has none.
+    pub fn learnt(llama: &Llama<B>, start: usize, rows: usize) -> Option<Self> {
+        let own = |table: Tensor<B, 2>| {
+            let [all, width] = table.dims();
+            let rows = (start + rows <= all).then(|| table.slice([start..start + rows, 0..width]));
+            rows.map(|rows| Param::from_tensor(rows.detach().cast(DType::F32)))
+        };
+        let embed = own(llama.model.embed_tokens.table())?;
+        let lm_head = match &llama.lm_head {
+            Some(head) => Some(own(head.clone().dequantize().weight.val())?),
+            None => None,
+        };
+        Some(Self {
+            embed,
+            lm_head,
+            start,
+        })
     }
 
     /// Rows to be overwritten by a checkpoint's.

@@ -12,7 +12,7 @@ use sq_llava_model::kernels::blocks::is_native;
 
 use super::{Trainer, Ui};
 use crate::data::bad_images::BadImageLog;
-use crate::data::dataset::{StageData, check_sources, sampler};
+use crate::data::dataset::{Shown, StageData, check_sources, sampler};
 use crate::data::features::FeatureCache;
 use crate::data::loader::{BatchLoader, Plan};
 use crate::error::TrainError;
@@ -48,7 +48,8 @@ impl Trainer<'_> {
     ) -> Result<Finished<B>, TrainError> {
         let number = split.stage;
         let recipe = self.request.recipe;
-        self.processor = Arc::new(processor_of(&self.processor, recipe, number)?);
+        let processor = processor_of(self.processor.config(), &model.config, recipe, number)?;
+        self.processor = Arc::new(processor);
         let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, number)?;
         let trainable = prepared.counts();
         let stage = Stage::open(self, &prepared, split, from)?;
@@ -362,20 +363,26 @@ impl Trainer<'_> {
                  asking.delta_end say"
             );
         }
-        let asking = asking.filter(|_| settings.template.asks());
+        let asking = asking.filter(|_| prepared.layout.asks());
         if let Some(policy) = &asking {
             check_sources(&manifest, policy)?;
         }
+        let images = settings.images.clone().unwrap_or_default();
+        let shown = Shown {
+            images: &images,
+            processor: &self.processor,
+            tile_tokens: per_image,
+        };
         Ok(StageData {
             shuffle_turns: settings.shuffle_turns.then_some(recipe.seed),
-            sampler: sampler(&manifest, settings, per_image, recipe.seed)?,
+            sampler: sampler(&manifest, settings, shown, recipe.seed)?,
             bad_images: recipe.bad_images,
             manifest,
-            images: settings.images.clone().unwrap_or_default(),
+            images,
             tokenizer: Arc::new(self.tokenizer.clone()),
             processor: self.processor.clone(),
             labels: LabelOptions {
-                template: settings.template.into(),
+                template: prepared.layout.clone(),
                 system: None,
                 tokens_per_image: per_image,
                 max_length: Some(settings.max_length),

@@ -247,7 +247,7 @@ impl Bench {
         let Some(processor) = &assistant.processor else {
             bail!("this model sees no pictures");
         };
-        let image = processor.preprocess(&photograph());
+        let image = processor.prepare(&photograph(), 1);
         let mut conversation = assistant.conversation();
         conversation.push_images(1);
         conversation.push_user(format!("What is in this picture?\n{SHORT_ANSWER}"));
@@ -280,7 +280,7 @@ impl Bench {
         };
         let picture = photograph();
         let seconds = self.time(|| {
-            let values = processor.preprocess(&picture);
+            let values = processor.prepare(&picture, 1);
             std::hint::black_box(values);
             Ok(())
         })?;
