@@ -57,7 +57,9 @@ pub(super) fn find_tower(
             (read_tower(weights, &dir, options.allow_unused)?, Some(dir))
         }
     };
-    weights.drop_pooling_head();
+    if config.family == VisionFamily::Siglip {
+        weights.drop_pooling_head();
+    }
     tell_by_keys(&mut config, weights);
     if config.family == VisionFamily::Siglip && !described {
         // LLaVA's own code takes the last hidden state of a SigLIP tower whose last layer it has
@@ -79,7 +81,9 @@ pub(super) fn tell_by_keys(config: &mut VisionConfig, weights: &WeightMap) {
     };
     config.pre_layernorm = has("pre_layrnorm");
     config.post_layernorm = has("post_layernorm");
-    config.pooling_head = weights.get("vision_tower.head.probe").is_some();
+    // No other family has one: such weights find no place.
+    config.pooling_head =
+        config.family == VisionFamily::Siglip && weights.get("vision_tower.head.probe").is_some();
     config.patch_bias = weights
         .get("vision_tower.embeddings.patch_embedding.bias")
         .is_some();

@@ -6,15 +6,16 @@ use burn::tensor::{FloatDType, Int, Tensor, TensorData};
 use burn_flex::Flex;
 use golden::{Value, assert_close};
 use serde_json::json;
-use sq_llava_model::config::{Family, VisionFamily};
+use sq_llava_data::image::ImageProcessor;
+use sq_llava_model::config::{Family, ProjectorConfig, PrototypeConfig, VisionFamily};
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::weights::{
-    Layout, LoadOptions, SaveOptions, load_model, save_pretrained, save_vision_tower,
+    FreshParts, Layout, LoadOptions, SaveOptions, load_model, save_pretrained, save_vision_tower,
 };
 use sq_llava_model::{IMAGE_TOKEN_INDEX, Sample, SqLlava};
 
 use super::vision::rewrite;
-use super::{Case, built, load, text, values};
+use super::{Case, all, built, load, text, values};
 
 /// Whole models whose parts are built; others must be refused.
 fn whole_models() -> Vec<Case> {
@@ -213,4 +214,71 @@ fn golden_siglip_as_the_original_code_takes_it() {
         }
     }
     assert!(compared > 0, "no SigLIP whose last layer is taken");
+}
+
+/// A language model with a tower beside it: SigLIP gives all its patches, and its processor prepares
+/// the pictures.
+#[test]
+fn golden_language_models_with_a_siglip_tower_beside_them() {
+    let is_built = |case: &Case| Family::of(text(&case.json, "family")).is_some();
+    let llm = all("llm")
+        .into_iter()
+        .find(is_built)
+        .expect("a language model");
+    let mut compared = 0;
+    for case in all("vision") {
+        if text(&case.json, "family") != VisionFamily::Siglip.model_type() {
+            continue;
+        }
+        compared += 1;
+        let dir = tempfile::tempdir().expect("a folder");
+        for path in golden::entries(&case.dir.join("model")) {
+            std::fs::copy(&path, dir.path().join(golden::file_name(&path))).expect("copied");
+        }
+        let side = case.tensors.shape("pixel_values")[3];
+        let processor = json!({"image_processor_type": "SiglipImageProcessor",
+            "size": {"height": side, "width": side}});
+        let path = dir.path().join("preprocessor_config.json");
+        std::fs::write(path, processor.to_string()).expect("written");
+        let options = LoadOptions {
+            vision: Some(dir.path().to_path_buf()),
+            select_layers: Some(vec![-2, -1]),
+            fresh: Some(FreshParts {
+                projector: ProjectorConfig::from_name("mlp2x_gelu", None).expect("known"),
+                prototype: Some(PrototypeConfig::new(1).with_num_centers(3)),
+            }),
+            ..LoadOptions::default()
+        };
+        let base = llm.dir.join("model");
+        let loaded = load_model::<Flex>(&base, &options, &Default::default()).expect("loads");
+        let config = &loaded.model.config;
+        let vision = config.vision.as_ref().expect("a tower");
+        assert!(!vision.pooling_head, "no feature passes through it");
+        assert_eq!(config.tokens_per_image(), vision.num_patches());
+        assert_eq!(config.feature_width(), Some(2 * vision.hidden_size));
+        let folder = loaded.files.preprocessor.expect("a processor");
+        assert_eq!(folder, dir.path());
+        let processor = ImageProcessor::from_dir(&folder, Some("pad")).expect("a processor");
+        assert_eq!(processor.input_size(), (side as u32, side as u32));
+        assert_eq!(processor.config().image_mean, [0.5; 3]);
+
+        let shape: [usize; 4] = case.tensors.shape("pixel_values").try_into().expect("four");
+        let data = TensorData::new(case.tensors.f32("pixel_values"), shape);
+        let pixels = Tensor::<Flex, 4>::from_data(data, &Default::default());
+        let features = loaded
+            .model
+            .vision_features(pixels.clone())
+            .expect("features");
+        let [images, tokens, width] = features.dims();
+        for (place, layer) in ["llava_patch_features_-2", "llava_patch_features_-1"]
+            .into_iter()
+            .enumerate()
+        {
+            let part = features.clone().narrow(2, place * width / 2, width / 2);
+            assert_close(layer, &values(part), &case.tensors.f64(layer), 5e-5);
+        }
+        let seen = loaded.model.encode_images(pixels).expect("image tokens");
+        assert_eq!((seen.len(), seen[0].dims()[0]), (images, tokens));
+    }
+    assert!(compared > 0, "no SigLIP");
 }
