@@ -99,7 +99,7 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
             tokenizer: tokenizer.or_else(tower_tokenizer),
             preprocessor: match pictures {
                 Some(_) => None,
-                None => preprocessor_dir(places),
+                None => preprocessor_dir(places, options),
             },
             pictures,
             base: None,
@@ -160,11 +160,17 @@ pub(super) fn tokenizer_dir<'a>(
     Some(found.path.clone())
 }
 
-/// The first of some directories that holds the configuration of an image processor.
+/// The first of some directories that holds the configuration of an image processor; else that of
+/// the tower given, though the checkpoint may have the tower's weights inside.
 pub(super) fn preprocessor_dir<'a>(
     dirs: impl IntoIterator<Item = &'a CheckpointDir>,
+    options: &LoadOptions,
 ) -> Option<PathBuf> {
     let mut dirs = dirs.into_iter();
-    let found = dirs.find(|dir| dir.has_preprocessor())?;
-    Some(found.path.clone())
+    let found = dirs.find(|dir| dir.has_preprocessor());
+    let given = options.vision.as_ref();
+    found
+        .map(|dir| &dir.path)
+        .or(given.filter(|dir| ImageProcessorConfig::is_in(dir)))
+        .cloned()
 }
