@@ -219,8 +219,6 @@ fn resample_rows(
         return result;
     }
     let columns = x.needed();
-    let (begin, len) = x.source();
-    let begin = begin - f64::from(columns.start);
     let width = columns.len();
     let source_row = 3 * image.width() as usize;
     let target_row = 3 * x.len as usize;
@@ -249,40 +247,44 @@ fn resample_rows(
         } else {
             let take = 3 * (first - x.offset) as usize..3 * (last - x.offset) as usize;
             let put = 3 * (first - columns.start) as usize;
-            for (to, from) in padded
-                .chunks_exact_mut(3 * width)
-                .zip(source.chunks_exact(source_row))
-            {
+            let rows = padded.chunks_exact_mut(3 * width);
+            for (to, from) in rows.zip(source.chunks_exact(source_row)) {
                 to[put..put + take.len()].copy_from_slice(&from[take.clone()]);
             }
             &padded[..3 * width * count]
         };
         let at = target_row * (block - rows.start) as usize;
         let target = &mut result.as_mut()[at..at + target_row * count];
-        if x.is_copy() {
-            target.copy_from_slice(pixels);
-        } else {
-            let height = count as u32;
-            let part = Part {
-                left: begin,
-                top: 0.0,
-                width: len.min(width as f64 - begin),
-                height: f64::from(height),
-            };
-            let source = Pixels {
-                width: width as u32,
-                height,
-                bytes: pixels,
-            };
-            let target = PixelsMut {
-                width: x.len,
-                height,
-                bytes: target,
-            };
-            convolve(source, part, target, x.kernel);
-        }
+        let source = Pixels {
+            width: width as u32,
+            height: count as u32,
+            bytes: pixels,
+        };
+        first_pass(source, x, target);
     }
     result
+}
+
+/// Rows of the needed columns to rows of `x.len` pixels.
+fn first_pass(source: Pixels<'_>, x: Axis, target: &mut [u8]) {
+    if x.is_copy() {
+        target.copy_from_slice(source.bytes);
+        return;
+    }
+    let (begin, len) = x.source();
+    let begin = begin - f64::from(x.needed().start);
+    let part = Part {
+        left: begin,
+        top: 0.0,
+        width: len.min(f64::from(source.width) - begin),
+        height: f64::from(source.height),
+    };
+    let target = PixelsMut {
+        width: x.len,
+        height: source.height,
+        bytes: target,
+    };
+    convolve(source, part, target, x.kernel);
 }
 
 /// RGB pixels, row by row.

@@ -100,86 +100,120 @@ pub(crate) struct SentencePieceModel {
 /// # Errors
 /// If the bytes are not a SentencePiece model, or not a BPE with plain normalisation.
 pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, DataError> {
-    let fail = |reason: String| DataError::Tokenizer {
+    build(bytes).map_err(|reason| DataError::Tokenizer {
         path: path.to_path_buf(),
         reason,
-    };
-    let proto = ModelProto::decode(bytes).map_err(|e| {
-        fail(format!(
-            "not a SentencePiece model ({e}); is the file whole?"
-        ))
-    })?;
+    })
+}
+
+fn build(bytes: &[u8]) -> Result<SentencePieceModel, String> {
+    let proto = ModelProto::decode(bytes)
+        .map_err(|e| format!("not a SentencePiece model ({e}); is the file whole?"))?;
     if proto.pieces.is_empty() {
-        return Err(fail(
-            "a SentencePiece model without pieces; is the file whole?".into(),
-        ));
+        return Err("a SentencePiece model without pieces; is the file whole?".into());
     }
     let trainer = proto.trainer_spec.unwrap_or_default();
     let normalizer = proto.normalizer_spec.unwrap_or_default();
-    if trainer.model_type != Some(MODEL_TYPE_BPE) {
-        return Err(fail(format!(
-            "SentencePiece model type {:?} is not supported, only BPE (2); \
-             convert the tokenizer to a tokenizer.json",
-            trainer.model_type
-        )));
-    }
-    if normalizer
-        .precompiled_charsmap
-        .is_some_and(|m| !m.is_empty())
-        || normalizer.remove_extra_whitespaces.unwrap_or(true)
-    {
-        return Err(fail(
-            "only SentencePiece's identity normalisation is supported (as LLaMA has it); \
-             convert the tokenizer to a tokenizer.json"
-                .into(),
-        ));
-    }
-
+    check_kind(&trainer, &normalizer)?;
     let piece_at = |id: Option<i32>, default: i32| -> Option<String> {
         let index = usize::try_from(id.unwrap_or(default)).ok()?;
         proto.pieces.get(index)?.piece.clone()
     };
     let unk = piece_at(trainer.unk_id, 0);
-    let bos = piece_at(trainer.bos_id, 1);
-    let eos = piece_at(trainer.eos_id, 2);
-    let pad = piece_at(trainer.pad_id, -1);
+    let Vocabulary {
+        ids,
+        control_ids,
+        added,
+    } = vocabulary(&proto.pieces)?;
+    let mut builder = BPE::builder()
+        .vocab_and_merges(ids, merges(&proto.pieces, bytes.len())?)
+        .fuse_unk(true)
+        .byte_fallback(trainer.byte_fallback.unwrap_or(false));
+    if let Some(unk) = &unk {
+        builder = builder.unk_token(unk.clone());
+    }
+    let mut tokenizer = Tokenizer::new(builder.build().map_err(|e| e.to_string())?);
+    let space_first = normalizer.add_dummy_prefix.unwrap_or(true);
+    mark_spaces(&mut tokenizer, space_first).map_err(|e| e.to_string())?;
+    tokenizer.add_tokens(&added);
+    Ok(SentencePieceModel {
+        tokenizer,
+        space_first,
+        control_ids,
+        bos: piece_at(trainer.bos_id, 1),
+        eos: piece_at(trainer.eos_id, 2),
+        pad: piece_at(trainer.pad_id, -1),
+        unk,
+    })
+}
 
-    let mut vocab: Vocab = Vocab::default();
+/// A BPE with plain normalisation is what LLaMA has; others would give other ids.
+fn check_kind(trainer: &TrainerSpec, normalizer: &NormalizerSpec) -> Result<(), String> {
+    if trainer.model_type != Some(MODEL_TYPE_BPE) {
+        return Err(format!(
+            "SentencePiece model type {:?} is not supported, only BPE (2); \
+             convert the tokenizer to a tokenizer.json",
+            trainer.model_type
+        ));
+    }
+    let charsmap = normalizer.precompiled_charsmap.as_ref();
+    if charsmap.is_some_and(|m| !m.is_empty())
+        || normalizer.remove_extra_whitespaces.unwrap_or(true)
+    {
+        return Err(
+            "only SentencePiece's identity normalisation is supported (as LLaMA has it); \
+             convert the tokenizer to a tokenizer.json"
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// Pieces by what they are for.
+struct Vocabulary {
+    ids: Vocab,
+    /// Control pieces and the unknown piece.
+    control_ids: Vec<u32>,
+    /// Pieces that the user defined: they are cut out of a text before anything else.
+    added: Vec<AddedToken>,
+}
+
+fn vocabulary(pieces: &[Piece]) -> Result<Vocabulary, String> {
+    let mut ids = Vocab::default();
     let mut control_ids = Vec::new();
     let mut added = Vec::new();
-    for (id, piece) in (0u32..).zip(&proto.pieces) {
+    for (id, piece) in (0u32..).zip(pieces) {
         let text = piece.piece.clone().unwrap_or_default();
         match piece.kind.unwrap_or(NORMAL) {
             UNKNOWN | CONTROL => control_ids.push(id),
             USER_DEFINED => added.push(AddedToken::from(text.clone(), false).normalized(false)),
             _ => {}
         }
-        if vocab.insert(text.clone(), id).is_some() {
-            return Err(fail(format!("the piece {text:?} is there twice")));
+        if ids.insert(text.clone(), id).is_some() {
+            return Err(format!("the piece {text:?} is there twice"));
         }
     }
+    Ok(Vocabulary {
+        ids,
+        control_ids,
+        added,
+    })
+}
 
-    let merges = merges(&proto.pieces, bytes.len()).map_err(fail)?;
-    let mut builder = BPE::builder()
-        .vocab_and_merges(vocab, merges)
-        .fuse_unk(true)
-        .byte_fallback(trainer.byte_fallback.unwrap_or(false));
-    if let Some(unk) = &unk {
-        builder = builder.unk_token(unk.clone());
-    }
-    let bpe = builder.build().map_err(|e| fail(e.to_string()))?;
-    let mut tokenizer = Tokenizer::new(bpe);
-    let replace = Replace::new(" ", SPACE_MARK.to_string()).map_err(|e| fail(e.to_string()))?;
-    let space_first = normalizer.add_dummy_prefix.unwrap_or(true);
-    let mut steps = vec![NormalizerWrapper::from(replace)];
+/// Spaces become marks on the way in, with one before the text if it is `space_first`, and spaces
+/// again on the way out.
+fn mark_spaces(tokenizer: &mut Tokenizer, space_first: bool) -> tokenizers::Result<()> {
+    let mut steps = vec![NormalizerWrapper::from(Replace::new(
+        " ",
+        SPACE_MARK.to_string(),
+    )?)];
     if space_first {
         let prepend = Prepend::new(SPACE_MARK.to_string());
         steps.insert(0, NormalizerWrapper::from(prepend));
     }
     tokenizer.with_normalizer(Some(Sequence::new(steps)));
-    let spaces = Replace::new(SPACE_MARK.to_string(), " ").map_err(|e| fail(e.to_string()))?;
     let mut steps = vec![
-        DecoderWrapper::Replace(spaces),
+        DecoderWrapper::Replace(Replace::new(SPACE_MARK.to_string(), " ")?),
         DecoderWrapper::ByteFallback(ByteFallback::new()),
         DecoderWrapper::Fuse(Fuse::new()),
     ];
@@ -187,16 +221,7 @@ pub(crate) fn convert(bytes: &[u8], path: &Path) -> Result<SentencePieceModel, D
         steps.push(DecoderWrapper::Strip(Strip::new(' ', 1, 0)));
     }
     tokenizer.with_decoder(Some(DecoderSequence::new(steps)));
-    tokenizer.add_tokens(&added);
-    Ok(SentencePieceModel {
-        tokenizer,
-        space_first,
-        control_ids,
-        unk,
-        bos,
-        eos,
-        pad,
-    })
+    Ok(())
 }
 
 /// A vocabulary as other files than `tokenizer.model` list it.

@@ -10,10 +10,11 @@ use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::Ending;
 use sq_llava_data::atomic::write_atomic;
+use sq_llava_data::image::PreparedImage;
 use sq_llava_eval::diversity::{Diversity, words};
 use sq_llava_eval::question_list::{AskedQuestion, QuestionFile};
 use sq_llava_model::{
-    AnswerOptions, Assistant, QuestionOptions, Questions, Request, SelfQuestioner,
+    Answer, AnswerOptions, Assistant, QuestionOptions, Questions, Request, SelfQuestioner,
 };
 
 use crate::device::Work;
@@ -88,6 +89,51 @@ struct Probe {
 struct Failure {
     picture: String,
     reason: String,
+}
+
+impl Probe {
+    /// Counts answers by their first word.
+    fn count(&mut self, answers: &[Answer]) {
+        for answer in answers {
+            self.asked += 1;
+            match said(&answer.text) {
+                Some(true) => self.yes += 1,
+                Some(false) => self.no += 1,
+                None => self.unclear += 1,
+            }
+        }
+    }
+
+    /// Counts the questions of a picture that cannot be read.
+    fn fail(&mut self, picture: &str, reason: &str, questions: usize) {
+        self.failed += questions;
+        if self.failures.len() < NAMED {
+            self.failures.push(Failure {
+                picture: picture.to_owned(),
+                reason: reason.to_owned(),
+            });
+        }
+    }
+
+    fn tell(&self) {
+        let share = self.answerable;
+        tell(format_args!(
+            "answerable: {} of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
+            share.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share)),
+            self.asked,
+            self.yes,
+            self.no,
+            self.unclear,
+            self.without_picture,
+            self.failed
+        ));
+        for failure in self.failures.iter().take(5) {
+            tell(format_args!(
+                "failed: {}: {}",
+                failure.picture, failure.reason
+            ));
+        }
+    }
 }
 
 impl DiversityCommand {
@@ -179,75 +225,29 @@ impl DiversityCommand {
         assistant: &Assistant<B>,
         questions: &[AskedQuestion],
     ) -> Result<Probe> {
-        let mut probe = Probe::default();
-        let mut seen: HashMap<&str, Vec<&str>> = HashMap::new();
-        let mut order = vec![];
-        for question in questions {
-            let Some(image) = question.image.as_deref() else {
-                probe.without_picture += question.count;
-                continue;
-            };
-            let asked = seen.entry(image).or_insert_with(|| {
-                order.push(image);
-                vec![]
-            });
-            if !asked.contains(&question.text.as_str()) {
-                asked.push(&question.text);
-            }
-        }
-        let options = AnswerOptions {
-            max_new_tokens: 8,
-            ..AnswerOptions::default()
+        let without = questions.iter().filter(|q| q.image.is_none());
+        let mut probe = Probe {
+            without_picture: without.map(|q| q.count).sum(),
+            ..Probe::default()
         };
-        let bar = count_bar("probing", seen.values().map(Vec::len).sum());
-        for image in order {
-            let texts = seen.get(image).map(Vec::as_slice).unwrap_or_default();
+        let pictures = by_picture(questions);
+        let bar = count_bar("probing", pictures.iter().map(|(_, t)| t.len()).sum());
+        for (image, texts) in pictures {
             let path = match &self.images {
                 Some(folder) => folder.join(image),
                 None => PathBuf::from(image),
             };
-            let picture = match assistant.open_image(&path) {
-                Ok(picture) => picture,
+            match assistant.open_image(&path) {
+                Ok(picture) => {
+                    for part in texts.chunks(self.batch_size.max(1)) {
+                        probe.count(&ask_whether(assistant, &picture, part)?);
+                        bar.inc(part.len() as u64);
+                    }
+                }
                 Err(error) => {
-                    probe.failed += texts.len();
-                    if probe.failures.len() < NAMED {
-                        probe.failures.push(Failure {
-                            picture: image.to_owned(),
-                            reason: error.to_string(),
-                        });
-                    }
+                    probe.fail(image, &error.to_string(), texts.len());
                     bar.inc(texts.len() as u64);
-                    continue;
                 }
-            };
-            for part in texts.chunks(self.batch_size.max(1)) {
-                let conversations: Vec<_> = part
-                    .iter()
-                    .map(|text| {
-                        let mut conversation = assistant.conversation();
-                        conversation.push_images(1);
-                        conversation.push_user(probing(text));
-                        conversation
-                    })
-                    .collect();
-                let requests: Vec<_> = conversations
-                    .iter()
-                    .map(|conversation| Request {
-                        conversation,
-                        ending: Ending::Answer,
-                        images: std::slice::from_ref(&picture),
-                    })
-                    .collect();
-                let answers = assistant.answer_batch(&requests, &options, &mut |_, _| {})?;
-                for answer in answers {
-                    probe.asked += 1;
-                    match said(&answer.text) {
-                        Some(true) => probe.yes += 1,
-                        Some(false) => probe.no += 1,
-                        None => probe.unclear += 1,
-                    }
-                }
-                bar.inc(part.len() as u64);
             }
         }
         bar.finish_and_clear();
@@ -280,48 +280,9 @@ impl DiversityCommand {
             tell(&report);
             return Ok(());
         }
-        let columns: Vec<&Diversity> = std::iter::once(&found).chain(&reference).collect();
-        let row = |name: &str, value: &dyn Fn(&Diversity) -> String| {
-            let values: String = columns
-                .iter()
-                .map(|column| format!("{:>12}", value(column)))
-                .collect();
-            tell(format_args!("{name:<18}{values}"));
-        };
-        if reference.is_some() {
-            tell(format_args!(
-                "{:<18}{:>12}{:>12}",
-                "", "questions", "reference"
-            ));
-        }
-        row("questions", &|d| d.questions.to_string());
-        let shown = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
-        row("distinct-1", &|d| shown(d.distinct_1));
-        row("distinct-2", &|d| shown(d.distinct_2));
-        row("self-BLEU", &|d| shown(d.self_bleu));
-        for (index, kind) in found.types.iter().enumerate() {
-            row(kind.kind.name(), &|d| {
-                format!("{:.1} %", 100.0 * d.types[index].share)
-            });
-        }
+        tell_table(&found, reference.as_ref());
         if let Some(probe) = &probe {
-            let share = probe.answerable;
-            tell(format_args!(
-                "answerable: {} of {} ({} yes, {} no, {} unclear; {} without a picture, {} failed)",
-                share.map_or("–".into(), |share| format!("{:.1} %", 100.0 * share)),
-                probe.asked,
-                probe.yes,
-                probe.no,
-                probe.unclear,
-                probe.without_picture,
-                probe.failed
-            ));
-            for failure in probe.failures.iter().take(5) {
-                tell(format_args!(
-                    "failed: {}: {}",
-                    failure.picture, failure.reason
-                ));
-            }
+            probe.tell();
         }
         Ok(())
     }
@@ -355,6 +316,80 @@ impl Work for DiversityCommand {
             ),
             None => Ok(()),
         }
+    }
+}
+
+/// The different questions of each picture, both in the order of the file.
+fn by_picture(questions: &[AskedQuestion]) -> Vec<(&str, Vec<&str>)> {
+    let mut pictures: Vec<(&str, Vec<&str>)> = vec![];
+    let mut places: HashMap<&str, usize> = HashMap::new();
+    for question in questions {
+        let Some(image) = question.image.as_deref() else {
+            continue;
+        };
+        let place = *places.entry(image).or_insert_with(|| {
+            pictures.push((image, vec![]));
+            pictures.len() - 1
+        });
+        let texts = &mut pictures[place].1;
+        if !texts.contains(&question.text.as_str()) {
+            texts.push(&question.text);
+        }
+    }
+    pictures
+}
+
+/// Whether a picture answers each of the questions, in the model's words.
+fn ask_whether<B: Backend>(
+    assistant: &Assistant<B>,
+    picture: &PreparedImage,
+    questions: &[&str],
+) -> Result<Vec<Answer>> {
+    let conversations = questions.iter().map(|text| {
+        let mut conversation = assistant.conversation();
+        conversation.push_images(1);
+        conversation.push_user(probing(text));
+        conversation
+    });
+    let conversations: Vec<_> = conversations.collect();
+    let requests = conversations.iter().map(|conversation| Request {
+        conversation,
+        ending: Ending::Answer,
+        images: std::slice::from_ref(picture),
+    });
+    let options = AnswerOptions {
+        max_new_tokens: 8,
+        ..AnswerOptions::default()
+    };
+    let requests: Vec<_> = requests.collect();
+    Ok(assistant.answer_batch(&requests, &options, &mut |_, _| {})?)
+}
+
+/// The measures of the questions, beside those of the reference if there is one.
+fn tell_table(found: &Diversity, reference: Option<&Diversity>) {
+    let columns: Vec<&Diversity> = std::iter::once(found).chain(reference).collect();
+    let row = |name: &str, value: &dyn Fn(&Diversity) -> String| {
+        let values: String = columns
+            .iter()
+            .map(|column| format!("{:>12}", value(column)))
+            .collect();
+        tell(format_args!("{name:<18}{values}"));
+    };
+    if reference.is_some() {
+        tell(format_args!(
+            "{:<18}{:>12}{:>12}",
+            "", "questions", "reference"
+        ));
+    }
+    row("questions", &|d| d.questions.to_string());
+    let shown = |value: Option<f64>| value.map_or("–".into(), |value| format!("{value:.4}"));
+    row("distinct-1", &|d| shown(d.distinct_1));
+    row("distinct-2", &|d| shown(d.distinct_2));
+    row("self-BLEU", &|d| shown(d.self_bleu));
+    for (index, kind) in found.types.iter().enumerate() {
+        row(kind.kind.name(), &|d| {
+            format!("{:.1} %", 100.0 * d.types[index].share)
+        });
     }
 }
 
