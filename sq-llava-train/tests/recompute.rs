@@ -1,6 +1,7 @@
 //! Recompute changes memory, not gradients; dropout drops the same however a step is divided.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use burn::backend::Autodiff;
@@ -54,14 +55,19 @@ impl ModuleMapper<Ad> for Waves {
 
 /// A tiny LLaVA with everything that can train, dropout included.
 fn model(trains: Trains) -> SqLlava<Ad> {
-    let base = golden::base_folder("", None).join("orig");
+    over(&golden::base_folder("", None).join("orig"), trains)
+}
+
+fn over(base: &Path, trains: Trains) -> SqLlava<Ad> {
     let device = Default::default();
-    let loaded = load_model::<Ad>(&base, &LoadOptions::default(), &device).expect("loads");
+    let loaded = load_model::<Ad>(base, &LoadOptions::default(), &device).expect("loads");
     let mut model = loaded
         .model
         .with_llm_lora(&LoraConfig::llm(4, 8.0, 0.1))
         .with_vision_lora(&LoraConfig::vision(4, 8.0, 0.2));
-    let width = model.config.vision.as_ref().expect("a tower").hidden_size;
+    let width = model.config.feature_width().expect("a tower");
+    // Pictures stand where LLaVA's own id does.
+    model.config.image_token_index = None;
     let prototype = PrototypeConfig::new(width).with_num_centers(8);
     model.prototype = Some(prototype.init(&device));
     let start = model.language_model.vocabulary();
@@ -255,6 +261,35 @@ fn recompute_gives_the_same_gradients() {
         assert_eq!(moved > 1e-3, trains.llm || trains.vision, "{what}: {moved}");
         assert_eq!(run(Blocks, 0).0, again, "{what}: not repeatable");
     }
+}
+
+/// Towers of other families, and features joined from several layers, each of which sends a gradient
+/// back into the tower.
+#[test]
+fn recompute_gives_the_same_gradients_for_every_tower() {
+    let mut several = 0;
+    for dir in golden::entries(&golden::repository().join("families")) {
+        if !dir.join("lora_adapter").is_dir() || !golden::file_name(&dir).contains("llava") {
+            continue;
+        }
+        for layers in [vec![-1], vec![-1, 2], vec![2, 2], vec![0, -1]] {
+            let mut model = over(&dir.join("model"), ALL);
+            if model.config.select_layers.len() != layers.len() {
+                continue;
+            }
+            several += usize::from(layers.len() > 1);
+            model.config.select_layers = layers.clone();
+            let samples = samples(&model);
+            let tokens = samples.iter().map(TrainSample::learnable).sum();
+            let run = |way| step(&model, ALL, way, batch(samples.clone(), 0, tokens)).0;
+            let (kept, again) = (run(Keep), run(Blocks));
+            let towers = kept.keys().filter(|path| path.contains("vision_tower"));
+            assert!(towers.count() > 0, "{}", dir.display());
+            let error = difference(&again, &kept);
+            assert!(error < 1e-5, "{} {layers:?}: {error:e}", dir.display());
+        }
+    }
+    assert!(several > 1, "no model with features of several layers");
 }
 
 #[test]
