@@ -62,7 +62,7 @@ impl<'a> PictureFile<'a> {
             }
         }
         let layers = config.feature_layers().unwrap_or_default();
-        let &[feature_layer @ 1..] = layers.as_slice() else {
+        let &[feature_layer @ 1..=usize::MAX] = layers.as_slice() else {
             // Its program makes other features of several layers than the model does, as was
             // measured with version 0.3.36 of llama-cpp-python's source.
             return refused(&format!(
