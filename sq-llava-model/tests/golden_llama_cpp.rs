@@ -178,11 +178,23 @@ fn golden_llama_mtmd_cli_sees_and_answers_with_the_same_text() {
     let Some(program) = program("llama-mtmd-cli") else {
         return;
     };
+    let mut compared = 0;
     for case in cases() {
         let prompts = case.json["prompts"].as_array().expect("prompts");
         let prompt = &prompts[0];
         let rendered = prompt["rendered"].as_str().expect("a text");
         let (before, after) = rendered.split_once("<image>").expect("one picture");
+        // Its graph of LLaVA puts the class token behind the patches, not before them, so that each
+        // has its neighbour's position (`clip_graph_llava::build`): CLIP's features are others there.
+        let vision = case.model.config.vision.as_ref().expect("a tower");
+        if vision.class_token {
+            eprintln!(
+                "{}: not compared, its tower has a class token",
+                case.dir.display()
+            );
+            continue;
+        }
+        compared += 1;
         let picture = case.picture();
         let pixels = case.processor.preprocess_path(&picture).unwrap();
         let pixels = case.model.pixels(&[&pixels.data]).unwrap();
@@ -217,6 +229,7 @@ fn golden_llama_mtmd_cli_sees_and_answers_with_the_same_text() {
         ];
         case.same("one picture", &program, &arguments, &found[0].ids);
     }
+    assert!(compared > 0, "no tower without a class token");
 }
 
 impl Case {

@@ -63,8 +63,6 @@ impl<'a> PictureFile<'a> {
         }
         let layers = config.feature_layers().unwrap_or_default();
         let &[feature_layer @ 1..=usize::MAX] = layers.as_slice() else {
-            // Its program makes other features of several layers than the model does, as was
-            // measured with version 0.3.36 of llama-cpp-python's source.
             return refused(&format!(
                 "its features are those of the layers {layers:?}; one layer behind the embeddings is supported"
             ));
@@ -90,6 +88,12 @@ impl<'a> PictureFile<'a> {
     /// What llama.cpp does otherwise, in a way that is close.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if self.vision.class_token {
+            notes.push(
+                "llama.cpp (as of llama-cpp-python 0.3.36) puts the class token behind the patches, so that its features of this tower are not the model's"
+                    .to_owned(),
+            );
+        }
         if self.vision.hidden_act == Activation::Gelu {
             notes.push("the tower's gelu is computed by tanh in llama.cpp".to_owned());
         }
