@@ -1,7 +1,5 @@
 //! Vision tower and projector as the metadata and tensors of an `mmproj` file for llama.cpp.
 
-use std::collections::BTreeSet;
-
 use sq_llava_data::gguf::GgufField;
 use sq_llava_data::image::{ImageAspect, ImageProcessorConfig};
 
@@ -19,8 +17,8 @@ pub(in crate::weights) struct PictureFile<'a> {
     config: &'a SqLlavaConfig,
     vision: &'a VisionConfig,
     pictures: &'a ImageProcessorConfig,
-    /// Indices of the hidden states that are joined, in the model's order.
-    feature_layers: Vec<usize>,
+    /// Index of the hidden state that becomes image features.
+    feature_layer: usize,
     kind: GgufType,
 }
 
@@ -63,39 +61,23 @@ impl<'a> PictureFile<'a> {
                 return refused("the first patch is not among the features (\"default\")");
             }
         }
-        let feature_layers = config.feature_layers().unwrap_or_default();
-        let distinct: BTreeSet<usize> = feature_layers.iter().copied().collect();
-        if distinct.len() != feature_layers.len() || distinct.last().is_none_or(|&last| last == 0) {
+        let layers = config.feature_layers().unwrap_or_default();
+        let &[feature_layer @ 1..=usize::MAX] = layers.as_slice() else {
             return refused(&format!(
-                "its features are those of the layers {feature_layers:?}"
+                "its features are those of the layers {layers:?}; one layer behind the embeddings is supported"
             ));
-        }
+        };
         Ok(Self {
             config,
             vision,
             pictures,
-            feature_layers,
+            feature_layer,
             kind: if kind.is_quantized() {
                 GgufType::F16
             } else {
                 kind
             },
         })
-    }
-
-    /// The highest hidden state that is looked at.
-    fn last_layer(&self) -> usize {
-        self.feature_layers.iter().copied().max().unwrap_or(0)
-    }
-
-    /// llama.cpp joins hidden states from the lowest on: the projector's columns follow.
-    fn joined_in_order(&self) -> Change {
-        let mut order: Vec<usize> = (0..self.feature_layers.len()).collect();
-        order.sort_by_key(|&i| self.feature_layers[i]);
-        Change {
-            column_parts: (!order.is_sorted()).then_some(order),
-            ..Change::default()
-        }
     }
 
     /// Its type.
@@ -106,6 +88,12 @@ impl<'a> PictureFile<'a> {
     /// What llama.cpp does otherwise, in a way that is close.
     pub fn notes(&self) -> Vec<String> {
         let mut notes = Vec::new();
+        if self.vision.class_token {
+            notes.push(
+                "llama.cpp (as of llama-cpp-python 0.3.36) puts the class token behind the patches, so that its features of this tower are not the model's"
+                    .to_owned(),
+            );
+        }
         if self.vision.hidden_act == Activation::Gelu {
             notes.push("the tower's gelu is computed by tanh in llama.cpp".to_owned());
         }
@@ -142,7 +130,7 @@ impl<'a> PictureFile<'a> {
             ("clip.vision.image_aspect_ratio", p.aspect.name().into()),
             (
                 "clip.vision.feature_layer",
-                GgufField::I32s(self.feature_layers.iter().map(|&i| i as i32).collect()),
+                GgufField::I32s(vec![self.feature_layer as i32]),
             ),
         ];
         for (key, size) in [
@@ -152,7 +140,7 @@ impl<'a> PictureFile<'a> {
             ("clip.vision.feed_forward_length", v.intermediate_size),
             ("clip.vision.projection_dim", self.config.llama.hidden_size),
             ("clip.vision.attention.head_count", v.num_attention_heads),
-            ("clip.vision.block_count", self.last_layer()),
+            ("clip.vision.block_count", self.feature_layer),
         ] {
             out.push((key, size_field(size)));
         }
@@ -171,7 +159,7 @@ impl<'a> PictureFile<'a> {
         let mut out = Vec::new();
         for entry in entries {
             let canonical = entry.name.clone();
-            if layer(&canonical).is_some_and(|layer| layer >= self.last_layer())
+            if layer(&canonical).is_some_and(|layer| layer >= self.feature_layer)
                 || canonical.starts_with("vision_tower.post_layernorm.")
             {
                 continue;
@@ -182,11 +170,7 @@ impl<'a> PictureFile<'a> {
                 )));
             };
             let position = name.starts_with("v.position_embd.");
-            let change = match name.as_str() {
-                "mm.0.weight" => self.joined_in_order(),
-                _ => Change::default(),
-            };
-            let tensor = Tensor::new(name, entry, change, self.kind, false);
+            let tensor = Tensor::new(name, entry, Change::NONE, self.kind, false);
             out.push(match position {
                 true => tensor.in_f32(),
                 false => tensor,

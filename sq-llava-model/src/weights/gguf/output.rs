@@ -11,10 +11,8 @@ use crate::weights::save::floats;
 use crate::weights::write::Entry;
 
 /// What is done to a weight before it is written.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Change {
-    /// Parts of equal width, of which the columns are made, in another order.
-    pub column_parts: Option<Vec<usize>>,
     /// Heads whose rows are to alternate between the two halves of a head.
     pub interleaved_heads: Option<usize>,
     /// Whether one is added.
@@ -23,20 +21,15 @@ pub(super) struct Change {
     pub factor: f32,
 }
 
-impl Default for Change {
-    /// None.
-    fn default() -> Self {
-        Self {
-            column_parts: None,
-            interleaved_heads: None,
-            one_more: false,
-            factor: 1.0,
-        }
-    }
-}
-
 impl Change {
-    fn apply(&self, values: &mut Vec<f32>, rows: usize) {
+    /// None.
+    pub const NONE: Self = Self {
+        interleaved_heads: None,
+        one_more: false,
+        factor: 1.0,
+    };
+
+    fn apply(self, values: &mut Vec<f32>, rows: usize) {
         if self.one_more {
             values.iter_mut().for_each(|value| *value += 1.0);
         }
@@ -45,16 +38,6 @@ impl Change {
         }
         if let Some(heads) = self.interleaved_heads {
             *values = alternating(values, rows, heads);
-        }
-        if let Some(order) = &self.column_parts {
-            let columns = values.len() / rows;
-            let part = columns / order.len();
-            *values = values
-                .chunks_exact(columns)
-                .flat_map(|row| order.iter().map(move |&i| &row[i * part..(i + 1) * part]))
-                .flatten()
-                .copied()
-                .collect();
         }
     }
 }
@@ -116,7 +99,7 @@ impl Tensor {
             name: name.into(),
             shape: shape.to_vec(),
             kind: GgufType::F32,
-            change: Change::default(),
+            change: Change::NONE,
             values: Rc::new(move || TensorData::new(values.clone(), shape)),
         }
     }
@@ -127,7 +110,7 @@ impl Tensor {
             name: name.into(),
             shape: self.shape.clone(),
             kind: self.kind,
-            change: self.change.clone(),
+            change: self.change,
             values: self.values.clone(),
         }
     }

@@ -249,7 +249,6 @@ impl<'a> LanguageFile<'a> {
             _ => 1.0,
         };
         Change {
-            column_parts: None,
             interleaved_heads,
             one_more: c.norm_offset && name.ends_with("norm.weight"),
             factor: factor as f32,
