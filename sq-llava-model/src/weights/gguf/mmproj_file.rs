@@ -51,6 +51,11 @@ impl<'a> PictureFile<'a> {
                 ));
             }
         }
+        if config.anyres.is_some() {
+            return refused(
+                "it lays pictures over tiles (\"image_grid_pinpoints\"); such a file is not written yet",
+            );
+        }
         if vision.family == VisionFamily::Dinov2 {
             return refused("its tower is a DINOv2");
         }

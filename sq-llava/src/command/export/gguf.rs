@@ -52,7 +52,7 @@ impl Export {
 
     /// The checkpoint's own chat template, unless its conversations have another.
     fn chat_template<B: Backend>(&self, assistant: &Assistant<B>) -> Result<String> {
-        let named = self.model.conv.is_some() || assistant.model.config.conversation.is_some();
+        let named = self.model.template.is_some() || assistant.model.config.conversation.is_some();
         match assistant.tokenizer.chat_template() {
             Some(own) if !named => Ok(own.to_owned()),
             _ => Ok(assistant.template.to_jinja(&assistant.tokenizer, MARKER)?),
