@@ -251,7 +251,7 @@ fn golden_exports_have_transformers_processor() {
     for case in cases() {
         let dir = case.dir.join("model");
         let options = AssistantOptions {
-            template: Some(Template::V1),
+            template: Some(Template::V1.into()),
             ..AssistantOptions::default()
         };
         let loaded = Assistant::<Flex>::load(&dir, &options, &Default::default());
@@ -261,8 +261,14 @@ fn golden_exports_have_transformers_processor() {
         let folder = tempfile::tempdir().expect("a folder");
         let processor = assistant.processor.as_ref().expect("a processor");
         let (config, tokenizer) = (&assistant.model.config, &assistant.tokenizer);
-        save_llava_hf_files(folder.path(), config, tokenizer, processor, Template::V1)
-            .expect("saved");
+        save_llava_hf_files(
+            folder.path(),
+            config,
+            tokenizer,
+            processor,
+            &Template::V1.into(),
+        )
+        .expect("saved");
         let ours = json(&folder.path().join("processor_config.json"));
         let pictures = json(&folder.path().join("preprocessor_config.json"));
         let theirs = json(&dir.join("processor_config.json"));
@@ -348,7 +354,7 @@ fn golden_assistant_answers_about_pictures_of_any_shape() {
     let mut compared = 0;
     for case in cases() {
         let options = AssistantOptions {
-            template: Some(Template::V1),
+            template: Some(Template::V1.into()),
             ..AssistantOptions::default()
         };
         let dir = case.dir.join("model");

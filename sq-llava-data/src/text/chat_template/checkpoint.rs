@@ -262,10 +262,15 @@ impl CheckpointTemplate {
             ));
             speakers.push(None);
         }
-        let options = ChatOptions {
+        let mut options = ChatOptions {
             add_generation_prompt: ending == Ending::Answer,
             ..ChatOptions::default()
         };
+        if self.asking.is_some() {
+            // It was trained here, on answers without thoughts: Qwen3 is asked for one as it learnt it.
+            let at_once = ("enable_thinking".to_owned(), false.into());
+            options.variables.extend([at_once]);
+        }
         let mut placed = self.chat.place(&messages, &options)?;
         if ending == Ending::Ask {
             // The question is the model's: the prompt ends where it would begin.
