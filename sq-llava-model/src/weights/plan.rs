@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use sq_llava_data::image::ImageProcessorConfig;
+
 use super::adapter::Adapter;
 use super::checkpoint::{Checkpoint, is_multimodal, name_projector, read_checkpoint};
 use super::checkpoint_dir::CheckpointDir;
@@ -87,7 +89,7 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
         files: ModelFiles {
             kind: CheckpointKind::Full,
             tokenizer: tokenizer.or_else(tower_tokenizer),
-            preprocessor: preprocessor_dir(places),
+            preprocessor: preprocessor_dir(places, options),
             base: None,
             vision: tower.map(|tower| tower.path),
         },
@@ -121,11 +123,17 @@ pub(super) fn tokenizer_dir<'a>(
     Some(found.path.clone())
 }
 
-/// The first of some directories that holds the configuration of an image processor.
+/// The first of some directories that holds the configuration of an image processor; else that of
+/// the tower given, though the checkpoint may have the tower's weights inside.
 pub(super) fn preprocessor_dir<'a>(
     dirs: impl IntoIterator<Item = &'a CheckpointDir>,
+    options: &LoadOptions,
 ) -> Option<PathBuf> {
     let mut dirs = dirs.into_iter();
-    let found = dirs.find(|dir| dir.has_preprocessor())?;
-    Some(found.path.clone())
+    let found = dirs.find(|dir| dir.has_preprocessor());
+    let given = options.vision.as_ref();
+    found
+        .map(|dir| &dir.path)
+        .or(given.filter(|dir| ImageProcessorConfig::is_in(dir)))
+        .cloned()
 }

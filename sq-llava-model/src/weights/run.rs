@@ -86,7 +86,7 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
         files: ModelFiles {
             kind: CheckpointKind::Run,
             tokenizer,
-            preprocessor: preprocessor_dir(images),
+            preprocessor: preprocessor_dir(images, options),
             vision: tower.map(|tower| tower.path),
             base: Some(base),
         },
