@@ -252,6 +252,13 @@ impl CheckpointTemplate {
             });
             speakers.push(Some(turn.speaker));
         }
+        // Some templates begin an answer otherwise than they ask for it (OneVision's line break,
+        // Qwen3's thoughts): who was trained here is asked as it learnt.
+        let as_learnt = ending == Ending::Answer && self.asking.is_some();
+        if as_learnt {
+            messages.push(message("assistant", self.assistant, [0; 2], WORD));
+            speakers.push(None);
+        }
         if ending == Ending::Ask {
             let text = format!("{}{WORD}", self.head());
             messages.push(message(
@@ -263,19 +270,24 @@ impl CheckpointTemplate {
             speakers.push(None);
         }
         let options = ChatOptions {
-            add_generation_prompt: ending == Ending::Answer,
+            add_generation_prompt: ending == Ending::Answer && !as_learnt,
             ..ChatOptions::default()
         };
         let mut placed = self.chat.place(&messages, &options)?;
-        if ending == Ending::Ask {
-            // The question is the model's: the prompt ends where it would begin.
+        if ending == Ending::Ask || as_learnt {
+            // What is said is the model's: the prompt ends where it would begin.
             let begins = placed.spans.pop().and_then(|spans| spans.last().cloned());
             let begins = begins.map(|span| span.end - WORD.len());
             let begins = begins.filter(|&at| placed.rendered.text[at..].starts_with(WORD));
             let begins = begins.ok_or_else(|| {
-                DataError::ChatTemplate("it leaves out the question that is to be asked".into())
+                DataError::ChatTemplate("it leaves out what the model is to say".into())
             })?;
             placed.rendered.text.truncate(begins);
+            if as_learnt {
+                // A space belongs to the first word, as in what templates ask with.
+                let kept = placed.rendered.text.trim_end_matches(' ').len();
+                placed.rendered.text.truncate(kept);
+            }
         }
         Ok((placed, speakers))
     }
