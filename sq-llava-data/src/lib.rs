@@ -26,7 +26,7 @@ pub use parallel::machine_threads;
 pub use sampler::{Grouping, Sampler};
 pub use shuffle::shuffle_turns;
 pub use text::chat_template::{AskingRole, ChatOptions, ChatTemplate, CheckpointTemplate};
-pub use text::chat_template::{EncodedChat, Rendered};
+pub use text::chat_template::{EncodedChat, MEDIA_MARKER, Rendered};
 pub use text::choice::TemplateChoice;
 pub use text::conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker, Turn};
 pub use text::labels::{

@@ -155,6 +155,9 @@ fn golden_loss_and_gradient_norm_of_a_step() {
             continue;
         }
         let json = golden::json(&dir.join("outputs.json"));
+        if json["kind"] != "llm" {
+            continue;
+        }
         if Family::of(json["family"].as_str().expect("a family")).is_none() {
             continue;
         }

@@ -134,7 +134,7 @@ impl ImageProcessor {
             height,
             width,
             image_size: image.image_size,
-            packing: image.packing.clone(),
+            packing: image.packing,
         }
     }
 

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
+use super::IMAGE_TOKEN;
 use super::{Author, Message};
-use crate::text::conversation::IMAGE_TOKEN;
 
 /// One of `messages`.
 #[derive(Deserialize)]

@@ -20,6 +20,9 @@ use crate::{DataError, files};
 use sample::{IdOnly, RawSample};
 use scan::{Element, Scanner};
 
+/// How a message, and the text of a prompt, writes an image.
+pub const IMAGE_TOKEN: &str = "<image>";
+
 /// Bytes read at a time while indexing.
 const BUFFER_BYTES: usize = 1 << 20;
 

@@ -8,8 +8,7 @@ use crate::text::page::Spelling;
 use crate::text::segments::{self, EncodedSegments, Segment, text_of, with_spoken};
 use crate::{DataError, Layout, Template, TextTokenizer};
 
-/// How a prompt's text writes an image.
-pub const IMAGE_TOKEN: &str = "<image>";
+pub use crate::manifest::IMAGE_TOKEN;
 
 /// The id that stands for an image before the model puts its features there.
 pub const IMAGE_TOKEN_INDEX: i64 = -200;

@@ -21,15 +21,18 @@ impl SqLlavaConfig {
         folder: &Path,
         wanted: Option<TemplateChoice>,
     ) -> Result<Layout, ModelError> {
-        let own = tokenizer.chat_template().is_some();
+        let own = tokenizer.chat_template();
         let choice = match (wanted, &self.conversation) {
             (Some(choice), _) => choice,
             (None, Some(name)) => name.parse()?,
             (None, None) if matches!(self.projector, ProjectorConfig::Cluster(_)) => {
                 Template::V1Sq.into()
             }
-            (None, None) if own => TemplateChoice::Checkpoint,
-            (None, None) => Template::V1.into(),
+            (None, None) => own.map_or(Template::V1.into(), |own| {
+                // Ours, as an export wrote it: pictures are then encoded as they were learnt.
+                let ours = Template::written_as(own, tokenizer);
+                ours.map_or(TemplateChoice::Checkpoint, Into::into)
+            }),
         };
         let layout = Layout::of(choice, tokenizer, self.asking_role.clone());
         let layout = layout.map_err(|error| {

@@ -4,8 +4,11 @@
 use serde_json::{Map, json};
 
 use super::{ChatOptions, ChatTemplate};
-use crate::text::conversation::{Conversation, Ending};
+use crate::text::conversation::{Conversation, Ending, IMAGE_TOKEN};
 use crate::{DataError, Template, TextTokenizer};
+
+/// What llama.cpp puts where a picture is.
+pub const MEDIA_MARKER: &str = "<__media__>";
 
 /// What is said and shown in a message whose content is a text or a list of parts; pictures come
 /// first, a line break after each. `system` and `turns` are the messages apart.
@@ -89,6 +92,19 @@ impl Template {
         }
         // Macros see the names that stand before them.
         Ok(text + MESSAGES + body)
+    }
+
+    /// The template of ours that a checkpoint's `chat_template` is, as an export wrote it.
+    pub fn written_as(chat_template: &str, tokenizer: &TextTokenizer) -> Option<Self> {
+        let written = |template: &Self| {
+            let images = [IMAGE_TOKEN, MEDIA_MARKER];
+            let texts = images.map(|image| template.to_jinja(tokenizer, image));
+            texts
+                .into_iter()
+                .flatten()
+                .any(|text| text == chat_template)
+        };
+        Self::ALL.into_iter().find(written)
     }
 
     /// How a checkpoint's `chat_template` differs from this template: what each makes of a short
@@ -180,6 +196,9 @@ mod tests {
             let jinja = template.to_jinja(&tokenizer, "<image>").unwrap();
             let difference = template.difference(&jinja, &tokenizer);
             assert_eq!(difference, None, "{template}");
+            let found = Template::written_as(&jinja, &tokenizer);
+            let found = found.and_then(|t| t.to_jinja(&tokenizer, "<image>").ok());
+            assert_eq!(found, Some(jinja), "{template}");
         }
     }
 

@@ -14,6 +14,7 @@ mod source;
 
 use std::ops::Range;
 
+pub use builtin::MEDIA_MARKER;
 pub use checkpoint::{AskingRole, CheckpointTemplate};
 pub use encode::EncodedChat;
 use jiff::Zoned;

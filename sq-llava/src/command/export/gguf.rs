@@ -3,15 +3,13 @@
 use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
+use sq_llava_data::MEDIA_MARKER;
 use sq_llava_model::Assistant;
 use sq_llava_model::weights::{GgufOptions, GgufType, save_gguf};
 
 use super::Export;
 use crate::model::{Format, Precision};
 use crate::output::tell;
-
-/// What llama.cpp puts where a picture is.
-const MARKER: &str = "<__media__>";
 
 impl Export {
     /// Writes the files for llama.cpp, and says on standard error what it does otherwise.
@@ -55,7 +53,9 @@ impl Export {
         let named = self.model.template.is_some() || assistant.model.config.conversation.is_some();
         match assistant.tokenizer.chat_template() {
             Some(own) if !named => Ok(own.to_owned()),
-            _ => Ok(assistant.template.to_jinja(&assistant.tokenizer, MARKER)?),
+            _ => Ok(assistant
+                .template
+                .to_jinja(&assistant.tokenizer, MEDIA_MARKER)?),
         }
     }
 }
