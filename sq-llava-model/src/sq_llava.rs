@@ -117,11 +117,16 @@ impl SqLlavaConfig {
     }
 }
 
-/// A lazily drawn `image_newline`: normal, of the deviation 1/√hidden, as LLaVA-NeXT's.
+/// Deviation of the normal draw that an `image_newline` starts from, LLaVA-NeXT's 1/√hidden.
+fn newline_deviation(hidden: usize) -> f64 {
+    (hidden as f64).powf(-0.5)
+}
+
+/// A lazily drawn `image_newline`.
 pub(crate) fn image_newline<B: Backend>(hidden: usize, device: &B::Device) -> Param<Tensor<B, 1>> {
     let normal = Initializer::Normal {
         mean: 0.0,
-        std: (hidden as f64).powf(-0.5),
+        std: newline_deviation(hidden),
     };
     normal.init([hidden], device)
 }
@@ -186,7 +191,7 @@ impl<B: Backend> SqLlava<B> {
             own.unwrap_or_else(|| {
                 let hidden = self.config.llama.hidden_size;
                 let drawn = normal::<B>(1, hidden, seed, &self.device());
-                let scaled = drawn.mul_scalar((hidden as f64).powf(-0.5));
+                let scaled = drawn.mul_scalar(newline_deviation(hidden));
                 Param::from_tensor(scaled.reshape([hidden]))
             })
         });

@@ -156,9 +156,35 @@ fn golden_towers_and_projectors_beside_a_language_model() {
     assert_eq!(std, [0.26862954, 0.2613026, 0.2757771]);
 }
 
+/// The bytes of a file, which tests damage.
+struct Original(Vec<u8>);
+
+impl Original {
+    fn read(path: &Path) -> Self {
+        Self(std::fs::read(path).unwrap())
+    }
+
+    fn find(&self, what: &[u8]) -> usize {
+        let found = self.0.windows(what.len()).position(|w| w == what);
+        found.expect("in the file")
+    }
+
+    /// Where the value of a metadata key stands: behind the key and its type.
+    fn value(&self, key: &str) -> usize {
+        self.find(key.as_bytes()) + key.len() + 4
+    }
+
+    fn patched(&self, at: usize, to: &[u8]) -> Vec<u8> {
+        let mut bytes = self.0.clone();
+        bytes[at..at + to.len()].copy_from_slice(to);
+        bytes
+    }
+}
+
 #[test]
 fn towers_that_are_damaged_or_foreign_are_named() {
-    let bytes = std::fs::read(mmproj()).unwrap();
+    let file = Original::read(&mmproj());
+    let bytes = &file.0;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("mmproj-x.gguf");
     let model = fixtures().join("tied.gguf");
@@ -167,13 +193,8 @@ fn towers_that_are_damaged_or_foreign_are_named() {
         let message = load_error(&model, &with_mmproj(&path));
         assert!(message.contains(named), "{message} (expected: {named})");
     };
-    let find = |what: &[u8]| bytes.windows(what.len()).position(|w| w == what).unwrap();
-    let patched = |at: usize, to: &[u8]| {
-        let mut bytes = bytes.clone();
-        bytes[at..at + to.len()].copy_from_slice(to);
-        bytes
-    };
-    let value = |key: &str| find(key.as_bytes()) + key.len() + 4;
+    let (find, value) = (|what: &[u8]| file.find(what), |key: &str| file.value(key));
+    let patched = |at: usize, to: &[u8]| file.patched(at, to);
     fails(
         &patched(value("clip.projector_type") + 8, b"ldp"),
         "\"ldp\"",
@@ -208,7 +229,8 @@ fn towers_that_are_damaged_or_foreign_are_named() {
 
 #[test]
 fn damaged_and_foreign_files_are_named() {
-    let bytes = std::fs::read(fixtures().join("untied-llama3.gguf")).unwrap();
+    let file = Original::read(&fixtures().join("untied-llama3.gguf"));
+    let bytes = &file.0;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("llm.gguf");
     let fails = |bytes: &[u8], named: &str| {
@@ -217,14 +239,8 @@ fn damaged_and_foreign_files_are_named() {
         assert!(message.contains("llm.gguf"), "{message}");
         assert!(message.contains(named), "{message} (expected: {named})");
     };
-    let find = |what: &[u8]| bytes.windows(what.len()).position(|w| w == what).unwrap();
-    let patched = |at: usize, to: &[u8]| {
-        let mut bytes = bytes.clone();
-        bytes[at..at + to.len()].copy_from_slice(to);
-        bytes
-    };
-    // The value of a metadata key stands behind the key and its type.
-    let value = |key: &str| find(key.as_bytes()) + key.len() + 4;
+    let (find, value) = (|what: &[u8]| file.find(what), |key: &str| file.value(key));
+    let patched = |at: usize, to: &[u8]| file.patched(at, to);
     // Type and offset of a tensor stand behind its name, number of dimensions and two sides.
     let kind = |name: &str| find(name.as_bytes()) + name.len() + 4 + 16;
 

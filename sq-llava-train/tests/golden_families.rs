@@ -1,6 +1,9 @@
 //! A step of training on language models of today's families: loss, gradient norm and AdamW against
 //! peft, torch and the clipping of transformers' Trainer (`scripts/adamw_fixtures.py`).
 
+#[path = "golden_training/rows.rs"]
+mod rows;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,11 +13,11 @@ use burn::optim::Optimizer;
 use burn::train::TrainStep;
 use burn_flex::Flex;
 use golden::{Tensors, Value, relative_error};
-use sq_llava_data::TokenRole;
+use rows::samples;
 use sq_llava_model::SqLlava;
 use sq_llava_model::config::Family;
 use sq_llava_model::weights::{LoadOptions, load_model};
-use sq_llava_train::data::batch::{MicroBatch, TrainSample};
+use sq_llava_train::data::batch::MicroBatch;
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
@@ -52,29 +55,6 @@ fn adapted(dir: &Path) -> SqLlava<Ad> {
     }
 }
 
-/// The adapter's batch without its padding, what is learnt as answers.
-fn samples(tensors: &Tensors) -> Vec<TrainSample> {
-    let width = tensors.shape("lora_input_ids")[1];
-    let [ids, mask, labels] =
-        ["lora_input_ids", "lora_attention_mask", "lora_labels"].map(|name| tensors.i64(name));
-    let rows = ids.chunks_exact(width).zip(mask.chunks_exact(width));
-    let rows = rows.zip(labels.chunks_exact(width)).enumerate();
-    rows.map(|(row, ((ids, mask), labels))| {
-        let real = mask.iter().filter(|&&m| m == 1).count();
-        let role = |&label: &i64| match label {
-            -100 => TokenRole::Ignore,
-            _ => TokenRole::Answer,
-        };
-        TrainSample {
-            id: format!("row {row}").into(),
-            ids: ids[..real].to_vec(),
-            roles: labels[..real].iter().map(role).collect(),
-            pictures: vec![],
-        }
-    })
-    .collect()
-}
-
 /// A model in training, and its optimizer.
 struct Training {
     model: TrainModel<Ad>,
@@ -106,7 +86,12 @@ impl Training {
         Self {
             model: TrainModel { model, context },
             optimizer: GroupedAdamW::new(&stage, Arc::new(groups)),
-            batch: MicroBatch::whole_step(samples(&tensors)),
+            batch: MicroBatch::whole_step(samples(
+                &tensors,
+                "lora_input_ids",
+                "lora_labels",
+                Some("lora_attention_mask"),
+            )),
             failure,
         }
     }

@@ -2,6 +2,8 @@
 
 #[path = "golden_training/half.rs"]
 mod half;
+#[path = "golden_training/rows.rs"]
+mod rows;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,11 +17,11 @@ use burn::tensor::{Tensor, TensorData};
 use burn::train::{InferenceStep, TrainStep};
 use burn_flex::Flex;
 use golden::{Case, Tensors, assert_close};
-use sq_llava_data::TokenRole;
+use rows::samples;
 use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_model::{Sample, SqLlava};
-use sq_llava_train::data::batch::{MicroBatch, TrainSample};
+use sq_llava_train::data::batch::MicroBatch;
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
@@ -88,32 +90,6 @@ fn with_llm_adapter<B: Backend>(case: &Case, adapter: &Path) -> SqLlava<B> {
 
 fn values<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().to_vec().expect("f32 values")
-}
-
-/// Rows of ids, and the learnable ones as answers.
-fn samples(tensors: &Tensors, ids: &str, labels: &str, mask: Option<&str>) -> Vec<TrainSample> {
-    let width = tensors.shape(ids)[1];
-    let (all, labels) = (tensors.i64(ids), tensors.i64(labels));
-    let mask = mask.map(|name| tensors.i64(name));
-    all.chunks_exact(width)
-        .enumerate()
-        .map(|(row, ids)| {
-            let span = row * width..(row + 1) * width;
-            let real = mask.as_ref().map_or(width, |mask| {
-                mask[span.clone()].iter().filter(|&&m| m == 1).count()
-            });
-            let role = |&label: &i64| match label {
-                -100 => TokenRole::Ignore,
-                _ => TokenRole::Answer,
-            };
-            TrainSample {
-                id: format!("row {row}").into(),
-                ids: ids[..real].to_vec(),
-                roles: labels[span][..real].iter().map(role).collect(),
-                pictures: vec![],
-            }
-        })
-        .collect()
 }
 
 fn settings() -> LossSettings {

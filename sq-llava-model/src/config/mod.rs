@@ -112,6 +112,9 @@ pub struct LlamaConfig {
 }
 
 impl LlamaConfig {
+    /// The most layers of a model whose layers differ, and are listed.
+    pub(crate) const MOST_LAYERS: usize = 65_536;
+
     /// Width of one head.
     pub fn head_dim(&self) -> usize {
         self.head_dim

@@ -51,8 +51,7 @@ impl SqLlavaConfig {
         }
         // A checkpoint that names its template says what its chat template is by that.
         let named = self.conversation.as_deref() == Some(choice.name());
-        if let (Layout::BuiltIn(template), false, Some(theirs)) =
-            (&layout, named, tokenizer.chat_template())
+        if let (Layout::BuiltIn(template), false, Some(theirs)) = (&layout, named, own)
             && let Some(difference) = template.difference(theirs, tokenizer)
         {
             tracing::warn!(

@@ -122,7 +122,8 @@ impl<B: Backend> KvCache<B> {
         }
     }
 
-    /// Bytes of one sample's keys and values (and what they may be computed from again) once it holds `tokens`; 0 while nothing is held.
+    /// Bytes of one sample's keys and values, and of what they may be computed from again, once it
+    /// holds `tokens`; 0 while nothing is held.
     pub(crate) fn sample_bytes(&self, tokens: usize) -> usize {
         let capacity = tokens.div_ceil(BLOCK) * BLOCK;
         let of = |layer: &LayerCache<B>| {

@@ -8,9 +8,6 @@ use super::towers::check_quantization;
 use crate::config::{Family, LlamaConfig, SlidingWindow};
 use crate::error::ModelError;
 
-/// The most layers of a model whose layers differ.
-const MOST_LAYERS: usize = 65_536;
-
 /// Reads a language model; keys that may change what is computed go to `unknown`.
 pub(super) fn decoder(
     r: &Reader,
@@ -21,10 +18,11 @@ pub(super) fn decoder(
     let mut config = sizes(r, preset)?;
     biases(r, &mut config)?;
     // LLaMA's layers are all alike and are not listed, whatever their number.
-    if family != Family::Llama && config.num_hidden_layers > MOST_LAYERS {
+    if family != Family::Llama && config.num_hidden_layers > LlamaConfig::MOST_LAYERS {
         return Err(r.error(&format!(
-            "\"num_hidden_layers\" is {}; more than {MOST_LAYERS} are not supported in a {}",
+            "\"num_hidden_layers\" is {}; more than {} are not supported in a {}",
             config.num_hidden_layers,
+            LlamaConfig::MOST_LAYERS,
             family.model_type()
         )));
     }

@@ -9,9 +9,6 @@ use crate::config::{Family, LlamaConfig, SlidingWindow, SqLlavaConfig, judge_unk
 use crate::error::ModelError;
 use crate::ops::rope::RopeScaling;
 
-/// The most layers of a decoder whose layers differ.
-const MOST_LAYERS: usize = 65_536;
-
 /// The architecture of a file.
 ///
 /// # Errors
@@ -195,7 +192,7 @@ impl Keys<'_> {
         let layers = self.needed("block_count")?;
         let found = self.header.tensors.iter().filter_map(|t| layer(&t.name));
         let found = found.max().map_or(0, |last| last.saturating_add(1));
-        if found != layers || layers > MOST_LAYERS {
+        if found != layers || layers > LlamaConfig::MOST_LAYERS {
             return Err(self.fail(format!(
                 "\"{}\" is {layers}, but the tensors are those of {found} layers",
                 self.key("block_count")

@@ -1,5 +1,7 @@
 //! Names of a vision tower's and a projector's tensors in llama.cpp's `mmproj` files, and back.
 
+use super::names::{in_layer, translated, turned};
+
 /// Names that are the whole of a tensor's.
 const WHOLE: [(&str, &str); 3] = [
     ("v.class_embd", "vision_tower.embeddings.class_embedding"),
@@ -23,42 +25,38 @@ const PARTS: [(&str, &str); 3] = [
     ("mm.", "mm_projector."),
 ];
 
-/// Parts of a layer.
-const LAYER: [(&str, &str); 8] = [
+/// Parts of a layer beside its MLP.
+const LAYER: [(&str, &str); 6] = [
     ("ln1.", "layer_norm1."),
     ("ln2.", "layer_norm2."),
     ("attn_q.", "self_attn.q_proj."),
     ("attn_k.", "self_attn.k_proj."),
     ("attn_v.", "self_attn.v_proj."),
     ("attn_out.", "self_attn.out_proj."),
-    ("ffn_up.", "mlp.fc1."),
-    ("ffn_down.", "mlp.fc2."),
 ];
 
+/// What stands before a layer's number, in files and in ours.
+const FILE_LAYERS: &str = "v.blk.";
 const LAYERS: &str = "vision_tower.encoder.layers.";
 
-/// The canonical name of a tensor; `None` if a tower of ours has no such. In older files the two
-/// linears of the MLP are `swapped`.
+/// The parts of a layer by their names in files and in ours. In older files the two linears of the
+/// MLP are `swapped`.
+fn parts(swapped: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let [first, second] = match swapped {
+        false => ["ffn_up.", "ffn_down."],
+        true => ["ffn_down.", "ffn_up."],
+    };
+    let mlp = [(first, "mlp.fc1."), (second, "mlp.fc2.")];
+    LAYER.into_iter().chain(mlp)
+}
+
+/// The canonical name of a tensor; `None` if a tower of ours has no such.
 pub(super) fn canonical(name: &str, swapped: bool) -> Option<String> {
     if let Some((_, ours)) = WHOLE.iter().find(|(file, _)| *file == name) {
         return Some((*ours).to_owned());
     }
-    if let Some(rest) = name.strip_prefix("v.blk.") {
-        let (layer, rest) = rest.split_once('.')?;
-        let layer: usize = layer.parse().ok()?;
-        let (part, end) = LAYER
-            .iter()
-            .find_map(|(from, to)| Some((*to, rest.strip_prefix(from)?)))?;
-        let part = match part {
-            "mlp.fc1." if swapped => "mlp.fc2.",
-            "mlp.fc2." if swapped => "mlp.fc1.",
-            part => part,
-        };
-        return Some(format!("{LAYERS}{layer}.{part}{end}"));
-    }
-    PARTS
-        .iter()
-        .find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+    let layers = [FILE_LAYERS, LAYERS];
+    translated(name, layers, parts(swapped), PARTS.into_iter())
 }
 
 /// The name in a file of a canonical name.
@@ -66,27 +64,13 @@ pub(in crate::weights) fn mmproj_name(canonical: &str, swapped: bool) -> Option<
     if let Some((file, _)) = WHOLE.iter().find(|(_, ours)| *ours == canonical) {
         return Some((*file).to_owned());
     }
-    if let Some(rest) = canonical.strip_prefix(LAYERS) {
-        let (layer, rest) = rest.split_once('.')?;
-        let (part, end) = LAYER
-            .iter()
-            .find_map(|(to, from)| Some((*to, rest.strip_prefix(from)?)))?;
-        let part = match part {
-            "ffn_up." if swapped => "ffn_down.",
-            "ffn_down." if swapped => "ffn_up.",
-            part => part,
-        };
-        return Some(format!("v.blk.{layer}.{part}{end}"));
-    }
-    PARTS
-        .iter()
-        .find_map(|(to, from)| Some(format!("{to}{}", canonical.strip_prefix(from)?)))
+    let (parts, outside) = (parts(swapped).map(turned), PARTS.into_iter().map(turned));
+    translated(canonical, [LAYERS, FILE_LAYERS], parts, outside)
 }
 
 /// The layer of the tower that a canonical name belongs to.
 pub(super) fn layer(canonical: &str) -> Option<usize> {
-    let rest = canonical.strip_prefix(LAYERS)?;
-    rest.split_once('.')?.0.parse().ok()
+    Some(in_layer(canonical, LAYERS)?.0)
 }
 
 #[cfg(test)]

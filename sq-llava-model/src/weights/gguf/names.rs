@@ -20,9 +20,10 @@ impl Spelling {
     }
 
     /// The tensors of a layer by their names in files and in ours.
-    fn layer(self) -> impl Iterator<Item = &'static (&'static str, &'static str)> {
+    fn layer(self) -> impl Iterator<Item = (&'static str, &'static str)> {
         let fused: &[_] = if self.fused { &FUSED } else { &[] };
-        fused.iter().chain(&LAYER).chain(norms(self.norms))
+        let pairs = fused.iter().chain(&LAYER).chain(norms(self.norms));
+        pairs.copied()
     }
 }
 
@@ -52,6 +53,8 @@ const LAYER: [(&str, &str); 9] = [
     ("ffn_down.", "mlp.down_proj."),
 ];
 
+/// What stands before a layer's number, in files and in ours.
+const FILE_LAYERS: &str = "blk.";
 const LAYERS: &str = "language_model.model.layers.";
 
 /// The norms of a layer, which transformers names by what they follow.
@@ -76,38 +79,49 @@ fn norms(placement: NormPlacement) -> &'static [(&'static str, &'static str)] {
 
 /// The canonical name of a tensor; `None` if the decoder has no such.
 pub(super) fn canonical(name: &str, spelling: Spelling) -> Option<String> {
-    if let Some(rest) = name.strip_prefix("blk.") {
-        let (layer, rest) = rest.split_once('.')?;
-        let layer: usize = layer.parse().ok()?;
-        let found = spelling
-            .layer()
-            .find_map(|(from, to)| Some((to, rest.strip_prefix(from)?)));
-        let (to, end) = found?;
-        return Some(format!("{LAYERS}{layer}.{to}{end}"));
-    }
-    WHOLE
-        .iter()
-        .find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+    let whole = WHOLE.into_iter();
+    translated(name, [FILE_LAYERS, LAYERS], spelling.layer(), whole)
 }
 
 /// The name in a GGUF file of a canonical name of the language model.
 pub(in crate::weights) fn file_name(canonical: &str, spelling: Spelling) -> Option<String> {
-    if let Some(rest) = canonical.strip_prefix(LAYERS) {
-        let (layer, rest) = rest.split_once('.')?;
-        let mut pairs = spelling.layer();
-        return pairs.find_map(|(to, from)| {
-            let end = rest.strip_prefix(from)?;
-            Some(format!("blk.{layer}.{to}{end}"))
-        });
-    }
-    WHOLE
-        .iter()
-        .find_map(|(to, from)| Some(format!("{to}{}", canonical.strip_prefix(from)?)))
+    let (layer, whole) = (spelling.layer().map(turned), WHOLE.into_iter().map(turned));
+    translated(canonical, [LAYERS, FILE_LAYERS], layer, whole)
 }
 
 /// The layer that a tensor belongs to.
 pub(super) fn layer(name: &str) -> Option<usize> {
-    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+    Some(in_layer(name, FILE_LAYERS)?.0)
+}
+
+/// A name in the other language of tables of beginnings: that of a tensor behind its layer's number,
+/// which follows one of `layers` in each language, else one of `whole`.
+pub(super) fn translated<'a>(
+    name: &str,
+    layers: [&str; 2],
+    mut layer: impl Iterator<Item = (&'a str, &'a str)>,
+    mut whole: impl Iterator<Item = (&'a str, &'a str)>,
+) -> Option<String> {
+    let [from, to] = layers;
+    if name.starts_with(from) {
+        let (number, rest) = in_layer(name, from)?;
+        return layer.find_map(|(from, part)| {
+            let end = rest.strip_prefix(from)?;
+            Some(format!("{to}{number}.{part}{end}"))
+        });
+    }
+    whole.find_map(|(from, to)| Some(format!("{to}{}", name.strip_prefix(from)?)))
+}
+
+/// The number behind `layers`, and the name in that layer.
+pub(super) fn in_layer<'a>(name: &'a str, layers: &str) -> Option<(usize, &'a str)> {
+    let (number, rest) = name.strip_prefix(layers)?.split_once('.')?;
+    Some((number.parse().ok()?, rest))
+}
+
+/// A pair of a table for the other way.
+pub(super) fn turned<'a>((from, to): (&'a str, &'a str)) -> (&'a str, &'a str) {
+    (to, from)
 }
 
 /// Tables that the configuration stands for.

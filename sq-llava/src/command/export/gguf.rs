@@ -4,7 +4,6 @@ use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use sq_llava_data::MEDIA_MARKER;
-use sq_llava_model::Assistant;
 use sq_llava_model::weights::{GgufOptions, GgufType, save_gguf};
 
 use super::Export;
@@ -25,7 +24,9 @@ impl Export {
             (None, other) => of_dtype(other.resolve(self.model.device, 0)),
         };
         assistant.model = assistant.model.merge_lora();
-        let template = self.chat_template(&assistant)?;
+        let template = assistant
+            .template
+            .to_jinja(&assistant.tokenizer, MEDIA_MARKER)?;
         let name = self.out.file_name().map(|name| name.to_string_lossy());
         let saved = save_gguf(
             &assistant.model,
@@ -46,17 +47,6 @@ impl Export {
             tracing::warn!("{note}");
         }
         Ok(())
-    }
-
-    /// The checkpoint's own chat template, unless its conversations have another.
-    fn chat_template<B: Backend>(&self, assistant: &Assistant<B>) -> Result<String> {
-        let named = self.model.template.is_some() || assistant.model.config.conversation.is_some();
-        match assistant.tokenizer.chat_template() {
-            Some(own) if !named => Ok(own.to_owned()),
-            _ => Ok(assistant
-                .template
-                .to_jinja(&assistant.tokenizer, MEDIA_MARKER)?),
-        }
     }
 }
 
