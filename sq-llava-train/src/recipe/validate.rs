@@ -45,46 +45,60 @@ impl Recipe {
     /// # Errors
     /// If a value cannot be used; the message names the key.
     pub fn validate(&self) -> Result<(), TrainError> {
-        let fail = |reason: String| Err(TrainError::Recipe(reason));
         if !matches!(self.stages[..], [1] | [2] | [1, 2]) {
-            return fail(format!(
+            return refuse(format!(
                 "stages is {:?}; it can be [1], [2] or [1, 2]",
                 self.stages
             ));
         }
+        self.validate_model()?;
+        self.validate_counts()?;
+        within("max_bad_images", self.max_bad_images, 0.0, 1.0)?;
+        self.validate_devices()?;
+        self.validate_asking()?;
+        self.validate_loss()?;
+        self.validate_validation()?;
+        for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
+            adapter.validate(name)?;
+        }
+        for &stage in &self.stages {
+            self.stage(stage).validate(stage)?;
+        }
+        Ok(())
+    }
+
+    fn validate_model(&self) -> Result<(), TrainError> {
         if ProjectorConfig::from_name(&self.model.mm_projector_type, None).is_none() {
-            return fail(format!(
+            return refuse(format!(
                 "model.mm_projector_type is \"{}\"; known are linear, mlp2x_gelu (any mlpNx_gelu), cluster and identity",
                 self.model.mm_projector_type
             ));
         }
         if self.model.mm_projector_type == "cluster" && self.model.prototype {
-            return fail(
-                "model.prototype must be false with the projector \"cluster\", which has prototypes of its own"
-                    .into(),
+            return refuse(
+                "model.prototype must be false with the projector \"cluster\", which has prototypes of its own",
             );
         }
         if self.model.select_layer.list().is_empty() {
-            return fail("model.select_layer names no layer of the vision tower".into());
+            return refuse("model.select_layer names no layer of the vision tower");
         }
-        aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)?;
+        aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)
+    }
+
+    fn validate_counts(&self) -> Result<(), TrainError> {
         if self.seed > most::SEED {
-            return fail(format!(
+            return refuse(format!(
                 "seed is {}; it must be at most {}",
                 self.seed,
                 most::SEED
             ));
         }
+        let (model, loss) = (&self.model, &self.loss);
         for (key, value, least, most) in [
-            (
-                "model.num_centers",
-                self.model.num_centers,
-                1,
-                most::CENTERS,
-            ),
+            ("model.num_centers", model.num_centers, 1, most::CENTERS),
             (
                 "model.num_iterations",
-                self.model.num_iterations,
+                model.num_iterations,
                 0,
                 most::ITERATIONS,
             ),
@@ -97,13 +111,16 @@ impl Recipe {
                 0,
                 most::CACHE_MIB,
             ),
-            ("loss.chunk_tokens", self.loss.chunk_tokens, 1, most::CHUNK),
+            ("loss.chunk_tokens", loss.chunk_tokens, 1, most::CHUNK),
         ] {
             count(key, value, least, most)?;
         }
-        within("max_bad_images", self.max_bad_images, 0.0, 1.0)?;
+        Ok(())
+    }
+
+    fn validate_devices(&self) -> Result<(), TrainError> {
         if self.devices.len() > most::DEVICES {
-            return fail(format!(
+            return refuse(format!(
                 "devices has {} numbers; at most {} devices share a step",
                 self.devices.len(),
                 most::DEVICES
@@ -111,28 +128,34 @@ impl Recipe {
         }
         for (place, device) in self.devices.iter().enumerate() {
             if *device > usize::from(u16::MAX) || self.devices[..place].contains(device) {
-                return fail(format!(
+                return refuse(format!(
                     "devices has {device}, which is too large or there already"
                 ));
             }
         }
+        Ok(())
+    }
+
+    fn validate_asking(&self) -> Result<(), TrainError> {
         within("asking.delta", self.asking.delta, 0.0, 1.0)?;
         within("asking.delta_end", self.asking.delta_end, 0.0, 1.0)?;
         for (source, delta) in &self.asking.sources {
             within(&format!("asking.sources.{source}"), *delta, 0.0, 1.0)?;
         }
-        within(
-            "loss.question_weight",
-            self.loss.question_weight,
-            0.0,
-            most::FACTOR,
-        )?;
-        within(
-            "loss.answer_weight",
-            self.loss.answer_weight,
-            0.0,
-            most::FACTOR,
-        )?;
+        Ok(())
+    }
+
+    fn validate_loss(&self) -> Result<(), TrainError> {
+        for (key, weight) in [
+            ("loss.question_weight", self.loss.question_weight),
+            ("loss.answer_weight", self.loss.answer_weight),
+        ] {
+            within(key, weight, 0.0, most::FACTOR)?;
+        }
+        Ok(())
+    }
+
+    fn validate_validation(&self) -> Result<(), TrainError> {
         within("validation.fraction", self.validation.fraction, 0.0, 0.99)?;
         let held = self.validation.fraction > 0.0
             || self
@@ -140,16 +163,9 @@ impl Recipe {
                 .iter()
                 .any(|&s| self.stage(s).validation.is_some());
         if held != (self.validation.every > 0) {
-            return fail(
-                "validation.every goes with samples to validate on: set validation.fraction or stage1.validation, stage2.validation, or neither"
-                    .into(),
+            return refuse(
+                "validation.every goes with samples to validate on: set validation.fraction or stage1.validation, stage2.validation, or neither",
             );
-        }
-        for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
-            adapter.validate(name)?;
-        }
-        for &stage in &self.stages {
-            self.stage(stage).validate(stage)?;
         }
         Ok(())
     }
@@ -159,63 +175,66 @@ impl StageRecipe {
     fn validate(&self, stage: u8) -> Result<(), TrainError> {
         let key = |name: &str| format!("stage{stage}.{name}");
         if self.epochs <= 0.0 {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "{} is {}; it must be more than 0",
                 key("epochs"),
                 self.epochs
-            )));
+            ));
         }
         within(&key("epochs"), self.epochs, 0.0, most::EPOCHS)?;
         count(&key("batch_size"), self.batch_size, 1, most::BATCH)?;
         count(&key("accumulation"), self.accumulation, 1, most::STEP)?;
         if self.batch_size * self.accumulation > most::STEP {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "{} is {} and {} is {}; an optimizer step has at most {} samples",
                 key("batch_size"),
                 self.batch_size,
                 key("accumulation"),
                 self.accumulation,
                 most::STEP
-            )));
+            ));
         }
         count(&key("max_length"), self.max_length, 1, most::LENGTH)?;
         if let Some(own) = &self.image_aspect_ratio {
             aspect(&key("image_aspect_ratio"), own)?;
         }
-        for (name, rate) in [
-            ("lr_llm", self.lr_llm),
-            ("lr_projector", self.lr_projector),
-            ("lr_vision", self.lr_vision),
+        for (name, value, low, high) in [
+            ("lr_llm", self.lr_llm, 0.0, 1.0),
+            ("lr_projector", self.lr_projector, 0.0, 1.0),
+            ("lr_vision", self.lr_vision, 0.0, 1.0),
+            ("warmup_ratio", self.warmup_ratio, 0.0, 1.0),
+            ("weight_decay", self.weight_decay, 0.0, 1.0),
+            ("betas", self.betas[0], 0.0, 0.999_999),
+            ("betas", self.betas[1], 0.0, 0.999_999),
+            ("eps", self.eps, f64::MIN_POSITIVE, 1.0),
+            ("clip_norm", self.clip_norm, 0.0, f64::MAX),
         ] {
-            within(&key(name), rate, 0.0, 1.0)?;
+            within(&key(name), value, low, high)?;
         }
-        within(&key("warmup_ratio"), self.warmup_ratio, 0.0, 1.0)?;
-        within(&key("weight_decay"), self.weight_decay, 0.0, 1.0)?;
-        within(&key("betas"), self.betas[0], 0.0, 0.999_999)?;
-        within(&key("betas"), self.betas[1], 0.0, 0.999_999)?;
-        within(&key("eps"), self.eps, f64::MIN_POSITIVE, 1.0)?;
-        within(&key("clip_norm"), self.clip_norm, 0.0, f64::MAX)?;
         if self.template == TemplateChoice::BuiltIn(Template::Llama2) {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "{} is llama_2; training knows plain, v1, v1_sq, sq and checkpoint",
                 key("template")
-            )));
-        }
-        if stage == 1 && (self.lr_llm > 0.0 || self.lr_vision > 0.0) {
-            return Err(TrainError::Recipe(
-                "stage 1 trains projector and prototypes only: stage1.lr_llm and stage1.lr_vision must be 0"
-                    .into(),
             ));
+        }
+        self.validate_what_trains(stage)
+    }
+
+    fn validate_what_trains(&self, stage: u8) -> Result<(), TrainError> {
+        if stage == 1 && (self.lr_llm > 0.0 || self.lr_vision > 0.0) {
+            return refuse(
+                "stage 1 trains projector and prototypes only: stage1.lr_llm and stage1.lr_vision must be 0",
+            );
         }
         if stage == 1 && self.freeze_projector {
-            return Err(TrainError::Recipe(
-                "stage1.freeze_projector is true, but the projector is what stage 1 trains".into(),
-            ));
+            return refuse(
+                "stage1.freeze_projector is true, but the projector is what stage 1 trains",
+            );
         }
         if self.lr_llm + self.lr_projector + self.lr_vision <= 0.0 {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "stage{stage}: every learning rate is 0, nothing would train"
-            )));
+            ));
         }
         Ok(())
     }
@@ -242,21 +261,25 @@ impl AdapterRecipe {
             .zip(&own)
             .find(|(_, own)| !known.targets(own));
         if let Some((wrong, _)) = wrong {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "{} has \"{wrong}\"; known are {}",
                 key("targets"),
                 known.target_modules.join(", ")
-            )));
+            ));
         }
         if self.r > 0 && self.targets.is_empty() {
-            return Err(TrainError::Recipe(format!(
+            return refuse(format!(
                 "{} is empty; set {} to 0 for no adapters",
                 key("targets"),
                 key("r")
-            )));
+            ));
         }
         Ok(())
     }
+}
+
+fn refuse(reason: impl Into<String>) -> Result<(), TrainError> {
+    Err(TrainError::Recipe(reason.into()))
 }
 
 fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
@@ -267,18 +290,16 @@ fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), Train
         usize::MAX => format!("at least {least}"),
         _ => format!("from {least} to {most}"),
     };
-    Err(TrainError::Recipe(format!(
-        "{key} is {value}; it must be {bounds}"
-    )))
+    refuse(format!("{key} is {value}; it must be {bounds}"))
 }
 
 fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     match value {
         "pad" | "crop" | "resize" => Ok(()),
         tiled if AnyResolution::max_tiles_of(tiled).is_some() => Ok(()),
-        _ => Err(TrainError::Recipe(format!(
+        _ => refuse(format!(
             "{key} is \"{value}\"; known are pad, crop, resize, anyres and anyres_max_N"
-        ))),
+        )),
     }
 }
 
@@ -290,7 +311,5 @@ fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> 
         f64::MAX => format!("at least {low}"),
         _ => format!("from {low} to {high}"),
     };
-    Err(TrainError::Recipe(format!(
-        "{key} is {value}; it must be {bounds}"
-    )))
+    refuse(format!("{key} is {value}; it must be {bounds}"))
 }
