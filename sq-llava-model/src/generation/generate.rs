@@ -71,6 +71,25 @@ struct Sequence {
     last: i64,
 }
 
+impl Sequence {
+    /// Sample `row` of a batch whose first has the number `first`.
+    fn new(row: usize, first: usize, seen: Vec<i64>, config: &GenerateConfig) -> Self {
+        Self {
+            row,
+            sampler: Sampler::new(config.sampling.clone(), (first + row) as u64),
+            seen,
+            last: 0,
+        }
+    }
+
+    fn draw(&mut self, scores: &mut [f32], config: &GenerateConfig) -> Result<i64, ModelError> {
+        suppress(scores, config);
+        self.sampler.next(scores, &self.seen).ok_or_else(|| {
+            ModelError::Argument("no token is left to choose: all of them are suppressed".into())
+        })
+    }
+}
+
 impl<B: Backend> SqLlava<B> {
     /// Answers each sample. `on_token(sample, id)` sees every token as it comes and may end its
     /// answer; the token it ends at stays part of the answer.
@@ -194,12 +213,7 @@ impl<B: Backend> SqLlava<B> {
         let mut running: Vec<Sequence> = seen
             .into_iter()
             .enumerate()
-            .map(|(row, seen)| Sequence {
-                row,
-                sampler: Sampler::new(config.sampling.clone(), (first + row) as u64),
-                seen,
-                last: 0,
-            })
+            .map(|(row, seen)| Sequence::new(row, first, seen, config))
             .collect();
         if config.max_new_tokens == 0 {
             return Ok(generations);
@@ -207,16 +221,7 @@ impl<B: Backend> SqLlava<B> {
         loop {
             let mut kept = Vec::with_capacity(running.len());
             for (slot, sequence) in running.iter_mut().enumerate() {
-                let scores = &mut logits[slot];
-                suppress(scores, config);
-                let id = sequence
-                    .sampler
-                    .next(scores, &sequence.seen)
-                    .ok_or_else(|| {
-                        ModelError::Argument(
-                            "no token is left to choose: all of them are suppressed".into(),
-                        )
-                    })?;
+                let id = sequence.draw(&mut logits[slot], config)?;
                 let generation = &mut generations[sequence.row];
                 if config.stop_ids.contains(&id) {
                     generation.finish = FinishReason::Stop;
@@ -241,11 +246,8 @@ impl<B: Backend> SqLlava<B> {
             if kept.len() < running.len() {
                 // Finished samples leave the batch.
                 cache.select(&kept, &device);
-                let mut slot = 0;
-                running.retain(|_| {
-                    slot += 1;
-                    kept.contains(&(slot - 1))
-                });
+                let mut slots = 0..;
+                running.retain(|_| slots.next().is_some_and(|slot| kept.contains(&slot)));
             }
             let last: Vec<i64> = running.iter().map(|s| s.last).collect();
             let ids = Tensor::<B, 1, Int>::from_data(last.as_slice(), &device);

@@ -143,13 +143,8 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             .answer_n(&request, options.n, &drawing, &mut |_, _| {})?;
         let mut questions = distinct(drawn.iter().map(|answer| answer.text.as_str()));
         if options.answer {
-            // A token has at least one byte.
-            let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
-            let model = &self.assistant.model;
-            let shown = image.packing.tokens(model.config.tokens_per_image())?;
-            let shown = shown + TEMPLATE_TOKENS;
-            let tokens = (shown + longest).saturating_add(greedy.max_new_tokens);
-            for part in questions.chunks_mut(model.most_at_once(tokens)) {
+            let at_once = self.most_at_once(image, &questions, greedy.max_new_tokens)?;
+            for part in questions.chunks_mut(at_once) {
                 self.answer(part, images, &greedy)?;
             }
         }
@@ -157,6 +152,22 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             description,
             questions,
         })
+    }
+
+    /// How many of these questions fit into memory as one batch.
+    fn most_at_once(
+        &self,
+        image: &PreparedImage,
+        questions: &[Question],
+        max_new_tokens: usize,
+    ) -> Result<usize, ModelError> {
+        // A token has at least one byte.
+        let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
+        let model = &self.assistant.model;
+        let shown = image.packing.tokens(model.config.tokens_per_image())?;
+        let shown = shown + TEMPLATE_TOKENS;
+        let tokens = (shown + longest).saturating_add(max_new_tokens);
+        Ok(model.most_at_once(tokens))
     }
 
     /// Answers each question alone, these as one batch.

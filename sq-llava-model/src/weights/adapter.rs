@@ -290,20 +290,7 @@ pub(super) fn attach<B: Backend>(
     let mut notes = Vec::new();
     for mut adapter in adapters {
         let (mut pairs, mut strangers) = adapter.pairs()?;
-        let mut guessed = None;
-        for (path, pair) in &mut pairs {
-            let (config, guess) = adapter.configure(path, pair)?;
-            if guess {
-                guessed = Some((config.r, config.lora_alpha));
-            }
-            pair.config = Some(config);
-        }
-        if let Some((r, alpha)) = guessed {
-            notes.push(format!(
-                "{}: the adapters of the vision tower have rank {r}; no file says their alpha, {alpha} is taken",
-                adapter.file.display()
-            ));
-        }
+        notes.extend(configure(&mut adapter, &mut pairs)?);
         let prefixes = prefixes(&pairs, &model.config);
         let (mut placed, mut without) = (Vec::new(), Vec::new());
         for Adaptable {
@@ -346,6 +333,28 @@ pub(super) fn attach<B: Backend>(
         weights.strange(strangers);
     }
     Ok(notes)
+}
+
+/// Gives each pair of factors its rank and strength. Returns what the load report should say of
+/// those that no file tells.
+fn configure(
+    adapter: &mut Adapter,
+    pairs: &mut BTreeMap<String, Pair>,
+) -> Result<Option<String>, ModelError> {
+    let mut guessed = None;
+    for (path, pair) in pairs {
+        let (config, guess) = adapter.configure(path, pair)?;
+        if guess {
+            guessed = Some((config.r, config.lora_alpha));
+        }
+        pair.config = Some(config);
+    }
+    Ok(guessed.map(|(r, alpha)| {
+        format!(
+            "{}: the adapters of the vision tower have rank {r}; no file says their alpha, {alpha} is taken",
+            adapter.file.display()
+        )
+    }))
 }
 
 /// The canonical paths of all linears that can be adapted, with the adapters of those that are.

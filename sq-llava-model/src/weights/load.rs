@@ -46,25 +46,8 @@ pub fn load_model<B: Backend>(
     device: &B::Device,
 ) -> Result<Loaded<B>, ModelError> {
     let dtype = file_dtype(options.dtype)?;
-    let listed = CheckpointDir::open(dir, "not a model directory, nor a .gguf file")?;
-    let run = listed.is_run()?;
-    if let (true, Some(mmproj)) = (run, &options.mmproj) {
-        return Err(ModelError::weights(
-            mmproj,
-            "a run has the tower and projector of its base; --mmproj goes with a language model alone",
-        ));
-    }
-    let mut plan = match run {
-        true => plan_run(&listed, options)?,
-        false => plan_whole(listed, options)?,
-    };
-    if let Some(layers) = &options.select_layers {
-        plan.config.select_layers.clone_from(layers);
-    }
     let fresh = options.fresh.is_some();
-    apply_fresh(&mut plan, options)?;
-    tie_head(&mut plan)?;
-
+    let mut plan = plan(dir, options)?;
     check_model::<B>(
         dir,
         &plan.config,
@@ -115,6 +98,28 @@ pub fn load_model<B: Backend>(
         report,
         files: plan.files,
     })
+}
+
+/// What is read from where, settled before any weight is.
+fn plan(dir: &Path, options: &LoadOptions) -> Result<Plan, ModelError> {
+    let listed = CheckpointDir::open(dir, "not a model directory, nor a .gguf file")?;
+    let run = listed.is_run()?;
+    if let (true, Some(mmproj)) = (run, &options.mmproj) {
+        return Err(ModelError::weights(
+            mmproj,
+            "a run has the tower and projector of its base; --mmproj goes with a language model alone",
+        ));
+    }
+    let mut plan = match run {
+        true => plan_run(&listed, options)?,
+        false => plan_whole(listed, options)?,
+    };
+    if let Some(layers) = &options.select_layers {
+        plan.config.select_layers.clone_from(layers);
+    }
+    apply_fresh(&mut plan, options)?;
+    tie_head(&mut plan)?;
+    Ok(plan)
 }
 
 /// Says what stands in for the names of a checkpoint.

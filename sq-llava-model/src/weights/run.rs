@@ -32,16 +32,7 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
         (checkpoint.config, checkpoint.json, checkpoint.weights);
     let base_dir = checkpoint.dir;
 
-    // non_lora_trainables > mm_projector > the base's own.
-    for file in dir.projectors() {
-        weights.replace_parts(read_file(&file)?)?;
-    }
-    if let Some(path) = &options.projector {
-        return Err(ModelError::Argument(format!(
-            "{} cannot be used: the run directory brings its own projector",
-            path.display()
-        )));
-    }
+    replace_projector(dir, &mut weights, options)?;
     let (mut config, json) =
         run_config(dir, &base, &base_config, &base_json, options.allow_unused)?;
 
@@ -67,16 +58,11 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
         ];
         // The base's configuration describes the tower inside the base.
         let known = match weights.has(Section::Vision) {
-            true => base_config.vision.clone(),
+            true => base_config.vision,
             false => None,
         };
         tower = find_tower(&mut weights, &mut config, known, &places, options, false)?;
-        name_projector(&mut config, &json, &weights);
-        config.read_original_tiling(&dir.path.join("config.json"), &json)?;
-        if !config.has_image_newline() {
-            // The base's, where the run sees each picture as one tile.
-            weights.drop_section(Section::ImageNewline);
-        }
+        read_connector(dir, &json, &mut config, &mut weights)?;
     }
     let tokenizer = tokenizer_dir([dir])
         .or(checkpoint.tokenizer)
@@ -96,6 +82,41 @@ pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Pla
         adapters,
         new_tokens,
     })
+}
+
+/// Puts the run's projector in the place of the base's: non_lora_trainables > mm_projector > the
+/// base's own.
+fn replace_projector(
+    dir: &CheckpointDir,
+    weights: &mut WeightMap,
+    options: &LoadOptions,
+) -> Result<(), ModelError> {
+    for file in dir.projectors() {
+        weights.replace_parts(read_file(&file)?)?;
+    }
+    match &options.projector {
+        Some(path) => Err(ModelError::Argument(format!(
+            "{} cannot be used: the run directory brings its own projector",
+            path.display()
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// Names the projector in the configuration, and says how pictures become tiles.
+fn read_connector(
+    dir: &CheckpointDir,
+    json: &Value,
+    config: &mut SqLlavaConfig,
+    weights: &mut WeightMap,
+) -> Result<(), ModelError> {
+    name_projector(config, json, weights);
+    config.read_original_tiling(&dir.path.join("config.json"), json)?;
+    if !config.has_image_newline() {
+        // The base's, where the run sees each picture as one tile.
+        weights.drop_section(Section::ImageNewline);
+    }
+    Ok(())
 }
 
 /// The base: the one given, else the one that the adapter names if it is a directory here or can be

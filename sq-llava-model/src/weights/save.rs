@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use burn::module::Param;
 use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
 use half::f16;
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 
 use super::checkpoint_dir::CheckpointDir;
 use super::layout::{Layout, canonical};
@@ -68,9 +68,33 @@ pub fn save_pretrained<B: Backend>(
             "the llava-hf layout holds no quantised weights; choose the original layout".into(),
         ));
     }
+    let config = config_json(model, options.layout, dtype, &formats)?;
+    let mut entries = whole_entries(model, dtype)?;
+    for entry in &mut entries {
+        entry.take_key(options.layout, model.config.vision.as_ref());
+    }
+    make_dir(dir)?;
+    if !CheckpointDir::list(dir.to_path_buf())?
+        .model_files()?
+        .is_empty()
+    {
+        return Err(ModelError::weights(
+            dir,
+            "the directory already holds a model; choose another one",
+        ));
+    }
+    write_shards(dir, &split(entries, options.max_shard_bytes), &config)
+}
+
+fn config_json<B: Backend>(
+    model: &SqLlava<B>,
+    layout: Layout,
+    dtype: DType,
+    formats: &BTreeMap<&str, usize>,
+) -> Result<Value, ModelError> {
     let mut config = model.config.clone();
     config.llama.vocab_size = model.language_model.vocabulary();
-    let mut config = match options.layout {
+    let mut config = match layout {
         Layout::Original => config.to_hf(),
         Layout::LlavaHf => config.to_llava_hf()?,
     };
@@ -86,23 +110,17 @@ pub fn save_pretrained<B: Backend>(
         DType::BF16 => "bfloat16",
         _ => "float32",
     });
+    Ok(config)
+}
 
-    let mut entries = whole_entries(model, dtype)?;
-    for entry in &mut entries {
-        entry.take_key(options.layout, model.config.vision.as_ref());
-    }
-    make_dir(dir)?;
-    if !CheckpointDir::list(dir.to_path_buf())?
-        .model_files()?
-        .is_empty()
-    {
-        return Err(ModelError::weights(
-            dir,
-            "the directory already holds a model; choose another one",
-        ));
-    }
-    let total: u64 = entries.iter().map(Entry::bytes).sum();
-    let shards = split(entries, options.max_shard_bytes);
+/// Writes the weights, their index where there are several files, and `config.json`. Returns the
+/// weight files.
+fn write_shards(
+    dir: &Path,
+    shards: &[Vec<Entry>],
+    config: &Value,
+) -> Result<Vec<PathBuf>, ModelError> {
+    let total: u64 = shards.iter().flatten().map(Entry::bytes).sum();
     let names: Vec<String> = match shards.len() {
         1 => vec!["model.safetensors".into()],
         n => (1..=n)
@@ -112,7 +130,7 @@ pub fn save_pretrained<B: Backend>(
 
     let mut weight_map = Map::new();
     let mut pending = Vec::new();
-    for (name, shard) in names.iter().zip(&shards) {
+    for (name, shard) in names.iter().zip(shards) {
         pending.push(write_safetensors(dir.join(name), shard, &[])?);
         for entry in shard {
             weight_map.insert(entry.name.clone(), json!(name));
@@ -126,7 +144,7 @@ pub fn save_pretrained<B: Backend>(
         beside.push(write_json(path, &index)?);
     }
     // Last: without it the directory does not load.
-    beside.push(write_json(dir.join("config.json"), &config)?);
+    beside.push(write_json(dir.join("config.json"), config)?);
     let files = pending
         .into_iter()
         .map(|file| file.commit())

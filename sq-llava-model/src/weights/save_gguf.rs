@@ -12,7 +12,7 @@ use super::gguf::{GgufType, LanguageFile, PictureFile, Tensor};
 use super::layout::Section;
 use super::save::whole_entries;
 use super::write::{Entry, make_dir};
-use crate::config::{LlamaConfig, ProjectorConfig, SlidingWindow};
+use crate::config::{LlamaConfig, ProjectorConfig, SlidingWindow, SqLlavaConfig};
 use crate::error::ModelError;
 use crate::language::quantize::in_blocks;
 use crate::sq_llava::SqLlava;
@@ -67,20 +67,7 @@ pub fn save_gguf<B: Backend>(
     llama.vocab_size = model.language_model.vocabulary();
     shorten(&mut llama, options.context)?;
     let language = LanguageFile::new(&llama, options.matrices)?;
-    let pictures = match (&model.config.vision, options.processor) {
-        (None, _) => None,
-        (Some(vision), Some(processor)) => Some(PictureFile::new(
-            &model.config,
-            vision,
-            processor.config(),
-            options.matrices,
-        )?),
-        (Some(_), None) => {
-            return Err(ModelError::Argument(
-                "a model with a vision tower is saved with its image processor".into(),
-            ));
-        }
-    };
+    let pictures = picture_file(&model.config, options)?;
     let mut texts = language.fields();
     texts.extend(
         options
@@ -127,6 +114,23 @@ fn check_prototypes<B: Backend>(model: &SqLlava<B>) -> Result<(), ModelError> {
     Err(ModelError::Argument(format!(
         "this model finds {centers} prototypes among the tokens of a picture, which llama.cpp cannot compute, and it answers otherwise without those that it was trained with; export it in layout original, or train one without prototypes for llama.cpp"
     )))
+}
+
+/// The file of tower and projector, for a model that takes pictures.
+fn picture_file<'a>(
+    config: &'a SqLlavaConfig,
+    options: &GgufOptions<'a>,
+) -> Result<Option<PictureFile<'a>>, ModelError> {
+    match (&config.vision, options.processor) {
+        (None, _) => Ok(None),
+        (Some(vision), Some(processor)) => {
+            let processor = processor.config();
+            PictureFile::new(config, vision, processor, options.matrices).map(Some)
+        }
+        (Some(_), None) => Err(ModelError::Argument(
+            "a model with a vision tower is saved with its image processor".into(),
+        )),
+    }
 }
 
 /// Another context, which may leave windows nothing to hide.

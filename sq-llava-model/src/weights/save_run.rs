@@ -39,52 +39,29 @@ pub fn save_adapters<B: Backend>(
     origin: &RunOrigin,
 ) -> Result<(), ModelError> {
     make_dir(dir)?;
-    let mut llm = Vec::new();
-    let mut vision = Vec::new();
-    let mut parts = Vec::new();
-    let mut new_tokens = Vec::new();
     let tower = model.config.vision.as_ref();
-    for (part, mut entry) in entries(model) {
-        let (layout, found) = match part {
-            Part::LlmAdapters => (Layout::Original, &mut llm),
-            // The release's prefix.
-            Part::VisionAdapters => (Layout::LlavaHf, &mut vision),
-            part if part.is_connector() => (Layout::Original, &mut parts),
-            Part::NewTokens => {
-                entry.name = match entry.name.as_str() {
-                    "language_model.new_tokens.lm_head" => "lm_head.weight".into(),
-                    _ => "embed_tokens.weight".into(),
-                };
-                new_tokens.push(entry);
-                continue;
-            }
-            _ => continue,
-        };
-        entry.name = format!("base_model.model.{}", peft_key(&entry.name, layout, tower));
-        found.push(entry);
-    }
-
+    let trained = Trained::of(model);
     let adapters = adapters(model);
     let is_llm = |path: &str| Section::of(path) == Some(Section::Llm);
     let of = |llm: bool| adapters.iter().filter(move |(path, _)| is_llm(path) == llm);
     let vision_dir = dir.join(VISION_ADAPTER);
     write_adapter(
         dir,
-        &llm,
+        &trained.llm,
         peft_config(of(true), origin.base.as_deref(), None),
     )?;
-    if !vision.is_empty() {
+    if !trained.vision.is_empty() {
         make_dir(&vision_dir)?;
     }
     let config = peft_config(of(false), origin.vision.as_deref(), tower);
-    write_adapter(&vision_dir, &vision, config)?;
-    if !parts.is_empty() {
+    write_adapter(&vision_dir, &trained.vision, config)?;
+    if !trained.connector.is_empty() {
         let path = dir.join("non_lora_trainables.safetensors");
-        write_safetensors(path, &parts, &[])?.commit()?;
+        write_safetensors(path, &trained.connector, &[])?.commit()?;
     }
     if let Some(new) = &model.language_model.new_tokens {
         let start = [(NEW_TOKENS_START, new.start.to_string())];
-        write_safetensors(dir.join(NEW_TOKENS), &new_tokens, &start)?.commit()?;
+        write_safetensors(dir.join(NEW_TOKENS), &trained.new_tokens, &start)?.commit()?;
     }
     let mut config = model.config.clone();
     if let Some(new) = &model.language_model.new_tokens {
@@ -96,6 +73,42 @@ pub fn save_adapters<B: Backend>(
     }
     write_json(dir.join("config.json"), &config)?.commit()?;
     Ok(())
+}
+
+/// What training changed, by the file that it goes into, under that file's keys.
+#[derive(Default)]
+struct Trained {
+    llm: Vec<Entry>,
+    vision: Vec<Entry>,
+    connector: Vec<Entry>,
+    new_tokens: Vec<Entry>,
+}
+
+impl Trained {
+    fn of<B: Backend>(model: &SqLlava<B>) -> Self {
+        let tower = model.config.vision.as_ref();
+        let mut trained = Self::default();
+        for (part, mut entry) in entries(model) {
+            let (layout, found) = match part {
+                Part::LlmAdapters => (Layout::Original, &mut trained.llm),
+                // The release's prefix.
+                Part::VisionAdapters => (Layout::LlavaHf, &mut trained.vision),
+                part if part.is_connector() => (Layout::Original, &mut trained.connector),
+                Part::NewTokens => {
+                    entry.name = match entry.name.as_str() {
+                        "language_model.new_tokens.lm_head" => "lm_head.weight".into(),
+                        _ => "embed_tokens.weight".into(),
+                    };
+                    trained.new_tokens.push(entry);
+                    continue;
+                }
+                _ => continue,
+            };
+            entry.name = format!("base_model.model.{}", peft_key(&entry.name, layout, tower));
+            found.push(entry);
+        }
+        trained
+    }
 }
 
 fn write_adapter(dir: &Path, entries: &[Entry], config: Option<Value>) -> Result<(), ModelError> {
@@ -138,8 +151,7 @@ fn peft_config<'a, B: Backend>(
     base: Option<&str>,
     vision: Option<&VisionConfig>,
 ) -> Option<Value> {
-    // The commonest rank and strength stand for all; the others get a pattern.
-    let mut settings: Vec<(String, usize, f64, f64)> = Vec::new();
+    let mut settings: Vec<AdapterSettings> = Vec::new();
     let mut without = BTreeSet::new();
     let layout = match vision {
         Some(_) => Layout::LlavaHf,
@@ -152,30 +164,27 @@ fn peft_config<'a, B: Backend>(
             continue;
         };
         let r = lora.a.lazy_shape()[0];
-        settings.push((path, r, lora.scaling * r as f64, lora.dropout));
-    }
-    let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
-    for (_, r, alpha, _) in &settings {
-        *counts.entry((*r, alpha.to_bits())).or_default() += 1;
-    }
-    let (&(r, alpha), _) = counts.iter().max_by_key(|(_, count)| **count)?;
-    let dropout = settings.first().map_or(0.0, |s| s.3);
-    let mut targets = BTreeSet::new();
-    let (mut ranks, mut alphas) = (Map::new(), Map::new());
-    for (path, rank, strength, _) in &settings {
-        let name = last(path);
-        // A name that others have too would ask for adapters that are not there.
-        targets.insert(match without.contains(name) {
-            true => path.clone(),
-            false => name.to_string(),
+        settings.push(AdapterSettings {
+            path,
+            r,
+            alpha: lora.scaling * r as f64,
+            dropout: lora.dropout,
         });
-        if *rank != r {
-            ranks.insert(path.clone(), json!(rank));
-        }
-        if strength.to_bits() != alpha {
-            alphas.insert(path.clone(), number(*strength));
-        }
     }
+    let (r, alpha) = commonest(&settings)?;
+    let dropout = settings.first().map_or(0.0, |adapter| adapter.dropout);
+    // A name that others have too would ask for adapters that are not there.
+    let target = |path: &str| match without.contains(last(path)) {
+        true => path.to_owned(),
+        false => last(path).to_owned(),
+    };
+    let targets: BTreeSet<String> = settings.iter().map(|a| target(&a.path)).collect();
+    let ranks = settings.iter().filter(|a| a.r != r);
+    let ranks: Map<_, _> = ranks.map(|a| (a.path.clone(), json!(a.r))).collect();
+    let alphas = settings
+        .iter()
+        .filter(|a| a.alpha.to_bits() != alpha.to_bits());
+    let alphas: Map<_, _> = alphas.map(|a| (a.path.clone(), number(a.alpha))).collect();
     let mapping = vision.map(|vision| {
         let module = match vision.family {
             VisionFamily::Clip => "clip",
@@ -195,7 +204,7 @@ fn peft_config<'a, B: Backend>(
         "revision": null,
         "inference_mode": true,
         "r": r,
-        "lora_alpha": number(f64::from_bits(alpha)),
+        "lora_alpha": number(alpha),
         "lora_dropout": dropout,
         "target_modules": targets,
         "bias": "none",
@@ -207,6 +216,26 @@ fn peft_config<'a, B: Backend>(
         "use_rslora": false,
         "use_dora": false,
     }))
+}
+
+/// One linear's adapter, as `adapter_config.json` tells it.
+struct AdapterSettings {
+    path: String,
+    r: usize,
+    alpha: f64,
+    dropout: f64,
+}
+
+/// The commonest rank and strength, which stand for all; the others get a pattern.
+fn commonest(settings: &[AdapterSettings]) -> Option<(usize, f64)> {
+    let mut counts: BTreeMap<(usize, u64), usize> = BTreeMap::new();
+    for adapter in settings {
+        *counts
+            .entry((adapter.r, adapter.alpha.to_bits()))
+            .or_default() += 1;
+    }
+    let (&(r, alpha), _) = counts.iter().max_by_key(|(_, count)| **count)?;
+    Some((r, f64::from_bits(alpha)))
 }
 
 /// The last part of a path.

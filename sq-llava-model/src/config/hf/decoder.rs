@@ -137,46 +137,14 @@ fn gemma(r: &Reader, config: &mut LlamaConfig) -> Result<(), ModelError> {
 /// Layers that see a window. A window as long as the context hides nothing.
 fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWindow>, ModelError> {
     let family = config.family;
-    let layers = config.num_hidden_layers;
     // In Qwen's files `sliding_window` alone means nothing.
     let used = match family {
         Family::Qwen2 | Family::Qwen3 | Family::Smollm3 => r.flag("use_sliding_window", false)?,
         _ => r.flag("use_sliding_window", true)?,
     };
-    // transformers gives these classes a window where the key is left out.
-    let default = match family {
-        Family::Mistral | Family::Gemma2 | Family::Gemma3Text => Some(4096),
-        Family::Qwen2 | Family::Qwen3 if used => Some(4096),
-        _ => None,
-    };
-    let tokens = match r.has("sliding_window") {
-        true => Some(r.size("sliding_window", 0)?).filter(|&tokens| tokens > 0),
-        false => default,
-    };
-    let from = match family {
-        Family::Qwen2 | Family::Qwen3 => r.size("max_window_layers", 28)?,
-        _ => r.size("max_window_layers", 0)?,
-    };
-    let pattern = match family {
-        Family::Gemma3Text => {
-            let other = r.size("_sliding_window_pattern", 6)?;
-            r.positive("sliding_window_pattern", other)?
-        }
-        _ => 1,
-    };
-    let by_rule = |layer: usize| match family {
-        Family::Llama | Family::Olmo2 => false,
-        Family::Mistral | Family::Phi3 => true,
-        Family::Qwen2 | Family::Qwen3 => layer >= from,
-        Family::Gemma2 => layer.is_multiple_of(2),
-        Family::Gemma3Text => !(layer + 1).is_multiple_of(pattern),
-        Family::Smollm3 => config.unrotated_layers.contains(&layer),
-    };
-    let rule: Vec<bool> = match family {
-        Family::Llama => Vec::new(),
-        _ => (0..layers).map(|layer| used && by_rule(layer)).collect(),
-    };
-    let given = layer_types(r, layers)?;
+    let tokens = window_tokens(r, family, used)?;
+    let rule = sliding_rule(r, config, used)?;
+    let given = layer_types(r, config.num_hidden_layers)?;
     // These classes do not read the list: it must not matter.
     let unread = matches!(
         family,
@@ -219,6 +187,48 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         }
         None => Ok(None),
     }
+}
+
+/// How far a sliding layer sees: as the file says, else as transformers' class of the family does.
+fn window_tokens(r: &Reader, family: Family, used: bool) -> Result<Option<usize>, ModelError> {
+    if r.has("sliding_window") {
+        return Ok(Some(r.size("sliding_window", 0)?).filter(|&tokens| tokens > 0));
+    }
+    Ok(match family {
+        Family::Mistral | Family::Gemma2 | Family::Gemma3Text => Some(4096),
+        Family::Qwen2 | Family::Qwen3 if used => Some(4096),
+        _ => None,
+    })
+}
+
+/// For each layer whether it slides by its family's rule; none for LLaMA, which has no rule.
+fn sliding_rule(r: &Reader, config: &LlamaConfig, used: bool) -> Result<Vec<bool>, ModelError> {
+    let family = config.family;
+    let from = match family {
+        Family::Qwen2 | Family::Qwen3 => r.size("max_window_layers", 28)?,
+        _ => r.size("max_window_layers", 0)?,
+    };
+    let pattern = match family {
+        Family::Gemma3Text => {
+            let other = r.size("_sliding_window_pattern", 6)?;
+            r.positive("sliding_window_pattern", other)?
+        }
+        _ => 1,
+    };
+    let slides = |layer: usize| match family {
+        Family::Llama | Family::Olmo2 => false,
+        Family::Mistral | Family::Phi3 => true,
+        Family::Qwen2 | Family::Qwen3 => layer >= from,
+        Family::Gemma2 => layer.is_multiple_of(2),
+        Family::Gemma3Text => !(layer + 1).is_multiple_of(pattern),
+        Family::Smollm3 => config.unrotated_layers.contains(&layer),
+    };
+    Ok(match family {
+        Family::Llama => Vec::new(),
+        _ => (0..config.num_hidden_layers)
+            .map(|layer| used && slides(layer))
+            .collect(),
+    })
 }
 
 /// For each layer whether it slides, where the file lists them.

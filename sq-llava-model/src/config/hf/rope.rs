@@ -22,15 +22,7 @@ pub(super) fn rope(
             r.float("rope_local_base_freq", local)?,
         )?);
     }
-    // transformers 5 nests theta and scaling in "rope_parameters".
-    let given = match (r.inside("rope_scaling")?, r.inside("rope_parameters")?) {
-        (Some(_), Some(_)) if r.get("rope_scaling") != r.get("rope_parameters") => {
-            return Err(r.error(
-                "\"rope_scaling\" and \"rope_parameters\" differ; take out the one that is not meant",
-            ));
-        }
-        (one, other) => one.or(other),
-    };
+    let given = rope_object(r)?;
     // As in transformers the outer number goes before the inner one; Phi-3's class always has it.
     let original = r.size(
         "original_max_position_embeddings",
@@ -70,6 +62,16 @@ pub(super) fn rope(
     config.rope_scaling = rope_scaling(&given, config, original)?;
     unknown.extend(given.unknown(Described::Rope));
     Ok(())
+}
+
+/// Where theta and scaling stand nested: "rope_parameters" in transformers 5.
+fn rope_object<'a>(r: &Reader<'a>) -> Result<Option<Reader<'a>>, ModelError> {
+    match (r.inside("rope_scaling")?, r.inside("rope_parameters")?) {
+        (Some(_), Some(_)) if r.get("rope_scaling") != r.get("rope_parameters") => Err(r.error(
+            "\"rope_scaling\" and \"rope_parameters\" differ; take out the one that is not meant",
+        )),
+        (one, other) => Ok(one.or(other)),
+    }
 }
 
 /// The share of a head that rotates, which Phi-3's class alone knows; the inner number goes before

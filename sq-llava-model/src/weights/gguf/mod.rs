@@ -19,6 +19,7 @@ use std::sync::Arc;
 use burn::tensor::DType;
 use sq_llava_data::gguf::{GgufHeader, GgufTensor};
 
+use arch::Architecture;
 pub(super) use blocks::{BlockFormat, scale_and_min};
 pub use encode::GgufType;
 pub(super) use mmproj::{Mmproj, read_mmproj};
@@ -30,7 +31,7 @@ pub(super) use to_file::LanguageFile;
 
 use super::source::check_sharing;
 use super::tensor::{MappedFile, StoredTensor, StoredType};
-use crate::config::SqLlavaConfig;
+use crate::config::{LlamaConfig, SqLlavaConfig};
 use crate::error::ModelError;
 
 /// What a GGUF file holds of a model.
@@ -85,8 +86,28 @@ pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, Mo
         }
     }
     let config = config::read_config(&header, arch, factors, allow_unused)?;
-    let llama = &config.llama;
-    for (name, tensor) in &mut tensors {
+    mark_converted(&header, arch, &config.llama, &mut tensors)?;
+    let mut seen = std::collections::BTreeSet::new();
+    if let Some((_, twice)) = tensors.iter().find(|(name, _)| !seen.insert(name.clone())) {
+        let reason = format!("tensor \"{}\" is there twice", twice.name);
+        return Err(header.error(reason).into());
+    }
+    Ok(GgufModel {
+        config,
+        tensors,
+        unknown,
+        ignored,
+    })
+}
+
+/// Marks what llama.cpp's converter changed in tensors, to be undone as they are read.
+fn mark_converted(
+    header: &GgufHeader,
+    arch: Architecture,
+    llama: &LlamaConfig,
+    tensors: &mut [(String, StoredTensor)],
+) -> Result<(), ModelError> {
+    for (name, tensor) in tensors {
         // The converter adds the one that such norms multiply by more than their weight.
         tensor.one_more = llama.norm_offset && name.ends_with("norm.weight");
         // llama.cpp turns pairs of neighbours, LLaMA halves: its converter reorders these rows.
@@ -108,17 +129,7 @@ pub(super) fn read_gguf(path: &Path, allow_unused: bool) -> Result<GgufModel, Mo
             return Err(header.error(reason).into());
         }
     }
-    let mut seen = std::collections::BTreeSet::new();
-    if let Some((_, twice)) = tensors.iter().find(|(name, _)| !seen.insert(name.clone())) {
-        let reason = format!("tensor \"{}\" is there twice", twice.name);
-        return Err(header.error(reason).into());
-    }
-    Ok(GgufModel {
-        config,
-        tensors,
-        unknown,
-        ignored,
-    })
+    Ok(())
 }
 
 /// A listed tensor, checked to lie inside the file.

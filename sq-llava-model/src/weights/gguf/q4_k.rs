@@ -108,23 +108,9 @@ fn fit(values: &[f32], quants: &mut [u8; PART]) -> (f32, f32) {
     for step in 0..=20 {
         let steps = (-1.0 + 0.1 * step as f32 + MOST) / (most - min);
         rounded(steps, min, &mut tried);
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
-        for ((&quant, w), x) in tried.iter().zip(&weights).zip(values) {
-            let l = f32::from(quant);
-            sum_l += w * l;
-            sum_l2 += w * l * l;
-            sum_xl += w * l * x;
-        }
-        let determinant = sum_w * sum_l2 - sum_l * sum_l;
-        if determinant <= 0.0 {
+        let Some((this_scale, this_min)) = line(values, &weights, &tried, [sum_w, sum_x]) else {
             continue;
-        }
-        let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
-        let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
-        if this_min > 0.0 {
-            this_min = 0.0;
-            this_scale = sum_xl / sum_l2;
-        }
+        };
         let this = error(this_scale, this_min, &tried);
         if this < best {
             *quants = tried;
@@ -132,4 +118,31 @@ fn fit(values: &[f32], quants: &mut [u8; PART]) -> (f32, f32) {
         }
     }
     (scale, -min)
+}
+
+/// Scale and minimum (not above 0) with the least weighted square error for given numbers; `None`
+/// where all numbers are one. `sums` of the weights, and of the weighted values.
+fn line(
+    values: &[f32],
+    weights: &[f32],
+    quants: &[u8; PART],
+    [sum_w, sum_x]: [f32; 2],
+) -> Option<(f32, f32)> {
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (0.0f32, 0.0f32, 0.0f32);
+    for ((&quant, w), x) in quants.iter().zip(weights).zip(values) {
+        let l = f32::from(quant);
+        sum_l += w * l;
+        sum_l2 += w * l * l;
+        sum_xl += w * l * x;
+    }
+    let determinant = sum_w * sum_l2 - sum_l * sum_l;
+    if determinant <= 0.0 {
+        return None;
+    }
+    let scale = (sum_w * sum_xl - sum_x * sum_l) / determinant;
+    let min = (sum_l2 * sum_x - sum_l * sum_xl) / determinant;
+    Some(match min > 0.0 {
+        true => (sum_xl / sum_l2, 0.0),
+        false => (scale, min),
+    })
 }

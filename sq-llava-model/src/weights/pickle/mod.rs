@@ -87,43 +87,49 @@ impl<'a> Pickle<'a> {
             0x95 => drop(self.take(8)?),
             b'(' => self.stack.push(Value::Mark),
             b'N' | 0x88 | 0x89 => self.stack.push(Value::Opaque),
-            b'G' => {
-                self.take(8)?;
-                self.stack.push(Value::Opaque);
-            }
-            b'K' => {
-                let n = self.take(1)?[0];
-                self.stack.push(Value::Int(n.into()));
-            }
-            b'M' => {
-                let n = self.unsigned(2)?;
-                self.stack.push(Value::Int(n as i64));
-            }
-            b'J' => {
-                let n = self.unsigned(4)? as u32;
-                self.stack.push(Value::Int(i64::from(n as i32)));
-            }
-            0x8a => {
-                let length = self.take(1)?[0].into();
-                let long = long(self.take(length)?);
-                self.stack.push(long);
+            b'G' => self.opaque(8)?,
+            b'K' | b'M' | b'J' | 0x8a => {
+                let number = self.integer(op)?;
+                self.stack.push(number);
             }
             // Text of 1, 4 and 8 bytes of length, and the byte strings of Python 2.
             0x8c | b'U' => self.text(1)?,
             b'X' | b'T' => self.text(4)?,
             0x8d => self.text(8)?,
-            b'C' | b'B' | 0x8e => {
-                let width = if op == b'C' {
-                    1
-                } else if op == b'B' {
-                    4
-                } else {
-                    8
-                };
-                let length = self.unsigned(width)?;
-                self.take(length)?;
-                self.stack.push(Value::Opaque);
+            b'C' => self.bytes(1)?,
+            b'B' => self.bytes(4)?,
+            0x8e => self.bytes(8)?,
+            b'0' => drop(self.pop()?),
+            b'2' => {
+                let top = self.top()?.clone();
+                self.stack.push(top);
             }
+            b'q' => self.remember(Some(1))?,
+            b'r' => self.remember(Some(4))?,
+            0x94 => self.remember(None)?,
+            b'h' => self.recall(1)?,
+            b'j' => self.recall(4)?,
+            b'c' => {
+                let (module, name) = (self.line()?, self.line()?);
+                self.global(module, name);
+            }
+            0x93 => self.global_of_texts()?,
+            b'R' | 0x81 => self.call(op)?,
+            // State for the object below; no tensor has any that matters.
+            b'b' => drop(self.pop()?),
+            b'Q' => {
+                let id = self.pop()?;
+                let storage = self.storage(&id)?;
+                self.stack.push(storage);
+            }
+            _ => self.gather(op)?,
+        }
+        Ok(())
+    }
+
+    /// The instructions that make or fill tuples, lists and dictionaries.
+    fn gather(&mut self, op: u8) -> Read<()> {
+        match op {
             b')' => self.stack.push(Value::Tuple(Rc::default())),
             b']' | 0x8f => self.list(Vec::new()),
             b'}' => self.dict(Vec::new()),
@@ -161,65 +167,85 @@ impl<'a> Pickle<'a> {
                 let items = self.down_to_mark()?;
                 self.set(items)?;
             }
-            b'0' => drop(self.pop()?),
-            b'2' => {
-                let top = self.top()?.clone();
-                self.stack.push(top);
-            }
-            b'q' | b'r' => {
-                let slot = self.unsigned(if op == b'q' { 1 } else { 4 })? as u32;
-                let top = self.top()?.clone();
-                self.memo.insert(slot, top);
-            }
-            0x94 => {
-                let top = self.top()?.clone();
-                self.memo.insert(self.memo.len() as u32, top);
-            }
-            b'h' | b'j' => {
-                let slot = self.unsigned(if op == b'h' { 1 } else { 4 })? as u32;
-                let value = self.memo.get(&slot).cloned();
-                self.stack.push(value.ok_or("an unknown reference")?);
-            }
-            b'c' => {
-                let (module, name) = (self.line()?, self.line()?);
-                self.stack
-                    .push(Value::Global(format!("{module} {name}").into()));
-            }
-            0x93 => {
-                let (Value::Text(name), Value::Text(module)) = (self.pop()?, self.pop()?) else {
-                    return Err("a global without a name".into());
-                };
-                if module.len() + name.len() > MAX_NAME {
-                    return Err("a global with too long a name".into());
-                }
-                self.stack
-                    .push(Value::Global(format!("{module} {name}").into()));
-            }
-            b'R' | 0x81 => {
-                let (arguments, callee) = (self.pop()?, self.pop()?);
-                let value = match (op, &callee, &arguments) {
-                    (b'R', Value::Global(name), Value::Tuple(arguments)) => {
-                        if let Some(Value::List(list)) = arguments.items.first() {
-                            self.charge(list.borrow().len())?;
-                        }
-                        call(name, &arguments.items)?
-                    }
-                    _ => Value::Opaque,
-                };
-                if matches!(value, Value::Dict(_)) {
-                    self.containers.push(value.clone());
-                }
-                self.stack.push(value);
-            }
-            // State for the object below; no tensor has any that matters.
-            b'b' => drop(self.pop()?),
-            b'Q' => {
-                let id = self.pop()?;
-                let storage = self.storage(&id)?;
-                self.stack.push(storage);
-            }
             other => return Err(format!("unknown instruction 0x{other:02x}")),
         }
+        Ok(())
+    }
+
+    fn integer(&mut self, op: u8) -> Read<Value> {
+        Ok(match op {
+            b'K' => Value::Int(self.take(1)?[0].into()),
+            b'M' => Value::Int(self.unsigned(2)? as i64),
+            b'J' => Value::Int(i64::from(self.unsigned(4)? as u32 as i32)),
+            _ => {
+                let length = self.take(1)?[0].into();
+                long(self.take(length)?)
+            }
+        })
+    }
+
+    /// Bytes that nothing here reads.
+    fn opaque(&mut self, length: usize) -> Read<()> {
+        self.take(length)?;
+        self.stack.push(Value::Opaque);
+        Ok(())
+    }
+
+    fn bytes(&mut self, width: usize) -> Read<()> {
+        let length = self.unsigned(width)?;
+        self.opaque(length)
+    }
+
+    /// Keeps the top of the stack, in the slot that stands in so many bytes or in the next.
+    fn remember(&mut self, width: Option<usize>) -> Read<()> {
+        let slot = match width {
+            Some(width) => self.unsigned(width)?,
+            None => self.memo.len(),
+        };
+        let top = self.top()?.clone();
+        self.memo.insert(slot as u32, top);
+        Ok(())
+    }
+
+    fn recall(&mut self, width: usize) -> Read<()> {
+        let slot = self.unsigned(width)? as u32;
+        let value = self.memo.get(&slot).cloned();
+        self.stack.push(value.ok_or("an unknown reference")?);
+        Ok(())
+    }
+
+    fn global(&mut self, module: &str, name: &str) {
+        self.stack
+            .push(Value::Global(format!("{module} {name}").into()));
+    }
+
+    fn global_of_texts(&mut self) -> Read<()> {
+        let (Value::Text(name), Value::Text(module)) = (self.pop()?, self.pop()?) else {
+            return Err("a global without a name".into());
+        };
+        if module.len() + name.len() > MAX_NAME {
+            return Err("a global with too long a name".into());
+        }
+        self.global(&module, &name);
+        Ok(())
+    }
+
+    /// What a function or class gives for its arguments: a value where it is known.
+    fn call(&mut self, op: u8) -> Read<()> {
+        let (arguments, callee) = (self.pop()?, self.pop()?);
+        let value = match (op, &callee, &arguments) {
+            (b'R', Value::Global(name), Value::Tuple(arguments)) => {
+                if let Some(Value::List(list)) = arguments.items.first() {
+                    self.charge(list.borrow().len())?;
+                }
+                call(name, &arguments.items)?
+            }
+            _ => Value::Opaque,
+        };
+        if matches!(value, Value::Dict(_)) {
+            self.containers.push(value.clone());
+        }
+        self.stack.push(value);
         Ok(())
     }
 

@@ -56,7 +56,6 @@ unsafe fn step<const Q4: bool, const M: usize>(
     first: usize,
     count: usize,
 ) {
-    let nibble = _mm_set1_epi8(15);
     let mut factors = [[0.0f32; LANES]; M];
     let block_bytes = if Q4 { BLOCK / 2 } else { BLOCK };
     for line in (0..count * block_bytes).step_by(LINE) {
@@ -88,19 +87,7 @@ unsafe fn step<const Q4: bool, const M: usize>(
                     break;
                 }
                 let block = first + i;
-                let (low, high) = if Q4 {
-                    let pairs = row.quants.as_ptr().add(block * BLOCK / 2).cast();
-                    let pairs = _mm_loadu_si128(pairs);
-                    let low = _mm_and_si128(pairs, nibble);
-                    let high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
-                    (_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high))
-                } else {
-                    let bytes: *const __m128i = row.quants.as_ptr().add(block * BLOCK).cast();
-                    (
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)),
-                        _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1))),
-                    )
-                };
+                let (low, high) = widened::<Q4>(row, block);
                 for m in 0..M {
                     let x: *const __m256i = inputs[m].values.as_ptr().add(block * BLOCK).cast();
                     let dot = _mm256_add_epi32(
@@ -112,6 +99,32 @@ unsafe fn step<const Q4: bool, const M: usize>(
                     *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), factor, *sum);
                 }
             }
+        }
+    }
+}
+
+/// The numbers of a block as 16 bits each: its first half and its second.
+///
+/// # Safety
+/// AVX2, and the block is inside the row.
+#[inline]
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn widened<const Q4: bool>(row: &Row<'_>, block: usize) -> (__m256i, __m256i) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        if Q4 {
+            let nibble = _mm_set1_epi8(15);
+            let pairs = row.quants.as_ptr().add(block * BLOCK / 2).cast();
+            let pairs = _mm_loadu_si128(pairs);
+            let low = _mm_and_si128(pairs, nibble);
+            let high = _mm_and_si128(_mm_srli_epi16(pairs, 4), nibble);
+            (_mm256_cvtepu8_epi16(low), _mm256_cvtepu8_epi16(high))
+        } else {
+            let bytes: *const __m128i = row.quants.as_ptr().add(block * BLOCK).cast();
+            (
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes)),
+                _mm256_cvtepi8_epi16(_mm_loadu_si128(bytes.add(1))),
+            )
         }
     }
 }
