@@ -106,6 +106,53 @@ impl LinearKernel {
         });
         (filled(out, Shape::from(vec![rows, n])), low)
     }
+
+    /// Gradients of the adapter's factors, and what reaches the input through them. `g` is the
+    /// output's gradient.
+    #[inline]
+    fn adapter_back<const N: usize>(
+        &self,
+        saved: &Saved<N>,
+        g: &[f32],
+        [rows, n]: [usize; 2],
+        wanted: [bool; N],
+        found: &mut [Option<Vec<f32>>; N],
+    ) {
+        let places = self.places();
+        let Some((at_a, at_b)) = places.adapter else {
+            return;
+        };
+        let scaling = self.scaling();
+        if let (true, Some(low)) = (wanted[at_b], &saved.low) {
+            let r = super::view::width(low);
+            let left = Matrix::rows(g, n).transposed();
+            let right = Matrix::rows(elements(low), r);
+            let sizes = [n, r, rows];
+            found[at_b] = Some(new_product(sizes, scaling, left, right, Threads::Pool));
+        }
+        if let (Some(a), Some(b)) = (&saved.inputs[at_a], &saved.inputs[at_b]) {
+            let [r, k] = a.layout().shape().dims::<2>();
+            let (a, b) = (elements(a), elements(b));
+            // Gradient of x Aᵀ: g B.
+            let (left, right) = (Matrix::rows(g, n), Matrix::rows(b, r));
+            let d_low = new_product([rows, r, n], scaling, left, right, Threads::Pool);
+            if wanted[places.low_input] {
+                let (left, right) = (Matrix::rows(&d_low, r), Matrix::rows(a, k));
+                let sizes = [rows, k, r];
+                let slot = &mut found[places.low_input];
+                match slot {
+                    Some(d_x) => product(sizes, 1.0, left, right, d_x, k, true, Threads::Pool),
+                    None => *slot = Some(new_product(sizes, 1.0, left, right, Threads::Pool)),
+                }
+            }
+            if let (true, Some(x)) = (wanted[at_a], &saved.inputs[places.low_input]) {
+                let left = Matrix::rows(&d_low, r).transposed();
+                let right = Matrix::rows(elements(x), k);
+                let d_a = new_product([r, k, rows], 1.0, left, right, Threads::Pool);
+                found[at_a] = Some(d_a);
+            }
+        }
+    }
 }
 
 impl<const N: usize> Kernel<N> for LinearKernel {
@@ -171,38 +218,7 @@ impl<const N: usize> Kernel<N> for LinearKernel {
         if let (true, Some(weight)) = (wanted[0], weight) {
             found[0] = Some(weight.backward(rows, g));
         }
-        if let Some((at_a, at_b)) = places.adapter {
-            let scaling = self.scaling();
-            if let (true, Some(low)) = (wanted[at_b], &saved.low) {
-                let r = super::view::width(low);
-                let left = Matrix::rows(g, n).transposed();
-                let right = Matrix::rows(elements(low), r);
-                let sizes = [n, r, rows];
-                found[at_b] = Some(new_product(sizes, scaling, left, right, Threads::Pool));
-            }
-            if let (Some(a), Some(b)) = (&saved.inputs[at_a], &saved.inputs[at_b]) {
-                let [r, k] = a.layout().shape().dims::<2>();
-                let (a, b) = (elements(a), elements(b));
-                // Gradient of x Aᵀ: g B.
-                let (left, right) = (Matrix::rows(g, n), Matrix::rows(b, r));
-                let d_low = new_product([rows, r, n], scaling, left, right, Threads::Pool);
-                if wanted[places.low_input] {
-                    let (left, right) = (Matrix::rows(&d_low, r), Matrix::rows(a, k));
-                    let sizes = [rows, k, r];
-                    let slot = &mut found[places.low_input];
-                    match slot {
-                        Some(d_x) => product(sizes, 1.0, left, right, d_x, k, true, Threads::Pool),
-                        None => *slot = Some(new_product(sizes, 1.0, left, right, Threads::Pool)),
-                    }
-                }
-                if let (true, Some(x)) = (wanted[at_a], &saved.inputs[places.low_input]) {
-                    let left = Matrix::rows(&d_low, r).transposed();
-                    let right = Matrix::rows(elements(x), k);
-                    let d_a = new_product([r, k, rows], 1.0, left, right, Threads::Pool);
-                    found[at_a] = Some(d_a);
-                }
-            }
-        }
+        self.adapter_back(&saved, g, [rows, n], wanted, &mut found);
         let weight = places.weight.filter(|&weight| wanted[weight]);
         if let (Some(weight), Some(x)) = (weight, &saved.inputs[0]) {
             let k = super::view::width(x);

@@ -43,8 +43,16 @@ struct HeadGrads {
 /// Gradients of queries, keys and values.
 pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, how: &Scores<'_>) -> [FlexTensor; 3] {
     let [q, k, v] = [&saved.query, &saved.key, &saved.value].map(Heads::<f32>::new);
-    let (out, grad) = (Heads::<f32>::new(&saved.output), Heads::<f32>::new(&grad));
-    let log_sums = elements(&saved.log_sums);
+    let inputs = Inputs {
+        q,
+        k,
+        v,
+        out: Heads::new(&saved.output),
+        grad: Heads::new(&grad),
+        log_sums: elements(&saved.log_sums),
+        how,
+    };
+    let Inputs { q, k, .. } = &inputs;
     let (batch, kv_heads, dim) = (k.batch, k.heads, q.dim);
     let group = q.heads / kv_heads;
     let (queries, keys) = (q.tokens, k.tokens);
@@ -56,7 +64,7 @@ pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, how: &Scores<'_>) -> 
     let value_out = Scattered::new(&mut d_value.spare_capacity_mut()[..lens[2]]);
     (0..batch * kv_heads).into_par_iter().for_each(|index| {
         let at @ [b, kv_head] = [index / kv_heads, index % kv_heads];
-        let part = head_back(&q, &k, &v, &out, &grad, log_sums, how, at);
+        let part = head_back(&inputs, at);
         // SAFETY: this key head and the queries on it are this call's alone.
         unsafe {
             for (row, values) in part.query.chunks_exact(dim).enumerate() {
@@ -84,17 +92,31 @@ pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, how: &Scores<'_>) -> 
     ]
 }
 
-#[allow(clippy::too_many_arguments)]
-fn head_back(
-    q: &Heads<'_>,
-    k: &Heads<'_>,
-    v: &Heads<'_>,
-    out: &Heads<'_>,
-    grad: &Heads<'_>,
-    log_sums: &[f32],
-    how: &Scores<'_>,
-    [batch, kv_head]: [usize; 2],
-) -> HeadGrads {
+/// What the backward pass reads.
+struct Inputs<'a> {
+    q: Heads<'a>,
+    k: Heads<'a>,
+    v: Heads<'a>,
+    out: Heads<'a>,
+    grad: Heads<'a>,
+    log_sums: &'a [f32],
+    how: &'a Scores<'a>,
+}
+
+/// Queries `from..from + rows` of a head, and the keys that any of them sees.
+struct Block {
+    batch: usize,
+    head: usize,
+    from: usize,
+    rows: usize,
+    first_key: usize,
+    keys: usize,
+    /// Keys before the first query.
+    past: usize,
+}
+
+fn head_back(inputs: &Inputs<'_>, [batch, kv_head]: [usize; 2]) -> HeadGrads {
+    let Inputs { q, k, v, how, .. } = inputs;
     let (dim, queries, group) = (q.dim, q.tokens, q.heads / k.heads);
     let past = k.tokens.saturating_sub(queries);
     let mut found = HeadGrads {
@@ -112,89 +134,92 @@ fn head_back(
             let key = Matrix::rows(k.head(batch, kv_head, first), k.row_stride());
             let value = Matrix::rows(v.head(batch, kv_head, first), v.row_stride());
             let query = Matrix::rows(q.head(batch, head, from), q.row_stride());
-            let d_out = Matrix::rows(grad.head(batch, head, from), grad.row_stride());
+            let d_out = Matrix::rows(
+                inputs.grad.head(batch, head, from),
+                inputs.grad.row_stride(),
+            );
             for buffer in [&mut weights, &mut grads] {
                 buffer.clear();
                 buffer.resize(rows * keys, 0.0);
             }
             let (s, d) = (&mut weights[..], &mut grads[..]);
-            product(
-                [rows, keys, dim],
-                how.factor,
-                query,
-                key.transposed(),
-                s,
+            let sizes = [rows, keys, dim];
+            multiply(sizes, how.factor, query, key.transposed(), s, false);
+            multiply(sizes, 1.0, d_out, value.transposed(), d, false);
+            let block = Block {
+                batch,
+                head,
+                from,
+                rows,
+                first_key: first,
                 keys,
-                false,
-                Threads::One,
-            );
-            product(
-                [rows, keys, dim],
-                1.0,
-                d_out,
-                value.transposed(),
-                d,
-                keys,
-                false,
-                Threads::One,
-            );
-            for row in 0..rows {
-                let token = from + row;
-                let s = &mut s[row * keys..][..keys];
-                let d = &mut d[row * keys..][..keys];
-                if let Some(cap) = how.softcap {
-                    limit(s, cap);
-                    limited.clear();
-                    limited.extend_from_slice(s);
-                }
-                let seen = how.mask.hide([batch, head, token], past, first, s);
-                for unseen in [0..seen.start, seen.end..keys] {
-                    s[unseen.clone()].fill(0.0);
-                    d[unseen].fill(0.0);
-                }
-                let log_sum = log_sums[(batch * q.heads + head) * queries + token];
-                weights_row(&mut s[seen.clone()], log_sum);
-                let delta = row_dot(grad.row(batch, head, token), out.row(batch, head, token));
-                scores_back_row(&s[seen.clone()], &mut d[seen.clone()], delta);
-                if let Some(cap) = how.softcap {
-                    limit_back(&limited[seen.clone()], &mut d[seen], cap);
-                }
-            }
+                past,
+            };
+            softmax_back(inputs, &block, s, d, &mut limited);
             // dV += Pᵀ dO, dK += dSᵀ Q · scale, dQ = dS K · scale.
-            let p = Matrix::rows(s, keys);
+            let p = Matrix::rows(s, keys).transposed();
             let ds = Matrix::rows(d, keys);
-            product(
-                [keys, dim, rows],
-                1.0,
-                p.transposed(),
-                d_out,
-                &mut found.value[first * dim..],
-                dim,
-                true,
-                Threads::One,
-            );
-            product(
-                [keys, dim, rows],
-                how.factor,
-                ds.transposed(),
-                query,
-                &mut found.key[first * dim..],
-                dim,
-                true,
-                Threads::One,
-            );
+            let sizes = [keys, dim, rows];
+            multiply(sizes, 1.0, p, d_out, &mut found.value[first * dim..], true);
+            let d_key = &mut found.key[first * dim..];
+            multiply(sizes, how.factor, ds.transposed(), query, d_key, true);
             let d_query = &mut found.query[(member * queries + from) * dim..][..rows * dim];
-            product(
-                [rows, dim, keys],
-                how.factor,
-                ds,
-                key,
-                d_query,
-                dim,
-                false,
-                Threads::One,
-            );
+            multiply([rows, dim, keys], how.factor, ds, key, d_query, false);
         }
     }
     found
+}
+
+/// A product of one block: rows of the output follow each other.
+#[inline]
+fn multiply(
+    sizes: [usize; 3],
+    factor: f32,
+    left: Matrix<'_>,
+    right: Matrix<'_>,
+    out: &mut [f32],
+    add: bool,
+) {
+    product(sizes, factor, left, right, out, sizes[1], add, Threads::One);
+}
+
+/// From the scores S of a block and dP, in their places, to P and dS. `limited` keeps a row of
+/// scores on the way.
+#[inline]
+fn softmax_back(
+    inputs: &Inputs<'_>,
+    block: &Block,
+    scores: &mut [f32],
+    grads: &mut [f32],
+    limited: &mut Vec<f32>,
+) {
+    let Inputs {
+        q, out, grad, how, ..
+    } = inputs;
+    let &Block {
+        batch, head, keys, ..
+    } = block;
+    for row in 0..block.rows {
+        let token = block.from + row;
+        let s = &mut scores[row * keys..][..keys];
+        let d = &mut grads[row * keys..][..keys];
+        if let Some(cap) = how.softcap {
+            limit(s, cap);
+            limited.clear();
+            limited.extend_from_slice(s);
+        }
+        let at = [batch, head, token];
+        let seen = how.mask.hide(at, block.past, block.first_key, s);
+        for unseen in [0..seen.start, seen.end..keys] {
+            s[unseen.clone()].fill(0.0);
+            d[unseen].fill(0.0);
+        }
+        let log_sum = inputs.log_sums[(batch * q.heads + head) * q.tokens + token];
+        weights_row(&mut s[seen.clone()], log_sum);
+        let delta = row_dot(grad.row(batch, head, token), out.row(batch, head, token));
+        scores_back_row(&s[seen.clone()], &mut d[seen.clone()], delta);
+        if let Some(cap) = how.softcap {
+            limit_back(&limited[seen.clone()], &mut d[seen], cap);
+        }
+    }
 }

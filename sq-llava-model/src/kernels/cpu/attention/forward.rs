@@ -134,21 +134,7 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
             Threads::One,
         );
     }
-    let mut sums = Vec::with_capacity(rows);
-    let mut logs = Vec::with_capacity(rows);
-    for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
-        if let Some(cap) = how.softcap {
-            limit(scores, cap);
-        }
-        let seen = how
-            .mask
-            .hide([batch, head, from + row], past, first, scores);
-        scores[..seen.start].fill(0.0);
-        scores[seen.end..].fill(0.0);
-        let (sum, log) = softmax_row(&mut scores[seen]);
-        sums.push(sum);
-        logs.push(log);
-    }
+    let (sums, logs) = softmax(how, [batch, head, from], past, first, scores, keys);
     let mut out;
     if few {
         out = vec![0.0; rows * dim];
@@ -165,4 +151,33 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
         scale(out, 1.0 / sum);
     }
     (out, logs)
+}
+
+/// The softmax of each row of a block's scores, not divided by its sum; the sums and their
+/// logarithms. `at` is the first query, `first` the first key.
+#[inline]
+fn softmax(
+    how: &Scores<'_>,
+    [batch, head, from]: [usize; 3],
+    past: usize,
+    first: usize,
+    scores: &mut [f32],
+    keys: usize,
+) -> (Vec<f32>, Vec<f32>) {
+    let rows = scores.len() / keys;
+    let mut sums = Vec::with_capacity(rows);
+    let mut logs = Vec::with_capacity(rows);
+    for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
+        if let Some(cap) = how.softcap {
+            limit(scores, cap);
+        }
+        let at = [batch, head, from + row];
+        let seen = how.mask.hide(at, past, first, scores);
+        scores[..seen.start].fill(0.0);
+        scores[seen.end..].fill(0.0);
+        let (sum, log) = softmax_row(&mut scores[seen]);
+        sums.push(sum);
+        logs.push(log);
+    }
+    (sums, logs)
 }
