@@ -91,22 +91,7 @@ impl GgufHeader {
             at: 0,
             length,
         };
-        let magic: [u8; 4] = cursor.array()?;
-        if &magic != b"GGUF" {
-            return Err(cursor.fail(match &magic {
-                b"vers" => "this is a Git LFS pointer, not the weights; run `git lfs pull`".into(),
-                _ => format!("not a GGUF file: it begins with {magic:?} instead of \"GGUF\""),
-            }));
-        }
-        let version = cursor.u32()?;
-        if version & 0xffff == 0 {
-            return Err(cursor.fail("a big-endian GGUF file is not supported".into()));
-        }
-        if !(2..=3).contains(&version) {
-            return Err(cursor.fail(format!(
-                "GGUF version {version} is not supported, only 2 and 3; convert the model again"
-            )));
-        }
+        cursor.begin()?;
         // A tensor takes at least 24 bytes of header, a pair of metadata 13.
         let tensors = cursor.count("tensors", 24)?;
         let pairs = cursor.count("metadata", 13)?;
@@ -265,6 +250,27 @@ struct Cursor<'a> {
 }
 
 impl Cursor<'_> {
+    /// Reads the magic and the version.
+    fn begin(&mut self) -> Result<(), DataError> {
+        let magic: [u8; 4] = self.array()?;
+        if &magic != b"GGUF" {
+            return Err(self.fail(match &magic {
+                b"vers" => "this is a Git LFS pointer, not the weights; run `git lfs pull`".into(),
+                _ => format!("not a GGUF file: it begins with {magic:?} instead of \"GGUF\""),
+            }));
+        }
+        let version = self.u32()?;
+        if version & 0xffff == 0 {
+            return Err(self.fail("a big-endian GGUF file is not supported".into()));
+        }
+        if !(2..=3).contains(&version) {
+            return Err(self.fail(format!(
+                "GGUF version {version} is not supported, only 2 and 3; convert the model again"
+            )));
+        }
+        Ok(())
+    }
+
     fn fail(&self, reason: String) -> DataError {
         DataError::Gguf {
             path: self.path.to_path_buf(),

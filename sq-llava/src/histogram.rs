@@ -37,27 +37,27 @@ fn steps(scores: &ScoreSummary) -> impl Iterator<Item = (f64, f64)> + '_ {
     })
 }
 
-fn svg(
-    title: &str,
-    distributions: &[Distribution<'_>],
-) -> Result<String, Box<dyn std::error::Error>> {
-    // Only the bins that hold something, and one more at either side.
+/// The first and the last left edge of the bins that hold something, and the largest share.
+fn bounds(distributions: &[Distribution<'_>]) -> Option<[f64; 3]> {
     let filled: Vec<(f64, f64)> = distributions
         .iter()
         .flat_map(|one| steps(one.scores).filter(|(_, share)| *share > 0.0))
         .collect();
-    let width = distributions.first().map_or(0.0, |one| one.scores.width);
     let edge = |start: f64, pick: fn(f64, f64) -> f64| {
         filled.iter().map(|(left, _)| *left).fold(start, pick)
     };
-    let (low, high) = (
-        edge(f64::INFINITY, f64::min),
-        edge(f64::NEG_INFINITY, f64::max),
-    );
-    if !low.is_finite() {
-        return Err("there is nothing to draw".into());
-    }
+    let low = edge(f64::INFINITY, f64::min);
+    let high = edge(f64::NEG_INFINITY, f64::max);
     let top = filled.iter().map(|(_, share)| *share).fold(0.0, f64::max);
+    low.is_finite().then_some([low, high, top])
+}
+
+fn svg(
+    title: &str,
+    distributions: &[Distribution<'_>],
+) -> Result<String, Box<dyn std::error::Error>> {
+    let [low, high, top] = bounds(distributions).ok_or("there is nothing to draw")?;
+    let width = distributions.first().map_or(0.0, |one| one.scores.width);
     let mut text = String::new();
     {
         let area = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
@@ -67,6 +67,7 @@ fn svg(
             .margin(12)
             .x_label_area_size(36)
             .y_label_area_size(52)
+            // Only the bins that hold something, and one more at either side.
             .build_cartesian_2d(low - width..high + 2.0 * width, 0.0..top * 1.1)?;
         chart
             .configure_mesh()

@@ -76,22 +76,7 @@ enum Command {
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    let level = match arguments.verbose {
-        0 => {
-            "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
-        }
-        1 => "info",
-        _ => "debug",
-    };
-    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
-        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(|| output::Lenient(std::io::stderr()))
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_target(false)
-        .without_time()
-        .init();
+    start_logging(arguments.verbose);
     let command = match arguments.command {
         Some(command) => command,
         None => Command::Quickstart(command::quickstart::Quickstart::plain()),
@@ -145,6 +130,25 @@ fn main() -> ExitCode {
     };
     complain(&message);
     ExitCode::FAILURE
+}
+
+fn start_logging(verbose: u8) {
+    let level = match verbose {
+        0 => {
+            "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
+        }
+        1 => "info",
+        _ => "debug",
+    };
+    let filter = tracing_subscriber::EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new(level));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(|| output::Lenient(std::io::stderr()))
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_target(false)
+        .without_time()
+        .init();
 }
 
 /// What the first panic of any thread said.

@@ -200,6 +200,14 @@ impl fmt::Display for CheckReport {
             .map(|(marks, samples)| format!("{marks} in {samples}"))
             .collect();
         writeln!(f, "<image> marks: {}", marks.join(", "))?;
+        self.write_lengths(f)?;
+        self.write_images(f)?;
+        self.write_findings(f)
+    }
+}
+
+impl CheckReport {
+    fn write_lengths(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let lengths = &self.lengths;
         writeln!(
             f,
@@ -226,7 +234,10 @@ impl fmt::Display for CheckReport {
                 lengths.truncated, lengths.cut_tokens
             )?;
         }
-        self.write_images(f)?;
+        Ok(())
+    }
+
+    fn write_findings(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "{} errors, {} warnings", self.errors, self.warnings)?;
         for group in &self.findings {
             let severity = match group.severity {
@@ -253,9 +264,7 @@ impl fmt::Display for CheckReport {
         }
         Ok(())
     }
-}
 
-impl CheckReport {
     fn write_images(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

@@ -184,17 +184,7 @@ impl Seen {
     fn look(&mut self, manifest: &Manifest, options: &CheckOptions<'_>, index: usize) {
         let sample = match manifest.get(index) {
             Ok(sample) => sample,
-            Err(error) => {
-                let (name, detail) = match error {
-                    DataError::Manifest { sample, reason, .. } => (sample, reason),
-                    other => (format!("#{index}"), other.to_string()),
-                };
-                let name = name.trim_start_matches("sample ").trim_matches('"');
-                let finding = || finding(manifest, index, name.to_owned(), detail);
-                self.findings
-                    .add(FindingKind::Malformed, (index, 0), finding);
-                return;
-            }
+            Err(error) => return self.note_malformed(manifest, index, error),
         };
         self.ids.push((fnv1a(sample.id.as_bytes()), index));
         self.note_images(&sample, index);
@@ -243,6 +233,17 @@ impl Seen {
             }
         }
         self.counts.lengths.add(tokens, cut);
+    }
+
+    fn note_malformed(&mut self, manifest: &Manifest, index: usize, error: DataError) {
+        let (name, detail) = match error {
+            DataError::Manifest { sample, reason, .. } => (sample, reason),
+            other => (format!("#{index}"), other.to_string()),
+        };
+        let name = name.trim_start_matches("sample ").trim_matches('"');
+        let finding = || finding(manifest, index, name.to_owned(), detail);
+        self.findings
+            .add(FindingKind::Malformed, (index, 0), finding);
     }
 
     fn note_images(&mut self, sample: &LlavaSample, index: usize) {

@@ -237,6 +237,16 @@ impl References {
     }
 }
 
+impl Exercise {
+    /// Which of the four accuracies it counts for: image, text, no context, total.
+    fn groups(&self, answer: Option<&&Answer>) -> [bool; 4] {
+        let with_image = self.image.as_deref().is_some_and(|name| !name.is_empty())
+            || answer.is_some_and(|answer| answer.prompt.contains(IMAGE_TOKEN));
+        let with_text = self.hint.as_deref().is_some_and(|hint| !hint.is_empty());
+        [with_image, with_text, !with_image && !with_text, true]
+    }
+}
+
 fn score(references: &References, matched: &Matched<'_>, report: &mut Report) {
     for (id, reason) in &references.malformed {
         let place = format!("problem {id}");
@@ -273,15 +283,6 @@ fn score(references: &References, matched: &Matched<'_>, report: &mut Report) {
             continue;
         };
         let answer = answers.get(id);
-        let with_image = exercise
-            .image
-            .as_deref()
-            .is_some_and(|name| !name.is_empty())
-            || answer.is_some_and(|answer| answer.prompt.contains(IMAGE_TOKEN));
-        let with_text = exercise
-            .hint
-            .as_deref()
-            .is_some_and(|hint| !hint.is_empty());
         if !asked.contains(id) {
             let reason = "the question file lacks this problem of the test split";
             report
@@ -297,7 +298,7 @@ fn score(references: &References, matched: &Matched<'_>, report: &mut Report) {
             );
         }
         let right = usize::from(is_right(found, exercise.answer));
-        let member = [with_image, with_text, !with_image && !with_text, true];
+        let member = exercise.groups(answer);
         for ((_, hits, count), member) in groups.iter_mut().zip(member) {
             *hits += right * usize::from(member);
             *count += usize::from(member);

@@ -249,14 +249,23 @@ impl<B: Backend> SqLlava<B> {
                 let mut slots = 0..;
                 running.retain(|_| slots.next().is_some_and(|slot| kept.contains(&slot)));
             }
-            let last: Vec<i64> = running.iter().map(|s| s.last).collect();
-            let ids = Tensor::<B, 1, Int>::from_data(last.as_slice(), &device);
-            let embedded = self.language_model.embed(ids).unsqueeze_dim::<3>(1);
-            logits = self.prefill(embedded, &mut cache).map_err(|error| {
-                let rows: Vec<usize> = running.iter().map(|sequence| sequence.row).collect();
-                error.of_sample(&rows)
-            })?;
+            logits = self.step(&running, &mut cache)?;
         }
+    }
+
+    /// The logits behind the last token of each running sequence.
+    fn step(
+        &self,
+        running: &[Sequence],
+        cache: &mut KvCache<B>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
+        let last: Vec<i64> = running.iter().map(|s| s.last).collect();
+        let ids = Tensor::<B, 1, Int>::from_data(last.as_slice(), &self.device());
+        let embedded = self.language_model.embed(ids).unsqueeze_dim::<3>(1);
+        self.prefill(embedded, cache).map_err(|error| {
+            let rows: Vec<usize> = running.iter().map(|sequence| sequence.row).collect();
+            error.of_sample(&rows)
+        })
     }
 }
 

@@ -185,21 +185,10 @@ fn peft_config<'a, B: Backend>(
         .iter()
         .filter(|a| a.alpha.to_bits() != alpha.to_bits());
     let alphas: Map<_, _> = alphas.map(|a| (a.path.clone(), number(a.alpha))).collect();
-    let mapping = vision.map(|vision| {
-        let module = match vision.family {
-            VisionFamily::Clip => "clip",
-            VisionFamily::Siglip => "siglip",
-            VisionFamily::Dinov2 => "dinov2",
-        };
-        json!({
-            "base_model_class": vision.family.architecture(),
-            "parent_library": format!("transformers.models.{module}.modeling_{module}"),
-        })
-    });
     Some(json!({
         "peft_type": "LORA",
         "task_type": vision.is_none().then_some("CAUSAL_LM"),
-        "auto_mapping": mapping,
+        "auto_mapping": vision.map(auto_mapping),
         "base_model_name_or_path": base,
         "revision": null,
         "inference_mode": true,
@@ -216,6 +205,19 @@ fn peft_config<'a, B: Backend>(
         "use_rslora": false,
         "use_dora": false,
     }))
+}
+
+/// The class of transformers that the adapters of a tower go into.
+fn auto_mapping(vision: &VisionConfig) -> Value {
+    let module = match vision.family {
+        VisionFamily::Clip => "clip",
+        VisionFamily::Siglip => "siglip",
+        VisionFamily::Dinov2 => "dinov2",
+    };
+    json!({
+        "base_model_class": vision.family.architecture(),
+        "parent_library": format!("transformers.models.{module}.modeling_{module}"),
+    })
 }
 
 /// One linear's adapter, as `adapter_config.json` tells it.

@@ -15,34 +15,6 @@ impl Recipe {
     /// The published settings.
     pub fn published(flavour: Flavour) -> Self {
         let paper = flavour == Flavour::Paper;
-        let stage = |template, batch_size, accumulation| StageRecipe {
-            data: None,
-            images: None,
-            validation: None,
-            template: TemplateChoice::BuiltIn(template),
-            image_aspect_ratio: None,
-            epochs: 1.0,
-            batch_size,
-            accumulation,
-            grouping: Grouping::Random,
-            shuffle_turns: false,
-            lr_llm: 0.0,
-            lr_projector: 1e-3,
-            freeze_projector: false,
-            lr_vision: 0.0,
-            warmup_ratio: 0.03,
-            weight_decay: 0.0,
-            betas: [0.9, 0.999],
-            eps: 1e-8,
-            clip_norm: 1.0,
-            max_length: 2048,
-        };
-        let adapter = |lora: LoraConfig| AdapterRecipe {
-            r: lora.r,
-            alpha: lora.lora_alpha,
-            dropout: lora.lora_dropout,
-            targets: lora.target_modules,
-        };
         Self {
             flavour,
             stages: vec![1, 2],
@@ -60,16 +32,7 @@ impl Recipe {
             spoken_end_tokens: false,
             devices: Vec::new(),
             feature_cache_mib: 512,
-            model: ModelRecipe {
-                mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
-                prototype: paper,
-                num_centers: 256,
-                num_iterations: 2,
-                redraw_centers: false,
-                select_layer: FeatureLayers::One(-2),
-                image_aspect_ratio: "pad".into(),
-                image_grid_pinpoints: None,
-            },
+            model: model(paper),
             stage1: StageRecipe {
                 // The released script of stage 1 leaves pictures to CLIP's processor, which crops.
                 image_aspect_ratio: (!paper).then(|| "crop".into()),
@@ -107,5 +70,52 @@ impl Recipe {
                 patience: 0,
             },
         }
+    }
+}
+
+fn model(paper: bool) -> ModelRecipe {
+    ModelRecipe {
+        mm_projector_type: if paper { "mlp2x_gelu" } else { "cluster" }.into(),
+        prototype: paper,
+        num_centers: 256,
+        num_iterations: 2,
+        redraw_centers: false,
+        select_layer: FeatureLayers::One(-2),
+        image_aspect_ratio: "pad".into(),
+        image_grid_pinpoints: None,
+    }
+}
+
+fn stage(template: Template, batch_size: usize, accumulation: usize) -> StageRecipe {
+    StageRecipe {
+        data: None,
+        images: None,
+        validation: None,
+        template: TemplateChoice::BuiltIn(template),
+        image_aspect_ratio: None,
+        epochs: 1.0,
+        batch_size,
+        accumulation,
+        grouping: Grouping::Random,
+        shuffle_turns: false,
+        lr_llm: 0.0,
+        lr_projector: 1e-3,
+        freeze_projector: false,
+        lr_vision: 0.0,
+        warmup_ratio: 0.03,
+        weight_decay: 0.0,
+        betas: [0.9, 0.999],
+        eps: 1e-8,
+        clip_norm: 1.0,
+        max_length: 2048,
+    }
+}
+
+fn adapter(lora: LoraConfig) -> AdapterRecipe {
+    AdapterRecipe {
+        r: lora.r,
+        alpha: lora.lora_alpha,
+        dropout: lora.lora_dropout,
+        targets: lora.target_modules,
     }
 }

@@ -97,43 +97,15 @@ impl<B: AutodiffBackend> Base<B> {
                 recipe.model.mm_projector_type
             )));
         };
-        let mut options = LoadOptions {
-            dtype: recipe.dtype.float(),
-            vision: paths.vision.clone(),
-            quantize: recipe.quantize,
-            trainable_f32: true,
-            freeze_base: true,
-            allow_unused: paths.allow_unused,
-            ..LoadOptions::default()
-        };
-        if let Origin::Fresh | Origin::Projector(_) = origin {
-            // Neither says what it sees.
-            options.select_layers = Some(recipe.model.select_layer.list());
-        }
-        let mut directory = &paths.llm;
-        match &origin {
-            Origin::Fresh => {
-                // The loader sets the extractor's width to the tower's.
-                let prototype = recipe.model.prototype(1, recipe.seed);
-                options.fresh = Some(FreshParts {
-                    projector: projector.clone(),
-                    prototype,
-                });
-            }
-            Origin::Base => {}
-            Origin::Run(run) => {
-                options.base = Some(paths.llm.clone());
-                directory = run;
-            }
-            Origin::Projector(path) => options.projector = Some(path.clone()),
-        }
+        let (directory, options) = load_options(recipe, paths, &origin, &projector);
         B::seed(device, recipe.seed);
         let loaded = load_model::<B>(directory, &options, device)?;
         let mut model = loaded.model;
         check_parts(&model, recipe, &projector, &origin)?;
-        let first = recipe.image_aspect_ratio(recipe.stages.first().copied().unwrap_or(2));
+        let stage = recipe.stages.first().copied().unwrap_or(2);
         if let Origin::Fresh | Origin::Projector(_) = origin {
             // Nor how its pictures were seen.
+            let first = recipe.image_aspect_ratio(stage);
             model.config.image_aspect_ratio = Some(first.to_owned());
         }
         let Some(vision) = &model.config.vision else {
@@ -162,26 +134,77 @@ impl<B: AutodiffBackend> Base<B> {
             model.config.image_aspect_ratio = Some(own.aspect_name());
         }
         let processor = ImageProcessorConfig::read_dir(folder)?;
-        let stage = recipe.stages.first().copied().unwrap_or(2);
         let processor = processor_of(&processor, &model.config, recipe, stage)?;
         let side = vision.image_size as u32;
-        for &stage in &recipe.stages {
-            let size = processor_of(processor.config(), &model.config, recipe, stage)?.input_size();
-            if size != (side, side) {
-                return Err(TrainError::Model(ModelError::config(
-                    folder,
-                    format!(
-                        "its image processor makes pictures of {size:?}, but the vision tower takes {side}×{side}"
-                    ),
-                )));
-            }
-        }
+        check_picture_size(&processor, folder, &model.config, side, recipe)?;
         Ok(Self {
             model,
             tokenizer,
             processor,
         })
     }
+}
+
+/// The directory of the weights, and how they are loaded.
+fn load_options<'a>(
+    recipe: &Recipe,
+    paths: &'a TrainPaths,
+    origin: &'a Origin,
+    projector: &ProjectorConfig,
+) -> (&'a Path, LoadOptions) {
+    let mut options = LoadOptions {
+        dtype: recipe.dtype.float(),
+        vision: paths.vision.clone(),
+        quantize: recipe.quantize,
+        trainable_f32: true,
+        freeze_base: true,
+        allow_unused: paths.allow_unused,
+        ..LoadOptions::default()
+    };
+    if let Origin::Fresh | Origin::Projector(_) = origin {
+        // Neither says what it sees.
+        options.select_layers = Some(recipe.model.select_layer.list());
+    }
+    let mut directory = &paths.llm;
+    match origin {
+        Origin::Fresh => {
+            // The loader sets the extractor's width to the tower's.
+            let prototype = recipe.model.prototype(1, recipe.seed);
+            options.fresh = Some(FreshParts {
+                projector: projector.clone(),
+                prototype,
+            });
+        }
+        Origin::Base => {}
+        Origin::Run(run) => {
+            options.base = Some(paths.llm.clone());
+            directory = run;
+        }
+        Origin::Projector(path) => options.projector = Some(path.clone()),
+    }
+    (directory, options)
+}
+
+/// Every stage must give the tower pictures of its size.
+fn check_picture_size(
+    processor: &ImageProcessor,
+    folder: &Path,
+    model: &SqLlavaConfig,
+    side: u32,
+    recipe: &Recipe,
+) -> Result<(), TrainError> {
+    for &stage in &recipe.stages {
+        let size = processor_of(processor.config(), model, recipe, stage)?.input_size();
+        if size != (side, side) {
+            return Err(TrainError::Model(ModelError::config(
+                folder,
+                format!(
+                    "its image processor makes pictures of {size:?}, but the vision tower takes {side}×{side}"
+                ),
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// The image processor of a stage: the same but for how pictures become square, or are laid over

@@ -82,18 +82,10 @@ impl ResumePoint {
                     path.file_name()
                         .is_some_and(|n| n.to_str() == Some(name.as_str()))
                 };
-                let Some(path) = found.iter().find(known) else {
-                    let names: Vec<String> = found.iter().map(|p| name_of(p)).collect();
-                    return Err(fail(format!(
-                        "there is no checkpoint {name}; there are: {}",
-                        if names.is_empty() {
-                            "none".into()
-                        } else {
-                            names.join(", ")
-                        }
-                    )));
-                };
-                path
+                found
+                    .iter()
+                    .find(known)
+                    .ok_or_else(|| fail(unknown_checkpoint(name, &found)))?
             }
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
@@ -132,6 +124,15 @@ impl ResumePoint {
                 .collect(),
         })
     }
+}
+
+fn unknown_checkpoint(name: &str, found: &[PathBuf]) -> String {
+    let names: Vec<String> = found.iter().map(|p| name_of(p)).collect();
+    let known = match names.is_empty() {
+        true => "none".into(),
+        false => names.join(", "),
+    };
+    format!("there is no checkpoint {name}; there are: {known}")
 }
 
 /// What to do where the chosen one of these checkpoints, the newest first, is torn.

@@ -303,24 +303,7 @@ impl ClipScoreCommand {
             tell(&report);
             return Ok(());
         }
-        tell(format_args!(
-            "{:<10}{:>9}{:>22}{:>12}{:>10}",
-            "", "cosine", "95 % interval", "2.5 × max", "texts"
-        ));
-        for (name, side) in &sides {
-            let Some(side) = side else {
-                tell(format_args!("{name:<10}{:>9}", "–"));
-                continue;
-            };
-            let interval = match side.cosine.interval_95 {
-                Some([low, high]) => format!("{low:.4} … {high:.4}"),
-                None => "–".into(),
-            };
-            tell(format_args!(
-                "{name:<10}{:>9.4}{interval:>22}{:>12.4}{:>10}",
-                side.cosine.mean, side.clip_score, side.cosine.scores
-            ));
-        }
+        tell_sides(&sides);
         tell(format_args!(
             "{} samples: {} scored, {} without a picture, {} failed; {} texts longer than CLIP reads",
             counts.samples, counts.scored, counts.without_picture, counts.failed, counts.cut_texts
@@ -332,6 +315,27 @@ impl ClipScoreCommand {
             ));
         }
         Ok(())
+    }
+}
+
+fn tell_sides(sides: &[(&str, Option<Side>); 2]) {
+    tell(format_args!(
+        "{:<10}{:>9}{:>22}{:>12}{:>10}",
+        "", "cosine", "95 % interval", "2.5 × max", "texts"
+    ));
+    for (name, side) in sides {
+        let Some(side) = side else {
+            tell(format_args!("{name:<10}{:>9}", "–"));
+            continue;
+        };
+        let interval = match side.cosine.interval_95 {
+            Some([low, high]) => format!("{low:.4} … {high:.4}"),
+            None => "–".into(),
+        };
+        tell(format_args!(
+            "{name:<10}{:>9.4}{interval:>22}{:>12.4}{:>10}",
+            side.cosine.mean, side.clip_score, side.cosine.scores
+        ));
     }
 }
 

@@ -84,45 +84,65 @@ fn memory(config: &SqLlavaConfig, bytes: usize) -> (usize, usize) {
     (config.parameters().total() * bytes, cache)
 }
 
+/// Parameters of the adapters of a tower at a rank, if the model has the tower.
+struct Adapters {
+    tower: &'static str,
+    rank: usize,
+    parameters: Option<usize>,
+}
+
+/// The adapters at the published ranks.
+fn published_adapters(config: &SqLlavaConfig) -> [Adapters; 3] {
+    let llm = LoraConfig::llm(128, 256.0, 0.05);
+    let vision = |rank| Adapters {
+        tower: "vision",
+        rank,
+        parameters: vision_adapters(config, rank),
+    };
+    let llm = Adapters {
+        tower: "llm",
+        rank: 128,
+        parameters: Some(config.llama.lora_parameters(&llm)),
+    };
+    [llm, vision(32), vision(64)]
+}
+
 fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
-    let count = config.parameters();
-    let adapters = [
-        (
-            "llm",
-            128,
-            Some(
-                config
-                    .llama
-                    .lora_parameters(&LoraConfig::llm(128, 256.0, 0.05)),
-            ),
-        ),
-        ("vision", 32, vision_adapters(config, 32)),
-        ("vision", 64, vision_adapters(config, 64)),
-    ];
     if as_json {
-        let adapters: Vec<Value> = adapters
-            .iter()
-            .map(|(tower, rank, n)| json!({"tower": tower, "rank": rank, "parameters": n}))
-            .collect();
-        let memory_of = |bytes| {
-            let (weights, cache) = memory(config, bytes);
-            json!({"weights": weights, "cache": cache})
-        };
-        println!(
-            "{}",
-            json!({
-                "config": config.to_hf(),
-                "parameters": count,
-                "total": count.total(),
-                "adapters": adapters,
-                "memory_bytes": {"f32": memory_of(4), "f16": memory_of(2)},
-                "training_bytes": training(config)
-                    .map(|[kept, again]| json!({"none": kept.total(), "blocks": again.total()})),
-                "report": report,
-            })
-        );
+        println!("{}", as_value(config, report));
         return;
     }
+    show_towers(config);
+    show_parameters(config);
+    show_memory(config);
+    if let Some(report) = report {
+        println!("{report}");
+    }
+}
+
+fn as_value(config: &SqLlavaConfig, report: Option<&LoadReport>) -> Value {
+    let adapters: Vec<Value> = published_adapters(config)
+        .iter()
+        .map(|a| json!({"tower": a.tower, "rank": a.rank, "parameters": a.parameters}))
+        .collect();
+    let memory_of = |bytes| {
+        let (weights, cache) = memory(config, bytes);
+        json!({"weights": weights, "cache": cache})
+    };
+    let count = config.parameters();
+    json!({
+        "config": config.to_hf(),
+        "parameters": count,
+        "total": count.total(),
+        "adapters": adapters,
+        "memory_bytes": {"f32": memory_of(4), "f16": memory_of(2)},
+        "training_bytes": training(config)
+            .map(|[kept, again]| json!({"none": kept.total(), "blocks": again.total()})),
+        "report": report,
+    })
+}
+
+fn show_towers(config: &SqLlavaConfig) {
     let llama = &config.llama;
     println!(
         "LLaMA: hidden {}, {} layers, {} heads ({} for keys and values), MLP {}, vocabulary {}, context {}",
@@ -168,6 +188,10 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
             prototype.num_centers, prototype.num_iterations
         );
     }
+}
+
+fn show_parameters(config: &SqLlavaConfig) {
+    let count = config.parameters();
     println!("parameters:");
     for (name, n) in [
         ("vision tower", count.vision_tower),
@@ -179,13 +203,15 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
         println!("  {name:<22}{:>16}", grouped(n));
     }
     println!("adapters at the published ranks:");
-    for (tower, rank, n) in adapters {
-        if let Some(n) = n {
-            println!(
-                "  {:<22}{:>16}",
-                format!("{tower}, rank {rank}"),
-                grouped(n)
-            );
+    for Adapters {
+        tower,
+        rank,
+        parameters,
+    } in published_adapters(config)
+    {
+        if let Some(n) = parameters {
+            let name = format!("{tower}, rank {rank}");
+            println!("  {name:<22}{:>16}", grouped(n));
         }
     }
     // Gradients stop at the feature layer: the tower's last layers train nothing.
@@ -197,6 +223,9 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
         let reached = n / vision.num_hidden_layers * layer;
         println!("  {:<22}{:>16}", "  with gradients", grouped(reached));
     }
+}
+
+fn show_memory(config: &SqLlavaConfig) {
     println!("memory:");
     for (name, bytes) in [("f32", 4), ("f16, bf16", 2)] {
         let (weights, cache) = memory(config, bytes);
@@ -210,9 +239,6 @@ fn show(config: &SqLlavaConfig, report: Option<&LoadReport>, as_json: bool) {
         println!("training as published (stage 2, bf16, 8 × 2048 tokens at once):");
         println!("  {kept}");
         println!("  with recompute {again}");
-    }
-    if let Some(report) = report {
-        println!("{report}");
     }
 }
 

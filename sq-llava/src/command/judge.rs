@@ -9,7 +9,9 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
 use sq_llava_data::atomic::write_atomic;
-use sq_llava_eval::judge::requests::{JudgeRequest, Judged, Verdict, read_requests, sums};
+use sq_llava_eval::judge::requests::{
+    JudgeRequest, JudgeRow, Judged, Verdict, read_requests, sums,
+};
 
 use crate::draw::count_bar;
 use crate::output::tell;
@@ -140,23 +142,27 @@ impl JudgeCommand {
             tell(&report);
             return Ok(());
         }
-        for row in &rows {
-            let pair = match (row.reference, row.ours) {
-                (Some(reference), Some(ours)) => format!("   {reference:>6.1} {ours:>6.1}"),
-                _ => String::new(),
-            };
-            tell(format_args!(
-                "{:<28}{:>6}{pair}   n {}",
-                row.group,
-                row.score.map_or("–".into(), |score| format!("{score:.1}")),
-                row.questions
-            ));
-        }
+        tell_rows(&rows);
         tell(format_args!("{} requests, {asked} asked now", judged.len()));
         if !without.is_empty() {
             tell(format_args!("without a verdict: {}", without.join(", ")));
         }
         Ok(())
+    }
+}
+
+fn tell_rows(rows: &[JudgeRow]) {
+    for row in rows {
+        let pair = match (row.reference, row.ours) {
+            (Some(reference), Some(ours)) => format!("   {reference:>6.1} {ours:>6.1}"),
+            _ => String::new(),
+        };
+        tell(format_args!(
+            "{:<28}{:>6}{pair}   n {}",
+            row.group,
+            row.score.map_or("–".into(), |score| format!("{score:.1}")),
+            row.questions
+        ));
     }
 }
 

@@ -176,10 +176,9 @@ impl Plan {
         let run = self.out.join("run");
         let stages = task.train::<B>(&task.recipe, &run, device, self.ui)?;
         for stage in &stages {
-            let name = if stage.stage == 1 {
-                "stage 1"
-            } else {
-                "stage 2"
+            let name = match stage.stage {
+                1 => "stage 1",
+                _ => "stage 2",
             };
             clock.seconds.push((name, stage.seconds));
         }

@@ -161,7 +161,16 @@ impl<B: Backend> Pupil<B> {
             loss = loss + (token_losses(own, targets) * weights.clone()).sum() / total;
         }
 
-        let class = states[last].clone().slice([0..images, 0..1, 0..hidden]);
+        (
+            loss - self.likelihood_of_kinds(&states[last], scenes),
+            right,
+        )
+    }
+
+    /// Mean log-likelihood of which kinds of things are in each picture, from its class token.
+    fn likelihood_of_kinds(&self, last: &Tensor<B, 3>, scenes: &[Scene]) -> Tensor<B, 1> {
+        let [images, _, hidden] = last.dims();
+        let class = last.clone().slice([0..images, 0..1, 0..hidden]);
         let class = class.reshape([images, hidden]);
         let class = match &self.tower.post_layernorm {
             Some(norm) => norm.forward(class),
@@ -169,11 +178,11 @@ impl<B: Backend> Pupil<B> {
         };
         let kinds: Vec<f32> = scenes.iter().flat_map(kinds).collect();
         let kinds = TensorData::new(kinds, [images, KINDS]);
-        let held = Tensor::<B, 2>::from_data(kinds, device);
+        let held = Tensor::<B, 2>::from_data(kinds, &last.device());
         let scores = self.picture.forward(class);
         let found = log_sigmoid(scores.clone()) * held.clone();
         let missing = log_sigmoid(scores.neg()) * (held.neg() + 1.0);
-        (loss - (found + missing).mean(), right)
+        (found + missing).mean()
     }
 }
 

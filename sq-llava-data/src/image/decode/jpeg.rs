@@ -67,19 +67,24 @@ pub(super) fn decode(
     let orientation = orientation(&decoder);
 
     let decoded = decoder.decode_image().map_err(damaged)?;
-    for warning in &decoded.warnings {
-        // Such a picture would be all grey.
-        if let DecodeWarning::UnsupportedRecovered { detail } = warning {
-            return Err(fail(format!("JPEG is not supported: {detail}")));
-        }
-        damage.push(format!("JPEG is damaged: {warning}"));
-    }
+    note_damage(&decoded.warnings, damage).map_err(fail)?;
     let (width, height) = (decoded.width as u32, decoded.height as u32);
     let data = match four_inks {
         true => to_rgb(decoded.data, rgb_of_ink),
         false => decoded.data,
     };
     Ok((image_of(name, width, height, data)?, orientation))
+}
+
+fn note_damage(warnings: &[DecodeWarning], damage: &mut Vec<String>) -> Result<(), String> {
+    for warning in warnings {
+        // Such a picture would be all grey.
+        if let DecodeWarning::UnsupportedRecovered { detail } = warning {
+            return Err(format!("JPEG is not supported: {detail}"));
+        }
+        damage.push(format!("JPEG is damaged: {warning}"));
+    }
+    Ok(())
 }
 
 /// Width and height, and how its EXIF turns it.

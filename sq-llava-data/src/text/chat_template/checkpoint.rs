@@ -7,7 +7,9 @@ use serde_json::{Value as Json, json};
 use super::encode::{ControlTokens, EncodedChat, overlap};
 use super::roles::Placed;
 use super::{ChatOptions, ChatTemplate, Rendered};
-use crate::text::conversation::{Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker};
+use crate::text::conversation::{
+    Conversation, Ending, IMAGE_TOKEN, IMAGE_TOKEN_INDEX, Speaker, Turn,
+};
 use crate::text::sample::is_space;
 use crate::text::segments::{EncodedSegments, TokenRole};
 use crate::text::template::VUSR;
@@ -214,6 +216,20 @@ impl CheckpointTemplate {
         }
     }
 
+    fn message_of(&self, turn: &Turn, text: &str, ending: Ending) -> Json {
+        let images = [turn.images, turn.images_after];
+        match turn.speaker {
+            Speaker::Assistant => {
+                // Without an end token an answer teaches no end.
+                let end = self.end_after(&self.answer_end);
+                let end = end.filter(|_| ending == Ending::Closed).unwrap_or_default();
+                message("assistant", self.assistant, [0; 2], &format!("{text}{end}"))
+            }
+            Speaker::User => message("user", self.user, images, text),
+            Speaker::Asked => message("user", self.user, images, &self.asked(text)),
+        }
+    }
+
     /// The messages of a conversation, rendered, and who speaks in each (`None` for the system).
     fn placed(
         &self,
@@ -238,18 +254,7 @@ impl CheckpointTemplate {
             speakers.push(None);
         }
         for turn in &conversation.turns {
-            let text = said(&turn.text);
-            let images = [turn.images, turn.images_after];
-            messages.push(match turn.speaker {
-                Speaker::Assistant => {
-                    // Without an end token an answer teaches no end.
-                    let end = self.end_after(&self.answer_end);
-                    let end = end.filter(|_| ending == Ending::Closed).unwrap_or_default();
-                    message("assistant", self.assistant, [0; 2], &format!("{text}{end}"))
-                }
-                Speaker::User => message("user", self.user, images, &text),
-                Speaker::Asked => message("user", self.user, images, &self.asked(&text)),
-            });
+            messages.push(self.message_of(turn, &said(&turn.text), ending));
             speakers.push(Some(turn.speaker));
         }
         // Some templates begin an answer otherwise than they ask for it (OneVision's line break,
@@ -275,19 +280,12 @@ impl CheckpointTemplate {
         };
         let mut placed = self.chat.place(&messages, &options)?;
         if ending == Ending::Ask || as_learnt {
-            // What is said is the model's: the prompt ends where it would begin.
-            let begins = placed.spans.pop().and_then(|spans| spans.last().cloned());
-            let begins = begins.map(|span| span.end - WORD.len());
-            let begins = begins.filter(|&at| placed.rendered.text[at..].starts_with(WORD));
-            let begins = begins.ok_or_else(|| {
-                DataError::ChatTemplate("it leaves out what the model is to say".into())
-            })?;
-            placed.rendered.text.truncate(begins);
-            if as_learnt {
-                // A space belongs to the first word, as in what templates ask with.
-                let kept = placed.rendered.text.trim_end_matches(' ').len();
-                placed.rendered.text.truncate(kept);
-            }
+            end_before_word(&mut placed)?;
+        }
+        if as_learnt {
+            // A space belongs to the first word, as in what templates ask with.
+            let kept = placed.rendered.text.trim_end_matches(' ').len();
+            placed.rendered.text.truncate(kept);
         }
         Ok((placed, speakers))
     }
@@ -417,6 +415,17 @@ fn token_after(word: &str, text: &str, tokens: &[String]) -> Option<String> {
     let rest = rest.trim_start_matches(is_space);
     let written = tokens.iter().filter(|token| rest.starts_with(*token));
     written.max_by_key(|token| token.len()).cloned()
+}
+
+/// What is said is the model's: the prompt ends where it would begin.
+fn end_before_word(placed: &mut Placed) -> Result<(), DataError> {
+    let begins = placed.spans.pop().and_then(|spans| spans.last().cloned());
+    let begins = begins.map(|span| span.end - WORD.len());
+    let begins = begins.filter(|&at| placed.rendered.text[at..].starts_with(WORD));
+    let begins = begins
+        .ok_or_else(|| DataError::ChatTemplate("it leaves out what the model is to say".into()))?;
+    placed.rendered.text.truncate(begins);
+    Ok(())
 }
 
 /// A message with images before and behind its text.

@@ -47,19 +47,7 @@ pub(super) fn method(
 
 fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     let found = match name {
-        "strip" | "lstrip" | "rstrip" => {
-            let (chars,): (Option<&Value>,) = from_args(args)?;
-            let chars = chars.and_then(Value::as_str).map(str::to_owned);
-            let of = move |c: char| match &chars {
-                None => is_space(c),
-                Some(chars) => chars.contains(c),
-            };
-            Value::from(match name {
-                "strip" => text.trim_matches(of),
-                "lstrip" => text.trim_start_matches(of),
-                _ => text.trim_end_matches(of),
-            })
-        }
+        "strip" | "lstrip" | "rstrip" => strip_method(text, name, args)?,
         "split" | "rsplit" => split(text, name == "rsplit", args)?,
         "splitlines" => {
             let (keep, named): (Option<bool>, Kwargs) = from_args(args)?;
@@ -68,16 +56,7 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
         }
         "partition" | "rpartition" => {
             let (separator,): (&str,) = from_args(args)?;
-            let parts = match name {
-                "partition" => text.split_once(separator),
-                _ => text.rsplit_once(separator),
-            };
-            let parts = match (parts, name) {
-                (Some((before, after)), _) => [before, separator, after],
-                (None, "partition") => [text, "", ""],
-                (None, _) => ["", "", text],
-            };
-            Value::from(Tuple::from(parts.map(Value::from)))
+            partition(text, separator, name == "rpartition")
         }
         "removeprefix" => {
             let (prefix,): (&str,) = from_args(args)?;
@@ -107,6 +86,33 @@ fn string_method(text: &str, name: &str, args: &[Value]) -> Result<Option<Value>
         _ => return Ok(None),
     };
     Ok(Some(found))
+}
+
+fn strip_method(text: &str, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let (chars,): (Option<&Value>,) = from_args(args)?;
+    let chars = chars.and_then(Value::as_str).map(str::to_owned);
+    let of = move |c: char| match &chars {
+        None => is_space(c),
+        Some(chars) => chars.contains(c),
+    };
+    Ok(Value::from(match name {
+        "strip" => text.trim_matches(of),
+        "lstrip" => text.trim_start_matches(of),
+        _ => text.trim_end_matches(of),
+    }))
+}
+
+fn partition(text: &str, separator: &str, from_right: bool) -> Value {
+    let parts = match from_right {
+        true => text.rsplit_once(separator),
+        false => text.split_once(separator),
+    };
+    let parts = match (parts, from_right) {
+        (Some((before, after)), _) => [before, separator, after],
+        (None, false) => [text, "", ""],
+        (None, true) => ["", "", text],
+    };
+    Value::from(Tuple::from(parts.map(Value::from)))
 }
 
 fn split(text: &str, from_right: bool, args: &[Value]) -> Result<Value, Error> {

@@ -5,10 +5,10 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use serde::Deserialize;
-use serde_json::Value;
+use serde_json::{Map, Value};
 use tokenizers::{AddedToken, PostProcessorWrapper, Tokenizer};
 
-use super::files::TokenizerFiles;
+use super::files::{ListedToken, TokenizerFiles};
 use super::{SentencePiece, TextTokenizer, read};
 use crate::DataError;
 use crate::foreign::guarded;
@@ -192,61 +192,11 @@ impl TextTokenizer {
         files: TokenizerFiles,
         path: &Path,
     ) -> Result<Self, DataError> {
-        check_lengths(files.added.iter().map(|token| &token.content)).map_err(|reason| {
-            DataError::Tokenizer {
-                path: path.to_path_buf(),
-                reason,
-            }
-        })?;
-        for token in &files.added {
-            if inner.token_to_id(&token.content).is_none() {
-                let flags = AddedToken::from(token.content.clone(), token.special)
-                    .lstrip(token.lstrip)
-                    .rstrip(token.rstrip)
-                    .single_word(token.single_word)
-                    .normalized(token.normalized);
-                if token.special {
-                    inner.add_special_tokens(&[flags]);
-                } else {
-                    inner.add_tokens(&[flags]);
-                }
-            }
-            let id = inner.token_to_id(&token.content);
-            if id != Some(token.id) {
-                return Err(DataError::Tokenizer {
-                    path: path.to_path_buf(),
-                    reason: format!(
-                        "the added token {:?} is listed with id {} but the vocabulary gives it {id:?}; \
-                         added_tokens.json does not belong to this tokenizer",
-                        token.content, token.id
-                    ),
-                });
-            }
-        }
+        add_listed(&mut inner, &files.added, path)?;
         let id = |token: &Option<String>| inner.token_to_id(token.as_ref()?).map(i64::from);
-        let named_eos = id(&files.eos);
-        // The template's end token comes first: config.json's, and of several the one that
-        // tokenizer_config.json names.
-        let mut eos: Vec<i64> = match (&files.config_eos[..], named_eos) {
-            ([], Some(named)) => vec![named],
-            (several, Some(named)) if several.contains(&named) => vec![named],
-            (several, _) => several.first().copied().into_iter().collect(),
-        };
-        eos.extend(&files.config_eos);
-        eos.extend(named_eos);
-        eos.extend(&files.generation_eos);
+        let eos = eos_ids(&files, id(&files.eos));
         let bos = id(&files.bos).or(files.config_bos);
-        let usual = [
-            ("bos_token", &files.bos),
-            ("eos_token", &files.eos),
-            ("unk_token", &files.unk),
-            ("pad_token", &files.pad),
-        ];
-        let usual = usual
-            .into_iter()
-            .filter_map(|(key, text)| Some((key.to_owned(), text.clone()?)));
-        let named = usual.chain(files.named.iter().cloned());
-        let named = named.map(|(key, text)| (key, text.into())).collect();
+        let named = named_tokens(&files);
         let mut tokenizer = Self {
             bos: None,
             eos: Vec::new(),
@@ -270,6 +220,71 @@ impl TextTokenizer {
         tokenizer.note_vocabulary();
         Ok(tokenizer)
     }
+}
+
+fn add_listed(inner: &mut Tokenizer, listed: &[ListedToken], path: &Path) -> Result<(), DataError> {
+    check_lengths(listed.iter().map(|token| &token.content)).map_err(|reason| {
+        DataError::Tokenizer {
+            path: path.to_path_buf(),
+            reason,
+        }
+    })?;
+    for token in listed {
+        if inner.token_to_id(&token.content).is_none() {
+            let flags = AddedToken::from(token.content.clone(), token.special)
+                .lstrip(token.lstrip)
+                .rstrip(token.rstrip)
+                .single_word(token.single_word)
+                .normalized(token.normalized);
+            if token.special {
+                inner.add_special_tokens(&[flags]);
+            } else {
+                inner.add_tokens(&[flags]);
+            }
+        }
+        let id = inner.token_to_id(&token.content);
+        if id != Some(token.id) {
+            return Err(DataError::Tokenizer {
+                path: path.to_path_buf(),
+                reason: format!(
+                    "the added token {:?} is listed with id {} but the vocabulary gives it {id:?}; \
+                     added_tokens.json does not belong to this tokenizer",
+                    token.content, token.id
+                ),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// The ids that end an answer; `named` is the one that tokenizer_config.json names.
+fn eos_ids(files: &TokenizerFiles, named: Option<i64>) -> Vec<i64> {
+    // The template's end token comes first: config.json's, and of several the one that
+    // tokenizer_config.json names.
+    let mut eos: Vec<i64> = match (&files.config_eos[..], named) {
+        ([], Some(named)) => vec![named],
+        (several, Some(named)) if several.contains(&named) => vec![named],
+        (several, _) => several.first().copied().into_iter().collect(),
+    };
+    eos.extend(&files.config_eos);
+    eos.extend(named);
+    eos.extend(&files.generation_eos);
+    eos
+}
+
+/// The special tokens by the keys of tokenizer_config.json.
+fn named_tokens(files: &TokenizerFiles) -> Map<String, Value> {
+    let usual = [
+        ("bos_token", &files.bos),
+        ("eos_token", &files.eos),
+        ("unk_token", &files.unk),
+        ("pad_token", &files.pad),
+    ];
+    let usual = usual
+        .into_iter()
+        .filter_map(|(key, text)| Some((key.to_owned(), text.clone()?)));
+    let named = usual.chain(files.named.iter().cloned());
+    named.map(|(key, text)| (key, text.into())).collect()
 }
 
 /// The library panics at some damaged files.

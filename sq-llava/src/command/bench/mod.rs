@@ -17,8 +17,9 @@ use serde::Serialize;
 use sq_llava_data::Ending;
 use sq_llava_data::image::RgbImage;
 use sq_llava_eval::question::SHORT_ANSWER;
+use sq_llava_model::config::LlamaConfig;
 use sq_llava_model::generation::generate::GenerateConfig;
-use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample};
+use sq_llava_model::{AnswerOptions, Assistant, IMAGE_TOKEN_INDEX, Request, Sample, SqLlava};
 use sq_llava_train::GradientCheckpointing;
 use sq_llava_train::step::memory::gib;
 
@@ -320,6 +321,27 @@ impl Bench {
         })
     }
 
+    /// One picture, if the model sees any, and text for the rest.
+    fn prompt_of<B: Backend>(
+        &self,
+        model: &SqLlava<B>,
+        device: &B::Device,
+    ) -> Result<(Vec<i64>, Vec<Tensor<B, 2>>)> {
+        let mut ids = vec![5; self.prompt];
+        let mut images = vec![];
+        let per_image = model.config.tokens_per_image();
+        if let Some(vision) = &model.config.vision
+            && per_image < self.prompt
+        {
+            let side = vision.image_size;
+            let pixels = Tensor::<B, 4>::random([1, 3, side, side], Distribution::Default, device);
+            images = model.encode_images(pixels)?;
+            ids.truncate(self.prompt - per_image);
+            ids.push(IMAGE_TOKEN_INDEX);
+        }
+        Ok((ids, images))
+    }
+
     fn language_model<B: Backend>(
         &self,
         assistant: &Assistant<B>,
@@ -336,35 +358,14 @@ impl Bench {
                 llama.context_window()
             );
         }
-        // One picture, if the model sees any, and text for the rest.
-        let mut ids = vec![5; self.prompt];
-        let mut images = vec![];
-        let per_image = model.config.tokens_per_image();
-        if let Some(vision) = &model.config.vision
-            && per_image < self.prompt
-        {
-            let side = vision.image_size;
-            let pixels = Tensor::<B, 4>::random([1, 3, side, side], Distribution::Default, device);
-            images = model.encode_images(pixels)?;
-            ids.truncate(self.prompt - per_image);
-            ids.push(IMAGE_TOKEN_INDEX);
-        }
+        let (ids, images) = self.prompt_of(model, device)?;
         let sample = Sample { ids: &ids, images };
         let seconds = self.time(|| {
             model.prefix(&sample)?;
             sync::<B>(device)
         })?;
-        let head = llama.vocab_size * llama.hidden_size;
-        let embedding = if llama.tie_word_embeddings {
-            head
-        } else {
-            2 * head
-        };
-        let layers = (llama.parameters() - embedding) as f64;
         let prompt = self.prompt as f64;
-        let width = (llama.num_attention_heads * llama.head_dim()) as f64;
-        let attention = 2.0 * prompt * prompt * width * llama.num_hidden_layers as f64;
-        let flop = 2.0 * prompt * layers + attention + 2.0 * head as f64;
+        let flop = prefill_flop(llama, prompt);
         let gflop_per_s = flop / 1e9 / seconds;
         let name = format!("prefill of {} tokens", self.prompt);
         self.report(&Row {
@@ -390,6 +391,20 @@ impl Bench {
             ..Row::new(name, seconds, tokens, "tokens/s")
         })
     }
+}
+
+/// Operations of a prompt of so many tokens, and of the logits behind its last.
+fn prefill_flop(llama: &LlamaConfig, prompt: f64) -> f64 {
+    let head = llama.vocab_size * llama.hidden_size;
+    let embedding = if llama.tie_word_embeddings {
+        head
+    } else {
+        2 * head
+    };
+    let layers = (llama.parameters() - embedding) as f64;
+    let width = (llama.num_attention_heads * llama.head_dim()) as f64;
+    let attention = 2.0 * prompt * prompt * width * llama.num_hidden_layers as f64;
+    2.0 * prompt * layers + attention + 2.0 * head as f64
 }
 
 /// A picture of a photograph's size.
