@@ -264,12 +264,7 @@ fn score(references: &References, matched: &Matched<'_>, report: &mut Report) {
         .map(|(question, _)| question.id.to_string())
         .collect();
     if !references.split.iter().any(|id| asked.contains(id)) {
-        let first = matched.pairs.first().map(|(question, _)| &question.id);
-        let place = first.map_or_else(String::new, |id| format!("question {id}"));
-        let reason = "the test split has no problem with the id of any question";
-        report
-            .problems
-            .add(ProblemKind::BadReference, place, reason);
+        report_other_split(matched, report);
         return;
     }
     let mut groups = [
@@ -307,6 +302,15 @@ fn score(references: &References, matched: &Matched<'_>, report: &mut Report) {
     for (name, right, count) in groups {
         report.percent(name, share(right, count), count);
     }
+}
+
+fn report_other_split(matched: &Matched<'_>, report: &mut Report) {
+    let first = matched.pairs.first().map(|(question, _)| &question.id);
+    let place = first.map_or_else(String::new, |id| format!("question {id}"));
+    let reason = "the test split has no problem with the id of any question";
+    report
+        .problems
+        .add(ProblemKind::BadReference, place, reason);
 }
 
 /// `{acc, correct, count, results: {id: index or −1}, outputs: {id: text}}`, as the script's

@@ -114,11 +114,8 @@ pub fn train<B: AutodiffBackend>(
         let first = (step * BATCH) as u64;
         let texts = (first..first + BATCH as u64)
             .map(|number| {
-                lesson(
-                    tokenizer,
-                    most,
-                    &mut rng(lessons.seed, LESSON_STREAM, number),
-                )
+                let mut rng = rng(lessons.seed, LESSON_STREAM, number);
+                lesson(tokenizer, most, &mut rng)
             })
             .collect::<Result<Vec<_>>>()?;
         let loss = loss(&llama, &texts, device);
