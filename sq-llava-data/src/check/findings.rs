@@ -82,7 +82,7 @@ impl FindingKind {
     }
 
     /// Whether training would stop at it.
-    pub fn severity(self) -> Severity {
+    pub(crate) fn severity(self) -> Severity {
         match self {
             Self::Malformed | Self::Conversation | Self::MissingImage | Self::BadImage => {
                 Severity::Error
@@ -153,7 +153,7 @@ impl Findings {
         }
     }
 
-    pub fn into_kinds(self) -> impl Iterator<Item = (FindingKind, usize, Vec<Finding>)> {
+    pub(crate) fn into_kinds(self) -> impl Iterator<Item = (FindingKind, usize, Vec<Finding>)> {
         let kinds = self.kinds.into_iter();
         kinds.map(|(kind, (count, kept))| (kind, count, kept.into_values().collect()))
     }

@@ -22,10 +22,10 @@ pub const DEFAULT_MAX_PIXELS: u64 = 178_956_970;
 const MAX_INPUT_SIDE: u32 = 8192;
 
 /// OpenAI CLIP's mean, the default of `CLIPImageProcessor`.
-pub const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
+pub(crate) const CLIP_MEAN: [f64; 3] = [0.48145466, 0.4578275, 0.40821073];
 
 /// OpenAI CLIP's standard deviation, the default of `CLIPImageProcessor`.
-pub const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
+pub(crate) const CLIP_STD: [f64; 3] = [0.26862954, 0.26130258, 0.27577711];
 
 /// How a picture that is not square becomes the tower's input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]

@@ -17,9 +17,7 @@ use std::path::Path;
 use std::sync::Once;
 
 pub use anyres::{AnyResolution, FeatureWindow, PatchMerge, TileGrid};
-pub use config::{
-    CLIP_MEAN, CLIP_STD, DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize,
-};
+pub use config::{DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize};
 pub use image::{ImageFormat, Rgb, RgbImage};
 pub use packing::{Gather, ImagePacking, PackingPlan, TokenSource};
 pub use tiles::{ImageTiles, PreparedImage};
@@ -64,7 +62,7 @@ pub struct ImageFacts {
 
 impl ImageFacts {
     /// Whether the extension of a path is not that of another format than the content has.
-    pub fn fits_extension(&self, path: &Path) -> bool {
+    pub(crate) fn fits_extension(&self, path: &Path) -> bool {
         let said = path.extension().and_then(ImageFormat::from_extension);
         said.is_none_or(|format| format == self.format)
     }

@@ -39,7 +39,7 @@ pub struct Turn {
 
 impl Turn {
     /// All of its images.
-    pub fn all_images(&self) -> usize {
+    pub(crate) fn all_images(&self) -> usize {
         self.images + self.images_after
     }
 }

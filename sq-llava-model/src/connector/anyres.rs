@@ -11,7 +11,7 @@ use crate::ops::cat::cat;
 ///
 /// # Errors
 /// If the packing has another number of tiles, needs an `image_newline` that is not there, or a
-/// tile's features are no square.
+/// tile's features do not make a square.
 pub fn pack<B: Backend>(
     projected: Tensor<B, 3>,
     newline: Option<Tensor<B, 1>>,

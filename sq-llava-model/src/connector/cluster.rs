@@ -10,7 +10,7 @@ use crate::ops::linear::Linear;
 use crate::ops::norm::LayerNorm;
 use crate::ops::norm::normalize;
 
-/// Clusters of image tokens, dispatched back to the tokens, and an MLP to the LLM's width.
+/// Clusters of image tokens, given back to the tokens, and an MLP to the LLM's width.
 #[derive(Module, Debug)]
 pub struct ClusterProjector<B: Backend> {
     /// α, `[1, 1, 1]`.

@@ -19,7 +19,7 @@ use crate::origin::Origin;
 use crate::sq_llava::{Sample, SqLlava};
 use crate::weights::{LoadOptions, LoadReport, load_model};
 
-/// Everything that is needed to talk about pictures.
+/// A model with all that it takes to talk about pictures.
 #[derive(Debug)]
 pub struct Assistant<B: Backend> {
     /// The model.
@@ -39,7 +39,7 @@ pub struct AssistantOptions {
     pub load: LoadOptions,
     /// A template in place of the checkpoint's own.
     pub template: Option<TemplateChoice>,
-    /// Folder of the tokenizer (and of the image processor, if it holds one), for weights that lie
+    /// Folder of the tokenizer (and of the image processor, if it holds one), for weights that come
     /// without them.
     pub tokenizer: Option<PathBuf>,
 }
@@ -47,7 +47,7 @@ pub struct AssistantOptions {
 /// How long and how freely to answer.
 #[derive(Debug, Clone)]
 pub struct AnswerOptions {
-    /// Most tokens.
+    /// Largest number of tokens.
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -189,8 +189,8 @@ impl<B: Backend> Assistant<B> {
         self.open_one(path, 1)
     }
 
-    /// Reads and prepares the pictures of one conversation: a model of any shape may see each of
-    /// several otherwise than one alone.
+    /// Reads and prepares the pictures of one conversation: a model that takes pictures of any shape
+    /// may prepare one of several differently from a single one.
     ///
     /// # Errors
     /// As [`Self::open_image`].
@@ -343,7 +343,7 @@ impl<B: Backend> Assistant<B> {
             .collect())
     }
 
-    /// Says of image tokens that are not finite which part of the model made them.
+    /// Names the part of the model that made image tokens which are not finite.
     fn found_in(&self, error: ModelError, requests: &[Request<'_>]) -> ModelError {
         let ModelError::NotFinite {
             sample,

@@ -15,7 +15,7 @@ use crate::sq_llava::{Sample, SqLlava};
 /// When and how to generate.
 #[derive(Debug, Clone)]
 pub struct GenerateConfig {
-    /// Most tokens of an answer.
+    /// Largest number of tokens in an answer.
     pub max_new_tokens: usize,
     /// How tokens are chosen.
     pub sampling: Sampling,
@@ -138,11 +138,11 @@ impl<B: Backend> SqLlava<B> {
         self.decode(logits, cache, (0, seen), config, on_token)
     }
 
-    /// Runs tokens behind what the cache holds and returns the logits of the last position only.
+    /// Runs tokens after those in the cache and returns the logits of the last position only.
     /// `[batch, tokens, hidden]` → `batch` × `[vocabulary]`
     ///
     /// # Errors
-    /// If they are not finite; the cache is spoilt then.
+    /// If they are not finite; the cache cannot be used after that.
     pub(super) fn prefill(
         &self,
         embeddings: Tensor<B, 3>,
@@ -193,8 +193,8 @@ impl<B: Backend> SqLlava<B> {
         self.not_finite(row, origin)
     }
 
-    /// Generates behind what the cache holds. `first` is the number of the first sample: `on_token`
-    /// and the draws know it by that.
+    /// Generates after what the cache holds. `first` is the number of the first sample, by which
+    /// `on_token` and the draws know it.
     pub(super) fn decode(
         &self,
         mut logits: Vec<Vec<f32>>,
@@ -253,7 +253,7 @@ impl<B: Backend> SqLlava<B> {
         }
     }
 
-    /// The logits behind the last token of each running sequence.
+    /// The logits after the last token of each running sequence.
     fn step(
         &self,
         running: &[Sequence],

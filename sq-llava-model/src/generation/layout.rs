@@ -1,4 +1,4 @@
-//! Which conversation template a checkpoint is talked to with.
+//! Which conversation template a checkpoint is used with.
 
 use std::path::Path;
 

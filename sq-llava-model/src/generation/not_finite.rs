@@ -94,7 +94,7 @@ impl<B: Backend> SqLlava<B> {
 }
 
 impl ModelError {
-    /// Tells image tokens that were not finite from the embedding of text.
+    /// Tells image tokens that were not finite from embeddings of text that were not.
     pub(crate) fn within<B: Backend>(self, samples: &[Sample<'_, B>]) -> Self {
         match self {
             Self::NotFinite {

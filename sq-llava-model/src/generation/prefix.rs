@@ -13,7 +13,7 @@ use crate::sq_llava::{Sample, SqLlava};
 /// do not fit wait until others are done.
 pub(crate) const CACHE_BYTES: usize = 4 << 30;
 
-/// A prefix that is already in the cache: prompts that begin alike are run once.
+/// A prefix that is already in the cache, so that prompts which begin alike run it once.
 #[derive(Debug, Clone)]
 pub struct Prefix<B: Backend> {
     pub(super) cache: KvCache<B>,

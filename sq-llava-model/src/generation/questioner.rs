@@ -8,10 +8,10 @@ use crate::error::ModelError;
 use crate::generation::assistant::{AnswerOptions, Assistant, Request};
 use crate::generation::sampling::Sampling;
 
-/// Most questions of one call.
+/// Largest number of questions in one call.
 const MOST_QUESTIONS: usize = 100_000;
 
-/// Tokens of a template around a question, and more.
+/// More tokens than any template puts around a question.
 const TEMPLATE_TOKENS: usize = 256;
 
 /// How to ask.
@@ -21,13 +21,13 @@ pub struct QuestionOptions {
     pub n: usize,
     /// How they are drawn.
     pub sampling: Sampling,
-    /// Most tokens of a question.
+    /// Largest number of tokens in a question.
     pub max_new_tokens: usize,
     /// The instruction that the model follows before it asks; `None` asks at once.
     pub describe: Option<String>,
     /// Whether each question is answered, greedily.
     pub answer: bool,
-    /// Most tokens of the description and of an answer.
+    /// Largest number of tokens in the description and in an answer.
     pub max_answer_tokens: usize,
 }
 
@@ -64,7 +64,7 @@ pub struct Question {
 /// What the model asked about a picture.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub struct Questions {
-    /// What it said of the picture before.
+    /// What it said about the picture first.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub description: Option<String>,
     /// Distinct questions in the order of their first draw.

@@ -11,12 +11,12 @@ const BLOCK: usize = 256;
 #[derive(Debug, Clone)]
 pub struct KvCache<B: Backend> {
     layers: Vec<LayerCache<B>>,
-    /// Padding tokens at the left of each sample; they are never attended to.
+    /// Padding tokens to the left of each sample; they are never attended to.
     padding: Vec<usize>,
-    /// What the keys and values were computed from, where they may have to be computed anew.
+    /// What the keys and values were computed from, where they may have to be computed again.
     /// `[batch, tokens, hidden]` each
     inputs: Vec<Tensor<B, 3>>,
-    /// Whether each sample was longer than its first rotary frequencies hold.
+    /// Whether each sample has become longer than its first rotary frequencies hold for.
     long: Vec<bool>,
 }
 
@@ -29,7 +29,7 @@ pub struct LayerCache<B: Backend> {
 }
 
 impl<B: Backend> KvCache<B> {
-    /// An empty cache for samples with these paddings at their left.
+    /// An empty cache for samples with these numbers of padding tokens to their left.
     pub fn new(num_layers: usize, padding: Vec<usize>) -> Self {
         let layer = LayerCache {
             buffers: None,
@@ -53,7 +53,7 @@ impl<B: Backend> KvCache<B> {
         self.len() == 0
     }
 
-    /// Padding at the left of each sample.
+    /// Padding tokens to the left of each sample.
     pub fn padding(&self) -> &[usize] {
         &self.padding
     }
@@ -63,8 +63,8 @@ impl<B: Backend> KvCache<B> {
         &mut self.layers[index]
     }
 
-    /// Keeps new inputs of the layers and gives back those that they have to run over now: these,
-    /// or, when a sample becomes longer than `length`, all so far, and the cache is emptied.
+    /// Keeps new inputs of the layers and returns those that they have to run over now: the new
+    /// ones, or all so far when a sample becomes longer than `length`; the cache is emptied then.
     /// `[batch, tokens, hidden]`
     pub(crate) fn take_in(&mut self, new: Tensor<B, 3>, length: usize) -> Tensor<B, 3> {
         let (past, tokens) = (self.len(), new.dims()[1]);

@@ -38,7 +38,7 @@ pub struct Llama<B: Backend> {
     /// Tokens that layers with a window see.
     #[module(skip)]
     window: Option<usize>,
-    /// Tokens beyond which all keys and values are computed anew.
+    /// Length from which on all keys and values are computed again.
     #[module(skip)]
     anew_behind: Option<usize>,
     #[module(skip)]
@@ -107,7 +107,7 @@ impl<B: Backend> Llama<B> {
         })
     }
 
-    /// [`Self::linears`], to change them.
+    /// [`Self::linears`], mutable.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (String, &mut Linear<B>)> {
         let layers = self.model.layers.iter_mut().enumerate();
         layers.flat_map(|(index, layer)| {
@@ -146,11 +146,11 @@ impl<B: Backend> Llama<B> {
             + one_hot.matmul(new.embed.val().cast(DType::F32))
     }
 
-    /// Runs the layers over embeddings; new keys and values go into the cache.
+    /// Runs the layers over embeddings; new keys and values are added to the cache.
     ///
     /// `padding` counts the padding tokens at the left of each sample; with a cache they are the
-    /// cache's. Where a text grows beyond the length up to which its rotary frequencies hold, what
-    /// the cache holds is computed anew, as transformers does for Phi-3.
+    /// cache's. When a text becomes longer than its rotary frequencies hold for, what is in the
+    /// cache is computed again, as transformers does for Phi-3.
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`, before the last norm.
     pub fn forward_layers(
         &self,
@@ -175,7 +175,7 @@ impl<B: Backend> Llama<B> {
         }
     }
 
-    /// Positions and mask of `tokens` new tokens behind `past`, shared by all layers.
+    /// Positions and mask of `tokens` new tokens after `past` earlier ones, shared by all layers.
     pub fn context(
         &self,
         padding: &[usize],

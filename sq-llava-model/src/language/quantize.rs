@@ -14,13 +14,13 @@ use crate::language::llama::Llama;
 use crate::ops::finite::is_finite;
 use crate::ops::weight::Weight;
 
-/// What becomes of the language model's matrices at load or export.
+/// How the matrices of the language model are quantised at load or export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Quantize {
     /// All in 8 bits.
     Q8,
-    /// Linears in 4 bits; embedding and head, which suffer most, in 8.
+    /// Linears in 4 bits; embedding and head, which lose most by it, in 8.
     Q4,
     /// What a GGUF file holds in blocks stays in blocks: 4-bit types in 4 bits, larger ones in 8.
     Stored,
@@ -41,7 +41,7 @@ impl FromStr for Quantize {
     }
 }
 
-/// Holds what is wanted against what a backend can do.
+/// Checks that a backend can do what is wanted.
 ///
 /// # Errors
 /// If a backend other than the CPU's is to train on quantised weights, or to keep a file's blocks.
@@ -113,7 +113,7 @@ impl<B: Backend> Llama<B> {
     ///
     /// # Errors
     /// If `wanted` is [`Quantize::Stored`], which only loading knows, linears are quantised tensors
-    /// already, or a weight is not finite; the model is of no use after that.
+    /// already, or a weight is not finite; the model cannot be used after that.
     pub fn quantize(&mut self, wanted: Quantize) -> Result<(), ModelError> {
         if any_on_device(self) {
             return Err(ModelError::Argument(

@@ -53,9 +53,9 @@ pub struct EncoderAttention<B: Backend> {
 /// `fc2(act(fc1(x)))`; gated, `fc1` makes gate and value: `fc2(act(gate) · value)`.
 #[derive(Module, Debug)]
 pub struct EncoderMlp<B: Backend> {
-    /// Up.
+    /// Widens to the intermediate size.
     pub fc1: Linear<B>,
-    /// Down.
+    /// Narrows to the hidden size.
     pub fc2: Linear<B>,
     #[module(skip)]
     act: Activation,
@@ -154,7 +154,7 @@ impl<B: Backend> EncoderLayer<B> {
             .zip([&a.q_proj, &a.k_proj, &a.v_proj, &a.out_proj, &m.fc1, &m.fc2])
     }
 
-    /// [`Self::linears`], to change them.
+    /// [`Self::linears`], mutable.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear<B>)> {
         let (a, m) = (&mut self.self_attn, &mut self.mlp);
         LINEARS.into_iter().zip([

@@ -1,4 +1,4 @@
-//! SigLIP's head: one query that was learnt pools the patches (`SiglipMultiheadAttentionPoolingHead`
+//! SigLIP's head: one learnt query pools the patches (`SiglipMultiheadAttentionPoolingHead`
 //! in transformers).
 
 use burn::module::{Initializer, Module, Param};
@@ -79,7 +79,7 @@ impl<B: Backend> ProbeAttention<B> {
         self.out_proj.forward(join_heads(output))
     }
 
-    /// By the `part`-th third of the matrix. `[images, tokens, hidden]` → the same
+    /// The product with the `part`-th third of the matrix. `[images, tokens, hidden]` → the same
     fn project(&self, part: usize, input: Tensor<B, 3>) -> Tensor<B, 3> {
         let [images, tokens, width] = input.dims();
         let weight = self.in_proj_weight.val().narrow(0, part * width, width);

@@ -24,16 +24,16 @@ pub struct VisionTower<B: Backend> {
     pub pre_layrnorm: Option<LayerNorm<B>>,
     /// Layers.
     pub encoder: Encoder<B>,
-    /// Norm behind the last layer; no image feature of LLaVA passes through it.
+    /// Norm after the last layer; no image feature of LLaVA passes through it.
     pub post_layernorm: Option<LayerNorm<B>>,
-    /// SigLIP's pooling; none of LLaVA's either.
+    /// SigLIP's pooling; no image feature of LLaVA passes through it either.
     pub head: Option<PoolingHead<B>>,
 }
 
 /// Patches, positions, and the class token if there is one.
 #[derive(Module, Debug)]
 pub struct VisionEmbeddings<B: Backend> {
-    /// `[hidden]`; stands before the patches.
+    /// `[hidden]`; comes before the patches.
     pub class_embedding: Option<Param<Tensor<B, 1>>>,
     /// Patches to tokens.
     pub patch_embedding: PatchEmbedding<B>,
@@ -157,7 +157,7 @@ impl<B: Backend> VisionTower<B> {
         select.of(self.states_of(pixels, layers))
     }
 
-    /// The last layer behind its norm. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
+    /// The last layer, normalised. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
     pub fn last_normed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let hidden = self.hidden_state(pixels, self.encoder.layers.len());
         match &self.post_layernorm {
@@ -166,7 +166,7 @@ impl<B: Backend> VisionTower<B> {
         }
     }
 
-    /// One vector for each picture behind the last norm: the pooling head's, else the class token
+    /// One vector for each picture, after the last norm: the pooling head's, else the class token
     /// (what CLIP compares with texts); `None` for a tower with neither.
     /// `[images, 3, side, side]` → `[images, hidden]`
     pub fn pooled(&self, pixels: Tensor<B, 4>) -> Option<Tensor<B, 2>> {

@@ -51,7 +51,7 @@ impl BadShare {
     }
 
     /// With a limit, and the name of what is counted.
-    pub fn with_most(mut self, most: f64, what: &'static str) -> Self {
+    pub(crate) fn with_most(mut self, most: f64, what: &'static str) -> Self {
         (self.most, self.what) = (most, what);
         self
     }

@@ -7,7 +7,7 @@ use crate::step::groups::ParamGroup;
 
 /// Trainable values of each group in a stage, in the order of [`ParamGroup::ALL`], of a model that
 /// brings no adapters of its own.
-pub fn trainable_counts(config: &SqLlavaConfig, recipe: &Recipe, stage: u8) -> [usize; 3] {
+pub(crate) fn trainable_counts(config: &SqLlavaConfig, recipe: &Recipe, stage: u8) -> [usize; 3] {
     let settings = recipe.stage(stage);
     let mut counts = [0; 3];
     let projector = &mut counts[ParamGroup::Projector.index()];

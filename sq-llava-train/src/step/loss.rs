@@ -66,7 +66,7 @@ impl AnswerCounts {
     }
 
     /// Part of the answers that are right; `None` without any.
-    pub fn exact_part(&self) -> Option<f64> {
+    pub(crate) fn exact_part(&self) -> Option<f64> {
         (self.answers > 0).then(|| self.exact as f64 / self.answers as f64)
     }
 }
@@ -115,12 +115,12 @@ impl LossSums {
     }
 
     /// Mean over the tokens of asked questions; `None` where there is none.
-    pub fn mean_question(&self) -> Option<f64> {
+    pub(crate) fn mean_question(&self) -> Option<f64> {
         (self.question_tokens > 0).then(|| self.question / self.question_tokens as f64)
     }
 
     /// Mean over the tokens of answers; `None` where there is none.
-    pub fn mean_answer(&self) -> Option<f64> {
+    pub(crate) fn mean_answer(&self) -> Option<f64> {
         (self.answer_tokens > 0).then(|| self.answer / self.answer_tokens as f64)
     }
 }

@@ -58,7 +58,7 @@ impl TextTokenizer {
     }
 
     /// Whether a token has this id.
-    pub fn has_id(&self, id: i64) -> bool {
+    pub(crate) fn has_id(&self, id: i64) -> bool {
         let run = self.runs.partition_point(|run| run.end <= id);
         self.runs.get(run).is_some_and(|run| run.contains(&id))
     }

@@ -13,20 +13,20 @@ use crate::ops::linear::{Linear, together};
 use crate::ops::norm::RmsNorm;
 use crate::ops::rope::Rotation;
 
-/// One decoder layer. In LLaMA the norms stand before attention and MLP, and the second one is
-/// `post_attention_layernorm`; where norms stand behind the parts that one follows the attention,
-/// and the MLP has norms of its own.
+/// One decoder layer. In LLaMA the norms come before attention and MLP, and the second one is
+/// `post_attention_layernorm`; in families with norms after each part that one follows the
+/// attention, and the MLP has norms of its own.
 #[derive(Module, Debug)]
 pub struct LlamaLayer<B: Backend> {
     /// Norm before the attention.
     pub input_layernorm: Option<RmsNorm<B>>,
     /// Attention.
     pub self_attn: LlamaAttention<B>,
-    /// Norm before the MLP, or behind the attention.
+    /// Norm before the MLP, or after the attention.
     pub post_attention_layernorm: RmsNorm<B>,
-    /// Norm before the MLP, where the one above is behind the attention.
+    /// Norm before the MLP, where the one above follows the attention.
     pub pre_feedforward_layernorm: Option<RmsNorm<B>>,
-    /// Norm behind the MLP.
+    /// Norm after the MLP.
     pub post_feedforward_layernorm: Option<RmsNorm<B>>,
     /// Gated MLP.
     pub mlp: LlamaMlp<B>,
@@ -61,7 +61,7 @@ pub struct LlamaAttention<B: Backend> {
     kv_heads: usize,
     #[module(skip)]
     head_dim: usize,
-    /// Whether the norms take all heads at once.
+    /// Whether the norms run over all heads at once.
     #[module(skip)]
     joint_norm: bool,
     #[module(skip)]
@@ -169,7 +169,7 @@ impl<B: Backend> LlamaLayer<B> {
         all.into_iter().filter_map(named)
     }
 
-    /// [`Self::linears`], to change them.
+    /// [`Self::linears`], mutable.
     pub fn linears_mut(&mut self) -> impl Iterator<Item = (&'static str, &mut Linear<B>)> {
         let (a, m) = (&mut self.self_attn, &mut self.mlp);
         let all = [

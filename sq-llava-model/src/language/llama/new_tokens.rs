@@ -5,8 +5,8 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::Llama;
 
-/// Rows of embedding and head that train although the base is frozen. They stand in for the ids
-/// from `start`, over the base's own rows where it has them.
+/// Rows of embedding and head that train although the base is frozen. They replace the rows from
+/// id `start` on, where the base has such rows.
 #[derive(Module, Debug)]
 pub struct NewTokens<B: Backend> {
     /// `[rows, hidden]`.
@@ -51,7 +51,7 @@ impl<B: Backend> NewTokens<B> {
         }
     }
 
-    /// The model's own rows of tokens that it has learnt already; `None` where it has none.
+    /// The model's own rows of tokens that it already learnt; `None` where it has none.
     pub fn learnt(llama: &Llama<B>, start: usize, rows: usize) -> Option<Self> {
         let own = |table: Tensor<B, 2>| {
             let [all, width] = table.dims();
