@@ -185,7 +185,8 @@ fn golden_llama_mtmd_cli_sees_and_answers_with_the_same_text() {
         let rendered = prompt["rendered"].as_str().expect("a text");
         let (before, after) = rendered.split_once("<image>").expect("one picture");
         // Its graph of LLaVA puts the class token behind the patches, not before them, so that each
-        // has its neighbour's position (`clip_graph_llava::build`): CLIP's features are others there.
+        // has its neighbour's position (`clip_graph_llava::build`): CLIP's features are others
+        // there.
         let vision = case.model.config.vision.as_ref().expect("a tower");
         if vision.class_token {
             eprintln!(

@@ -263,8 +263,8 @@ fn recompute_gives_the_same_gradients() {
     }
 }
 
-/// Towers of other families, and features joined from several layers, each of which sends a gradient
-/// back into the tower.
+/// Towers of other families, and features joined from several layers, each of which sends a
+/// gradient back into the tower.
 #[test]
 fn recompute_gives_the_same_gradients_for_every_tower() {
     let mut several = 0;

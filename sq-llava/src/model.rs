@@ -54,8 +54,8 @@ pub struct ModelArguments {
     /// Go on although the checkpoint holds weights or settings that this program has no place for.
     #[arg(long)]
     pub allow_unused: bool,
-    /// Conversation template: plain, v1, v1_sq, sq, llama_2, or checkpoint for the chat_template that
-    /// the checkpoint brings. By default the one that it was trained with, else its own.
+    /// Conversation template: plain, v1, v1_sq, sq, llama_2, or checkpoint for the chat_template
+    /// that the checkpoint brings. By default the one that it was trained with, else its own.
     #[arg(long, visible_aliases = ["conv", "chat-template"], value_name = "TEMPLATE")]
     pub template: Option<TemplateChoice>,
     /// Development: sizes of a preset in place of a checkpoint; needs --random-init.

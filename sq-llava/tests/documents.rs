@@ -50,7 +50,8 @@ fn links_lead_somewhere() {
     assert!(dead.is_empty(), "dead links:\n{}", dead.join("\n"));
 }
 
-/// All files and folders of the workspace, relative to it, but for what is built and what Git keeps.
+/// All files and folders of the workspace, relative to it, but for what is built and what Git
+/// keeps.
 fn tree(folder: &Path, before: &str, found: &mut Vec<String>) {
     for path in golden::entries(folder) {
         let name = golden::file_name(&path);

@@ -34,9 +34,9 @@ impl<B: Backend> ClipModel<B> {
     /// Loads a `CLIPModel`: its config.json and its weights, from safetensors or PyTorch files.
     ///
     /// # Errors
-    /// If a file is missing or damaged, the configuration is not CLIP's, weights are missing or have
-    /// another shape, or (unless `allow_unused`) the files hold weights that are not CLIP's; the
-    /// message names the keys.
+    /// If a file is missing or damaged, the configuration is not CLIP's, weights are missing or
+    /// have another shape, or (unless `allow_unused`) the files hold weights that are not CLIP's;
+    /// the message names the keys.
     pub fn load(
         dir: &Path,
         dtype: FloatDType,

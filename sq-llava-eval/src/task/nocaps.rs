@@ -1,5 +1,5 @@
-//! NoCaps, its domains in one file or, as the released SQ-LLaVA evaluates it, in files of their own:
-//! questions `near-domain_question.jsonl`, captions `nocaps_val_near_domain.json`, pictures in
+//! NoCaps, its domains in one file or, as the released SQ-LLaVA evaluates it, in files of their
+//! own: questions `near-domain_question.jsonl`, captions `nocaps_val_near_domain.json`, pictures in
 //! `images/near-domain`; the same for the others.
 
 use std::path::{Path, PathBuf};

@@ -110,7 +110,8 @@ impl VisionConfig {
         format!("{}.{rest}", whole(layer))
     }
 
-    /// A path of a linear as PEFT has it on transformers 5, which differs from the files' of DINOv2.
+    /// A path of a linear as PEFT has it on transformers 5, which differs from the files' of
+    /// DINOv2.
     pub(crate) fn peft_name(&self, path: &str) -> String {
         let dinov2 = in_layer(path).filter(|_| self.family == VisionFamily::Dinov2);
         let memory = dinov2.and_then(|(layer, rest)| {
@@ -139,8 +140,8 @@ impl VisionConfig {
         names.iter().map(own).collect()
     }
 
-    /// Adapters with [`Self::own_names`] of their targets. The matrix of a gated MLP that makes gate
-    /// and value takes none: PEFT has two linears there, each with factors of its own.
+    /// Adapters with [`Self::own_names`] of their targets. The matrix of a gated MLP that makes
+    /// gate and value takes none: PEFT has two linears there, each with factors of its own.
     pub fn own_targets(&self, lora: &LoraConfig) -> LoraConfig {
         let mut target_modules = self.own_names(&lora.target_modules);
         target_modules.retain(|name| !(self.gated_mlp && name == "fc1"));

@@ -189,8 +189,8 @@ impl<B: Backend> Assistant<B> {
         self.open_one(path, 1)
     }
 
-    /// Reads and prepares the pictures of one conversation: a model that takes pictures of any shape
-    /// may prepare one of several differently from a single one.
+    /// Reads and prepares the pictures of one conversation: a model that takes pictures of any
+    /// shape may prepare one of several differently from a single one.
     ///
     /// # Errors
     /// As [`Self::open_image`].

@@ -95,9 +95,9 @@ impl<B: Backend> SqLlava<B> {
         self.continue_prefix_within(CACHE_BYTES, prefix, n, config, on_token)
     }
 
-    /// [`Self::continue_prefix`] with another limit on the bytes of keys and values; one continuation
-    /// runs in any case. The answers do not depend on it, but for the rounding of quantised weights
-    /// ([`QuantFormat`](crate::kernels::blocks::QuantFormat)).
+    /// [`Self::continue_prefix`] with another limit on the bytes of keys and values; one
+    /// continuation runs in any case. The answers do not depend on it, but for the rounding of
+    /// quantised weights ([`QuantFormat`](crate::kernels::blocks::QuantFormat)).
     ///
     /// # Errors
     /// As [`Self::continue_prefix`].

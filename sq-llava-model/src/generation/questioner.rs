@@ -92,8 +92,8 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         Ok(Self { assistant })
     }
 
-    /// Describes the picture if that is wanted, then draws questions about it. Questions that differ
-    /// only in case or spaces count as one.
+    /// Describes the picture if that is wanted, then draws questions about it. Questions that
+    /// differ only in case or spaces count as one.
     ///
     /// # Errors
     /// As [`Assistant::answer`], or if more than 100,000 questions are wanted.

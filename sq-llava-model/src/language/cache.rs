@@ -159,8 +159,8 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Backend> LayerCache<B> {
-    /// Adds keys and values `[batch, kv_heads, new, head_dim]`, held in `stored`, and returns all of
-    /// them, `[batch, kv_heads, len, head_dim]`: the first ones as they came, later in `stored`.
+    /// Adds keys and values `[batch, kv_heads, new, head_dim]`, held in `stored`, and returns all
+    /// of them, `[batch, kv_heads, len, head_dim]`: the first ones as they came, later in `stored`.
     pub(crate) fn append(
         &mut self,
         keys: Tensor<B, 4>,

@@ -14,8 +14,8 @@ use crate::ops::weight::Weight;
 
 /// `y = x Wᵀ + b (+ LoRA)`.
 ///
-/// A dense weight stays as checkpoints store it, `[out, in]`, and is multiplied through a transposed
-/// view: nothing is copied at load, and CPU backends read it faster that way.
+/// A dense weight stays as checkpoints store it, `[out, in]`, and is multiplied through a
+/// transposed view: nothing is copied at load, and CPU backends read it faster that way.
 #[derive(Module, Debug)]
 pub struct Linear<B: Backend> {
     /// `[out, in]`.

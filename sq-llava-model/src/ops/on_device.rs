@@ -7,10 +7,10 @@
 //!
 //! A product makes its weight dense and multiplies then, so memory is saved rather than time.
 //! Burn's own product with a quantised tensor would spare that, but in 0.21 which of its kernels
-//! runs is a matter of timing, and not all are right: fused behind one row they misread a transposed
-//! weight, the ones that load through tensor maps leave the scales out (cubek-matmul 0.2,
-//! `TensorMapInputs::create`), and burn-fusion takes the result for the backend's default float,
-//! whatever the input is.
+//! runs is a matter of timing, and not all are right: fused behind one row they misread a
+//! transposed weight, the ones that load through tensor maps leave the scales out (cubek-matmul
+//! 0.2, `TensorMapInputs::create`), and burn-fusion takes the result for the backend's default
+//! float, whatever the input is.
 
 use burn::module::{Param, ParamId};
 use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantStore, QuantValue};

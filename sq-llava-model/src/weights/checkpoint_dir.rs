@@ -72,7 +72,8 @@ impl CheckpointDir {
             let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            // Links count as what they point to; what is no regular file is refused by who opens it.
+            // Links count as what they point to; what is no regular file is refused by who opens
+            // it.
             match entry.path().is_dir() {
                 true => folders.insert(name),
                 false => files.insert(name),

@@ -67,7 +67,8 @@ impl WeightMap {
         Ok(model.vision)
     }
 
-    /// Adds the tensors of files; with sections in `only`, those of them, and the others are ignored.
+    /// Adds the tensors of files; with sections in `only`, those of them, and the others are
+    /// ignored.
     ///
     /// # Errors
     /// If a weight stands there twice, under two keys, with different values.

@@ -4,8 +4,8 @@
 //! and run directories (adapters and projector on a base); from safetensors and PyTorch files,
 //! whole or in shards, and from GGUF files. Files are mapped and converted tensor by
 //! tensor, so the memory taken is the model's own in its target dtype and little more.
-//! [`save_pretrained`] writes whole models, [`save_gguf`] those for llama.cpp, [`save_adapters`] what a
-//! training run changed.
+//! [`save_pretrained`] writes whole models, [`save_gguf`] those for llama.cpp, [`save_adapters`]
+//! what a training run changed.
 
 mod adapter;
 mod adapter_config;

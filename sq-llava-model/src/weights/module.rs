@@ -18,9 +18,10 @@ use crate::error::ModelError;
 /// A scalar of the files is a tensor of one element here; `position_ids`, a buffer that older files
 /// hold, is left out.
 ///
-/// `whole` makes the module, and is called only once the files were found to fit it: `one`, the same
-/// module with at most one layer in each of its `stacks` (how the keys of their layers begin, and the
-/// number of layers), tells the shapes, so that a number in a file makes nothing that it does not fill.
+/// `whole` makes the module, and is called only once the files were found to fit it: `one`, the
+/// same module with at most one layer in each of its `stacks` (how the keys of their layers begin,
+/// and the number of layers), tells the shapes, so that a number in a file makes nothing that it
+/// does not fill.
 ///
 /// # Errors
 /// If a file is missing or damaged, weights are missing or have another shape, or (unless

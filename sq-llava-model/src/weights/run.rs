@@ -23,7 +23,8 @@ pub(super) const NEW_TOKENS_START: &str = "start";
 /// The plan of a run directory on its base.
 ///
 /// # Errors
-/// If the base is unknown or another one, a file is missing or damaged, or the configuration unknown.
+/// If the base is unknown or another one, a file is missing or damaged, or the configuration
+/// unknown.
 pub(super) fn plan_run(dir: &CheckpointDir, options: &LoadOptions) -> Result<Plan, ModelError> {
     let base = base_path(dir, options)?;
     let listed = base_listing(&base)?;

@@ -8,10 +8,9 @@ use burn::tensor::{DType, FloatDType, Tensor, TensorData, backend::Backend};
 use half::f16;
 use serde_json::{Map, Value, json};
 
-use super::checkpoint_dir::CheckpointDir;
 use super::layout::{Layout, canonical};
 use super::quantized::{MIN, SCALE};
-use super::write::{Entry, file_dtype, make_dir, write_json, write_safetensors};
+use super::write::{Entry, file_dtype, make_model_dir, write_json, write_safetensors};
 use crate::error::ModelError;
 use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat};
 use crate::language::llama::Llama;
@@ -73,16 +72,7 @@ pub fn save_pretrained<B: Backend>(
     for entry in &mut entries {
         entry.take_key(options.layout, model.config.vision.as_ref());
     }
-    make_dir(dir)?;
-    if !CheckpointDir::list(dir.to_path_buf())?
-        .model_files()?
-        .is_empty()
-    {
-        return Err(ModelError::weights(
-            dir,
-            "the directory already holds a model; choose another one",
-        ));
-    }
+    make_model_dir(dir)?;
     write_shards(dir, &split(entries, options.max_shard_bytes), &config)
 }
 

@@ -44,9 +44,9 @@ pub struct SavedGguf {
     pub notes: Vec<String>,
 }
 
-/// Saves `NAME-TYPE.gguf` and, for a model that takes pictures, `mmproj-NAME-TYPE.gguf`. Rows of new
-/// tokens become rows of embedding and head. Both get their names when both are written; one tensor
-/// at a time is held in memory.
+/// Saves `NAME-TYPE.gguf` and, for a model that takes pictures, `mmproj-NAME-TYPE.gguf`. Rows of
+/// new tokens become rows of embedding and head. Both get their names when both are written; one
+/// tensor at a time is held in memory.
 ///
 /// # Errors
 /// If llama.cpp cannot compute the model (prototypes are among what it cannot), adapters are not

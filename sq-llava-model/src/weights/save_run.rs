@@ -144,8 +144,8 @@ fn peft_key(name: &str, layout: Layout, vision: Option<&VisionConfig>) -> String
     }
 }
 
-/// `adapter_config.json` of the adapters of one tower's linears, `vision` or the LLM; `None` without
-/// any.
+/// `adapter_config.json` of the adapters of one tower's linears, `vision` or the LLM; `None`
+/// without any.
 fn peft_config<'a, B: Backend>(
     linears: impl Iterator<Item = &'a (String, Option<&'a Lora<B>>)>,
     base: Option<&str>,

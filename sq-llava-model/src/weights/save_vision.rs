@@ -4,8 +4,7 @@ use std::path::Path;
 
 use burn::tensor::{FloatDType, backend::Backend};
 
-use super::checkpoint_dir::CheckpointDir;
-use super::write::{Entry, entries, file_dtype, make_dir, write_json, write_safetensors};
+use super::write::{Entry, entries, file_dtype, make_model_dir, write_json, write_safetensors};
 use crate::config::{VisionConfig, vision_json};
 use crate::error::ModelError;
 use crate::vision::tower::VisionTower;
@@ -38,16 +37,7 @@ pub fn save_vision_tower<B: Backend>(
         entry.name = format!("{alone}{}", config.file_name(&entry.name));
         entry.dtype = dtype;
     }
-    make_dir(dir)?;
-    if !CheckpointDir::list(dir.to_path_buf())?
-        .model_files()?
-        .is_empty()
-    {
-        return Err(ModelError::weights(
-            dir,
-            "the directory already holds a model; choose another one",
-        ));
-    }
+    make_model_dir(dir)?;
     let mut json = vision_json(config);
     json["architectures"] = serde_json::json!([config.family.architecture()]);
     let weights = write_safetensors(dir.join("model.safetensors"), &entries, &[])?;

@@ -29,7 +29,8 @@ struct Expected<'a> {
 }
 
 /// Compares the configuration of a model with the tensors of its files; a projector and a prototype
-/// extractor that start `fresh` need none. With `allow_unused`, tensors without a place are accepted.
+/// extractor that start `fresh` need none. With `allow_unused`, tensors without a place are
+/// accepted.
 ///
 /// # Errors
 /// If weights are missing, have another shape, or find no place; the message names the keys.

@@ -22,8 +22,8 @@ pub(super) struct Described<'a> {
 }
 
 /// Finds the tower: inside the checkpoint, in the directory given, or where `mm_vision_tower`
-/// points, by path or by name. Puts its weights into the map and its configuration into the model's;
-/// returns its directory unless it is inside. `known` describes the tower inside.
+/// points, by path or by name. Puts its weights into the map and its configuration into the
+/// model's; returns its directory unless it is inside. `known` describes the tower inside.
 ///
 /// # Errors
 /// If there is none, or it is damaged.
@@ -178,7 +178,8 @@ fn config_elsewhere(
         return config_of(&CheckpointDir::list(dir.clone())?, allow_unused);
     }
     // LLaVA 1.5 stores its tower inside and names OpenAI's for the sizes, OneVision Google's;
-    // ShareGPT4V, on which the released SQ-LLaVA stands, names the one that it trained on from there.
+    // ShareGPT4V, on which the released SQ-LLaVA stands, names the one that it trained on from
+    // there.
     for place in places {
         let name = place.json.get("mm_vision_tower").and_then(Value::as_str);
         return Ok(match name.and_then(|name| name.rsplit('/').next()) {

@@ -11,6 +11,7 @@ use safetensors::{Dtype, View};
 use serde_json::{Map, Value, json};
 use sq_llava_data::atomic::AtomicFile;
 
+use super::checkpoint_dir::CheckpointDir;
 use super::layout::{Layout, Section, canonical, write_key};
 use crate::config::VisionConfig;
 use crate::error::ModelError;
@@ -221,4 +222,20 @@ pub(super) fn write_json(path: PathBuf, value: &Value) -> Result<Pending, ModelE
 /// If it cannot be made.
 pub(super) fn make_dir(dir: &Path) -> Result<(), ModelError> {
     std::fs::create_dir_all(dir).map_err(|e| ModelError::io(dir, e))
+}
+
+/// Creates a directory for a whole model.
+///
+/// # Errors
+/// If it already holds one, or cannot be created.
+pub(super) fn make_model_dir(dir: &Path) -> Result<(), ModelError> {
+    make_dir(dir)?;
+    let listed = CheckpointDir::list(dir.to_path_buf())?;
+    if listed.model_files()?.is_empty() {
+        return Ok(());
+    }
+    Err(ModelError::weights(
+        dir,
+        "the directory already holds a model; choose another one",
+    ))
 }

@@ -1,5 +1,5 @@
-//! Adapters of both parts of whole models, of SigLIP and DINOv2 too, against peft. The cases are the
-//! repository's own (`lora_llava_*`).
+//! Adapters of both parts of whole models, of SigLIP and DINOv2 too, against peft. The cases are
+//! the repository's own (`lora_llava_*`).
 
 use std::path::Path;
 

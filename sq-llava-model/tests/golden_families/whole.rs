@@ -216,8 +216,8 @@ fn golden_siglip_as_the_original_code_takes_it() {
     assert!(compared > 0, "no SigLIP whose last layer is taken");
 }
 
-/// A language model with a tower beside it: SigLIP gives all its patches, and its processor prepares
-/// the pictures.
+/// A language model with a tower beside it: SigLIP gives all its patches, and its processor
+/// prepares the pictures.
 #[test]
 fn golden_language_models_with_a_siglip_tower_beside_them() {
     let is_built = |case: &Case| Family::of(text(&case.json, "family")).is_some();

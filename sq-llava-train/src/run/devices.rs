@@ -22,7 +22,10 @@ use crate::step::whole::TrainModel;
 
 /// The devices of a recipe: numbers of devices of the same kind as `main`; `main` alone if none
 /// are given.
-pub(crate) fn devices_of<B: AutodiffBackend>(main: &B::Device, numbers: &[usize]) -> Vec<B::Device> {
+pub(crate) fn devices_of<B: AutodiffBackend>(
+    main: &B::Device,
+    numbers: &[usize],
+) -> Vec<B::Device> {
     if numbers.is_empty() {
         return vec![main.clone()];
     }

@@ -1,5 +1,5 @@
-//! What each stage trains: stage 1 the prototypes and the projector with its `image_newline`, stage 2 also adapters on both
-//! towers and the rows of new tokens. Everything else is frozen.
+//! What each stage trains: stage 1 the prototypes and the projector with its `image_newline`, stage
+//! 2 also adapters on both towers and the rows of new tokens. Everything else is frozen.
 
 use std::sync::Arc;
 

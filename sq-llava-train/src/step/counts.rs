@@ -90,8 +90,8 @@ mod tests {
         );
     }
 
-    /// Those over the towers of today: they train what their comments say, and a step of them fits into
-    /// 80 GB.
+    /// Those over the towers of today: they train what their comments say, and a step of them fits
+    /// into 80 GB.
     #[test]
     fn recipes_over_siglip_and_qwen3() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs");

@@ -81,7 +81,8 @@ fn plain(answer: &str) -> String {
     answer.trim().trim_end_matches('.').to_lowercase()
 }
 
-/// What the most frequent answer of each kind would get: the best constant answer. `seen` are the training data's questions, by kind.
+/// What the most frequent answer of each kind would get: the best constant answer. `seen` are the
+/// training data's questions, by kind.
 pub fn chance(questions: &[HeldOut], seen: &[HeldOut]) -> Scores {
     let mut counts: BTreeMap<&str, BTreeMap<String, usize>> = BTreeMap::new();
     for one in seen {

@@ -83,8 +83,8 @@ impl Scene {
     }
 
     /// The same as a table in keywords: a phrase for each cell of the grid, "nothing" where
-    /// nothing stands, in reading order. It is what the language model learns to read before it sees
-    /// a picture.
+    /// nothing stands, in reading order. It is what the language model learns to read before it
+    /// sees a picture.
     pub fn table(&self) -> Vec<String> {
         let phrase = |place: &Place| match self.find(None, None, Some(*place)).first() {
             Some(thing) => format!("{} {} {}", thing.name(), thing.size.word(), place.word()),

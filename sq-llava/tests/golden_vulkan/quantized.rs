@@ -206,7 +206,8 @@ fn golden_quantized_models_are_the_dense_ones_of_their_blocks() {
         assert_eq!(found, greedy(&dense), "{quantize:?}");
         let differs = found.iter().zip(&reference).position(|(a, b)| a != b);
         if let (Quantize::Q8, Some(at)) = (quantize, differs) {
-            // Int8 moves the logits of small random weights by a few per cent: it was a near choice.
+            // Int8 moves the logits of small random weights by a few per cent: it was a near
+            // choice.
             let longer = [&ids[..], &reference[..at]].concat();
             let all = logits(&exact, &longer);
             let row = &all[all.len() - exact.language_model.vocabulary()..];

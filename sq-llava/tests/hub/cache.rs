@@ -1,4 +1,5 @@
-//! What stands in the cache: whole models alone, nothing outside it, and as Python's library has it.
+//! What stands in the cache: whole models alone, nothing outside it, and as Python's library has
+//! it.
 
 use std::fs;
 use std::io::Read;

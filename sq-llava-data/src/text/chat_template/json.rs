@@ -13,8 +13,8 @@ struct Layout {
     sort_keys: bool,
 }
 
-/// The filter; its options are `ensure_ascii`, `indent`, `separators` and `sort_keys`, in this order
-/// or by name.
+/// The filter; its options are `ensure_ascii`, `indent`, `separators` and `sort_keys`, in this
+/// order or by name.
 pub(super) fn tojson(value: &Value, options: Rest<ValueOrKwargs>) -> Result<String, Error> {
     let options = options.into_values();
     let (given, named) = from_args::<(&[Value], Kwargs)>(&options)?;

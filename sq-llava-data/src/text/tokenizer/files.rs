@@ -100,8 +100,8 @@ fn object(path: PathBuf) -> Result<Map<String, Value>, DataError> {
     serde_json::from_str(&text).map_err(|source| DataError::Json { path, source })
 }
 
-/// A chat template in a file beside tokenizer_config.json, which goes before the one inside: that of
-/// processor_config.json, of chat_template.json, or chat_template.jinja.
+/// A chat template in a file beside tokenizer_config.json, which goes before the one inside: that
+/// of processor_config.json, of chat_template.json, or chat_template.jinja.
 fn chat_template(dir: &Path) -> Result<Option<String>, DataError> {
     for name in ["processor_config.json", "chat_template.json"] {
         let found = object(dir.join(name))?;

@@ -187,8 +187,8 @@ const LLAVA_HF: &[&str] = &[
 ];
 
 /// Of a vision tower. CLIP's projection is behind the tower, and there are no words; of DINOv2,
-/// training, how layer scales began, the mask of its pretraining, and the form in which it serves as
-/// a backbone.
+/// training, how layer scales began, the mask of its pretraining, and the form in which it serves
+/// as a backbone.
 const VISION: &[&str] = &[
     "apply_layernorm",
     "attention_probs_dropout_prob",

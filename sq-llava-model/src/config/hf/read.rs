@@ -36,7 +36,8 @@ const OTHER_CLASSES: [&str; 3] = [
 impl SqLlavaConfig {
     /// Reads the `config.json` of a model: original LLaVA and SQ-LLaVA, llava-hf, or a language
     /// model alone. The vision tower of an original LLaVA stands in a file of its own
-    /// ([`read_vision_config`](crate::config::read_vision_config)) unless `vision_config` is inside.
+    /// ([`read_vision_config`](crate::config::read_vision_config)) unless `vision_config` is
+    /// inside.
     ///
     /// # Errors
     /// If the file is missing or malformed, describes an unknown kind of model, or (unless
@@ -249,8 +250,8 @@ fn llava_hf(
     Ok(config)
 }
 
-/// What transformers' LlavaConfig and LlavaNextConfig, or LlavaOnevisionConfig, take for keys that a
-/// file leaves out.
+/// What transformers' LlavaConfig and LlavaNextConfig, or LlavaOnevisionConfig, take for keys that
+/// a file leaves out.
 struct UsualKeys {
     vision: VisionConfig,
     layer: i64,

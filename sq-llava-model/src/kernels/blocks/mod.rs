@@ -30,12 +30,13 @@ const SPARE: usize = 16;
 
 /// Format of a matrix's blocks.
 ///
-/// **Batches.** On the CPU a product with up to 8 rows of input rounds each row to 16 bits by itself:
-/// its result is bit for bit the same whatever rows stand beside it. With more rows (a prompt, more
-/// than 8 answers at once) the weight is dequantised and the input is not rounded. The two differ by
-/// at most 2⁻¹⁶ of the largest value of each block of 32 inputs times the weights of the block, and
-/// rounding in f32. So a batch of more than 8 answers gives each answer as it would be alone only
-/// but for this rounding: where two tokens are almost equally likely, the other one may come.
+/// **Batches.** On the CPU a product with up to 8 rows of input rounds each row to 16 bits by
+/// itself: its result is bit for bit the same whatever rows stand beside it. With more rows (a
+/// prompt, more than 8 answers at once) the weight is dequantised and the input is not rounded. The
+/// two differ by at most 2⁻¹⁶ of the largest value of each block of 32 inputs times the weights of
+/// the block, and rounding in f32. So a batch of more than 8 answers gives each answer as it would
+/// be alone only but for this rounding: where two tokens are almost equally likely, the other one
+/// may come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum QuantFormat {
     /// int8 with a scale.

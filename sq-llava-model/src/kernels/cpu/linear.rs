@@ -13,9 +13,9 @@ use super::weight::{FEW, Weight, few, readable, weight_rows};
 use super::{Factor, Kernel};
 use crate::kernels::blocks::BlockMatrix;
 
-/// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]` unless it is in blocks,
-/// bias `[out]`, the adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]` if that
-/// is not x.
+/// Which inputs there are, in this order: `x [rows, in]`, weight `[out, in]` unless it is in
+/// blocks, bias `[out]`, the adapter's A `[r, in]` and B `[out, r]`, and its own input `[rows, in]`
+/// if that is not x.
 #[derive(Debug, Clone)]
 pub(crate) struct LinearKernel {
     /// The weight if it is in blocks, which take no gradient.

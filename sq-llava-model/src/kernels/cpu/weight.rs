@@ -1,5 +1,5 @@
-//! A weight `[out, in]` in f32, f16, bf16 or blocks of integers, multiplied without ever being copied
-//! or dequantised whole.
+//! A weight `[out, in]` in f32, f16, bf16 or blocks of integers, multiplied without ever being
+//! copied or dequantised whole.
 
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;

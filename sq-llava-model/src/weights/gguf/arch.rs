@@ -63,8 +63,8 @@ impl Architecture {
         self.0 == Family::Llama
     }
 
-    /// Whether it divides frequencies by other numbers in long contexts (`rope_factors_long.weight`),
-    /// and may rotate the first entries of a head alone.
+    /// Whether it divides frequencies by other numbers in long contexts
+    /// (`rope_factors_long.weight`), and may rotate the first entries of a head alone.
     pub fn takes_two_factors(self) -> bool {
         self.0 == Family::Phi3
     }

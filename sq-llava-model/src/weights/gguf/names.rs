@@ -94,8 +94,8 @@ pub(super) fn layer(name: &str) -> Option<usize> {
     Some(in_layer(name, FILE_LAYERS)?.0)
 }
 
-/// A name in the other language of tables of beginnings: that of a tensor behind its layer's number,
-/// which follows one of `layers` in each language, else one of `whole`.
+/// A name in the other language of tables of beginnings: that of a tensor behind its layer's
+/// number, which follows one of `layers` in each language, else one of `whole`.
 pub(super) fn translated<'a>(
     name: &str,
     layers: [&str; 2],

@@ -41,8 +41,9 @@ pub enum Shape {
     VitS,
     /// The paper's prototype extractor: 576 tokens of 1024, K 256, T 2.
     Prototype,
-    /// Training steps of SmolLM2-135M, f32, with adapters of rank 128 and dropout on one sequence of
-    /// each of `--lengths`: tokens/s, and memory beside the estimate, with and without recompute.
+    /// Training steps of SmolLM2-135M, f32, with adapters of rank 128 and dropout on one sequence
+    /// of each of `--lengths`: tokens/s, and memory beside the estimate, with and without
+    /// recompute.
     TrainStep,
     /// Preprocessing: the picture `--image` to 336 pixels, padded and normalised.
     Image,
