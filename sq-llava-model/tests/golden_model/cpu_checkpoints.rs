@@ -1,11 +1,9 @@
 //! Parts a and a2 on the CPU: whole checkpoints in every layout.
 
-use burn::tensor::FloatDType;
 use burn_flex::Flex;
 use sq_llava_model::processor::{KernelPath, VARIABLE};
 
 use crate::checkpoints as parity;
-use crate::tensors::values;
 
 fn device() -> burn_flex::FlexDevice {
     Default::default()
@@ -50,31 +48,9 @@ fn golden_a_logits_of_expanded_ids() {
     assert_eq!(compared, expected);
 }
 
-/// How far the logits of a model in bf16 may be from those in f32: as far as PyTorch's own are on
-/// the same data (`LlavaForConditionalGeneration` of `a_llava_gqa/hf`, PyTorch 2.15, transformers
-/// 5.24; 7.6e-3 with the weights alone in bf16 and all else in f32).
-const BF16: f64 = 1.36e-2;
-
-/// The checkpoint whose difference was measured in PyTorch.
 #[test]
 fn golden_a_bf16_logits() {
-    let mut compared = 0;
-    for checkpoint in parity::part_a() {
-        if golden::file_name(&checkpoint.dir) != "hf" {
-            continue;
-        }
-        let model = checkpoint.load_as::<Flex>(FloatDType::BF16, &device());
-        let ids = checkpoint.ids("input_ids_hf");
-        let logits: Vec<f32> = parity::embeddings(&checkpoint, &model, &ids, &device())
-            .into_iter()
-            .flat_map(|row| values(model.logits(row)))
-            .collect();
-        let what = format!("{} logits in bf16", checkpoint.name);
-        let reference = checkpoint.tensors.f64("logits_f64");
-        golden::assert_close(&what, &logits, &reference, BF16);
-        compared += 1;
-    }
-    assert!(compared > 0, "no checkpoint in the transformers layout");
+    parity::bf16_logits::<Flex>(&device());
 }
 
 /// All of these on every path of kernels that the machine has.

@@ -9,7 +9,7 @@ use sq_llava_model::config::{AssignmentSoftmax, ClusterConfig, PrototypeConfig};
 use sq_llava_model::connector::cluster::ClusterProjector;
 use sq_llava_model::connector::prototype::PrototypeExtractor;
 
-use crate::tensors::{Fill, float, int, values};
+use super::tensors::{Fill, float, int, values};
 
 /// Our module paths to the reference's parameter names.
 pub fn key(path: &str) -> String {

@@ -50,7 +50,7 @@ pub struct Bench {
     /// Sequences at a time of `--shape`'s language models.
     #[arg(long, value_delimiter = ',', default_value = "1", value_parser = sequences)]
     batch: Vec<usize>,
-    /// Only prefill and decoding of `--shape llama-7b`.
+    /// Only prefill and decoding of `--shape llama-7b` and `llama-tiny`.
     #[arg(long)]
     skip_training: bool,
     /// Tokens of the sequences of `--shape train-step`.

@@ -30,6 +30,8 @@ pub enum Shape {
     /// steps are of one and four sequences of 2048 tokens, each with and without recompute.
     #[value(name = "llama-7b")]
     Llama7b,
+    /// The same steps with two layers of 64 and sequences of 64 tokens: a rehearsal of `llama-7b`.
+    LlamaTiny,
     /// SmolLM2-135M: hidden 576, 30 layers, 9 heads on 3, 49152 tokens.
     #[value(name = "smollm2-135m")]
     Smollm2,
@@ -65,6 +67,25 @@ pub(super) fn smollm2() -> LlamaConfig {
 }
 
 impl Shape {
+    /// Those that are made in `--dtype` alone: sizes, and tokens of a training sequence.
+    fn in_one_dtype(self) -> Option<(LlamaConfig, usize)> {
+        let config = LlamaConfig::new().with_rms_norm_eps(1e-5);
+        match self {
+            Self::Llama7b => Some((config, 2048)),
+            Self::LlamaTiny => Some((
+                config
+                    .with_hidden_size(64)
+                    .with_intermediate_size(172)
+                    .with_num_hidden_layers(2)
+                    .with_num_attention_heads(4)
+                    .with_num_key_value_heads(4)
+                    .with_vocab_size(512),
+                64,
+            )),
+            _ => None,
+        }
+    }
+
     fn llama(self) -> Option<(LlamaConfig, TrainShape)> {
         match self {
             Self::Llama168m => Some((
@@ -108,8 +129,8 @@ impl Bench {
         limits: &Limits,
         device: &B::Device,
     ) -> Result<()> {
-        if shape == Shape::Llama7b {
-            return self.large_shape::<B>(limits, device);
+        if let Some((config, length)) = shape.in_one_dtype() {
+            return self.in_one_dtype::<B>(&config, length, limits, device);
         }
         if let Some((config, train)) = shape.llama() {
             let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
@@ -153,23 +174,33 @@ impl Bench {
         self.prototype_shape::<B>(device)
     }
 
-    /// The 7B: prefill, decoding, and unless left out steps of training.
-    fn large_shape<B: Backend>(&self, limits: &Limits, device: &B::Device) -> Result<()> {
-        let config = LlamaConfig::new().with_rms_norm_eps(1e-5);
+    /// Prefill, decoding, and unless left out or quantised steps of training, in `--dtype`.
+    fn in_one_dtype<B: Backend>(
+        &self,
+        config: &LlamaConfig,
+        length: usize,
+        limits: &Limits,
+        device: &B::Device,
+    ) -> Result<()> {
         let bytes = 2 * config.parameters() as u64;
         let dtype = self.model.dtype.on::<B>(self.model.device, bytes, device)?;
+        let quantize = self.model.blocks()?;
         let empty = SqLlavaConfig::new(config.clone());
         {
-            let llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
+            let mut llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
+            let mut name = format!("{dtype:?}").to_lowercase();
+            if let Some(wanted) = quantize {
+                llama.quantize_here(wanted)?;
+                name = format!("{wanted:?}").to_lowercase();
+            }
             let limit = match dtype {
                 FloatDType::BF16 => limits.bf16_gflop_per_s,
                 _ => limits.gflop_per_s,
             };
-            self.prefill_shape(&config, &llama, "", limit, device)?;
-            let name = format!("{dtype:?}").to_lowercase();
-            self.decode_shapes(&config, &llama, &name, &[PROMPT], limits, device)?;
+            self.prefill_shape(config, &llama, "", limit, device)?;
+            self.decode_shapes(config, &llama, &name, &[PROMPT], limits, device)?;
         }
-        if self.skip_training {
+        if self.skip_training || quantize.is_some() {
             return Ok(());
         }
         // The largest last: a device may not hold it.
@@ -177,7 +208,7 @@ impl Bench {
             for batch in [1, 4] {
                 let step = TrainShape {
                     checkpointing,
-                    ..TrainShape::new(128, batch, 2048)
+                    ..TrainShape::new(128, batch, length)
                 };
                 let model = empty.init::<Autodiff<B>>(device)?;
                 self.train_shape(init_random(model, dtype, 0)?, &step, "", device)?;

@@ -2,14 +2,13 @@
 
 use std::path::PathBuf;
 
-use burn_wgpu::WgpuDevice;
 use golden::{Tensors, Value, assert_close};
 use sq_llava_model::config::ProjectorConfig;
 use sq_llava_model::weights::{FreshParts, LoadOptions, load_model};
 use sq_llava_model::{Sample, SqLlava};
 
-use crate::tensors::{float, values};
-use crate::{B, device};
+use super::tensors::{float, values};
+use crate::{B, Device, device};
 
 /// A case and its reference.
 struct Case {
@@ -38,7 +37,7 @@ fn decoder_of(family: &str) -> Case {
     case("llm", |json| json["family"] == family)
 }
 
-fn load(case: &Case, options: &LoadOptions, device: &WgpuDevice) -> SqLlava<B> {
+fn load(case: &Case, options: &LoadOptions, device: &Device) -> SqLlava<B> {
     match load_model::<B>(&case.dir.join("model"), options, device) {
         Ok(loaded) => loaded.model,
         Err(error) => panic!("{}: {error}", case.dir.display()),
@@ -47,7 +46,7 @@ fn load(case: &Case, options: &LoadOptions, device: &WgpuDevice) -> SqLlava<B> {
 
 /// Gemma 2 has windows and soft limits, Phi-3 joined matrices and heads that rotate in part.
 #[test]
-fn golden_vulkan_decoders_of_families() {
+fn golden_gpu_decoders_of_families() {
     let Some(device) = device() else {
         return;
     };
@@ -63,7 +62,7 @@ fn golden_vulkan_decoders_of_families() {
 }
 
 #[test]
-fn golden_vulkan_tower_of_families() {
+fn golden_gpu_tower_of_families() {
     let Some(device) = device() else {
         return;
     };
@@ -86,7 +85,7 @@ fn golden_vulkan_tower_of_families() {
 }
 
 #[test]
-fn golden_vulkan_whole_model_of_families() {
+fn golden_gpu_whole_model_of_families() {
     let Some(device) = device() else {
         return;
     };

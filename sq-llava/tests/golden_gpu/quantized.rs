@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use burn::backend::Autodiff;
 use burn::module::Param;
 use burn::tensor::{Distribution, Tensor, backend::Backend};
-use burn_wgpu::WgpuDevice;
 use golden::assert_close;
 use sq_llava_model::generation::generate::GenerateConfig;
 use sq_llava_model::language::quantize::Quantize;
@@ -16,9 +15,10 @@ use sq_llava_model::ops::weight::Weight;
 use sq_llava_model::weights::{LoadOptions, SaveOptions, load_model, save_pretrained};
 use sq_llava_model::{Sample, SqLlava};
 
-use crate::checkpoints::{Checkpoint, part_a};
-use crate::tensors::{float, values};
-use crate::{B, add, device, doubles, times};
+use super::checkpoints::{Checkpoint, part_a};
+use super::tensors::{float, values};
+use super::{add, doubles, times};
+use crate::{B, Device, device};
 
 const FORMATS: [(Quantize, f64); 2] = [(Quantize::Q8, 127.0), (Quantize::Q4, 7.0)];
 
@@ -127,7 +127,7 @@ fn quantized_products_are_those_of_the_dense_weight() {
     );
 }
 
-fn product(mut linear: Linear<B>, rows: usize, rank: usize, device: &WgpuDevice) {
+fn product(mut linear: Linear<B>, rows: usize, rank: usize, device: &Device) {
     let draw = |shape| Tensor::<B, 2>::random(shape, Distribution::Uniform(-0.5, 0.5), device);
     let (d_in, d_out) = (linear.d_in(), linear.d_out());
     let weight = doubles(linear.clone().dequantize().weight.val());
