@@ -1,9 +1,7 @@
 //! The vision tower: from pixels to what stands where. It learns numbers of attributes, no words.
 
 use anyhow::{Result, ensure};
-use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{AutodiffModule, Module};
-use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Tensor, TensorData};
@@ -13,11 +11,15 @@ use sq_llava_model::ops::cross_entropy::token_losses;
 use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::vision::tower::VisionTower;
 
-use super::{Lessons, rate};
+use super::Lessons;
+use super::optimizers::{Optimizers, Rates, rate};
 use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render};
 
-/// Peak learning rate.
-const RATE: f64 = 2e-3;
+/// Peak learning rates.
+const RATES: Rates = Rates {
+    matrices: 5e-3,
+    others: 2e-3,
+};
 
 /// Scenes of one step.
 const BATCH: usize = 32;
@@ -77,11 +79,7 @@ pub fn train<B: AutodiffBackend>(
         pupil.tower.num_params(),
         lessons.vision_steps
     ));
-    let mut optimizer = AdamWConfig::new()
-        .with_weight_decay(0.01)
-        .with_epsilon(1e-8)
-        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
-        .init::<B, Pupil<B>>();
+    let mut optimizer = Optimizers::new(RATES, &pupil.tower.encoder.layers);
     for step in 0..lessons.vision_steps {
         let scenes: Vec<Scene> = (0..BATCH)
             .map(|i| Scene::draw(lessons.seed, (step * BATCH + i) as u64))
@@ -92,8 +90,8 @@ pub fn train<B: AutodiffBackend>(
             value.is_finite(),
             "vision tower, step {step}: the loss is {value}"
         );
-        let grads = GradientsParams::from_grads(loss.backward(), &pupil);
-        pupil = optimizer.step(rate(RATE, step, lessons.vision_steps), pupil, grads);
+        let part = rate(step, lessons.vision_steps);
+        pupil = optimizer.step(part, pupil, loss.backward());
         if step % 50 == 49 || step + 1 == lessons.vision_steps {
             let right = right.map(|part| format!("{:.1}", 100.0 * part)).join(", ");
             say(format!(
