@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
+use sq_llava_train::Launcher;
 
 /// SQ-LLaVA: train it, ask it about pictures, let it ask.
 #[derive(Debug, Parser)]
@@ -38,8 +39,6 @@ struct Arguments {
 enum Command {
     /// Train a model on pictures and conversations.
     Train(command::train::Train),
-    /// Bring the machines of a training together.
-    Orchestrator(command::nodes::OrchestratorCommand),
     /// Answer a question, about a picture or not.
     Ask(command::ask::Ask),
     /// Ask questions about a picture.
@@ -76,7 +75,10 @@ enum Command {
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = Arguments::parse();
+    let other_rank = Launcher::from_env().is_some_and(|launcher| launcher.rank() > 0);
     let level = match arguments.verbose {
+        // What all ranks of a training would say the first one says.
+        0 if other_rank => "warn,wgpu=error,cubecl=error",
         0 => {
             "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
         }
@@ -104,7 +106,6 @@ fn main() -> ExitCode {
         }));
         match command {
             Command::Train(command) => command.run(),
-            Command::Orchestrator(command) => command.run(),
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),
@@ -143,7 +144,11 @@ fn main() -> ExitCode {
             format!("the backend gave up: {text}")
         }
     };
-    complain(&message);
+    complain(&match command::train::rank() {
+        Some(rank) => format!("rank {rank}: {message}"),
+        None => message,
+    });
+    command::train::end_other_ranks();
     ExitCode::FAILURE
 }
 
