@@ -21,7 +21,7 @@ use crate::error::TrainError;
 
 /// How long a call is tried again and again before the thread sleeps between tries: the other
 /// ranks may still compute, with every core.
-const EAGER: Duration = Duration::from_micros(200);
+const EAGER: Duration = Duration::from_millis(10);
 
 /// How long it sleeps.
 const PAUSE: Duration = Duration::from_micros(50);
