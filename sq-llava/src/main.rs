@@ -75,7 +75,8 @@ enum Command {
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    let other_rank = Launcher::from_env().is_some_and(|launcher| launcher.rank() > 0);
+    let other_rank = matches!(arguments.command, Some(Command::Train(_)))
+        && Launcher::from_env().is_some_and(|launcher| launcher.rank() > 0);
     let level = match arguments.verbose {
         // What all ranks of a training would say the first one says.
         0 if other_rank => "warn,wgpu=error,cubecl=error",

@@ -34,6 +34,7 @@ pub use self::launcher::Launcher;
 pub(crate) use self::start::{StageStart, agree, agree_on_stage};
 
 /// Values that are added up at a time: 32 MiB of f32.
+#[cfg(feature = "mpi")]
 const BUCKET_VALUES: usize = 8 << 20;
 
 /// How often a rank that waits for the others looks whether it is asked to end.

@@ -7,7 +7,9 @@ use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Args;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+#[cfg(unix)]
+use signal_hook::consts::SIGUSR1;
+use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use sq_llava_train::{
     Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
@@ -148,7 +150,13 @@ pub fn end_other_ranks() {
 /// process at once.
 fn stop_on_signals() -> Result<StopSignal> {
     let stop = StopSignal::new();
-    for signal in [SIGINT, SIGTERM, SIGUSR1] {
+    let signals = [
+        SIGINT,
+        SIGTERM,
+        #[cfg(unix)]
+        SIGUSR1,
+    ];
+    for signal in signals {
         // The order matters: the first signal finds the flag down, and only then raises it.
         flag::register_conditional_shutdown(signal, i32::from(STOPPED), stop.flag())?;
         flag::register(signal, stop.flag())?;

@@ -79,16 +79,21 @@ impl Drop for Job {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
             // It may have ended by itself; its ranks go with it.
-            send("TERM", child.id());
+            let _ = kill("TERM", child.id()).status();
             let _ = child.wait();
         }
     }
 }
 
 fn send(name: &str, id: u32) {
-    let status = Command::new("kill").args(["-s", name, &id.to_string()]);
-    let mut command = status;
-    assert!(command.status().expect("kill").success());
+    let sent = kill(name, id).status();
+    assert!(sent.expect("kill").success());
+}
+
+fn kill(name: &str, id: u32) -> Command {
+    let mut command = Command::new("kill");
+    command.args(["-s", name, &id.to_string()]);
+    command
 }
 
 /// `mpirun` of two ranks, each with more arguments of its own.
