@@ -78,28 +78,12 @@ pub enum TrainError {
         /// What is wrong and what to do.
         reason: String,
     },
-    /// The nodes of a run did not come together.
-    #[error("nodes: {0}")]
-    NodeMeeting(String),
-    /// The nodes of a run are not about to do the same.
+    /// Several processes were started that cannot train together.
+    #[error("{0}")]
+    Ranks(String),
+    /// The nodes of a run are not about to do the same; all of them have this error.
     #[error("the nodes differ: {0}")]
     NodesDiffer(String),
-    /// An exchange with the other nodes came to no end. What was saved before stays.
-    #[error("nodes, {at}: {reason}; start all nodes again with --resume")]
-    NodeLost {
-        /// `at the start`, or at which step.
-        at: String,
-        /// What is known of it.
-        reason: String,
-    },
-    /// Another node ended, and said why.
-    #[error("rank {rank} failed: {reason}")]
-    NodeFailed {
-        /// Its number.
-        rank: usize,
-        /// Its error.
-        reason: String,
-    },
     /// A part of the training stopped without saying why.
     #[error("{0}")]
     Internal(String),
@@ -118,16 +102,5 @@ impl TrainError {
             path: path.into(),
             source,
         }
-    }
-
-    /// Whether the other nodes of a run know of it already.
-    pub(crate) fn is_of_nodes(&self) -> bool {
-        matches!(
-            self,
-            Self::NodeMeeting(_)
-                | Self::NodesDiffer(_)
-                | Self::NodeLost { .. }
-                | Self::NodeFailed { .. }
-        )
     }
 }

@@ -12,7 +12,7 @@ pub mod step;
 pub use error::TrainError;
 pub use recipe::{Flavour, GradientCheckpointing, Recipe};
 pub use run::base::{Base, TrainPaths};
-pub use run::nodes::{NodeConfig, Orchestrator};
+pub use run::nodes::{Launcher, Nodes};
 pub use run::resume::Resume;
 pub use run::run_dir::{RunDirectory, RunFiles};
 pub use run::state::StageOutcome;

@@ -21,6 +21,7 @@ use std::process::ExitCode;
 use std::sync::OnceLock;
 
 use clap::{Parser, Subcommand};
+use sq_llava_train::Launcher;
 
 /// SQ-LLaVA: train it, ask it about pictures, let it ask.
 #[derive(Debug, Parser)]
@@ -38,8 +39,6 @@ struct Arguments {
 enum Command {
     /// Train a model on pictures and conversations.
     Train(command::train::Train),
-    /// Bring the machines of a training together.
-    Orchestrator(command::nodes::OrchestratorCommand),
     /// Answer a question, about a picture or not.
     Ask(command::ask::Ask),
     /// Ask questions about a picture.
@@ -76,7 +75,9 @@ enum Command {
 fn main() -> ExitCode {
     allocator::keep_freed_memory();
     let arguments = Arguments::parse();
-    start_logging(arguments.verbose);
+    let other_rank = matches!(arguments.command, Some(Command::Train(_)))
+        && Launcher::from_env().is_some_and(|launcher| launcher.rank() > 0);
+    start_logging(arguments.verbose, other_rank);
     let command = match arguments.command {
         Some(command) => command,
         None => Command::Quickstart(command::quickstart::Quickstart::plain()),
@@ -89,7 +90,6 @@ fn main() -> ExitCode {
         }));
         match command {
             Command::Train(command) => command.run(),
-            Command::Orchestrator(command) => command.run(),
             Command::Ask(command) => command.run(),
             Command::Question(command) => command.run(),
             Command::Chat(command) => command.run(),
@@ -128,12 +128,18 @@ fn main() -> ExitCode {
             format!("the backend gave up: {text}")
         }
     };
-    complain(&message);
+    complain(&match command::train::rank() {
+        Some(rank) => format!("rank {rank}: {message}"),
+        None => message,
+    });
+    command::train::end_other_ranks();
     ExitCode::FAILURE
 }
 
-fn start_logging(verbose: u8) {
+/// Log lines on standard error; what all ranks of a training would say the first one says.
+fn start_logging(verbose: u8, other_rank: bool) {
     let level = match verbose {
+        0 if other_rank => "warn,wgpu=error,cubecl=error",
         0 => {
             "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
         }

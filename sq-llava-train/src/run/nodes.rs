@@ -1,141 +1,71 @@
-//! Data-parallel training over several machines: each node takes its share of the batches of an
-//! optimizer step, and before the step the nodes add up their gradients.
+//! Data-parallel training over several processes: each rank takes its share of the batches of an
+//! optimizer step, and before the step the ranks add up their gradients.
 //!
-//! Burn's own `burn-collective` 0.21.0 is not used: of its global all-reduces the first returns and
-//! the second never does, in each of its strategies, because `SyncService::sync` empties a copy of
-//! the list of nodes that have arrived (`global/node/sync.rs`, lines 71 and 79). Here the nodes
-//! stand in a ring of TCP connections with deadlines (`nodes/ring.rs`).
+//! Ranks and addresses are MPI's (`nodes/mpi.rs`, feature `mpi`); `mpirun` or `srun` starts them.
 //!
 //! What is exchanged: the gradients of what trains, as sums (the loss's denominator is that of the
 //! whole step already), and with them the sums and counts of the report, so that all nodes log the
 //! same, stop at the same step and fail together.
 
+mod exchange;
 mod gradients;
-mod meeting;
-mod ring;
+mod launcher;
+#[cfg(feature = "mpi")]
+mod mpi;
 mod start;
+mod world;
 
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
-use burn::module::Module;
 use burn::optim::GradientsParams;
-use burn::tensor::backend::AutodiffBackend;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-use self::meeting::port_of;
-use self::ring::{Lost, Ring};
+use self::world::World;
 use crate::error::TrainError;
+use crate::run::stop::StopSignal;
 use crate::step::loss::LossSums;
 use crate::step::report::StepReport;
 
-pub(crate) use self::gradients::Trainable;
-pub use self::meeting::Orchestrator;
+pub(crate) use self::gradients::{Order, Trainable};
+pub use self::launcher::Launcher;
 pub(crate) use self::start::{StageStart, agree, agree_on_stage};
 
-/// Values that are added up at a time: 64 MiB of f32 on the host.
-const BUCKET_VALUES: usize = 16 << 20;
+/// Values that are added up at a time: 32 MiB of f32.
+#[cfg(feature = "mpi")]
+const BUCKET_VALUES: usize = 8 << 20;
 
-/// Nodes of a run.
-const MOST_NODES: usize = 4096;
+/// How often a rank that waits for the others looks whether it is asked to end.
+const LOOK: Duration = Duration::from_millis(100);
 
-/// What is added to the time of day must be a time of day.
-const LONGEST_TIMEOUT: Duration = Duration::from_secs(30 * 24 * 60 * 60);
+/// When it first says that it waits; then after twice as long, and so on.
+const LONG: Duration = Duration::from_secs(60);
 
-/// A node's place in a run over several machines.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct NodeConfig {
-    /// Nodes of the run; with one there is no exchange.
-    pub nodes: usize,
-    /// This one's number, from 0.
-    pub rank: usize,
-    /// Where the orchestrator is, `HOST:PORT`.
-    pub coordinator: String,
-    /// Where the other nodes reach this one, `HOST:PORT`; `None` for its address as the
-    /// orchestrator sees it, and any free port.
-    pub address: Option<String>,
-    /// How long the meeting and each exchange may take.
-    pub timeout: Duration,
-}
-
-impl NodeConfig {
-    /// Looks whether the numbers and addresses can be used.
-    ///
-    /// # Errors
-    /// If one cannot.
-    pub fn validate(&self) -> Result<(), TrainError> {
-        let fail = |reason: String| Err(TrainError::NodeMeeting(reason));
-        if self.nodes == 0 {
-            return fail("--nodes is 0: there is at least this one".into());
-        }
-        if self.rank >= self.nodes {
-            return fail(format!(
-                "--node-rank is {}, but the ranks of {} node(s) are 0 to {}",
-                self.rank,
-                self.nodes,
-                self.nodes - 1
-            ));
-        }
-        let addresses = [
-            ("--coordinator", Some(&self.coordinator)),
-            ("--node-address", self.address.as_ref()),
-        ];
-        for (option, address) in addresses {
-            if let Some(Err(reason)) = address.map(|address| port_of(address)) {
-                return fail(format!("{option}: {reason}"));
-            }
-        }
-        if self.timeout.is_zero() {
-            return fail("--node-timeout is 0: nothing can be exchanged in no time".into());
-        }
-        if self.nodes > MOST_NODES {
-            return fail(format!(
-                "--nodes is {}; at most {MOST_NODES} train together",
-                self.nodes
-            ));
-        }
-        if self.timeout > LONGEST_TIMEOUT {
-            return fail(format!(
-                "--node-timeout is {} seconds; at most {} (30 days) can be waited",
-                self.timeout.as_secs(),
-                LONGEST_TIMEOUT.as_secs()
-            ));
-        }
-        Ok(())
-    }
-
-    /// The run directory of this node: `node-RANK` inside the one that all were given, so that no
-    /// two nodes ever write into the same, shared storage or not; that one itself for one node.
-    pub fn run_directory(&self, out: &Path) -> PathBuf {
-        match self.nodes {
-            1 => out.to_path_buf(),
-            _ => out.join(format!("node-{}", self.rank)),
-        }
-    }
-}
-
-/// The other nodes of a run.
-#[derive(Debug)]
+/// The ranks of a run.
 pub struct Nodes {
-    rank: usize,
-    count: usize,
-    timeout: Duration,
+    world: Box<dyn World>,
+    stop: StopSignal,
     bucket_values: usize,
-    /// `None` once an exchange failed.
-    ring: Mutex<Option<Ring>>,
 }
 
-/// What a node says about a step before the gradients.
+impl std::fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nodes")
+            .field("rank", &self.rank())
+            .field("count", &self.count())
+            .finish_non_exhaustive()
+    }
+}
+
+/// What a node says about a step beside the gradients.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct StepNews {
     step: usize,
     step_tokens: usize,
     /// Whether it was asked to stop.
     stop: bool,
-    /// Which trainable parameters have a gradient, eight to a byte.
-    gradients: Vec<u8>,
     /// Bits of the sums over asked questions and over answers: JSON knows no NaN.
     loss: [u64; 2],
     /// Tokens of asked questions and of answers, samples, tokens, samples cut, samples left out.
@@ -143,13 +73,12 @@ struct StepNews {
 }
 
 impl StepNews {
-    fn new(id: StepId, stop: bool, present: &[bool], report: &StepReport) -> Self {
+    fn new(id: StepId, stop: bool, report: &StepReport) -> Self {
         let sums = &report.sums;
         Self {
             step: id.step,
             step_tokens: id.step_tokens,
             stop,
-            gradients: pack(present),
             loss: [sums.question, sums.answer].map(f64::to_bits),
             counts: [
                 sums.question_tokens,
@@ -208,107 +137,109 @@ pub(crate) struct NodeStep {
 }
 
 impl Nodes {
-    /// Meets the other nodes; `None` if there are none.
+    /// Meets the other processes that `mpirun` or `srun` has started; `None` if there are none.
+    /// `stop` tells that this process is asked to end.
+    ///
+    /// A process that fails must call [`Self::abort`]: the others wait for it.
     ///
     /// # Errors
-    /// If the configuration cannot be used or the nodes do not come together in time.
-    pub fn join(config: &NodeConfig) -> Result<Option<Self>, TrainError> {
-        config.validate()?;
-        if config.nodes == 1 {
+    /// If this was built without feature `mpi`, or MPI sees other ranks than were started.
+    pub fn start(stop: StopSignal) -> Result<Option<Self>, TrainError> {
+        let Some(launcher) = Launcher::from_env() else {
             return Ok(None);
-        }
-        let ring = meeting::join(config)?;
-        tracing::info!(
-            "node {} of {} has met the others",
-            config.rank,
-            config.nodes
-        );
-        Ok(Some(Self {
-            rank: config.rank,
-            count: config.nodes,
-            timeout: config.timeout,
+        };
+        Self::launched(&launcher, stop).map(Some)
+    }
+
+    #[cfg(not(feature = "mpi"))]
+    fn launched(launcher: &Launcher, _stop: StopSignal) -> Result<Self, TrainError> {
+        Err(launcher.refuse())
+    }
+
+    #[cfg(feature = "mpi")]
+    fn launched(launcher: &Launcher, stop: StopSignal) -> Result<Self, TrainError> {
+        let world = mpi::MpiWorld::start()?;
+        launcher.compare(world.count())?;
+        Ok(Self {
+            world: Box::new(world),
+            stop,
             bucket_values: BUCKET_VALUES,
-            ring: Mutex::new(Some(ring)),
-        }))
+        })
     }
 
     /// This node's number, from 0.
     pub fn rank(&self) -> usize {
-        self.rank
+        self.world.rank()
     }
 
     /// Number of nodes.
     pub fn count(&self) -> usize {
-        self.count
+        self.world.count()
+    }
+
+    /// The run directory of this node: `node-RANK` inside the one that all were given, so that no
+    /// two nodes ever write into the same, shared storage or not.
+    pub fn run_directory(&self, out: &Path) -> PathBuf {
+        out.join(format!("node-{}", self.rank()))
+    }
+
+    /// Waits until all are done, and leaves them.
+    pub(crate) fn leave(&self) {
+        self.world.leave();
+    }
+
+    /// Ends the processes of all ranks, this one too; does nothing once the run was left.
+    pub fn abort(&self) {
+        self.world.abort();
+        // The process ends meanwhile, unless the ranks have parted.
+        self.world.leave();
     }
 
     /// What every node says, in the order of ranks. `at` says when, for messages.
     ///
     /// # Errors
-    /// If a node is lost or has failed.
+    /// If one says something else, as another version would.
     pub(crate) fn gather<T: Serialize + DeserializeOwned>(
         &self,
         at: &str,
         mine: &T,
     ) -> Result<Vec<T>, TrainError> {
-        self.gather_until(at, Ok(mine), Instant::now() + self.timeout)
-    }
-
-    fn gather_until<T: Serialize + DeserializeOwned>(
-        &self,
-        at: &str,
-        mine: Result<&T, String>,
-        deadline: Instant,
-    ) -> Result<Vec<T>, TrainError> {
-        let text = serde_json::to_vec(&mine)
+        let text = serde_json::to_vec(mine)
             .map_err(|e| TrainError::Internal(format!("a node's message is not JSON: {e}")))?;
-        let all = self.on_ring(at, |ring| ring.gather(text, deadline))?;
-        let mut said = Vec::with_capacity(all.len());
-        for (rank, text) in all.iter().enumerate() {
-            let fail = |reason: String| TrainError::NodeFailed { rank, reason };
-            let one: Result<T, String> = serde_json::from_slice(text)
-                .map_err(|e| fail(format!("{at} it does something else ({e})")))?;
-            said.push(one.map_err(fail)?);
-        }
-        Ok(said)
-    }
-
-    /// Does something on the ring, which is of no more use once it has failed.
-    fn on_ring<T>(
-        &self,
-        at: &str,
-        work: impl FnOnce(&mut Ring) -> Result<T, Lost>,
-    ) -> Result<T, TrainError> {
-        let mut slot = self.ring.lock().unwrap_or_else(PoisonError::into_inner);
-        let lost = |reason: String| TrainError::NodeLost {
-            at: at.to_owned(),
-            reason,
-        };
-        let Some(ring) = &mut *slot else {
-            return Err(lost("the connections are gone".into()));
-        };
-        work(ring).map_err(|Lost { rank, error }| {
-            // Closes the connections, so that the others need not wait for their own deadline.
-            *slot = None;
-            lost(match error.kind() {
-                std::io::ErrorKind::TimedOut => format!(
-                    "the exchange did not finish within {} s: rank {rank}, or one behind it, is \
-                     lost or hangs",
-                    self.timeout.as_secs_f64()
-                ),
-                _ => format!("rank {rank}, or one behind it, is lost ({error})"),
+        let all = self.wait(at, &self.world.gather(text))?;
+        let said = all.iter().enumerate().map(|(rank, text)| {
+            serde_json::from_slice(text).map_err(|e| {
+                TrainError::NodesDiffer(format!("{at} rank {rank} does something else ({e})"))
             })
-        })
+        });
+        said.collect()
     }
 
-    /// Tells the others why this node ends, unless they know. They are told at their next
-    /// exchange.
-    pub(crate) fn tell(&self, error: &TrainError) {
-        if !error.is_of_nodes() {
-            tracing::warn!("this node ends, and tells the others: {error}");
-            let deadline = Instant::now() + self.timeout;
-            // Who does not hear it sees the connection close. The first error is the one to tell.
-            let _ = self.gather_until::<()>("at the end", Err(error.to_string()), deadline);
+    /// Waits for the others. Where one is lost MPI ends the rest; this says when.
+    fn wait<T>(&self, at: &str, result: &Receiver<T>) -> Result<T, TrainError> {
+        let start = Instant::now();
+        let (mut next, mut asked) = (LONG, false);
+        loop {
+            match result.recv_timeout(LOOK) {
+                Ok(value) => return Ok(value),
+                Err(RecvTimeoutError::Disconnected) => {
+                    return Err(TrainError::Internal(format!("{at}: MPI has ended")));
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            let rank = self.rank();
+            if self.stop.is_set() && !asked {
+                asked = true;
+                tracing::warn!(
+                    "rank {rank} is asked to end while it waits for the others, {at}; if one of \
+                     them is lost, start all again with --resume"
+                );
+            }
+            if start.elapsed() >= next {
+                next *= 2;
+                let seconds = start.elapsed().as_secs();
+                tracing::warn!("rank {rank} waits for the others since {seconds} s, {at}");
+            }
         }
     }
 
@@ -327,51 +258,6 @@ impl Nodes {
     /// As [`Self::gather`].
     pub(crate) fn of_first(&self, at: &str, number: f64) -> Result<f64, TrainError> {
         Ok(f64::from_bits(self.gather(at, &number.to_bits())?[0]))
-    }
-
-    /// A whole step, from each node's share of it. All nodes get the same, bit for bit.
-    ///
-    /// # Errors
-    /// If a node is lost, has failed or does another step.
-    pub(crate) fn exchange<B: AutodiffBackend, M: Module<B>>(
-        &self,
-        trainable: &Trainable<'_, M>,
-        id: StepId,
-        mine: NodeStep,
-    ) -> Result<NodeStep, TrainError> {
-        let NodeStep {
-            mut grads,
-            report,
-            stop,
-        } = mine;
-        let deadline = Instant::now() + self.timeout;
-        let at = format!("at step {}", id.step + 1);
-        let entries = gradients::entries(trainable, &grads);
-        let present: Vec<bool> = entries.iter().map(|entry| entry.has_gradient).collect();
-        let mine = StepNews::new(id, stop, &present, &report);
-        let all = self.gather_until(&at, Ok(&mine), deadline)?;
-        check(&all)?;
-        let mut wanted = vec![false; entries.len()];
-        for news in &all {
-            for (wanted, present) in wanted.iter_mut().zip(unpack(&news.gradients)) {
-                *wanted |= present;
-            }
-        }
-        let mut sum = GradientsParams::new();
-        for range in gradients::buckets(&entries, &wanted, self.bucket_values) {
-            let mut values = gradients::take(trainable, &mut grads, &range, &wanted)?;
-            self.on_ring(&at, |ring| ring.sum(&mut values, deadline))?;
-            gradients::put(trainable, &mut sum, &range, &wanted, &values);
-        }
-        let mut report = StepReport::default();
-        for news in &all {
-            report.merge(&news.report());
-        }
-        Ok(NodeStep {
-            grads: sum,
-            report,
-            stop: all.iter().any(|news| news.stop),
-        })
     }
 }
 
@@ -393,30 +279,12 @@ fn check(all: &[StepNews]) -> Result<(), TrainError> {
                 first.step_tokens,
                 news.step_tokens
             )
-        } else if news.gradients.len() != first.gradients.len() {
-            format!("rank 0 and rank {rank} do not train the same parameters")
         } else {
             continue;
         };
         return Err(TrainError::NodesDiffer(reason));
     }
     Ok(())
-}
-
-/// Eight flags to a byte, the first one lowest.
-fn pack(flags: &[bool]) -> Vec<u8> {
-    let byte = |eight: &[bool]| {
-        let bits = eight.iter().enumerate();
-        bits.fold(0, |byte, (i, &flag)| byte | (u8::from(flag) << i))
-    };
-    flags.chunks(8).map(byte).collect()
-}
-
-/// The flags again, to the end of the last byte.
-fn unpack(bytes: &[u8]) -> impl Iterator<Item = bool> {
-    bytes
-        .iter()
-        .flat_map(|byte| (0..8).map(move |i| byte >> i & 1 == 1))
 }
 
 #[cfg(test)]

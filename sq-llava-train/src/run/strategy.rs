@@ -28,7 +28,7 @@ use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::devices::DevicePool;
-use crate::run::nodes::{NodeStep, Nodes, StepId, Trainable};
+use crate::run::nodes::{NodeStep, Nodes, Order, StepId, Trainable};
 use crate::run::state::{BestValidation, StageProgress};
 use crate::run::stop::StopSignal;
 use crate::step::groups::ParamGroups;
@@ -103,7 +103,7 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub devices: Vec<B::Device>,
     /// The trainable parameters.
     pub groups: Arc<ParamGroups>,
-    /// The other machines that train.
+    /// The other processes that train.
     pub nodes: Option<Arc<Nodes>>,
     /// The wish to stop from outside.
     pub stop: StopSignal,
@@ -118,6 +118,8 @@ struct Loop<'a, B: AutodiffBackend> {
     valid: &'a ValidLoader<Components<B>>,
     /// Where batches run on several devices.
     pool: Option<DevicePool<B>>,
+    /// How gradients are exchanged, where there are other nodes.
+    order: Option<Arc<Order>>,
     /// Gradients of the step at hand, added up.
     grads: GradientsAccumulator<TrainModel<B>>,
     /// What is known of the step at hand.
@@ -130,7 +132,7 @@ struct Loop<'a, B: AutodiffBackend> {
     stopped: Option<PathBuf>,
 }
 
-/// An optimizer step whose batches are all done.
+/// An optimizer step whose last batch is at hand.
 #[derive(Clone, Copy)]
 struct WholeStep {
     /// From 0.
@@ -149,11 +151,18 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         let several = self.devices.len() > 1;
         let pool = || DevicePool::new(&self.devices, &learner.model(), &self.groups);
         let pool = several.then(pool).transpose()?;
+        let model = learner.model();
+        let order = |nodes: &Arc<Nodes>| {
+            Arc::new(nodes.order::<B, _>(&self.trainable(&model), &model.known_after()))
+        };
+        let order = self.nodes.as_ref().map(order);
+        drop(model);
         let mut state = Loop {
             learner,
             components,
             valid,
             pool,
+            order,
             grads: GradientsAccumulator::new(),
             report: StepReport::default(),
             progress: self.start.clone(),
@@ -170,8 +179,9 @@ impl<B: AutodiffBackend> StepStrategy<B> {
                     step_tokens: batch.step_tokens,
                 },
             };
-            self.learn(&mut state, batch)?;
-            if is_last && self.end_step(&mut state, step)?.is_break() {
+            if !is_last {
+                self.learn(&mut state, batch)?;
+            } else if self.end_step(&mut state, step, batch)?.is_break() {
                 break;
             }
         }
@@ -195,28 +205,64 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         Ok(())
     }
 
-    /// Takes the step, tells about it, validates and saves. Breaks where the loop ends.
+    /// The step's last batch. Returns the step's gradients; with other nodes also whether any of
+    /// them was asked to stop.
+    fn learn_last(
+        &self,
+        state: &mut Loop<'_, B>,
+        batch: MicroBatch,
+        id: StepId,
+    ) -> Result<(GradientsParams, Option<bool>), TrainError> {
+        let (Some(nodes), Some(order)) = (&self.nodes, state.order.clone()) else {
+            self.learn(state, batch)?;
+            return Ok((state.grads.grads(), None));
+        };
+        // Other threads train, or there is nothing to train on: no way back to send from.
+        let batch = match state.pool.is_none() && !batch.is_idle() {
+            true => Some(batch),
+            false => {
+                self.learn(state, batch)?;
+                None
+            }
+        };
+        let model = state.learner.model();
+        let mut exchange = nodes.exchange(self.trainable(&model), &order, state.grads.grads());
+        let mut grads = GradientsParams::new();
+        if let Some(batch) = batch {
+            let mut done = |layers: usize, grads: &mut GradientsParams| {
+                exchange.known_after::<B>(layers, grads);
+            };
+            let output = model.learn(&batch, &mut done);
+            self.check()?;
+            state.report.merge(&output.item);
+            grads = output.grads;
+        }
+        let mine = NodeStep {
+            grads,
+            report: std::mem::take(&mut state.report),
+            stop: self.wishes_to_stop(state),
+        };
+        let all = exchange.finish::<B>(id, mine)?;
+        state.report = all.report;
+        Ok((all.grads, Some(all.stop)))
+    }
+
+    fn trainable<'a>(&'a self, model: &'a TrainModel<B>) -> Trainable<'a, TrainModel<B>> {
+        Trainable {
+            model,
+            groups: &self.groups,
+        }
+    }
+
+    /// Ends a step with its last batch: takes it, tells about it, validates and saves. Breaks where
+    /// the loop ends.
     fn end_step(
         &self,
         state: &mut Loop<'_, B>,
         WholeStep { epoch, id }: WholeStep,
+        batch: MicroBatch,
     ) -> Result<ControlFlow<()>, TrainError> {
-        let mut grads = state.grads.grads();
-        let mut agreed = None;
-        if let Some(nodes) = &self.nodes {
-            let mine = NodeStep {
-                grads,
-                report: std::mem::take(&mut state.report),
-                stop: self.wishes_to_stop(state),
-            };
-            let model = state.learner.model();
-            let trainable = Trainable {
-                model: &model,
-                groups: &self.groups,
-            };
-            let all = nodes.exchange::<B, _>(&trainable, id, mine)?;
-            (grads, state.report, agreed) = (all.grads, all.report, Some(all.stop));
-        }
+        let (grads, agreed) = self.learn_last(state, batch, id)?;
         self.step(state, id.step, grads)?;
         if let Some(pool) = &state.pool {
             pool.update(&state.learner.model())?;

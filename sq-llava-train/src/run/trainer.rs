@@ -15,7 +15,7 @@ use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::report::loss_log::{LoggedStep, LossLog};
 use crate::run::base::{Base, TrainPaths};
-use crate::run::nodes::{self, NodeConfig, Nodes};
+use crate::run::nodes::{self, Nodes};
 use crate::run::precision::check_dtype;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
@@ -44,8 +44,8 @@ pub struct TrainOptions {
     pub resume: Option<Resume>,
     /// The wish to stop: the step is finished and a checkpoint saved.
     pub stop: StopSignal,
-    /// This machine's place where several train together.
-    pub nodes: Option<NodeConfig>,
+    /// The other processes that train the same model.
+    pub nodes: Option<Arc<Nodes>>,
 }
 
 impl From<Ui> for TrainOptions {
@@ -77,32 +77,41 @@ pub struct TrainOutcome {
 /// # Errors
 /// If the recipe, a file, the data or the run directory cannot be used, or the loss or a gradient
 /// stops being a number; with `resume`, also if the recipe, the data or a model differs from the
-/// run's, or its newest checkpoint is torn; with `nodes`, also if they do not come together, are
-/// not to do the same, or one fails or is lost. What was saved before stays.
+/// run's, or its newest checkpoint is torn; with `nodes`, also if they are not to do the same. What
+/// was saved before stays. After an error the other nodes wait: call [`Nodes::abort`], which does
+/// nothing where all of them have the same error and have parted.
 pub fn train<B: AutodiffBackend>(
     recipe: &Recipe,
     paths: &TrainPaths,
     device: &B::Device,
     options: impl Into<TrainOptions>,
 ) -> Result<TrainOutcome, TrainError> {
-    let options = options.into();
+    let mut options = options.into();
+    if let Some(nodes) = &options.nodes {
+        // Their screens are one, and none of them is a terminal's.
+        options.ui = match (nodes.rank(), options.ui) {
+            (0, Ui::Auto) => Ui::Lines,
+            (0, ui) => ui,
+            _ => Ui::Quiet,
+        };
+    }
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
     check_dtype::<B>(&recipe, device)?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
-    let nodes = options.nodes.as_ref().map(Nodes::join).transpose()?;
-    let nodes = nodes.flatten().map(Arc::new);
     let request = RunRequest {
         recipe: &recipe,
         paths,
         options: &options,
         sources: &sources,
-        nodes: nodes.as_ref(),
+        nodes: options.nodes.as_ref(),
     };
     let outcome = request.train::<B>(device, splits);
-    if let (Some(nodes), Err(error)) = (&nodes, &outcome) {
-        nodes.tell(error);
+    if let Some(nodes) = &options.nodes
+        && matches!(outcome, Ok(_) | Err(TrainError::NodesDiffer(_)))
+    {
+        nodes.leave();
     }
     outcome
 }
@@ -114,7 +123,7 @@ struct RunRequest<'a> {
     paths: &'a TrainPaths,
     options: &'a TrainOptions,
     sources: &'a Sources,
-    /// The other machines that train.
+    /// The other processes that train.
     nodes: Option<&'a Arc<Nodes>>,
 }
 

@@ -73,6 +73,11 @@ impl<B: AutodiffBackend> Block<B> for EncoderLayer<B> {
     }
 }
 
+/// Takes what it wants of the gradients collected so far, after each layer of a backward pass that
+/// goes layer by layer; it is told how many layers are done, from the last one on. What belongs to
+/// them is complete.
+pub(crate) type LayersDone<'a> = dyn FnMut(usize, &mut GradientsParams) + 'a;
+
 /// Layers, and from which of them on a gradient is needed.
 pub(crate) struct Blocks<'a, L> {
     layers: &'a [L],
@@ -188,8 +193,8 @@ impl<'a, L> Blocks<'a, L> {
     }
 
     /// Carries the gradient of a pass's output back and collects those of the parameters that it
-    /// meets: the layers' and all of `module`'s below them. Returns what else was found below;
-    /// `None` if there is no graph.
+    /// meets: the layers' and all of `module`'s below them. Tells `done` as it goes from layer to
+    /// layer. Returns what else was found below; `None` if there is no graph.
     pub(crate) fn backward<B: AutodiffBackend, M: Module<B>>(
         &self,
         pass: Pass<B>,
@@ -197,6 +202,7 @@ impl<'a, L> Blocks<'a, L> {
         context: &L::Context,
         module: &M,
         collected: &mut GradientsParams,
+        done: &mut LayersDone<'_>,
     ) -> Option<B::Gradients>
     where
         L: Block<B>,
@@ -215,6 +221,7 @@ impl<'a, L> Blocks<'a, L> {
                     let output = layer.graphed(input.clone(), context);
                     let mut found = seeded(output, gradient).backward();
                     collect(layer, &mut found, collected);
+                    done(self.layers.len() - self.first - index, collected);
                     if !goes_on {
                         return None;
                     }

@@ -104,7 +104,7 @@ pub(crate) fn go_back<B: AutodiffBackend>(
             (None, None) => continue,
         };
         let below = with_keys(keys, || {
-            run.blocks[index].backward(stretch, gradient, &(), model, collected)
+            run.blocks[index].backward(stretch, gradient, &(), model, collected, &mut |_, _| ())
         });
         if let (Some(mut below), Some(end)) = (below, index.checked_sub(1)) {
             carried = pass.ends[end].grad_remove(&mut below);

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use burn::module::Module;
+use burn::module::{Module, ParamId, list_param_ids};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
@@ -20,7 +20,7 @@ use crate::failure::Failure;
 use crate::recipe::GradientCheckpointing;
 use crate::step::groups::Trains;
 use crate::step::loss::{LossSettings, host};
-use crate::step::recompute::{Blocks, LlamaContext};
+use crate::step::recompute::{Blocks, LayersDone, LlamaContext};
 use crate::step::report::StepReport;
 use crate::step::tower::{self, TowerPass};
 
@@ -243,7 +243,35 @@ impl<B: Backend> TrainModel<B> {
 }
 
 impl<B: AutodiffBackend> TrainModel<B> {
-    fn train_step(&self, batch: &MicroBatch) -> Result<(GradientsParams, StepReport), TrainError> {
+    /// One forward and backward pass. Tells `done` as the way back goes from layer to layer of the
+    /// LLM: with recompute alone, since a single graph gives all gradients at its end.
+    pub(crate) fn learn(
+        &self,
+        batch: &MicroBatch,
+        done: &mut LayersDone<'_>,
+    ) -> TrainOutput<StepReport> {
+        let (grads, item) = self.train_step(batch, done).unwrap_or_else(|error| {
+            self.context.failure.set(error);
+            (GradientsParams::new(), StepReport::default())
+        });
+        TrainOutput { grads, item }
+    }
+
+    /// After how many layers on the way back the gradient of each of their parameters is known.
+    pub(crate) fn known_after(&self) -> HashMap<ParamId, usize> {
+        let layers = self.model.language_model.model.layers.iter().rev();
+        let known = layers.zip(1..).flat_map(|(layer, done)| {
+            let ids = list_param_ids::<_, B>(layer).into_iter();
+            ids.map(move |id| (id, done))
+        });
+        known.collect()
+    }
+
+    fn train_step(
+        &self,
+        batch: &MicroBatch,
+        done: &mut LayersDone<'_>,
+    ) -> Result<(GradientsParams, StepReport), TrainError> {
         let StepContext { loss, trains, .. } = &self.context;
         if batch.targets().ids.is_empty() {
             // A graph that no backward pass consumes would stay, and cost later steps gradients.
@@ -290,7 +318,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         };
         let gradient = spread_rows(gradient, &targets, shape);
         let found = with_keys(&keys, || {
-            blocks.backward(pass, gradient, &context, &self.model, &mut grads)
+            blocks.backward(pass, gradient, &context, &self.model, &mut grads, done)
         });
         if let (Some(found), Some(pass)) = (found, tower_pass) {
             let (model, way) = (&self.model, self.context.checkpointing);
@@ -352,11 +380,7 @@ impl<B: AutodiffBackend> TrainStep for TrainModel<B> {
     type Output = StepReport;
 
     fn step(&self, batch: MicroBatch) -> TrainOutput<StepReport> {
-        let (grads, item) = self.train_step(&batch).unwrap_or_else(|error| {
-            self.context.failure.set(error);
-            (GradientsParams::new(), StepReport::default())
-        });
-        TrainOutput { grads, item }
+        self.learn(&batch, &mut |_, _| ())
     }
 }
 

@@ -14,7 +14,6 @@ pub mod export;
 pub mod inspect;
 pub mod judge;
 pub mod logits;
-pub mod nodes;
 pub mod quality;
 pub mod question;
 pub mod quickstart;

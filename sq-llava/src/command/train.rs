@@ -1,18 +1,20 @@
 //! `sq-llava train`.
 
 use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Args;
+#[cfg(unix)]
+use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use sq_llava_train::{
-    Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
+    Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
 };
 
-use super::nodes::NodeArguments;
 use crate::device::{DeviceChoice, Work};
 use crate::names;
 use crate::output::tell;
@@ -35,7 +37,8 @@ impl std::error::Error for Stopped {}
 /// Train a model on pictures and conversations.
 ///
 /// Ctrl-C finishes the step, saves a checkpoint and exits with status 130; a second one exits at
-/// once. --resume goes on from there.
+/// once. --resume goes on from there. SIGTERM and SIGUSR1 do the same. In a build with feature mpi,
+/// mpirun or srun starts the same command on every node.
 #[derive(Debug, Args)]
 pub struct Train {
     /// Recipe (TOML).
@@ -79,8 +82,6 @@ pub struct Train {
     /// No progress.
     #[arg(long)]
     quiet: bool,
-    #[command(flatten)]
-    nodes: NodeArguments,
 }
 
 impl Train {
@@ -93,8 +94,9 @@ impl Train {
     }
 
     /// Recipe and paths: those given, over those of the run that goes on.
-    fn asked(&self) -> Result<(Recipe, TrainPaths)> {
-        let out = self.nodes.run_directory(&self.out)?;
+    fn asked(&self, nodes: Option<&Nodes>) -> Result<(Recipe, TrainPaths)> {
+        let own = nodes.map(|nodes| nodes.run_directory(&self.out));
+        let out = own.unwrap_or_else(|| self.out.clone());
         let (mut recipe, mut paths) = match self.resume {
             Some(_) => {
                 let (recipe, paths) = RunDirectory::asked(&out)?;
@@ -129,13 +131,32 @@ impl Train {
     }
 }
 
-/// Ctrl-C (or SIGTERM) asks the run to stop; a second one ends the process at once.
-///
-/// # Errors
-/// If the system does not let signals be caught.
-pub fn stop_on_signals() -> Result<StopSignal> {
+/// The other processes of this training.
+static NODES: OnceLock<Arc<Nodes>> = OnceLock::new();
+
+/// This process's number among them.
+pub fn rank() -> Option<usize> {
+    NODES.get().map(|nodes| nodes.rank())
+}
+
+/// They would wait for one that has failed.
+pub fn end_other_ranks() {
+    if let Some(nodes) = NODES.get() {
+        nodes.abort();
+    }
+}
+
+/// Ctrl-C, SIGTERM or SIGUSR1 (which `mpirun` passes on) asks the run to stop; a second one ends the
+/// process at once.
+fn stop_on_signals() -> Result<StopSignal> {
     let stop = StopSignal::new();
-    for signal in [SIGINT, SIGTERM] {
+    let signals = [
+        SIGINT,
+        SIGTERM,
+        #[cfg(unix)]
+        SIGUSR1,
+    ];
+    for signal in signals {
         // The order matters: the first signal finds the flag down, and only then raises it.
         flag::register_conditional_shutdown(signal, i32::from(STOPPED), stop.flag())?;
         flag::register(signal, stop.flag())?;
@@ -145,7 +166,11 @@ pub fn stop_on_signals() -> Result<StopSignal> {
 
 impl Work for Train {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
-        let (recipe, paths) = self.asked()?;
+        let stop = stop_on_signals()?;
+        let nodes = Nodes::start(stop.clone())?.map(Arc::new);
+        let nodes = nodes.map(|nodes| NODES.get_or_init(|| nodes).clone());
+        let rank = nodes.as_ref().map(|nodes| nodes.rank());
+        let (recipe, paths) = self.asked(nodes.as_deref())?;
         let options = TrainOptions {
             ui: match (self.quiet, self.lines) {
                 (true, _) => Ui::Quiet,
@@ -156,15 +181,12 @@ impl Work for Train {
                 true => Resume::Latest,
                 false => Resume::Checkpoint(name),
             }),
-            stop: stop_on_signals()?,
-            nodes: self.nodes.config()?,
+            stop,
+            nodes,
         };
-        let many = options
-            .nodes
-            .as_ref()
-            .is_some_and(|config| config.nodes > 1);
         let outcome = train::<Autodiff<B>>(&recipe, &paths, device, options)?;
-        for stage in &outcome.stages {
+        let tells = rank.unwrap_or(0) == 0;
+        for stage in outcome.stages.iter().filter(|_| tells) {
             let seconds = stage.seconds.max(1e-9);
             let mut line = format!(
                 "stage {}: {} steps in {seconds:.0} s, last loss {}, {:.0} tokens/s",
@@ -187,9 +209,9 @@ impl Work for Train {
                 Some(checkpoint) => format!("saved in {}", checkpoint.display()),
                 None => "before its first step".into(),
             };
-            let how = match many {
-                false => format!("go on with: sq-llava train --resume --out {run}"),
-                true => "go on with --resume on all nodes".into(),
+            let how = match rank {
+                None => format!("go on with: sq-llava train --resume --out {run}"),
+                Some(_) => "go on with the same command and --resume".into(),
             };
             return Err(Stopped(format!("stopped, {place}; {how}")).into());
         }

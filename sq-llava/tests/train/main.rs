@@ -3,7 +3,10 @@
 
 mod checkpoint_template;
 mod devices;
+#[cfg(feature = "mpi")]
 mod nodes;
+#[cfg(not(feature = "mpi"))]
+mod ranks;
 mod resume;
 mod switches;
 mod trouble;

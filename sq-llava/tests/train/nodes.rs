@@ -1,24 +1,23 @@
-//! Several machines, here processes on one, give what one gives; and what happens to the others
-//! when one is stopped, killed or hangs.
+//! Several nodes, here processes on one, give what one gives; and what happens to the others when
+//! one is stopped or killed. They are started by `mpirun`.
 
-use std::io::{BufRead, BufReader};
-use std::net::TcpListener;
+use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use golden::Value;
 
-use crate::world::{STEPS, World, complaint, random, said};
+use crate::world::{STEPS, World, random, said};
 
-/// No process takes as long.
-const LONG: Duration = Duration::from_secs(120);
+/// No job takes as long.
+const LONG: Duration = Duration::from_secs(300);
 
-/// A process that does not outlive the test.
-struct Process(Option<Child>);
+/// `mpirun` and its ranks.
+struct Job(Option<Child>);
 
-impl Process {
+impl Job {
     fn start(command: &mut Command) -> Self {
-        Self(Some(command.spawn().expect("starts")))
+        Self(Some(command.spawn().expect("mpirun, of Open MPI")))
     }
 
     fn child(&mut self) -> &mut Child {
@@ -26,9 +25,26 @@ impl Process {
     }
 
     fn signal(&mut self, name: &str) {
-        let id = self.child().id().to_string();
-        let status = Command::new("kill").args(["-s", name, &id]).status();
-        assert!(status.expect("kill").success());
+        send(name, self.child().id());
+    }
+
+    /// Process of a rank.
+    fn rank(&mut self, rank: usize) -> u32 {
+        let mpirun = self.child().id().to_string();
+        let variable = format!("OMPI_COMM_WORLD_RANK={rank}");
+        let of_it = |process: &Path| {
+            let read = |file: &str| std::fs::read(process.join(file)).unwrap_or_default();
+            let stat = String::from_utf8_lossy(&read("stat")).into_owned();
+            let behind_name = stat.rsplit(')').next().unwrap_or_default();
+            let parent = behind_name.split_whitespace().nth(1);
+            let environment = read("environ");
+            let mut variables = environment.split(|&byte| byte == 0);
+            parent == Some(&mpirun) && variables.any(|v| v == variable.as_bytes())
+        };
+        let processes = golden::entries(Path::new("/proc")).into_iter();
+        let found = processes.filter(|process| of_it(process));
+        let mut ids = found.filter_map(|process| golden::file_name(&process).parse().ok());
+        ids.next().expect("it runs")
     }
 
     /// Waits for its end, but not for ever. What it says fits into its pipes.
@@ -41,59 +57,71 @@ impl Process {
         let child = self.0.take().expect("it runs");
         child.wait_with_output().expect("ends")
     }
+
+    /// The same; it must succeed.
+    fn succeed(self) -> String {
+        let output = self.end();
+        assert!(output.status.success(), "{}", said(&output));
+        said(&output)
+    }
+
+    /// The same; it must fail.
+    fn fail(self) -> String {
+        let output = self.end();
+        let error = said(&output);
+        assert!(!output.status.success(), "{error}");
+        assert!(!error.contains("panicked"), "{error}");
+        error
+    }
 }
 
-impl Drop for Process {
+impl Drop for Job {
     fn drop(&mut self) {
         if let Some(child) = &mut self.0 {
-            // It may have ended by itself.
-            let _ = child.kill();
+            // It may have ended by itself; its ranks go with it.
+            let _ = kill("TERM", child.id()).status();
             let _ = child.wait();
         }
     }
 }
 
-/// `sq-llava orchestrator` on a free port.
-struct Orchestrator {
-    process: Process,
-    address: String,
+fn send(name: &str, id: u32) {
+    let sent = kill(name, id).status();
+    assert!(sent.expect("kill").success());
 }
 
-impl Orchestrator {
-    fn start() -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sq-llava"));
-        command.args(["orchestrator", "--listen", "127.0.0.1:0"]);
-        command.stdout(Stdio::piped()).stderr(Stdio::null());
-        let mut process = Process::start(&mut command);
-        let output = process.child().stdout.take().expect("a pipe");
-        let mut line = String::new();
-        BufReader::new(output).read_line(&mut line).expect("a line");
-        let address = line.trim().strip_prefix("listening on ");
-        Self {
-            address: address.expect("where it listens").to_owned(),
-            process,
-        }
-    }
-
-    /// Both nodes of a run.
-    fn nodes(&self, world: &World, out: &str, more: &[&str]) -> [Process; 2] {
-        let node = |rank| Process::start(&mut self.node(world, out, rank, more));
-        [node("0"), node("1")]
-    }
-
-    fn node(&self, world: &World, out: &str, rank: &str, more: &[&str]) -> Command {
-        let mut command = world.command(out, more);
-        command.args(["--nodes", "2", "--node-rank", rank]);
-        command.args(["--coordinator", &self.address]);
-        command
-    }
+fn kill(name: &str, id: u32) -> Command {
+    let mut command = Command::new("kill");
+    command.args(["-s", name, &id.to_string()]);
+    command.stderr(Stdio::null());
+    command
 }
 
-/// Waits for both; they must succeed.
-fn succeed(nodes: [Process; 2]) {
-    for output in nodes.map(Process::end) {
-        assert!(output.status.success(), "{}", said(&output));
+/// `mpirun` of two ranks, each with more arguments of its own.
+fn mpirun(world: &World, out: &str, more: [&[&str]; 2]) -> Command {
+    let mut command = Command::new("mpirun");
+    command.args(["--oversubscribe", "--bind-to", "none"]);
+    // It then waits so many seconds before SIGTERM, and again before SIGKILL.
+    command.args(["--mca", "odls_base_sigkill_timeout", "4"]);
+    command.env("OMPI_ALLOW_RUN_AS_ROOT", "1");
+    command.env("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1");
+    // Jobs that run side by side clean up the same folder under one another.
+    command.env("TMPDIR", world.path(""));
+    // Containers forbid to read another process's memory.
+    command.env("OMPI_MCA_btl_vader_single_copy_mechanism", "none");
+    for (rank, more) in more.into_iter().enumerate() {
+        let own = world.command(out, more);
+        command.args([":"].iter().filter(|_| rank > 0));
+        command.args(["-n", "1"]);
+        command.arg(own.get_program()).args(own.get_args());
     }
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+/// Both nodes of a run, with the same arguments.
+fn both(world: &World, out: &str, more: &[&str]) -> Job {
+    Job::start(&mut mpirun(world, out, [more, more]))
 }
 
 /// Losses and counts of a run's steps.
@@ -118,24 +146,32 @@ fn numbers(world: &World, run: &str) -> Vec<f64> {
 #[test]
 fn two_nodes_train_as_one() {
     let world = World::new();
-    let orchestrator = Orchestrator::start();
     // Steps of two batches and of one: then the second node has none.
     let mut runs = vec![("one", "two", vec![])];
-    // Steps of three batches; the first node has two devices.
-    let three = ["stage1.accumulation=3", "stage2.accumulation=3"];
+    // Steps of three batches, gradients sent layer by layer; the first node has two devices.
+    let three = [
+        "stage1.accumulation=3",
+        "stage2.accumulation=3",
+        "gradient_checkpointing=blocks",
+    ];
     runs.push(("one-3", "two-3", three.to_vec()));
     for (one, two, sets) in runs {
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
         let devices = match two {
             "two" => vec![],
-            _ => vec!["--set", "devices=[0,1]"],
+            _ => vec!["-vv", "--set", "devices=[0,1]"],
         };
-        let first = [&sets[..], &devices].concat();
-        let nodes = [("0", &first), ("1", &sets)];
-        let nodes = nodes
-            .map(|(rank, sets)| Process::start(&mut orchestrator.node(&world, two, rank, sets)));
+        let (first, second) = (
+            [&sets[..], &devices].concat(),
+            [&sets[..], &["-vv"]].concat(),
+        );
+        let job = Job::start(&mut mpirun(&world, two, [&first, &second]));
         world.train(one, &sets);
-        succeed(nodes);
+        let words = job.succeed();
+        if two == "two-3" {
+            let early = words.matches("1 of 2 buckets went during the backward pass");
+            assert!(early.count() >= STEPS / 2, "{words}");
+        }
         let [first, second] = ["node-0", "node-1"].map(|node| format!("{two}/{node}"));
         world.assert_same(&first, &second);
         let compared = world.assert_close(one, &first, 1e-5);
@@ -154,44 +190,30 @@ fn two_nodes_train_as_one() {
 #[test]
 fn stopped_and_killed_nodes_go_on_as_if_they_had_not_been() {
     let world = World::new();
-    let orchestrator = Orchestrator::start();
-    succeed(orchestrator.nodes(&world, "whole", &[]));
+    both(&world, "whole", &[]).succeed();
 
-    // Ctrl-C on one stops both at the same step.
-    let mut nodes = orchestrator.nodes(&world, "run", &[]);
-    world.wait_for("run/node-0", 2 + random(STEPS - 4), nodes[0].child());
-    nodes[1].signal("INT");
-    let outputs = nodes.map(Process::end);
+    // mpirun passes this signal on: all stop at the same step.
+    let mut job = both(&world, "run", &[]);
+    world.wait_for("run/node-0", 2 + random(STEPS - 4), job.child());
+    job.signal("USR1");
+    let error = job.fail();
     let steps = world.lines("run/node-0");
     assert!(steps < 2 * STEPS && steps == world.lines("run/node-1"));
-    for output in &outputs {
-        let error = said(output);
-        assert_eq!(output.status.code(), Some(130), "{error}");
-        assert!(
-            error.contains("go on with --resume on all nodes"),
-            "{error}"
-        );
+    for part in [
+        "stopped, saved in",
+        "go on with the same command and --resume",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
     }
 
-    // One is killed, the other says so at once.
-    let mut nodes = orchestrator.nodes(&world, "run", &["--resume"]);
-    world.wait_for(
-        "run/node-0",
-        STEPS + 2 + random(STEPS - 4),
-        nodes[0].child(),
-    );
-    nodes[1].signal("KILL");
+    // One is killed; the other, which waits for it, says when, and the job ends.
+    let mut job = both(&world, "run", &["--resume"]);
+    world.wait_for("run/node-0", STEPS + 2 + random(STEPS - 4), job.child());
+    send("KILL", job.rank(1));
     let killed = Instant::now();
-    let [left, gone] = nodes.map(Process::end);
-    assert!(killed.elapsed() < Duration::from_secs(20), "it waited");
-    assert_eq!(gone.status.code(), None);
-    let error = complaint(&left);
-    for part in [
-        " step ",
-        "rank 1",
-        "lost",
-        "start all nodes again with --resume",
-    ] {
+    let error = job.fail();
+    assert!(killed.elapsed() < Duration::from_secs(30), "it waited");
+    for part in [" step ", "lost", "start all again with --resume"] {
         assert!(error.contains(part), "{part}: {error}");
     }
 
@@ -212,83 +234,62 @@ fn stopped_and_killed_nodes_go_on_as_if_they_had_not_been() {
         // Even where the newest is lost on one of them.
         std::fs::remove_dir_all(missing).expect("removed");
     }
-    succeed(orchestrator.nodes(&world, "run", &["--resume"]));
+    both(&world, "run", &["--resume"]).succeed();
     world.assert_same("run/node-0", "run/node-1");
     world.assert_same("whole/node-0", "run/node-0");
     // Nothing is left to do.
-    succeed(orchestrator.nodes(&world, "run", &["--resume"]));
+    both(&world, "run", &["--resume"]).succeed();
     world.assert_same("whole/node-0", "run/node-1");
 }
 
 #[test]
-fn a_node_that_hangs_is_not_waited_for_for_ever() {
+fn ctrl_c_of_mpirun_leaves_a_checkpoint_on_every_node() {
     let world = World::new();
-    let orchestrator = Orchestrator::start();
-    let mut nodes = orchestrator.nodes(&world, "run", &["--node-timeout", "5"]);
-    world.wait_for("run/node-0", 3, nodes[0].child());
-    nodes[1].signal("STOP");
-    let start = Instant::now();
-    let [left, hanging] = nodes;
-    let error = complaint(&left.end());
-    assert!(error.contains("did not finish within 5 s"), "{error}");
-    assert!(
-        error.contains(" step ") && error.contains("--resume"),
-        "{error}"
-    );
-    assert!(start.elapsed() < Duration::from_secs(30));
-    drop(hanging);
-    assert!(world.path("run/node-0/checkpoint-1-2").is_dir());
+    // It would not end by itself.
+    let long = ["--set", "stage1.epochs=100000", "--set", "save_every=0"];
+    let mut job = both(&world, "run", &long);
+    world.wait_for("run/node-0", 2, job.child());
+    job.signal("INT");
+    let error = job.fail();
+    assert!(error.contains("stopped, saved in"), "{error}");
+    let steps = world.lines("run/node-0");
+    assert_eq!(steps, world.lines("run/node-1"));
+    for node in [0, 1] {
+        let checkpoint = format!("run/node-{node}/checkpoint-1-{steps}");
+        assert!(world.path(&checkpoint).is_dir(), "no {checkpoint}");
+    }
 }
 
 #[test]
 fn nodes_that_do_not_fit_say_why() {
     let world = World::new();
-    let mut orchestrator = Orchestrator::start();
-    // Every difference is told to both.
-    let both = |more: [&[&str]; 2]| {
-        let nodes = [("0", more[0]), ("1", more[1])];
-        let nodes = nodes
-            .map(|(rank, more)| Process::start(&mut orchestrator.node(&world, "run", rank, more)));
-        nodes.map(|node| complaint(&node.end()))
-    };
-    for error in both([&[], &["--set", "stage2.lr_llm=1e-4"]]) {
-        assert!(
-            error.contains("stage2.lr_llm is 0.005 on rank 0 and 0.0001 on rank 1"),
-            "{error}"
-        );
-    }
-    // What fails on one is told to the other.
-    std::fs::create_dir_all(world.path("run/node-1/full")).expect("made");
-    let errors = both([&[], &[]]);
-    assert!(errors[0].contains("rank 1 failed"), "{}", errors[0]);
-    for error in errors {
-        assert!(error.contains("the directory is not empty"), "{error}");
-    }
+    let more: [&[&str]; 2] = [&[], &["--set", "stage2.lr_llm=1e-4"]];
+    let error = Job::start(&mut mpirun(&world, "run", more)).fail();
+    let differs = "the recipe's stage2.lr_llm is 0.005 on rank 0 and 0.0001 on rank 1";
+    assert!(error.contains(differs), "{error}");
+    assert!(error.contains("error: rank "), "{error}");
 
-    orchestrator.process.signal("INT");
-    let Orchestrator { process, address } = orchestrator;
-    assert!(process.end().status.success());
-    TcpListener::bind(&address).expect("the port is free again");
-    let alone = |more: &str| {
-        let more: Vec<&str> = more.split(' ').collect();
-        world.command("alone", &more).output().expect("starts")
-    };
-    // Nobody listens at port 1.
-    let place = "--nodes 2 --node-rank 0 --node-timeout 1 --coordinator 127.0.0.1:1";
-    let error = complaint(&alone(place));
+    // What fails on one ends the other.
+    std::fs::create_dir_all(world.path("run/node-1/full")).expect("made");
+    let error = both(&world, "run", &[]).fail();
+    let reason = "error: rank 1: ";
+    assert!(error.contains(reason), "{error}");
+    assert!(error.contains("the directory is not empty"), "{error}");
+
+    // Another MPI's launcher, or srun without its help: each process would be alone.
+    let mut command = world.command("alone", &[]);
+    let output = command.env("PMI_SIZE", "2").env("PMI_RANK", "0").output();
+    let error = said(&output.expect("starts"));
     assert!(
-        error.contains("no orchestrator") && error.contains("within 1 s"),
+        error.contains("PMI_SIZE is 2, but MPI sees 1 rank(s)"),
         "{error}"
     );
-    let error = complaint(&alone("--nodes 2 --node-rank 2 --coordinator host:1"));
-    assert!(error.contains("--node-rank is 2"), "{error}");
-    for half in ["--nodes 2", "--node-rank 0", "--coordinator host:1"] {
-        assert_eq!(alone(half).status.code(), Some(2), "{half}");
-    }
-    // One node needs nobody.
-    let place = "--nodes 1 --node-rank 0 --coordinator 127.0.0.1:1";
-    let short = "--set stages=[1] --set stage1.epochs=1";
-    let output = alone(&format!("{place} {short}"));
+    assert!(!world.path("alone").exists());
+    // One rank needs nobody.
+    let short = ["--set", "stages=[1]", "--set", "stage1.epochs=1"];
+    let mut command = world.command("alone", &short);
+    let output = command.env("PMI_SIZE", "1").env("PMI_RANK", "0").output();
+    let output = output.expect("starts");
     assert!(output.status.success(), "{}", said(&output));
     assert!(world.path("alone/config.json").is_file());
 }

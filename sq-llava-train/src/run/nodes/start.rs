@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 
 use burn::module::Module;
-use burn::optim::GradientsParams;
 use burn::tensor::backend::AutodiffBackend;
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +22,8 @@ const AT: &str = "at the start";
 /// How a node begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Start {
+    /// Of this program.
+    version: String,
     /// Values of the recipe by their dotted keys.
     recipe: BTreeMap<String, String>,
     sources: Sources,
@@ -91,6 +92,7 @@ pub(crate) fn agree(
     };
     let values = flat(recipe)?.into_iter();
     let mine = Start {
+        version: env!("CARGO_PKG_VERSION").into(),
         recipe: values
             .filter(|(key, _)| key != "devices" && (key == "save_every" || !HOW.contains(&&**key)))
             .map(|(key, value)| (key, value.to_string()))
@@ -106,6 +108,12 @@ pub(crate) fn agree(
 fn decide(all: &[Start]) -> Result<Option<Resume>, String> {
     let mut different = Vec::new();
     for (rank, other) in all.iter().enumerate().skip(1) {
+        let (first, version) = (&all[0].version, &other.version);
+        if first != version {
+            different.push(format!(
+                "sq-llava is {first} on rank 0 and {version} on rank {rank}"
+            ));
+        }
         let recipe = differing(&all[0].recipe, &other.recipe).into_iter();
         different.extend(recipe.map(|Difference { key, first, second }| {
             format!("the recipe's {key} is {first} on rank 0 and {second} on rank {rank}")
@@ -181,9 +189,7 @@ pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
         order.update(&(index as u64).to_le_bytes());
     }
     let mut names = crc32fast::Hasher::new();
-    for entry in gradients::entries(trainable, &GradientsParams::new()) {
-        names.update(format!("{} {:?}\n", entry.path, entry.shape).as_bytes());
-    }
+    names.update(gradients::names(trainable).as_bytes());
     let mine = StageNews {
         stage: start.stage,
         steps_done: start.steps_done,
@@ -251,6 +257,7 @@ mod tests {
             "llm": {"path": "base", "config": null, "weights": {}}, "vision": null, "data": {}
         });
         Start {
+            version: "1".into(),
             recipe: BTreeMap::from([("seed".into(), "1".into())]),
             sources: serde_json::from_value(sources).expect("sources"),
             resume: Some(Kept {

@@ -1,57 +1,128 @@
+//! The exchange among threads in place of processes; `sq-llava/tests/train/nodes.rs` has those.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, Mutex};
+
 use burn::backend::Autodiff;
-use burn::module::Param;
+use burn::module::{Param, ParamId};
 use burn::nn::{Linear, LinearConfig};
 use burn::tensor::{Tensor, TensorData};
 use burn_flex::Flex;
 use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 
 use super::*;
-use crate::run::stop::StopSignal;
 use crate::step::groups::{ParamGroup, ParamGroups, TrainedParam};
 
 type B = Autodiff<Flex>;
 
-/// Gives work to every node of a run on this machine.
-fn nodes<T: Send>(
+/// What a thread gives, and where its result goes.
+enum Part {
+    Sum(Vec<f32>, Sender<Vec<f32>>),
+    Gather(Vec<u8>, Sender<Vec<Vec<u8>>>),
+}
+
+/// Each thing that was asked for, by its number, and who has asked for it so far.
+type Asked = Mutex<HashMap<usize, BTreeMap<usize, Part>>>;
+
+struct Threads {
+    rank: usize,
     count: usize,
-    bucket_values: usize,
-    timeout: Duration,
-    work: impl Fn(&Nodes) -> T + Sync,
-) -> Vec<T> {
-    let orchestrator = Orchestrator::bind("127.0.0.1:0").expect("a port");
-    let coordinator = orchestrator.address().expect("bound").to_string();
-    let stop = StopSignal::new();
+    number: AtomicUsize,
+    asked: Arc<Asked>,
+}
+
+impl Threads {
+    fn give(&self, part: Part) {
+        let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let mut asked = self.asked.lock().expect("no panic");
+        let parts = asked.entry(number).or_default();
+        parts.insert(self.rank, part);
+        if parts.len() < self.count {
+            return;
+        }
+        let parts: Vec<Part> = asked
+            .remove(&number)
+            .expect("there")
+            .into_values()
+            .collect();
+        let (mut sum, mut texts) = (Vec::new(), Vec::new());
+        for part in &parts {
+            match part {
+                Part::Sum(values, _) if sum.is_empty() => sum.clone_from(values),
+                Part::Sum(values, _) => {
+                    assert_eq!(sum.len(), values.len(), "ranks sum other things");
+                    sum.iter_mut()
+                        .zip(values)
+                        .for_each(|(sum, value)| *sum += value);
+                }
+                Part::Gather(text, _) => texts.push(text.clone()),
+            }
+        }
+        // Ranks that ask for different things wait for ever in MPI.
+        assert!(sum.is_empty() || texts.is_empty());
+        for part in parts {
+            match part {
+                Part::Sum(_, outbox) => outbox.send(sum.clone()).expect("it waits"),
+                Part::Gather(_, outbox) => outbox.send(texts.clone()).expect("it waits"),
+            }
+        }
+    }
+}
+
+impl World for Threads {
+    fn rank(&self) -> usize {
+        self.rank
+    }
+
+    fn count(&self) -> usize {
+        self.count
+    }
+
+    fn sum(&self, values: Vec<f32>) -> Receiver<Vec<f32>> {
+        let (outbox, result) = channel();
+        self.give(Part::Sum(values, outbox));
+        result
+    }
+
+    fn gather(&self, text: Vec<u8>) -> Receiver<Vec<Vec<u8>>> {
+        let (outbox, result) = channel();
+        self.give(Part::Gather(text, outbox));
+        result
+    }
+
+    fn leave(&self) {}
+
+    fn abort(&self) {}
+}
+
+/// Gives work to every node of a run.
+fn nodes<T: Send>(count: usize, bucket_values: usize, work: impl Fn(&Nodes) -> T + Sync) -> Vec<T> {
+    let asked = Arc::new(Asked::default());
     std::thread::scope(|scope| {
-        let running = scope.spawn(|| orchestrator.run(&stop));
         let threads: Vec<_> = (0..count)
             .map(|rank| {
-                let (coordinator, work) = (coordinator.clone(), &work);
+                let (asked, work) = (asked.clone(), &work);
                 scope.spawn(move || {
-                    let config = NodeConfig {
-                        nodes: count,
+                    let world = Threads {
                         rank,
-                        coordinator,
-                        address: None,
-                        timeout,
+                        count,
+                        number: AtomicUsize::new(0),
+                        asked,
                     };
-                    let nodes = Nodes::join(&config).expect("they meet");
-                    let nodes = nodes.expect("more than one");
                     work(&Nodes {
+                        world: Box::new(world),
+                        stop: StopSignal::new(),
                         bucket_values,
-                        ..nodes
                     })
                 })
             })
             .collect();
-        let done = threads.into_iter().map(|t| t.join());
-        let done: Vec<_> = done.collect();
-        stop.stop();
-        running.join().expect("no panic").expect("it ran");
-        done.into_iter().map(|one| one.expect("no panic")).collect()
+        let done = threads.into_iter().map(|t| t.join().expect("no panic"));
+        done.collect()
     })
 }
-
-const LONG: Duration = Duration::from_secs(30);
 
 /// Three linears; all of their parameters train.
 fn model() -> (Vec<Linear<B>>, ParamGroups) {
@@ -106,45 +177,85 @@ fn all_values(model: &[Linear<B>], grads: &GradientsParams) -> Vec<Option<Tensor
     model.iter().flat_map(both).collect()
 }
 
+/// An exchange that sends nothing early.
 fn exchange(
     nodes: &Nodes,
     model: &Vec<Linear<B>>,
     groups: &ParamGroups,
-    place: StepId,
+    id: StepId,
     mine: NodeStep,
 ) -> Result<NodeStep, TrainError> {
-    nodes.exchange(&Trainable { model, groups }, place, mine)
+    let trainable = || Trainable { model, groups };
+    let order = nodes.order::<B, _>(&trainable(), &HashMap::new());
+    let exchange = nodes.exchange(trainable(), &order, GradientsParams::new());
+    exchange.finish::<B>(id, mine)
+}
+
+fn nothing_of(report: StepReport) -> NodeStep {
+    NodeStep {
+        grads: GradientsParams::new(),
+        report,
+        stop: false,
+    }
+}
+
+/// The model's second linear comes first on the way back, then its first one.
+fn known_after(model: &[Linear<B>]) -> HashMap<ParamId, usize> {
+    let ids = |linear: &Linear<B>| [linear.weight.id, linear.bias.as_ref().expect("a bias").id];
+    let stages = [(&model[1], 1), (&model[0], 2)].into_iter();
+    let known = stages.flat_map(|(linear, stage)| ids(linear).map(|id| (id, stage)));
+    known.collect()
 }
 
 #[test]
-fn gradients_are_summed_whatever_the_buckets() {
+fn gradients_are_summed_whatever_the_buckets_and_however_early_they_go() {
     // One bucket; some; one for each parameter.
-    for bucket in [1000, 12, 1] {
-        let sums = nodes(3, bucket, LONG, |nodes| {
+    for (bucket, early) in [(1000, [0, 1]), (20, [1, 2]), (12, [1, 3]), (1, [2, 4])] {
+        let sums = nodes(3, bucket, |nodes| {
             let (model, groups) = model();
             // The fifth tensor has a gradient on one node alone, the sixth on none.
             let has = |place: usize| place < 4 || (place == 4 && nodes.rank() == 1);
-            let own = grads(&model, nodes.rank(), has);
-            let place = StepId {
+            let id = StepId {
                 step: 6,
                 step_tokens: 9,
             };
-            let mine = NodeStep {
-                grads: own,
-                report: StepReport::default(),
-                stop: false,
+            let trainable = || Trainable {
+                model: &model,
+                groups: &groups,
             };
-            let all = exchange(nodes, &model, &groups, place, mine).expect("a sum");
+            let order = nodes.order::<B, _>(&trainable(), &known_after(&model));
+            let known = [1, 2].map(|stage| order.known_after(stage));
+            assert_eq!(known, early, "buckets of {bucket}");
+            // Half of it from an earlier batch; the third node has no batch.
+            let none = GradientsParams::new;
+            let (before, mut fresh) = match nodes.rank() {
+                2 => (none(), none()),
+                rank => (
+                    grads(&model, rank, |i| i % 2 == 0 && has(i)),
+                    grads(&model, rank, has),
+                ),
+            };
+            let mut exchange = nodes.exchange(trainable(), &order, before);
+            if nodes.rank() == 0 {
+                exchange.known_after::<B>(1, &mut fresh);
+                exchange.known_after::<B>(2, &mut fresh);
+            }
+            let mine = NodeStep {
+                grads: fresh,
+                ..nothing_of(StepReport::default())
+            };
+            let all = exchange.finish::<B>(id, mine).expect("a sum");
             assert!(!all.stop);
             all_values(&model, &all.grads)
         });
         for sum in sums {
             let shapes = [vec![2, 3], vec![3], vec![3, 5], vec![5], vec![1, 4]];
             for (place, shape) in shapes.into_iter().enumerate() {
-                let each = |rank: usize| rank as f32 + 1.0 + place as f32 / 4.0;
+                let times = if place % 2 == 0 { 2.0 } else { 1.0 };
+                let each = |rank: usize| times * (rank as f32 + 1.0 + place as f32 / 4.0);
                 let expected = match place {
                     4 => each(1),
-                    _ => (0..3).map(each).sum::<f32>(),
+                    _ => each(0) + each(1),
                 };
                 let count = shape.iter().product();
                 let expected = TensorData::new(vec![expected; count], shape);
@@ -172,7 +283,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
         skipped: 1 - rank,
         ..StepReport::default()
     };
-    let reports = nodes(2, 1000, LONG, |nodes| {
+    let reports = nodes(2, 1000, |nodes| {
         let (model, groups) = model();
         let place = StepId {
             step: 0,
@@ -180,9 +291,8 @@ fn reports_are_added_up_and_one_wish_is_enough() {
         };
         let wish = nodes.rank() == 1;
         let mine = NodeStep {
-            grads: GradientsParams::new(),
-            report: report(nodes.rank()),
             stop: wish,
+            ..nothing_of(report(nodes.rank()))
         };
         let all = exchange(nodes, &model, &groups, place, mine).expect("a sum");
         assert!(all.stop && all.grads.is_empty());
@@ -204,13 +314,9 @@ fn reports_are_added_up_and_one_wish_is_enough() {
 
 /// What each of two nodes says where they do not do the same.
 fn errors(news: impl Fn(usize) -> StepId + Sync) -> Vec<String> {
-    nodes(2, 1000, LONG, |nodes| {
+    nodes(2, 1000, |nodes| {
         let (model, groups) = model();
-        let mine = NodeStep {
-            grads: GradientsParams::new(),
-            report: StepReport::default(),
-            stop: false,
-        };
+        let mine = nothing_of(StepReport::default());
         let exchanged = exchange(nodes, &model, &groups, news(nodes.rank()), mine);
         exchanged.err().expect("they differ").to_string()
     })
@@ -234,136 +340,16 @@ fn nodes_at_different_steps_stop() {
 }
 
 #[test]
-fn what_fails_on_one_node_is_told_to_all() {
-    let said = nodes(3, 1000, LONG, |nodes| {
-        if nodes.rank() == 1 {
-            nodes.tell(&TrainError::Recipe("no such thing".into()));
-            return None;
-        }
-        nodes.gather("at step 7", &3).err().map(|e| e.to_string())
+fn one_that_says_something_else_is_named() {
+    let said = nodes(2, 1000, |nodes| match nodes.rank() {
+        0 => nodes.gather("at the start", &3).map(|_| ()),
+        _ => nodes
+            .gather("at the start", &"three".to_owned())
+            .map(|_| ()),
     });
-    assert_eq!(said[1], None);
-    for error in [&said[0], &said[2]] {
-        let error = error.as_ref().expect("an error");
-        assert!(
-            error.contains("rank 1") && error.contains("no such thing"),
-            "{error}"
-        );
-    }
-}
-
-#[test]
-fn a_lost_node_ends_the_exchange_of_the_others() {
-    // One goes; another only stays silent.
-    let said = nodes(2, 1000, LONG, |nodes| match nodes.rank() {
-        0 => nodes.gather("at step 7", &3).err().map(|e| e.to_string()),
-        _ => None,
-    });
-    let error = said[0].as_ref().expect("an error");
-    for part in ["at step 7", "rank 1", "lost", "--resume"] {
-        assert!(error.contains(part), "{part}: {error}");
-    }
-    let (over, heard) = (StopSignal::new(), Duration::from_secs(1));
-    let said = nodes(2, 1000, heard, |nodes| {
-        if nodes.rank() == 1 {
-            while !over.is_set() {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            return None;
-        }
-        let first = nodes.gather("at step 7", &3).err().map(|e| e.to_string());
-        // And from then on at once.
-        let start = Instant::now();
-        assert!(nodes.gather("at step 8", &3).is_err() && start.elapsed() < heard);
-        over.stop();
-        first
-    });
-    let error = said[0].as_ref().expect("an error");
-    assert!(error.contains("did not finish within 1 s"), "{error}");
-}
-
-#[test]
-fn flags_are_packed() {
-    let flags: Vec<bool> = (0..19).map(|i| i % 3 == 0).collect();
-    assert_eq!(pack(&flags), [0b0100_1001, 0b1001_0010, 0b100]);
-    assert!(unpack(&pack(&flags)).take(19).eq(flags));
-}
-
-#[test]
-fn impossible_places_are_refused() {
-    let fine = NodeConfig {
-        nodes: 2,
-        rank: 1,
-        coordinator: "host:4000".into(),
-        address: None,
-        timeout: LONG,
-    };
-    fine.validate().expect("fine");
-    assert_eq!(
-        fine.run_directory(Path::new("run")),
-        Path::new("run/node-1")
+    let error = said[0].as_ref().expect_err("a text").to_string();
+    assert!(
+        error.contains("at the start rank 1 does something else"),
+        "{error}"
     );
-    let cases = [
-        (
-            NodeConfig {
-                rank: 2,
-                ..fine.clone()
-            },
-            "--node-rank is 2",
-        ),
-        (
-            NodeConfig {
-                nodes: 0,
-                ..fine.clone()
-            },
-            "--nodes is 0",
-        ),
-        (
-            NodeConfig {
-                coordinator: "host".into(),
-                ..fine.clone()
-            },
-            "--coordinator: host is not",
-        ),
-        (
-            NodeConfig {
-                address: Some("host:x".into()),
-                ..fine.clone()
-            },
-            "--node-address: host:x",
-        ),
-        (
-            NodeConfig {
-                timeout: Duration::ZERO,
-                ..fine.clone()
-            },
-            "--node-timeout",
-        ),
-        // fault 29: the end of the wait was no time that the system knows.
-        (
-            NodeConfig {
-                timeout: Duration::from_secs(u64::MAX),
-                ..fine.clone()
-            },
-            "--node-timeout",
-        ),
-        (
-            NodeConfig {
-                nodes: usize::MAX,
-                ..fine.clone()
-            },
-            "--nodes",
-        ),
-    ];
-    for (config, part) in cases {
-        let error = config.validate().expect_err("not fine").to_string();
-        assert!(error.contains(part), "{part}: {error}");
-    }
-    let alone = NodeConfig {
-        nodes: 1,
-        rank: 0,
-        ..fine
-    };
-    assert!(Nodes::join(&alone).expect("fine").is_none());
-    assert_eq!(alone.run_directory(Path::new("run")), Path::new("run"));
 }
