@@ -25,6 +25,7 @@ impl Recipe {
             batch_size,
             accumulation,
             grouping: Grouping::Random,
+            packing: false,
             shuffle_turns: false,
             lr_llm: 0.0,
             lr_projector: 1e-3,
