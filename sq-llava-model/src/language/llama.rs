@@ -172,12 +172,10 @@ impl<B: Backend> Llama<B> {
         }
     }
 
-    /// Runs the layers over whole rows, as [`Self::packed_context`] lays them out.
+    /// Runs the layers over whole rows at the places of a context.
     /// `[rows, tokens, hidden]` → `[rows, tokens, hidden]`, before the last norm.
-    pub fn forward_packed(&self, hidden: Tensor<B, 3>, lengths: &[Vec<usize>]) -> Tensor<B, 3> {
-        let tokens = hidden.dims()[1];
-        let context = self.packed_context(lengths, tokens, &hidden.device());
-        self.run_layers(hidden, &context, None)
+    pub fn forward_at(&self, hidden: Tensor<B, 3>, context: &LayerContext<B>) -> Tensor<B, 3> {
+        self.run_layers(hidden, context, None)
     }
 
     fn run_layers(

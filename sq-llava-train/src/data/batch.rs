@@ -55,8 +55,9 @@ pub struct TrainSample {
 pub struct MicroBatch {
     /// The samples.
     pub samples: Vec<TrainSample>,
-    /// How many of them stand one behind the other in each row; 1 in all rows that are not packed.
-    pub rows: Vec<usize>,
+    /// How many of them stand one behind the other in each row; `None` where they are not packed and
+    /// each has a row of its own.
+    pub rows: Option<Vec<usize>>,
     /// Optimizer step, from 0.
     pub step: usize,
     /// Epoch, from 0.
@@ -170,7 +171,7 @@ impl MicroBatch {
             step_tokens: samples.iter().map(TrainSample::learnable).sum(),
             step_samples: samples.len(),
             step_skipped: 0,
-            rows: vec![1; samples.len()],
+            rows: None,
             samples,
             step: 0,
             epoch: 0,
@@ -197,8 +198,13 @@ impl MicroBatch {
     /// Lengths of the samples in each row, images in place.
     pub(crate) fn lengths(&self) -> Vec<Vec<usize>> {
         let mut lengths = self.samples.iter().map(TrainSample::len);
-        let row = |&samples: &usize| lengths.by_ref().take(samples).collect();
-        self.rows.iter().map(row).collect()
+        match &self.rows {
+            None => lengths.map(|length| vec![length]).collect(),
+            Some(rows) => {
+                let row = |&samples: &usize| lengths.by_ref().take(samples).collect();
+                rows.iter().map(row).collect()
+            }
+        }
     }
 
     /// What is to be predicted, in rows padded at the right to the longest.
@@ -279,7 +285,7 @@ pub(crate) mod tests {
         let short = || sample(&[5, 6], &[Answer, Answer]);
         let shown = sample(&[1, -200, 7], &[Ignore, Ignore, Answer]);
         let packed = MicroBatch {
-            rows: vec![2, 1],
+            rows: Some(vec![2, 1]),
             ..batch(vec![short(), shown.clone(), short()])
         };
         assert_eq!(packed.lengths(), [vec![2, 6], vec![2]]);

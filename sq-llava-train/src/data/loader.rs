@@ -301,7 +301,7 @@ impl Worker {
         let skipped = chosen.len() - samples.len();
         let lengths: Vec<usize> = samples.iter().map(|p| p.sample.len()).collect();
         let batches = self.plan.batches(&lengths);
-        let micros = batches.len();
+        let (micros, packed) = (batches.len(), self.plan.row_tokens.is_some());
         let step_tokens = samples.iter().map(|p| p.sample.learnable()).sum();
         let mut samples: Vec<Option<Prepared>> = samples.into_iter().map(Some).collect();
         let Shard { index, count } = self.shard;
@@ -315,7 +315,7 @@ impl Worker {
             let part: Vec<Prepared> = places.filter_map(|&place| samples[place].take()).collect();
             let mut batch = MicroBatch {
                 samples: Vec::with_capacity(part.len()),
-                rows: rows.iter().map(Vec::len).collect(),
+                rows: packed.then(|| rows.iter().map(Vec::len).collect()),
                 step,
                 epoch: at.epoch,
                 micro,
@@ -341,7 +341,7 @@ impl Worker {
             }
             if batch.samples.is_empty() {
                 batch.samples.extend(placeholder.clone());
-                batch.rows = vec![1; batch.samples.len()];
+                batch.rows = None;
             }
             if self.sender.send(Ok(batch)).is_err() {
                 return Ok(());

@@ -9,6 +9,7 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use sq_llava_data::image::ImagePacking;
+use sq_llava_model::language::llama::LayerContext;
 use sq_llava_model::ops::cat::cat;
 use sq_llava_model::ops::draws::{key, with_keys, with_packed_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
@@ -80,6 +81,7 @@ struct Sequences<B: Backend> {
     hidden: Tensor<B, 3>,
     /// Of the samples in each row.
     lengths: Vec<Vec<usize>>,
+    context: LayerContext<B>,
     targets: Targets,
     /// Tokens without padding.
     used: usize,
@@ -128,8 +130,17 @@ impl<B: Backend> TrainModel<B> {
             other => other.into(),
         })?;
         let lengths = batch.lengths();
+        let hidden = lay_out(embedded, &lengths);
+        let (llama, device) = (&self.model.language_model, hidden.device());
+        let tokens = hidden.dims()[1];
+        let context = match batch.rows {
+            Some(_) => llama.packed_context(&lengths, tokens, &device),
+            // Padding is at the right: no token that counts sees it.
+            None => llama.context(&vec![0; lengths.len()], 0, tokens, &device),
+        };
         Ok(Sequences {
-            hidden: lay_out(embedded, &lengths),
+            hidden,
+            context,
             used: lengths.iter().flatten().sum(),
             lengths,
             targets: batch.targets(),
@@ -266,6 +277,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let Sequences {
             hidden,
             lengths,
+            context,
             targets,
             used,
         } = sequences;
@@ -273,8 +285,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
 
         let llama = &self.model.language_model;
         let blocks = Blocks::new(&llama.model.layers, below, self.context.checkpointing);
-        let shape @ [_, tokens, _] = hidden.dims();
-        let context = llama.packed_context(&lengths, tokens, &hidden.device());
+        let shape = hidden.dims();
         let context = LlamaContext::new(context);
         let keys: Vec<u64> = batch
             .samples
@@ -382,7 +393,7 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             };
             let sequences = self.sequences(&batch, &self.project(features)?)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
-            let hidden = llama.forward_packed(sequences.hidden, &sequences.lengths);
+            let hidden = llama.forward_at(sequences.hidden, &sequences.context);
             let mut report = self.report(&batch, sequences.used);
             let states = at_rows(hidden, targets);
             (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);

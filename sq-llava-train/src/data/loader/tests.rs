@@ -11,6 +11,7 @@ use sq_llava_data::{
 use super::*;
 
 mod bad_images;
+mod packing;
 
 /// Photographs and conversations about them.
 struct World {
