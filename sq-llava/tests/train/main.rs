@@ -4,6 +4,7 @@
 mod checkpoint_template;
 mod devices;
 mod nodes;
+mod packing;
 mod resume;
 mod switches;
 mod trouble;
