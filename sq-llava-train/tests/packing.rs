@@ -67,7 +67,10 @@ fn compare(what: &str, model: &SqLlava<Ad>, trains: Trains, samples: &[TrainSamp
         sum_of(each.map(|sample| run(way, batch(vec![sample.clone()], 0, tokens))))
     };
     for way in [Keep, Blocks] {
-        let expected = match what.contains("longrope") {
+        let expected = match ["longrope", "dynamic"]
+            .iter()
+            .any(|kind| what.contains(kind))
+        {
             true => alone(way),
             false => run(way, batch(samples.to_vec(), 0, tokens)),
         };
@@ -139,7 +142,7 @@ fn text(model: &SqLlava<Ad>) -> impl Fn(usize) -> TrainSample {
 /// Dynamic frequencies grow with each sample's own length.
 #[test]
 fn dynamic_frequencies_are_those_of_each_sample() {
-    let scaling = r#"{"rope_type": "dynamic", "factor": 4.0}"#;
+    let scaling = r#"{"rope_type": "dynamic", "factor": 4.0, "rope_theta": 100.0}"#;
     let folder = tempfile::tempdir().expect("a folder");
     let base = golden::repository().join("families/llm_mistral/model");
     let path = |name: &str| -> PathBuf { folder.path().join(name) };
@@ -148,10 +151,10 @@ fn dynamic_frequencies_are_those_of_each_sample() {
     }
     let mut config = golden::json(&base.join("config.json"));
     config["max_position_embeddings"] = 16.into();
-    config["rope_scaling"] = scaling.parse().expect("JSON");
+    config["rope_parameters"] = scaling.parse().expect("JSON");
     let config = config.to_string();
     std::fs::write(path("config.json"), config).expect("written");
     let model = over(folder.path(), ALL);
     let samples = [9, 30, 14, 60].map(text(&model));
-    compare("dynamic, as longrope", &model, ALL, &samples);
+    compare("dynamic", &model, ALL, &samples);
 }

@@ -2,8 +2,8 @@
 
 use super::*;
 
-/// Room for two or three of the samples.
-const ROW: usize = 160;
+/// Room for two or three of the samples, whose system message is long.
+const ROW: usize = 1000;
 
 fn packed(data: &StageData, epochs: usize) -> Plan {
     Plan {
