@@ -165,14 +165,30 @@ impl<B: Backend> Llama<B> {
         let [_, tokens, _] = hidden.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         let context = self.context(padding, past, tokens, &hidden.device());
-        for (index, layer) in self.model.layers.iter().enumerate() {
-            let cache = cache.as_mut().map(|cache| cache.layer(index));
-            hidden = layer.forward(hidden, &context, cache);
-        }
+        hidden = self.run_layers(hidden, &context, cache);
         match tokens - new {
             0 => hidden,
             old => hidden.slice([0..batch, old..tokens, 0..width]),
         }
+    }
+
+    /// Runs the layers over whole rows at the places of a context.
+    /// `[rows, tokens, hidden]` → `[rows, tokens, hidden]`, before the last norm.
+    pub fn forward_at(&self, hidden: Tensor<B, 3>, context: &LayerContext<B>) -> Tensor<B, 3> {
+        self.run_layers(hidden, context, None)
+    }
+
+    fn run_layers(
+        &self,
+        hidden: Tensor<B, 3>,
+        context: &LayerContext<B>,
+        mut cache: Option<&mut KvCache<B>>,
+    ) -> Tensor<B, 3> {
+        let layers = self.model.layers.iter().enumerate();
+        layers.fold(hidden, |hidden, (index, layer)| {
+            let cache = cache.as_mut().map(|cache| cache.layer(index));
+            layer.forward(hidden, context, cache)
+        })
     }
 
     /// Positions and mask of `tokens` new tokens after `past` earlier ones, shared by all layers.
@@ -194,14 +210,49 @@ impl<B: Backend> Llama<B> {
         } else {
             padding.iter().map(|&pad| row(pad)).collect()
         };
+        self.context_at(&positions, device, |window| {
+            AttentionMask::sliding(padding, past, tokens, window, device)
+        })
+    }
+
+    /// Positions and mask of rows of `tokens`, in each of which samples of these lengths stand one
+    /// behind the other, or one alone, and padding behind the last. Each sees itself alone, has
+    /// positions from 0 on, and frequencies of its own length.
+    pub fn packed_context(
+        &self,
+        lengths: &[Vec<usize>],
+        tokens: usize,
+        device: &B::Device,
+    ) -> LayerContext<B> {
+        let alone = lengths.iter().all(|row| row.len() <= 1);
+        let positions: Vec<Vec<usize>> = if alone && !self.rope.depends_on_length() {
+            vec![(0..tokens).collect()]
+        } else {
+            let row = |lengths: &Vec<usize>| {
+                let padding = tokens - lengths.iter().sum::<usize>();
+                let texts = lengths.iter().chain(std::iter::once(&padding));
+                texts.flat_map(|&length| 0..length).collect()
+            };
+            lengths.iter().map(row).collect()
+        };
+        self.context_at(&positions, device, |window| {
+            AttentionMask::packed(lengths, tokens, window, device)
+        })
+    }
+
+    /// `mask` makes the mask of a window.
+    fn context_at(
+        &self,
+        positions: &[Vec<usize>],
+        device: &B::Device,
+        mask: impl Fn(usize) -> AttentionMask<B>,
+    ) -> LayerContext<B> {
         let local = self.local_rope.as_ref();
         LayerContext {
-            rotation: self.rope.rotation(&positions, device),
-            local_rotation: local.map(|rope| rope.rotation(&positions, device)),
-            mask: AttentionMask::causal(padding, past, tokens, device),
-            sliding_mask: self
-                .window
-                .map(|window| AttentionMask::sliding(padding, past, tokens, window, device)),
+            rotation: self.rope.rotation(positions, device),
+            local_rotation: local.map(|rope| rope.rotation(positions, device)),
+            mask: mask(usize::MAX),
+            sliding_mask: self.window.map(mask),
         }
     }
 

@@ -48,8 +48,29 @@ impl<B: Backend> AttentionMask<B> {
         }
         let span = KeySpan {
             padding: padding.to_vec(),
+            starts: vec![],
             window,
         };
+        Self::of_span(span, past, queries, device)
+    }
+
+    /// Mask of packed rows of `tokens`, in each of which samples of these lengths stand one behind
+    /// the other and see themselves alone (block-diagonal and causal), each token the last `window`
+    /// tokens of its sample; what is behind the last sample is padding.
+    pub fn packed(
+        lengths: &[Vec<usize>],
+        tokens: usize,
+        window: usize,
+        device: &B::Device,
+    ) -> Self {
+        if lengths.iter().all(|row| row.len() <= 1) {
+            // No token of a sample sees the padding at its right.
+            return Self::sliding(&vec![0; lengths.len()], 0, tokens, window, device);
+        }
+        Self::of_span(KeySpan::packed(lengths, window), 0, tokens, device)
+    }
+
+    fn of_span(span: KeySpan, past: usize, queries: usize, device: &B::Device) -> Self {
         match is_native::<B>() {
             true => Self::Outside(span),
             // Made once for all layers.
@@ -74,15 +95,15 @@ fn marks<B: Backend>(
     queries: usize,
     device: &B::Device,
 ) -> Tensor<B, 4, Bool> {
-    let (samples, keys) = (span.padding.len(), past + queries);
-    let mut hidden = Vec::with_capacity(samples * queries * keys);
-    for sample in 0..samples {
+    let (rows, keys) = (span.padding.len(), past + queries);
+    let mut hidden = Vec::with_capacity(rows * queries * keys);
+    for row in 0..rows {
         for position in past..keys {
-            let seen = span.of(sample, position);
+            let seen = span.of(row, position);
             hidden.extend((0..keys).map(|key| !seen.contains(&key)));
         }
     }
-    Tensor::from_data(TensorData::new(hidden, [samples, 1, queries, keys]), device)
+    Tensor::from_data(TensorData::new(hidden, [rows, 1, queries, keys]), device)
 }
 
 impl<B: AutodiffBackend> AttentionMask<B> {

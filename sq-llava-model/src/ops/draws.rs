@@ -4,7 +4,8 @@
 //! A mask depends on the key of its sample (which [`key`] makes of seed, step and name), the number
 //! of the adapter, the token and the column, and on nothing else: no generator has a state. So a
 //! block that is run twice drops the same elements, with or without a graph, and a step drops the
-//! same elements however its samples are spread over batches, threads and devices.
+//! same elements however its samples are spread over batches, threads and devices, or packed into
+//! rows.
 //!
 //! Keys belong to a scope of the calling thread ([`with_keys`]); outside of one nothing is drawn.
 
@@ -26,7 +27,15 @@ const SHIFT: [u32; 3] = [16, 15, 15];
 const PARALLEL: usize = 1 << 16;
 
 thread_local! {
-    static KEYS: RefCell<Option<Arc<[u64]>>> = const { RefCell::new(None) };
+    static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
+}
+
+/// What the draws of a thread depend on.
+#[derive(Debug, Clone)]
+struct Scope {
+    keys: Arc<[u64]>,
+    /// Lengths of the samples in each row, where rows are packed; else there is a row for each key.
+    lengths: Arc<[Vec<usize>]>,
 }
 
 /// Key of a sample, a picture or something else with a name in one optimizer step.
@@ -42,16 +51,51 @@ pub fn key(seed: u64, step: usize, name: &str) -> u64 {
 /// `keys` has one for each sample (LLM) or picture (vision tower) of the batch, in order, or one
 /// for the step (projector). Without keys nothing is drawn, whatever scope stands around.
 pub fn with_keys<R>(keys: &[u64], run: impl FnOnce() -> R) -> R {
+    with_packed_keys(keys, &[], run)
+}
+
+/// As [`with_keys`], where samples of these lengths stand one behind the other in each row; there
+/// are as many lengths as keys. Each sample's draws are those that it has in a row of its own.
+pub fn with_packed_keys<R>(keys: &[u64], lengths: &[Vec<usize>], run: impl FnOnce() -> R) -> R {
     /// Puts the outer scope back, after a panic too.
-    struct Restore(Option<Arc<[u64]>>);
+    struct Restore(Option<Scope>);
     impl Drop for Restore {
         fn drop(&mut self) {
-            KEYS.set(self.0.take());
+            SCOPE.set(self.0.take());
         }
     }
-    let inner = (!keys.is_empty()).then(|| keys.into());
-    let _restore = Restore(KEYS.replace(inner));
+    let inner = (!keys.is_empty()).then(|| Scope {
+        keys: keys.into(),
+        lengths: lengths.into(),
+    });
+    let _restore = Restore(SCOPE.replace(inner));
     run()
+}
+
+impl Scope {
+    /// Key and place in its sample of each of `rows · tokens` tokens.
+    fn places(&self, tokens: usize) -> Vec<(u64, usize)> {
+        if self.lengths.is_empty() {
+            // Padding is at the right: a token has the same place however long the batch is.
+            let each = tokens.div_ceil(self.keys.len());
+            return (0..tokens)
+                .map(|t| (self.keys[t / each], t % each))
+                .collect();
+        }
+        let each = tokens / self.lengths.len();
+        let mut keys = self.keys.iter().copied();
+        let mut places = Vec::with_capacity(tokens);
+        for row in &*self.lengths {
+            let end = places.len() + each;
+            for &length in row {
+                let key = keys.next().unwrap_or_default();
+                places.extend((0..length).map(|place| (key, place)));
+            }
+            // Padding, which nothing depends on.
+            places.resize(end, (0, 0));
+        }
+        places
+    }
 }
 
 /// What an adapter's input is multiplied with: 0 where an element is dropped, else
@@ -65,8 +109,8 @@ pub(crate) fn mask<B: Backend>(
     if dropout <= 0.0 || rows == 0 {
         return None;
     }
-    let keys = KEYS.with_borrow(Clone::clone)?;
-    let mask = Mask::new(&keys, rows, width, adapter, dropout);
+    let scope = SCOPE.with_borrow(Clone::clone)?;
+    let mask = Mask::new(&scope.places(rows), width, adapter, dropout);
     Some(if in_host_memory::<B>(device) {
         Tensor::from_data(TensorData::new(mask.values(), [rows, width]), device)
     } else {
@@ -76,7 +120,7 @@ pub(crate) fn mask<B: Backend>(
 
 /// Key of the scope at hand for a draw that all samples share.
 pub(crate) fn shared_key() -> Option<u64> {
-    KEYS.with_borrow(|keys| keys.as_ref()?.first().copied())
+    SCOPE.with_borrow(|scope| scope.as_ref()?.keys.first().copied())
 }
 
 /// Whether a backend computes where this code runs, so that a mask need not be sent anywhere.
@@ -95,16 +139,14 @@ struct Mask {
 }
 
 impl Mask {
-    fn new(keys: &[u64], rows: usize, width: usize, adapter: u64, dropout: f64) -> Self {
+    fn new(places: &[(u64, usize)], width: usize, adapter: u64, dropout: f64) -> Self {
         let adapter = splitmix64(adapter);
-        // Padding is at the right: a token has the same place however long the batch is.
-        let tokens = rows.div_ceil(keys.len());
-        let row = |row: usize| {
-            let sample = splitmix64(keys[row / tokens] ^ adapter);
-            top_bits(splitmix64(sample ^ (row % tokens) as u64))
+        let row = |&(key, place): &(u64, usize)| {
+            let sample = splitmix64(key ^ adapter);
+            top_bits(splitmix64(sample ^ place as u64))
         };
         Self {
-            rows: (0..rows).map(row).collect(),
+            rows: places.iter().map(row).collect(),
             columns: (0..width as u64).map(|c| top_bits(splitmix64(c))).collect(),
             threshold: (dropout * f64::from(BITS)) as u32,
             scale: (1.0 / (1.0 - dropout)) as f32,
@@ -204,13 +246,17 @@ mod tests {
     #[test]
     fn the_device_makes_the_mask_that_the_host_makes() {
         for dropout in [0.05, 0.2, 0.5] {
-            let mask = Mask::new(&[3, 9], 64, 33, 7, dropout);
+            let places: Vec<_> = (0..64)
+                .map(|row| (3 + 6 * (row / 32), row as usize % 32))
+                .collect();
+            let mask = Mask::new(&places, 33, 7, dropout);
             let tensor = mask.tensor::<Flex>(&Default::default());
             let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
             assert_eq!(mask.values(), device, "dropout {dropout}");
         }
         // Above the size from which threads share the work.
-        let large = Mask::new(&[1], 300, 500, 7, 0.2);
+        let places: Vec<_> = (0..300).map(|row| (1, row)).collect();
+        let large = Mask::new(&places, 500, 7, 0.2);
         let tensor = large.tensor::<Flex>(&Default::default());
         let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
         assert_eq!(large.values(), device);
@@ -254,6 +300,19 @@ mod tests {
             assert_ne!(of(&[a], 10, 3), of(&[other], 10, 3));
         }
         assert_ne!(of(&[a], 10, 3), of(&[a], 10, 4));
+    }
+
+    #[test]
+    fn a_packed_sample_draws_what_it_draws_alone() {
+        let (a, b, c) = (key(1, 0, "a"), key(1, 0, "b"), key(1, 0, "c"));
+        let alone = |key, tokens| drawn(&[key], [tokens, 40], 3, 0.5).expect("one");
+        let draw = || mask::<Flex>([2 * 12, 40], 3, 0.5, &Default::default());
+        // The second row ends in padding.
+        let packed = with_packed_keys(&[a, b, c], &[vec![5, 7], vec![9]], draw);
+        let packed: Vec<f32> = packed.expect("a mask").into_data().to_vec().expect("f32");
+        assert_eq!(packed[..200], alone(a, 5));
+        assert_eq!(packed[200..480], alone(b, 7));
+        assert_eq!(packed[480..840], alone(c, 9));
     }
 
     #[test]

@@ -120,8 +120,14 @@ impl RotaryEmbedding {
         self.frequencies.switches_behind()
     }
 
-    /// Cosines and sines of `positions`, one row per sample (or one for all). A row is the end of
-    /// its text, whose length may change the frequencies.
+    /// Whether the length of a text changes its frequencies.
+    pub(crate) fn depends_on_length(&self) -> bool {
+        self.frequencies.depends_on_length()
+    }
+
+    /// Cosines and sines of `positions`, one row per batch element (or one for all). A text begins
+    /// at each position 0; a row may hold several, or the end of one. The length of each, up to its
+    /// last position, may change its frequencies.
     pub fn rotation<B: Backend>(
         &self,
         positions: &[Vec<usize>],
@@ -131,10 +137,13 @@ impl RotaryEmbedding {
         let dim = 2 * self.frequencies.len();
         let mut cos = Vec::with_capacity(batch * tokens * dim);
         let mut sin = Vec::with_capacity(batch * tokens * dim);
-        for row in positions {
-            let length = row.iter().max().map_or(0, |last| last + 1);
+        let texts = positions
+            .iter()
+            .flat_map(|row| row.chunk_by(|_, &next| next != 0));
+        for text in texts {
+            let length = text.last().map_or(0, |last| last + 1);
             let frequencies = self.frequencies.of(length);
-            for &position in row {
+            for &position in text {
                 // Both halves turn by the same angles. f32 products, as the reference does.
                 for _ in 0..2 {
                     for freq in frequencies.iter() {

@@ -55,6 +55,9 @@ pub struct TrainSample {
 pub struct MicroBatch {
     /// The samples.
     pub samples: Vec<TrainSample>,
+    /// How many of them stand one behind the other in each row; `None` where they are not packed and
+    /// each has a row of its own.
+    pub rows: Option<Vec<usize>>,
     /// Optimizer step, from 0.
     pub step: usize,
     /// Epoch, from 0.
@@ -93,8 +96,8 @@ pub(crate) struct Targets {
 }
 
 impl Targets {
-    /// The tokens of each answer. Those of one answer stand side by side in one sequence; between
-    /// two there is always a role's marker or a question.
+    /// The tokens of each answer. Those of one answer stand side by side in one sample; between two
+    /// there is always a role's marker, a question, or the first token of another sample.
     pub fn answers(&self) -> Vec<Range<usize>> {
         let mut found: Vec<Range<usize>> = Vec::new();
         for (index, _) in self.asked.iter().enumerate().filter(|(_, asked)| !**asked) {
@@ -168,6 +171,7 @@ impl MicroBatch {
             step_tokens: samples.iter().map(TrainSample::learnable).sum(),
             step_samples: samples.len(),
             step_skipped: 0,
+            rows: None,
             samples,
             step: 0,
             epoch: 0,
@@ -191,20 +195,39 @@ impl MicroBatch {
         self.micro > 0 && self.micro >= self.micros
     }
 
-    /// Length of the longest sequence, images in place.
-    pub(crate) fn tokens(&self) -> usize {
-        self.samples.iter().map(TrainSample::len).max().unwrap_or(0)
+    /// Lengths of the samples in each row, images in place.
+    pub(crate) fn lengths(&self) -> Vec<Vec<usize>> {
+        let mut lengths = self.samples.iter().map(TrainSample::len);
+        match &self.rows {
+            None => lengths.map(|length| vec![length]).collect(),
+            Some(rows) => {
+                let row = |&samples: &usize| lengths.by_ref().take(samples).collect();
+                rows.iter().map(row).collect()
+            }
+        }
     }
 
-    /// What is to be predicted, in sequences padded at the right to the longest.
+    /// What is to be predicted, in rows padded at the right to the longest.
     pub(crate) fn targets(&self) -> Targets {
-        let tokens = self.tokens();
+        let lengths = self.lengths();
+        let tokens = row_tokens(&lengths);
         let mut targets = Targets::default();
-        for (index, sample) in self.samples.iter().enumerate() {
-            sample.targets(index * tokens, &mut targets);
+        let mut samples = self.samples.iter();
+        for (row, lengths) in lengths.iter().enumerate() {
+            let mut start = row * tokens;
+            for (length, sample) in lengths.iter().zip(samples.by_ref()) {
+                sample.targets(start, &mut targets);
+                start += length;
+            }
         }
         targets
     }
+}
+
+/// Length of the longest row, of which each has samples of these lengths.
+pub(crate) fn row_tokens(lengths: &[Vec<usize>]) -> usize {
+    let rows = lengths.iter().map(|row| row.iter().sum());
+    rows.max().unwrap_or(0)
 }
 
 #[cfg(test)]
@@ -235,7 +258,7 @@ pub(crate) mod tests {
             sample(&[1, -200, 7, 8], &[Ignore, Ignore, Question, Answer]),
             sample(&[5, 6], &[Answer, Answer]),
         ]);
-        assert_eq!(batch.tokens(), 7);
+        assert_eq!(row_tokens(&batch.lengths()), 7);
         let targets = batch.targets();
         // 1 at 0, the image at 1..5, 7 at 5, 8 at 6; the second sample starts at row 7. Its first
         // token has nothing before it that could predict it.
@@ -255,6 +278,25 @@ pub(crate) mod tests {
         assert_eq!(shown.len(), 3 + 4 + 9);
         let targets = batch(vec![shown.clone(), shown]).targets();
         assert_eq!(targets.rows, [4, 14, 16 + 4, 16 + 14]);
+    }
+
+    #[test]
+    fn samples_of_a_row_are_predicted_from_their_own_places() {
+        let short = || sample(&[5, 6], &[Answer, Answer]);
+        let shown = sample(&[1, -200, 7], &[Ignore, Ignore, Answer]);
+        let packed = MicroBatch {
+            rows: Some(vec![2, 1]),
+            ..batch(vec![short(), shown.clone(), short()])
+        };
+        assert_eq!(packed.lengths(), [vec![2, 6], vec![2]]);
+        assert_eq!(row_tokens(&packed.lengths()), 8);
+        let targets = packed.targets();
+        // 5 starts a sample, wherever it stands: nothing predicts it.
+        assert_eq!(targets.rows, [0, 2 + 4, 8]);
+        assert_eq!(targets.ids, [6, 7, 6]);
+        assert_eq!(targets.answers(), [0..1, 1..2, 2..3]);
+        let alone = batch(vec![short(), shown, short()]).targets();
+        assert_eq!((alone.ids, alone.asked), (targets.ids, targets.asked));
     }
 
     #[test]

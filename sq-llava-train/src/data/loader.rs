@@ -18,6 +18,7 @@ use crate::data::bad_images::{BadImage, BadImageLog, BadImagePolicy};
 use crate::data::bad_share::BadShare;
 use crate::data::batch::{MicroBatch, TrainSample};
 use crate::data::dataset::{Moment, StageData};
+use crate::data::packs::{deal, packs};
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::StageRecipe;
@@ -36,6 +37,8 @@ pub struct Plan {
     pub epochs: f64,
     /// Samples of one pass.
     pub samples: usize,
+    /// Tokens of a row that samples share, where they are packed.
+    pub row_tokens: Option<usize>,
 }
 
 impl Plan {
@@ -46,6 +49,7 @@ impl Plan {
             samples_per_step: stage.samples_per_step(),
             epochs: stage.epochs,
             samples,
+            row_tokens: stage.packing.then_some(stage.max_length),
         }
     }
 
@@ -78,8 +82,20 @@ impl Plan {
         step / self.steps_per_epoch().max(1)
     }
 
+    /// The batches of a step whose samples have these lengths: in each its rows, in each row the
+    /// places of its samples. Packed, a step has no more batches than without, and a batch no more
+    /// rows.
+    pub(crate) fn batches(&self, lengths: &[usize]) -> Vec<Vec<Vec<usize>>> {
+        let Some(most) = self.row_tokens else {
+            let rows: Vec<_> = (0..lengths.len()).map(|place| vec![place]).collect();
+            return rows.chunks(self.batch_size).map(<[_]>::to_vec).collect();
+        };
+        let batches = self.samples_per_step.div_ceil(self.batch_size);
+        deal(packs(lengths, most), batches)
+    }
+
     /// Positions of a step's samples in the order of its epoch.
-    fn positions(&self, step: usize) -> Range<usize> {
+    pub(crate) fn positions(&self, step: usize) -> Range<usize> {
         let start = step % self.steps_per_epoch().max(1) * self.samples_per_step;
         start..(start + self.samples_per_step).min(self.samples)
     }
@@ -139,6 +155,7 @@ impl BatchLoader {
                 samples_per_step: 1,
                 epochs: 0.0,
                 samples: 0,
+                row_tokens: None,
             },
             first_step: 0,
             positions: 0..0,
@@ -282,18 +299,23 @@ impl Worker {
             });
         }
         let skipped = chosen.len() - samples.len();
-        let micros = samples.len().div_ceil(self.plan.batch_size);
+        let lengths: Vec<usize> = samples.iter().map(|p| p.sample.len()).collect();
+        let batches = self.plan.batches(&lengths);
+        let (micros, packed) = (batches.len(), self.plan.row_tokens.is_some());
         let step_tokens = samples.iter().map(|p| p.sample.learnable()).sum();
-        let mut parts = samples.into_iter();
+        let mut samples: Vec<Option<Prepared>> = samples.into_iter().map(Some).collect();
         let Shard { index, count } = self.shard;
         // A device without a batch of its own still takes part in the step.
         for micro in 0..micros.max(index + 1) {
-            let part: Vec<Prepared> = parts.by_ref().take(self.plan.batch_size).collect();
             if micro % count != index {
                 continue;
             }
+            let rows = batches.get(micro).map_or(&[][..], Vec::as_slice);
+            let places = rows.iter().flatten();
+            let part: Vec<Prepared> = places.filter_map(|&place| samples[place].take()).collect();
             let mut batch = MicroBatch {
                 samples: Vec::with_capacity(part.len()),
+                rows: packed.then(|| rows.iter().map(Vec::len).collect()),
                 step,
                 epoch: at.epoch,
                 micro,
@@ -319,6 +341,7 @@ impl Worker {
             }
             if batch.samples.is_empty() {
                 batch.samples.extend(placeholder.clone());
+                batch.rows = None;
             }
             if self.sender.send(Ok(batch)).is_err() {
                 return Ok(());

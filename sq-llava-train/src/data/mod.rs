@@ -6,3 +6,5 @@ pub mod batch;
 pub(crate) mod dataset;
 pub mod features;
 pub(crate) mod loader;
+pub(crate) mod packs;
+pub(crate) mod padding;

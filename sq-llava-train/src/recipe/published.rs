@@ -97,6 +97,7 @@ fn stage(template: Template, batch_size: usize, accumulation: usize) -> StageRec
         batch_size,
         accumulation,
         grouping: Grouping::Random,
+        packing: false,
         shuffle_turns: false,
         lr_llm: 0.0,
         lr_projector: 1e-3,

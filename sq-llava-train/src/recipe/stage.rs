@@ -27,14 +27,19 @@ pub struct StageRecipe {
     /// Passes over the data. A fraction ends a pass early: 1.2 is one pass and the first fifth of
     /// another, rounded up to whole optimizer steps.
     pub epochs: f64,
-    /// Samples that go through the model at once.
+    /// Samples that go through the model at once; with `packing` the most rows that do.
     pub batch_size: usize,
-    /// Such batches in one optimizer step.
+    /// Such batches in one optimizer step, which has `batch_size · accumulation` samples, packed or
+    /// not.
     pub accumulation: usize,
     /// Which samples make a step: `random`; `length`, the longest of a step first, so that batches
     /// are padded little; or `modality_length`, the same with steps of samples with an image and
     /// steps of samples without. The last two read the data once before the first step.
     pub grouping: Grouping,
+    /// Put samples of a step one behind the other into rows of up to `max_length` tokens, each seeing
+    /// itself alone, in place of padding. A step learns the same.
+    #[serde(default)]
+    pub packing: bool,
     /// Put the turns of each conversation in another order in each epoch, except those with several
     /// images. For data whose questions stand on their own: each is then learnt without the others
     /// before it too.
@@ -66,5 +71,16 @@ impl StageRecipe {
     /// Samples of one optimizer step; the recipe's checks keep the product small enough.
     pub fn samples_per_step(&self) -> usize {
         self.batch_size * self.accumulation
+    }
+
+    /// The most pictures that are expected at once, one for each sample. Packed samples are dealt
+    /// evenly to as many batches as without packing, and so are about as many; but a single row may
+    /// be full of pictures of `tokens_per_image`.
+    pub(crate) fn pictures_at_once(&self, tokens_per_image: usize) -> usize {
+        if !self.packing {
+            return self.batch_size;
+        }
+        let in_a_row = self.max_length / tokens_per_image.max(1);
+        in_a_row.min(self.samples_per_step()).max(self.batch_size)
     }
 }

@@ -207,3 +207,17 @@ fn fault_29_numbers_that_no_machine_serves_name_their_key() {
     recipe.seed = u64::MAX;
     assert!(recipe.validate().unwrap_err().to_string().contains("seed"));
 }
+
+#[test]
+fn a_row_may_be_full_of_pictures() {
+    let mut stage = Recipe::published(Flavour::Paper).stage2;
+    stage.packing = true;
+    assert_eq!((stage.batch_size, stage.pictures_at_once(576)), (8, 8));
+    // 2048 tokens are three pictures of 576.
+    stage.batch_size = 1;
+    assert_eq!(stage.pictures_at_once(576), 3);
+    stage.accumulation = 2;
+    assert_eq!(stage.pictures_at_once(576), 2);
+    stage.packing = false;
+    assert_eq!(stage.pictures_at_once(576), 1);
+}

@@ -4,6 +4,7 @@ use sq_llava_model::config::SqLlavaConfig;
 
 use crate::data::dataset::StageData;
 use crate::data::loader::Plan;
+use crate::data::padding::PaddingShare;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::step::counts::trainable_counts;
@@ -38,6 +39,7 @@ impl StageAnnouncement<'_> {
     pub fn say(&self) -> Result<(), TrainError> {
         self.say_trainable();
         let learnable = self.say_data()?;
+        self.say_padding()?;
         let Some((what, _)) = learnable.into_iter().find(|(_, tokens)| *tokens == 0.0) else {
             return Ok(());
         };
@@ -96,5 +98,24 @@ impl StageAnnouncement<'_> {
             learnable.push(("validation split", estimate.learnable));
         }
         Ok(learnable)
+    }
+
+    /// How much of the batches is padding, and what packing makes of it.
+    fn say_padding(&self) -> Result<(), TrainError> {
+        let stage = self.stage;
+        let settings = self.recipe.stage(stage);
+        let share =
+            PaddingShare::estimate(self.data, self.plan, settings.max_length, ESTIMATE_SAMPLES)?;
+        let about = if share.exact { "" } else { "about " };
+        let (padded, packed) = (100.0 * share.padded, 100.0 * share.packed);
+        match settings.packing {
+            true => tracing::info!(
+                "stage {stage}: {about}{packed:.1} % of the tokens in the batches are padding; without packing {padded:.1} %"
+            ),
+            false => tracing::info!(
+                "stage {stage}: {about}{padded:.1} % of the tokens in the batches are padding; with stage{stage}.packing = true {packed:.1} %"
+            ),
+        }
+        Ok(())
     }
 }

@@ -35,10 +35,12 @@ pub struct StepMemory<'a> {
     pub llm: Option<LoraConfig>,
     /// Adapters of the vision tower.
     pub vision: Option<LoraConfig>,
-    /// Samples that go through the model at once, a picture each, of as many tiles as any has.
-    pub samples: usize,
+    /// Rows that go through the model at once: samples, or packs of them.
+    pub rows: usize,
     /// Length of each, its image tokens included.
     pub tokens: usize,
+    /// Pictures in them, each of as many tiles as any has.
+    pub pictures: usize,
     /// Whether gradients of several batches are added up.
     pub accumulates: bool,
     /// Tokens whose logits are in memory at once.
@@ -140,8 +142,9 @@ impl<'a> StepMemory<'a> {
             trainable,
             llm: adapters(stage == 2, recipe.lora.llm.config()),
             vision: adapters(stage == 2, recipe.lora.vision.config()),
-            samples: settings.batch_size,
+            rows: settings.batch_size,
             tokens: settings.max_length,
+            pictures: settings.pictures_at_once(config.tokens_per_image()),
             accumulates: settings.accumulation > 1,
             chunk_tokens: recipe.loss.chunk_tokens,
             kernels: false,
@@ -190,7 +193,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let llama = &self.config.llama;
-        let rows = self.samples * self.tokens;
+        let rows = self.rows * self.tokens;
         Kept {
             layers: llama.num_hidden_layers,
             layer: rows * llama_token(llama, self.llm.as_ref(), self.tokens, self.kernels),
@@ -208,7 +211,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let tokens = vision.tokens();
-        let rows = self.samples * self.config.most_tiles() * tokens;
+        let rows = self.pictures * self.config.most_tiles() * tokens;
         Kept {
             layers,
             layer: rows * vision_token(vision, self.vision.as_ref(), tokens, self.kernels),
@@ -359,9 +362,9 @@ pub(crate) fn check_trainable(
 
 /// Says, before the first step, what memory it will take.
 pub(crate) fn announce(memory: &StepMemory<'_>, stage: u8, checkpointing: GradientCheckpointing) {
-    let (samples, tokens) = (memory.samples, memory.tokens);
+    let (rows, tokens) = (memory.rows, memory.tokens);
     tracing::info!(
-        "stage {stage}: estimated memory of a step of {samples} × {tokens} tokens: {}",
+        "stage {stage}: estimated memory of a step of {rows} × {tokens} tokens: {}",
         memory.estimate(checkpointing)
     );
     if checkpointing == GradientCheckpointing::None {

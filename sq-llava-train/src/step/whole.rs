@@ -9,11 +9,12 @@ use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
 use sq_llava_data::image::ImagePacking;
+use sq_llava_model::language::llama::LayerContext;
 use sq_llava_model::ops::cat::cat;
-use sq_llava_model::ops::draws::{key, with_keys};
+use sq_llava_model::ops::draws::{key, with_keys, with_packed_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
-use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample};
+use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample, row_tokens};
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::failure::Failure;
@@ -74,10 +75,13 @@ impl From<&Picture> for SeenPicture {
     }
 }
 
-/// The batch's sequences as the first layer sees them.
+/// The batch's rows as the first layer sees them.
 struct Sequences<B: Backend> {
-    /// Padded at the right to the longest. `[samples, tokens, hidden]`
+    /// Padded at the right to the longest. `[rows, tokens, hidden]`
     hidden: Tensor<B, 3>,
+    /// Of the samples in each row.
+    lengths: Vec<Vec<usize>>,
+    context: LayerContext<B>,
     targets: Targets,
     /// Tokens without padding.
     used: usize,
@@ -125,11 +129,21 @@ impl<B: Backend> TrainModel<B> {
             },
             other => other.into(),
         })?;
-        let (hidden, used) = pad(embedded, batch.tokens());
+        let lengths = batch.lengths();
+        let hidden = lay_out(embedded, &lengths);
+        let (llama, device) = (&self.model.language_model, hidden.device());
+        let tokens = hidden.dims()[1];
+        let context = match batch.rows {
+            Some(_) => llama.packed_context(&lengths, tokens, &device),
+            // Padding is at the right: no token that counts sees it.
+            None => llama.context(&vec![0; lengths.len()], 0, tokens, &device),
+        };
         Ok(Sequences {
             hidden,
+            context,
+            used: lengths.iter().flatten().sum(),
+            lengths,
             targets: batch.targets(),
-            used,
         })
     }
 
@@ -289,22 +303,24 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let sequences = self.sequences(batch, &images)?;
         drop(images);
         let Sequences {
-            hidden, targets, ..
+            hidden,
+            lengths,
+            context,
+            targets,
+            used,
         } = sequences;
-        let mut report = self.report(batch, sequences.used);
+        let mut report = self.report(batch, used);
 
         let llama = &self.model.language_model;
         let blocks = Blocks::new(&llama.model.layers, below, self.context.checkpointing);
-        let shape @ [samples, tokens, _] = hidden.dims();
-        // Padding is at the right: no token that counts sees it.
-        let context = llama.context(&vec![0; samples], 0, tokens, &hidden.device());
+        let shape = hidden.dims();
         let context = LlamaContext::new(context);
         let keys: Vec<u64> = batch
             .samples
             .iter()
             .map(|sample| self.key(batch, &sample.id))
             .collect();
-        let pass = with_keys(&keys, || blocks.forward(hidden, &context));
+        let pass = with_packed_keys(&keys, &lengths, || blocks.forward(hidden, &context));
         let states = at_rows(pass.output.clone(), &targets);
         if !blocks.trains() {
             (report.sums, _) = loss.evaluate(llama, Tensor::from_inner(states), &targets);
@@ -317,7 +333,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
             return Ok((grads, report));
         };
         let gradient = spread_rows(gradient, &targets, shape);
-        let found = with_keys(&keys, || {
+        let found = with_packed_keys(&keys, &lengths, || {
             blocks.backward(pass, gradient, &context, &self.model, &mut grads, done)
         });
         if let (Some(found), Some(pass)) = (found, tower_pass) {
@@ -401,8 +417,7 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             };
             let sequences = self.sequences(&batch, &self.project(features)?)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
-            let padding = vec![0; batch.samples.len()];
-            let hidden = llama.forward_layers(sequences.hidden, &padding, None);
+            let hidden = llama.forward_at(sequences.hidden, &sequences.context);
             let mut report = self.report(&batch, sequences.used);
             let states = at_rows(hidden, targets);
             (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);
@@ -435,27 +450,26 @@ fn missing(sample: &TrainSample, name: &str) -> TrainError {
     }
 }
 
-/// Sequences side by side, padded at the right with zeros, and the number of tokens without
-/// padding. Each `[tokens, hidden]` → `[batch, tokens, hidden]`
-fn pad<B: Backend>(sequences: Vec<Tensor<B, 2>>, tokens: usize) -> (Tensor<B, 3>, usize) {
-    let mut used = 0;
-    let padded = sequences.into_iter().map(|sequence| {
-        let [own, width] = sequence.dims();
-        used += own;
-        let sequence = match tokens - own {
-            0 => sequence,
-            missing => {
-                let zeros = Tensor::zeros([missing, width], (&sequence.device(), sequence.dtype()));
-                cat(vec![sequence, zeros], 0)
-            }
-        };
-        sequence.unsqueeze::<3>()
+/// Samples one behind the other in rows, each padded at the right with zeros to the longest.
+/// `[tokens, hidden]` each → `[rows, tokens, hidden]`
+fn lay_out<B: Backend>(samples: Vec<Tensor<B, 2>>, lengths: &[Vec<usize>]) -> Tensor<B, 3> {
+    let tokens = row_tokens(lengths);
+    let mut samples = samples.into_iter();
+    let rows = lengths.iter().map(|lengths| {
+        let mut row: Vec<_> = samples.by_ref().take(lengths.len()).collect();
+        let missing = tokens - lengths.iter().sum::<usize>();
+        if missing > 0 {
+            let width = row[0].dims()[1];
+            let options = (&row[0].device(), row[0].dtype());
+            row.push(Tensor::zeros([missing, width], options));
+        }
+        cat(row, 0).unsqueeze::<3>()
     });
-    let padded: Vec<_> = padded.collect();
-    (cat(padded, 0), used)
+    let rows = rows.collect();
+    cat(rows, 0)
 }
 
-/// States at the rows that predict something. `[samples, tokens, hidden]` → `[n, hidden]`
+/// States at the places that predict something. `[rows, tokens, hidden]` → `[n, hidden]`
 fn at_rows<B: Backend>(states: Tensor<B, 3>, targets: &Targets) -> Tensor<B, 2> {
     let [samples, tokens, width] = states.dims();
     let index = rows::<B>(targets, &states.device());

@@ -5,6 +5,7 @@ mod checkpoint_template;
 mod devices;
 #[cfg(feature = "mpi")]
 mod nodes;
+mod packing;
 #[cfg(not(feature = "mpi"))]
 mod ranks;
 mod resume;

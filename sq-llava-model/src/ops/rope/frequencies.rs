@@ -125,6 +125,11 @@ impl Frequencies {
         }
     }
 
+    /// Whether they are others for texts of other lengths.
+    pub(super) fn depends_on_length(&self) -> bool {
+        !matches!(self, Self::Fixed(_))
+    }
+
     /// Length beyond which other frequencies hold for all positions, those before it too.
     pub(super) fn switches_behind(&self) -> Option<usize> {
         match self {

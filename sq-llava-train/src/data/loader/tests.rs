@@ -11,6 +11,7 @@ use sq_llava_data::{
 use super::*;
 
 mod bad_images;
+mod packing;
 
 /// Photographs and conversations about them.
 struct World {
@@ -99,6 +100,7 @@ fn plan(data: &StageData, epochs: usize) -> Plan {
         samples_per_step: 4,
         epochs: epochs as f64,
         samples: data.len(),
+        row_tokens: None,
     }
 }
 
@@ -308,6 +310,7 @@ fn fault_16_a_fraction_of_an_epoch_ends_at_a_whole_step() {
         samples_per_step: 1,
         epochs: 1.1,
         samples: 10,
+        row_tokens: None,
     };
     assert_eq!((ten.steps(), ten.passes(), ten.all_samples()), (11, 2, 11));
 }

@@ -82,7 +82,7 @@ impl Kernel<3> for Attention {
         let mask = match &self.hidden {
             Hidden::Nothing => true,
             Hidden::Later => q[2] <= k[2],
-            Hidden::Outside(span) => q[2] <= k[2] && span.padding.len() == q[0] && span.window > 0,
+            Hidden::Outside(span) => q[2] <= k[2] && span.fits(q[0]),
             Hidden::Marked(mask) => {
                 let [b, h, queries, keys] = mask.layout().shape().dims::<4>();
                 b == q[0] && (h == 1 || h == q[1]) && queries == q[2] && keys == k[2]

@@ -3,6 +3,7 @@
 
 mod attention;
 mod linear;
+mod packed;
 
 use attention::attend;
 use burn::backend::Autodiff;

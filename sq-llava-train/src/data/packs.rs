@@ -1,0 +1,93 @@
+//! Packing: which samples of an optimizer step share a row.
+//!
+//! Packs are made of the samples of one step and of nothing else, so that with or without packing a
+//! step learns the same, and a resumed run finds the same packs again.
+
+use std::cmp::Reverse;
+use std::collections::BTreeSet;
+
+/// Packs samples of these lengths into rows of at most `most` tokens, longest first, each into the
+/// fullest row that has room for it (best fit). A sample that is longer than `most` has a row of
+/// its own. Returns the places of each row's samples.
+pub(crate) fn packs(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+    let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
+    // The sort is stable, so samples of one length stay in their order.
+    longest_first.sort_by_key(|&sample| Reverse(lengths[sample]));
+    let mut packs: Vec<Vec<usize>> = Vec::new();
+    // Room that is left in each row, and the row.
+    let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
+    for sample in longest_first {
+        let length = lengths[sample];
+        let fullest = rooms.range((length, 0)..).next().copied();
+        let (room, row) = match fullest {
+            Some(found) => {
+                rooms.remove(&found);
+                found
+            }
+            None => {
+                packs.push(Vec::new());
+                (most.max(length), packs.len() - 1)
+            }
+        };
+        packs[row].push(sample);
+        rooms.insert((room - length, row));
+    }
+    packs
+}
+
+/// Deals rows to at most `batches` batches in turn, so that all have about as many rows and samples.
+pub(crate) fn deal<T>(rows: Vec<T>, batches: usize) -> Vec<Vec<T>> {
+    let count = batches.min(rows.len());
+    let mut dealt: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
+    for (index, row) in rows.into_iter().enumerate() {
+        dealt[index % count].push(row);
+    }
+    dealt
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn rows(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+        let own = |row: Vec<usize>| row.into_iter().map(|i| lengths[i]).collect();
+        packs(lengths, most).into_iter().map(own).collect()
+    }
+
+    #[test]
+    fn the_fullest_row_with_room_is_taken() {
+        let found = rows(&[2, 7, 3, 6, 1, 4], 10);
+        // 3 would fit behind 6 too.
+        assert_eq!(found, [vec![7, 3], vec![6, 4], vec![2, 1]]);
+        assert_eq!(rows(&[5, 5, 5], 10), [vec![5, 5], vec![5]]);
+        assert_eq!(rows(&[12, 4], 10), [vec![12], vec![4]]);
+        assert!(rows(&[], 10).is_empty());
+    }
+
+    #[test]
+    fn every_sample_is_in_one_row_that_holds_it() {
+        let lengths: Vec<usize> = (0..500).map(|i| 1 + i * 7919 % 300).collect();
+        for most in [1, 64, 300, 2048] {
+            let packed = packs(&lengths, most);
+            let mut all = packed.concat();
+            all.sort_unstable();
+            assert_eq!(all, (0..500).collect::<Vec<_>>());
+            for row in &packed {
+                let tokens: usize = row.iter().map(|&i| lengths[i]).sum();
+                assert!(tokens <= most || row.len() == 1, "{tokens} of {most}");
+            }
+            assert_eq!(packed, packs(&lengths, most));
+        }
+        // No two rows of 2048 could be one.
+        let packed = packs(&lengths, 2048);
+        let tokens: usize = lengths.iter().sum();
+        assert_eq!(packed.len(), tokens.div_ceil(2048));
+    }
+
+    #[test]
+    fn rows_are_dealt_in_turn() {
+        assert_eq!(deal(vec![1, 2, 3, 4, 5], 2), [vec![1, 3, 5], vec![2, 4]]);
+        assert_eq!(deal(vec![1, 2], 4), [vec![1], vec![2]]);
+        assert!(deal(Vec::<u8>::new(), 4).is_empty());
+    }
+}
