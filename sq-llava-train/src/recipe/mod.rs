@@ -11,6 +11,7 @@ mod layers;
 mod model;
 mod objective;
 mod published;
+mod report;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -20,6 +21,7 @@ pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
+pub use report::{ReportRecipe, SamplesRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
 pub use stage::StageRecipe;
 
@@ -127,6 +129,8 @@ pub struct Recipe {
     pub loss: LossRecipe,
     /// Samples that are not trained on, to measure on.
     pub validation: ValidationRecipe,
+    /// What the run tells beside its logs.
+    pub report: ReportRecipe,
 }
 
 impl Recipe {

@@ -8,7 +8,7 @@ use sq_llava_model::ops::lora::LoraConfig;
 use super::{
     AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
     GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
-    ValidationRecipe,
+    ReportRecipe, ValidationRecipe,
 };
 
 impl Recipe {
@@ -106,6 +106,7 @@ impl Recipe {
                 fraction: 0.0,
                 patience: 0,
             },
+            report: ReportRecipe::standard(),
         }
     }
 }

@@ -145,6 +145,7 @@ impl Recipe {
                     .into(),
             );
         }
+        self.report.validate()?;
         for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
             adapter.validate(name)?;
         }
@@ -259,7 +260,7 @@ impl AdapterRecipe {
     }
 }
 
-fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
+pub(super) fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -282,7 +283,7 @@ fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     }
 }
 
-fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> {
+pub(super) fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> {
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(());
     }

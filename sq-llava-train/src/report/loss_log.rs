@@ -1,4 +1,5 @@
-//! The curves of a run: one line a step, and one a validation, as JSON lines and as CSV.
+//! The curves of a run: one line a step, and one a validation, as JSON lines, as CSV and as events
+//! of TensorBoard.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -9,6 +10,7 @@ use sq_llava_data::atomic::AtomicFile;
 
 use crate::error::TrainError;
 use crate::report::metrics::Quantity;
+use crate::report::tensorboard::EventWriter;
 use crate::step::report::StepReport;
 
 /// Which curve.
@@ -53,6 +55,7 @@ pub struct LoggedStep {
 pub struct LossLog {
     curve: Curve,
     files: [(PathBuf, BufWriter<File>); 2],
+    events: Option<EventWriter>,
 }
 
 impl LossLog {
@@ -71,6 +74,7 @@ impl LossLog {
         let mut log = Self {
             curve,
             files: [open(json)?, open(csv)?],
+            events: None,
         };
         let empty = std::fs::metadata(directory.join(csv)).map_or(0, |m| m.len()) == 0;
         if empty {
@@ -78,6 +82,19 @@ impl LossLog {
             log.line(1, &format!("stage,step,epoch,{}", names.join(",")))?;
         }
         Ok(log)
+    }
+
+    /// Writes the lines of a stage after step `done` as events too.
+    ///
+    /// # Errors
+    /// If their file cannot be written.
+    pub fn with_events(mut self, run: &Path, stage: u8, done: usize) -> Result<Self, TrainError> {
+        let kind = match self.curve {
+            Curve::Training => "",
+            Curve::Validation => "-validation",
+        };
+        self.events = Some(EventWriter::open(run, stage, kind, done)?);
+        Ok(self)
     }
 
     /// Takes back what was logged after a step; `None` takes back everything. A run that resumes
@@ -125,7 +142,13 @@ impl LossLog {
             object.insert(quantity.name().into(), value);
         }
         self.line(0, &Value::Object(object).to_string())?;
-        self.line(1, &row)
+        self.line(1, &row)?;
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let quantities = self.curve.quantities().iter();
+        let values = quantities.filter_map(|q| Some((q.name(), q.of(report)?)));
+        events.scalars(step, values)
     }
 
     /// Puts what was written on the disk for good.
