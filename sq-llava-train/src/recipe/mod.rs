@@ -21,8 +21,8 @@ pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
-pub use report::{ReportRecipe, SamplesRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
+pub use report::{ReportRecipe, SamplesRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};

@@ -7,8 +7,8 @@ use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
     AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
-    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
-    ReportRecipe, ValidationRecipe,
+    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, ReportRecipe, StageRecipe,
+    ValidationRecipe,
 };
 
 impl Recipe {

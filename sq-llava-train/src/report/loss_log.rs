@@ -10,6 +10,7 @@ use sq_llava_data::atomic::AtomicFile;
 
 use crate::error::TrainError;
 use crate::report::metrics::Quantity;
+use crate::report::samples::SAMPLES;
 use crate::report::tensorboard::EventWriter;
 use crate::step::report::StepReport;
 
@@ -103,13 +104,13 @@ impl LossLog {
     /// # Errors
     /// If a file cannot be read or written.
     pub fn rewind(directory: &Path, to: Option<LoggedStep>) -> Result<(), TrainError> {
-        for curve in [Curve::Training, Curve::Validation] {
-            for name in curve.files() {
-                let path = directory.join(name);
-                if path.is_file() {
-                    let csv = name.ends_with(".csv");
-                    rewind_file(&path, csv, to).map_err(|e| TrainError::io(&path, e))?;
-                }
+        let curves = [Curve::Training, Curve::Validation];
+        let names = curves.iter().flat_map(|curve| curve.files());
+        for name in names.chain([SAMPLES]) {
+            let path = directory.join(name);
+            if path.is_file() {
+                let csv = name.ends_with(".csv");
+                rewind_file(&path, csv, to).map_err(|e| TrainError::io(&path, e))?;
             }
         }
         Ok(())

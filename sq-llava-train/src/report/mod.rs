@@ -5,6 +5,7 @@ pub(crate) mod curves;
 pub(crate) mod loss_log;
 pub(crate) mod metrics;
 pub(crate) mod notes;
+pub(crate) mod page;
 pub(crate) mod renderer;
 pub mod resident;
 pub(crate) mod samples;

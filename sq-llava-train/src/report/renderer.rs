@@ -35,14 +35,7 @@ pub struct LineRenderer<W: Write + Send + Sync> {
 
 impl<W: Write + Send + Sync> LineRenderer<W> {
     /// A line every `every` steps of a plan, `done` of which are taken already.
-    pub fn new(
-        out: W,
-        stage: u8,
-        every: usize,
-        plan: &Plan,
-        done: usize,
-        notes: Notes,
-    ) -> Self {
+    pub fn new(out: W, stage: u8, every: usize, plan: &Plan, done: usize, notes: Notes) -> Self {
         Self {
             out,
             every: every.max(1),

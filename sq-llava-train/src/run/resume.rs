@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::manifest::{MANIFEST, verify};
-use crate::run::run_dir::{CheckpointDir, RunDirectory, checkpoints};
+use crate::run::run_dir::{CheckpointDir, RunDirectory, best_name, checkpoints, name_of};
 use crate::run::state::{RunState, STATE, Sources};
+use crate::step::moments::MOMENTS;
 
 /// Which checkpoint a run resumes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -87,8 +88,10 @@ impl ResumePoint {
                     path.file_name()
                         .is_some_and(|n| n.to_str() == Some(name.as_str()))
                 };
-                let Some(path) = found.iter().find(known) else {
-                    let names: Vec<String> = found.iter().map(|p| name_of(p)).collect();
+                let best = best_models(run);
+                let Some(path) = found.iter().chain(&best).find(known) else {
+                    let names = found.iter().chain(&best);
+                    let names: Vec<String> = names.map(|p| name_of(p)).collect();
                     return Err(fail(format!(
                         "there is no checkpoint {name}; there are: {}",
                         if names.is_empty() {
@@ -98,7 +101,7 @@ impl ResumePoint {
                         }
                     )));
                 };
-                path
+                path.clone()
             }
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
@@ -116,9 +119,10 @@ impl ResumePoint {
                         torn: Vec::new(),
                     });
                 };
-                newest
+                newest.clone()
             }
         };
+        let chosen = &*chosen;
         if let Err(torn) = verify(chosen) {
             let advice = advice(&found, chosen);
             return Err(fail(format!(
@@ -187,6 +191,14 @@ fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(found.into_iter().rev().map(|found| found.path).collect())
 }
 
+/// The best models that training can go on from. They are chosen by name alone: a newer checkpoint
+/// may be worse.
+fn best_models(run: &Path) -> Vec<PathBuf> {
+    let best = [1, 2].map(|stage| run.join(best_name(stage)));
+    let whole = |path: &PathBuf| path.join(MOMENTS).is_file();
+    best.into_iter().filter(whole).collect()
+}
+
 /// Whether a run is over, and the names of its checkpoints that are whole, the newest first.
 ///
 /// # Errors
@@ -207,13 +219,6 @@ fn is_finished(run: &Path) -> bool {
 /// Whether the files of the run's end are whole.
 fn verify_end(run: &Path) -> bool {
     run.join(MANIFEST).is_file() && run.join(STATE).is_file() && verify(run).is_ok()
-}
-
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
 }
 
 /// Refuses to go on with another recipe, and names what differs.

@@ -13,8 +13,12 @@
 //!   log.*, validation.*, loss.svg                    its curves
 //!   checkpoint-S-N/                                  the same after step N of stage S, with
 //!                                                    optimizer.safetensors
-//!   stageS/, best-S/                                 the same at the end, and at the best
-//!                                                    validation, of stage S
+//!   best-S/                                          the same after the best validation of stage S
+//!   stageS/                                          the same at the end of stage S, without
+//!                                                    optimizer.safetensors
+//!   tensorboard/                                     its curves and samples as events
+//!   samples.jsonl, samples/                          what the model asked and answered on the way
+//!   report.html                                      a page about all of it
 //! ```
 
 use std::fs::File;
@@ -278,6 +282,17 @@ impl RunDirectory {
         let path = directory.join(RECIPE);
         write_atomic(&path, &self.recipe).map_err(|e| TrainError::io(path, e))
     }
+}
+
+/// Name of the best model of a stage.
+pub(crate) fn best_name(stage: u8) -> String {
+    format!("best-{stage}")
+}
+
+/// The last part of a path.
+pub(crate) fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 fn checkpoint_name(stage: u8, step: usize) -> String {

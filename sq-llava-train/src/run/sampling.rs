@@ -10,11 +10,11 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use sq_llava_data::image::{ImageProcessor, PreparedImage};
 use sq_llava_data::{
-    Conversation, Ending, Layout, LlavaSample, TextTokenizer, conversation_of,
+    Conversation, Ending, Layout, LlavaSample, Template, TextTokenizer, conversation_of,
 };
-use sq_llava_model::generation::assistant::{AnswerOptions, Assistant, Request};
-use sq_llava_model::generation::questioner::{QuestionOptions, SelfQuestioner};
-use sq_llava_model::{ModelError, SqLlava};
+use sq_llava_model::{
+    AnswerOptions, Assistant, ModelError, QuestionOptions, Request, SelfQuestioner, SqLlava,
+};
 
 use crate::data::dataset::StageData;
 use crate::error::TrainError;
@@ -117,7 +117,10 @@ impl Samples {
         let answers = assistant.answer_batch(&requests, &options, &mut |_, _| {})?;
         let mut said = Vec::with_capacity(self.shown.len());
         for (shown, answer) in self.shown.iter().zip(answers) {
-            let question = shown.conversation.turns.first();
+            // Captions are asked for by the picture alone.
+            let plain = matches!(self.layout, Layout::BuiltIn(Template::Plain));
+            let question = shown.conversation.turns.first().filter(|_| !plain);
+            let question = question.map(|turn| &*turn.text);
             let own = self.own(&assistant, &shown.prepared)?;
             let (asked, own_answer) = own.map_or((None, None), |(q, a)| (Some(q), a));
             let line = SampleLine {
@@ -125,7 +128,7 @@ impl Samples {
                 step,
                 file: shown.picture.file.clone(),
                 picture: shown.picture.name.clone(),
-                question: question.map_or_else(String::new, |turn| turn.text.clone()),
+                question: question.unwrap_or_default().to_owned(),
                 answer: answer.text.trim().to_owned(),
                 reference: shown.reference.clone(),
                 asked,

@@ -14,9 +14,12 @@ use sq_llava_model::weights::RunOrigin;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::report::loss_log::{LoggedStep, LossLog};
+use crate::report::tensorboard;
 use crate::run::base::{Base, TrainPaths};
+use crate::run::later::StageSize;
 use crate::run::nodes::{self, NodeConfig, Nodes};
 use crate::run::precision::check_dtype;
+use crate::run::reporting::last_page;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
 use crate::run::state::{RunState, Sources, StageOutcome};
@@ -167,9 +170,18 @@ impl RunRequest<'_> {
             run: &run,
             tokenizer: base.tokenizer,
             processor: Arc::new(base.processor),
+            sizes: Vec::new(),
             done: Vec::new(),
         };
-        trainer.run(base.model, splits, from)
+        let outcome = trainer.run(base.model, splits, from);
+        let (state, stages) = match &outcome {
+            Ok(outcome) if outcome.interrupted => ("stopped".into(), &outcome.stages[..]),
+            Ok(outcome) => ("finished".into(), &outcome.stages[..]),
+            Err(error) => (format!("ended by an error: {error}"), &[][..]),
+        };
+        let page = last_page(run.path(), state, stages);
+        let outcome = outcome?;
+        page.map(|()| outcome)
     }
 
     /// Makes the run directory, or opens it and finds where the run resumes.
@@ -202,6 +214,7 @@ fn rewind_logs(run: &RunDirectory, from: Option<&Checkpoint>) -> Result<(), Trai
         step: state.progress.step,
     });
     LossLog::rewind(run.path(), last)?;
+    tensorboard::rewind(run.path(), last)?;
     match from {
         Some(from) => tracing::info!("the run goes on from {}", from.path.display()),
         None => tracing::info!("the run left no checkpoint: it begins anew"),
@@ -241,6 +254,8 @@ struct Trainer<'a> {
     run: &'a RunDirectory,
     tokenizer: TextTokenizer,
     processor: Arc<ImageProcessor>,
+    /// The data of the stage at hand and of those behind it.
+    sizes: Vec<StageSize>,
     /// Stages that are over.
     done: Vec<StageOutcome>,
 }
@@ -256,6 +271,7 @@ impl Trainer<'_> {
             self.done.clone_from(&from.state.done);
         }
         let last = splits.len().saturating_sub(1);
+        let sizes: Vec<StageSize> = splits.iter().map(StageSize::of).collect();
         let mut checkpoint = None;
         for (index, split) in splits.into_iter().enumerate() {
             let stage = split.stage;
@@ -271,6 +287,7 @@ impl Trainer<'_> {
             if stop {
                 return Ok(self.outcome(true, checkpoint));
             }
+            self.sizes = sizes[index..].to_vec();
             let finished = self.stage(model, split, start)?;
             model = finished.model.model;
             if finished.stopped.is_some() {

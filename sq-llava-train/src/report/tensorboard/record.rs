@@ -172,7 +172,9 @@ pub(super) fn next(file: &mut impl Read) -> std::io::Result<Option<(Event, u64)>
     if !fill(file, &mut data)? || !fill(file, &mut sum)? || sum != masked(&data).to_le_bytes() {
         return Ok(None);
     }
-    Ok(Event::decode(&data[..]).ok().map(|event| (event, bytes + 16)))
+    Ok(Event::decode(&data[..])
+        .ok()
+        .map(|event| (event, bytes + 16)))
 }
 
 /// Fills a buffer; false if the file ends before.

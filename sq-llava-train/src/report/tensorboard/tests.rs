@@ -102,9 +102,9 @@ fn a_run_that_goes_on_shows_no_point_twice() {
     assert_eq!(steps("stage2-validation"), [1, 2, 3]);
     assert_eq!(steps("stage1"), [1, 2, 3, 4, 5]);
     // A TensorBoard that looks on is told too.
-    let starts = written(dir.path(), "stage2").into_iter().filter(|event| {
-        matches!(&event.what, Some(What::SessionLog(log)) if log.status == SESSION_START)
-    });
+    let starts = written(dir.path(), "stage2").into_iter().filter(
+        |event| matches!(&event.what, Some(What::SessionLog(log)) if log.status == SESSION_START),
+    );
     assert_eq!(starts.map(|event| event.step).collect::<Vec<_>>(), [4]);
 
     rewind(dir.path(), Some(LoggedStep { stage: 1, step: 0 })).unwrap();
