@@ -6,3 +6,4 @@ pub mod batch;
 pub(crate) mod dataset;
 pub mod features;
 pub(crate) mod loader;
+pub(crate) mod stall;

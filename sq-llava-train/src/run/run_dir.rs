@@ -75,6 +75,24 @@ impl RunDirectory {
     /// If it cannot be written, or holds files already.
     pub fn create(path: &Path, recipe: &Recipe, paths: &TrainPaths) -> Result<Self, TrainError> {
         std::fs::create_dir_all(path).map_err(|e| TrainError::io(path, e))?;
+        Self::check_unused(path)?;
+        let run = Self::lock(path, recipe)?;
+        let text = serde_json::to_string_pretty(paths)
+            .map_err(|e| TrainError::Internal(format!("the paths are not JSON: {e}")))?;
+        let file = path.join(PATHS);
+        write_atomic(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
+        run.write_recipe(path)?;
+        Ok(run)
+    }
+
+    /// Whether a run can be made there: nothing is there, or an empty directory.
+    ///
+    /// # Errors
+    /// If it holds files already.
+    pub(crate) fn check_unused(path: &Path) -> Result<(), TrainError> {
+        if !path.exists() {
+            return Ok(());
+        }
         // A run that never took a step leaves these.
         let unused = [RECIPE, PATHS, LOCK].map(|name| path.join(name));
         let used = |found: &PathBuf| !unused.contains(found) && !is_temporary(found);
@@ -86,13 +104,7 @@ impl RunDirectory {
                         .into(),
             });
         }
-        let run = Self::lock(path, recipe)?;
-        let text = serde_json::to_string_pretty(paths)
-            .map_err(|e| TrainError::Internal(format!("the paths are not JSON: {e}")))?;
-        let file = path.join(PATHS);
-        write_atomic(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
-        run.write_recipe(path)?;
-        Ok(run)
+        Ok(())
     }
 
     /// Goes on in a directory that [`Self::create`] made.

@@ -1,6 +1,9 @@
 //! A whole run: load, prepare each stage, train it through Burn's Learner, save.
 
+mod dry_run;
 mod stage;
+
+pub use dry_run::{DryStage, dry_run};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;

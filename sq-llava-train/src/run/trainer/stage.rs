@@ -28,7 +28,7 @@ use crate::report::notes::{NoteMetric, Notes, Topic};
 use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
 use crate::report::samples::SampleLog;
 use crate::report::tensorboard::EventWriter;
-use crate::report::time_left::TimeLeft;
+use crate::report::time_left::{TimeLeft, duration};
 use crate::run::base::processor_of;
 use crate::run::devices::devices_of;
 use crate::run::later::later_steps;
@@ -74,16 +74,16 @@ impl Trainer<'_> {
 }
 
 /// A stage about to be trained.
-struct Stage<'a, B: AutodiffBackend> {
-    trainer: &'a Trainer<'a>,
+pub(super) struct Stage<'a, B: AutodiffBackend> {
+    pub(super) trainer: &'a Trainer<'a>,
     /// 1 or 2.
-    number: u8,
+    pub(super) number: u8,
     settings: &'a StageRecipe,
-    data: Arc<StageData>,
-    validation: Option<(Arc<StageData>, ValidationPlan)>,
+    pub(super) data: Arc<StageData>,
+    pub(super) validation: Option<(Arc<StageData>, ValidationPlan)>,
     /// What a frozen vision tower made of the pictures so far.
     features: Arc<FeatureCache>,
-    plan: Plan,
+    pub(super) plan: Plan,
     schedule: CosineWarmup,
     optimizer: GroupedAdamW<B>,
     /// Where it begins or resumes.
@@ -91,12 +91,12 @@ struct Stage<'a, B: AutodiffBackend> {
     /// Pictures that cannot be used.
     bad_images: BadImageLog,
     /// Where loader and strategy leave their errors.
-    failure: Failure,
+    pub(super) failure: Failure,
 }
 
 impl<'a, B: AutodiffBackend> Stage<'a, B> {
     /// Opens the data and restores the checkpoint that it resumes from.
-    fn open(
+    pub(super) fn open(
         trainer: &'a Trainer<'_>,
         prepared: &StageModel<B>,
         split: StageSplit,
@@ -140,7 +140,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
     }
 
     /// Says what will train, how long, and in what memory.
-    fn announce(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
+    pub(super) fn announce(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
         let recipe = self.trainer.request.recipe;
         let trainable = prepared.counts();
         let config = &prepared.model.config;
@@ -213,7 +213,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         }
     }
 
-    fn train_model(&self, prepared: StageModel<B>) -> TrainModel<B> {
+    pub(super) fn train_model(&self, prepared: StageModel<B>) -> TrainModel<B> {
         let recipe = self.trainer.request.recipe;
         TrainModel {
             model: prepared.model,
@@ -340,7 +340,8 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
 
     /// Loads `data` along a plan, from an optimizer step on.
     fn loader(&self, data: &Arc<StageData>, plan: Plan, first_step: usize) -> BatchLoader {
-        let workers = self.trainer.request.recipe.workers;
+        let recipe = self.trainer.request.recipe;
+        let workers = recipe.workers;
         BatchLoader::new(
             data.clone(),
             plan,
@@ -349,10 +350,11 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             self.failure.clone(),
         )
         .with_bad_images(self.bad_images.clone())
+        .with_patience(duration(recipe.report.stall_seconds))
     }
 
     /// The batches that this node trains on.
-    fn training_loader(&self) -> BatchLoader {
+    pub(super) fn training_loader(&self) -> BatchLoader {
         let most_bad = self.trainer.request.recipe.max_bad_images;
         let loader = self
             .loader(&self.data, self.plan, self.start.step)
