@@ -4,6 +4,7 @@
 mod checkpoint_template;
 mod devices;
 mod nodes;
+mod reports;
 mod resume;
 mod switches;
 mod trouble;
