@@ -12,7 +12,7 @@ use crate::error::TrainError;
 use crate::report::metrics::Quantity;
 use crate::report::samples::SAMPLES;
 use crate::report::tensorboard::EventWriter;
-use crate::step::report::StepReport;
+use crate::step::report::{LoggedStep, StepReport};
 
 /// Which curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,15 +39,6 @@ impl Curve {
             Self::Validation => &Quantity::VALIDATION,
         }
     }
-}
-
-/// A step of a stage, in the order in which they are logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LoggedStep {
-    /// 1 or 2.
-    pub stage: u8,
-    /// From 1.
-    pub step: usize,
 }
 
 /// Writes a line to both files of a curve and flushes it, so that a run can be watched and a

@@ -16,7 +16,7 @@ use sq_llava_model::weights::RunOrigin;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
-use crate::report::loss_log::{LoggedStep, LossLog};
+use crate::report::loss_log::LossLog;
 use crate::report::tensorboard;
 use crate::run::base::{Base, TrainPaths};
 use crate::run::later::StageSize;
@@ -28,6 +28,7 @@ use crate::run::run_dir::{RunDirectory, RunFiles};
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
 use crate::run::validation::{StageSplit, open_splits};
+use crate::step::report::LoggedStep;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -17,7 +17,7 @@ use self::record::{
     SessionLog, Shape, Summary, Tensor, Value, What, bytes_up_to, record,
 };
 use crate::error::TrainError;
-use crate::report::loss_log::LoggedStep;
+use crate::step::report::LoggedStep;
 
 /// Name of the folder in a run directory.
 pub(crate) const TENSORBOARD: &str = "tensorboard";
