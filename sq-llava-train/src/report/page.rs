@@ -196,30 +196,28 @@ fn card(out: &mut String, line: &SampleLine) {
         "<article>\n<div class=\"picture {}\" role=\"img\" aria-label=\"{name}\" title=\"{name}\"></div>\n<div class=\"said\">",
         class(&line.file)
     );
-    let mut pair = |who: &str, question: &str, answer: &str| {
-        let _ = writeln!(out, "<div class=\"turn {who}\">");
-        if !question.is_empty() {
-            let _ = writeln!(out, "<p class=\"question\">{}</p>", escaped(question));
-        }
-        let answer = match answer.is_empty() {
-            true => "<i>nothing</i>".to_owned(),
-            false => escaped(answer),
-        };
-        let _ = writeln!(out, "<p class=\"answer\">{answer}</p>\n</div>");
-    };
-    pair("given", &line.question, &line.answer);
+    pair(out, "given", &line.question, &line.answer);
+    if let Some(reference) = &line.reference {
+        let reference = escaped(reference);
+        let _ = writeln!(out, "<p class=\"reference\">in the data: {reference}</p>");
+    }
     if let Some(asked) = &line.asked {
         let answer = line.own_answer.as_deref().unwrap_or_default();
-        pair("own", asked, answer);
-    }
-    if let Some(reference) = &line.reference {
-        let _ = writeln!(
-            out,
-            "<p class=\"reference\">in the data: {}</p>",
-            escaped(reference)
-        );
+        pair(out, "own", asked, answer);
     }
     *out += "</div>\n</article>\n";
+}
+
+fn pair(out: &mut String, who: &str, question: &str, answer: &str) {
+    let _ = writeln!(out, "<div class=\"turn {who}\">");
+    if !question.is_empty() {
+        let _ = writeln!(out, "<p class=\"question\">{}</p>", escaped(question));
+    }
+    let answer = match answer.is_empty() {
+        true => "<i>nothing</i>".to_owned(),
+        false => escaped(answer),
+    };
+    let _ = writeln!(out, "<p class=\"answer\">{answer}</p>\n</div>");
 }
 
 fn escaped(text: &str) -> String {

@@ -25,6 +25,7 @@ use crate::run::precision::check_dtype;
 use crate::run::reporting::last_page;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
+use crate::run::sampling::check_named;
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
 use crate::run::validation::{StageSplit, open_splits};
@@ -96,6 +97,7 @@ pub fn train<B: AutodiffBackend>(
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
     check_dtype::<B>(&recipe, device)?;
+    check_named(&recipe)?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
     let nodes = options.nodes.as_ref().map(Nodes::join).transpose()?;

@@ -21,6 +21,7 @@ use crate::run::base::{Base, TrainPaths, processor_of};
 use crate::run::devices::devices_of;
 use crate::run::precision::check_dtype;
 use crate::run::run_dir::RunDirectory;
+use crate::run::sampling::check_named;
 use crate::run::stage::StageModel;
 use crate::run::state::Sources;
 use crate::run::validation::{StageSplit, open_splits};
@@ -65,6 +66,7 @@ pub fn dry_run<B: AutodiffBackend>(
     recipe.validate()?;
     check_dtype::<B>(&recipe, device)?;
     RunDirectory::check_unused(&paths.out)?;
+    check_named(&recipe)?;
     let splits = open_splits(&recipe)?;
     check_data(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
