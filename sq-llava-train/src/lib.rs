@@ -17,4 +17,4 @@ pub use run::resume::Resume;
 pub use run::run_dir::{RunDirectory, RunFiles};
 pub use run::state::StageOutcome;
 pub use run::stop::StopSignal;
-pub use run::trainer::{TrainOptions, TrainOutcome, Ui, train};
+pub use run::trainer::{DryStage, TrainOptions, TrainOutcome, Ui, dry_run, train};

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::Duration;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
@@ -19,12 +20,15 @@ use crate::data::bad_share::BadShare;
 use crate::data::batch::{MicroBatch, TrainSample};
 use crate::data::dataset::{Moment, StageData};
 use crate::data::packs::{deal, packs};
+use crate::data::stall::{Activity, wait};
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::StageRecipe;
 
 /// Batches that a worker may be ahead.
 const AHEAD: usize = 2;
+/// How long a batch may take before it is said what holds it up, unless told otherwise.
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The optimizer steps of a stage.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -114,6 +118,7 @@ pub struct BatchLoader {
     workers: usize,
     bad_images: BadImageLog,
     share: BadShare,
+    patience: Duration,
     failure: Failure,
 }
 
@@ -142,6 +147,7 @@ impl BatchLoader {
             shard: Shard { index: 0, count: 1 },
             workers: workers.max(1),
             bad_images: BadImageLog::default(),
+            patience: PATIENCE,
             failure,
         }
     }
@@ -163,6 +169,7 @@ impl BatchLoader {
             workers: 1,
             bad_images: BadImageLog::default(),
             share: BadShare::new(BadImagePolicy::Error),
+            patience: PATIENCE,
             failure: Failure::default(),
         }
     }
@@ -172,6 +179,13 @@ impl BatchLoader {
     #[must_use]
     pub fn with_most_bad(mut self, most: f64, what: &'static str) -> Self {
         self.share = self.share.with_most(most, what);
+        self
+    }
+
+    /// Says what holds a batch up that takes longer.
+    #[must_use]
+    pub fn with_patience(mut self, patience: Duration) -> Self {
+        self.patience = patience;
         self
     }
 
@@ -203,12 +217,14 @@ impl BatchLoader {
             Some(data) => (0..self.workers)
                 .map(|number| {
                     let (sender, receiver) = sync_channel(AHEAD);
+                    let activity = Activity::default();
                     let worker = Worker {
                         data: data.clone(),
                         plan: self.plan,
                         positions: self.positions.clone(),
                         shard: self.shard,
                         sender,
+                        activity: activity.clone(),
                     };
                     let own = (self.first_step + number..steps).step_by(self.workers);
                     // Ends when its steps are done or the receiver is gone.
@@ -221,7 +237,11 @@ impl BatchLoader {
                             self.workers
                         )));
                     }
-                    receiver
+                    Lane {
+                        number,
+                        receiver,
+                        activity,
+                    }
                 })
                 .collect(),
         };
@@ -229,6 +249,7 @@ impl BatchLoader {
             channels,
             bad_images: self.bad_images.clone(),
             share: self.share.clone(),
+            patience: self.patience,
             failure: self.failure.clone(),
             done: self.first_step * self.plan.samples_per_step,
             total: self.plan.all_samples(),
@@ -243,6 +264,15 @@ struct Worker {
     positions: Range<usize>,
     shard: Shard,
     sender: SyncSender<Result<MicroBatch, TrainError>>,
+    activity: Activity,
+}
+
+/// What a thread sends.
+struct Lane {
+    /// Of the thread.
+    number: usize,
+    receiver: Receiver<Result<MicroBatch, TrainError>>,
+    activity: Activity,
 }
 
 /// A sample of a step, with its pictures where they are opened already.
@@ -293,7 +323,7 @@ impl Worker {
         if self.data.bad_images == BadImagePolicy::Skip {
             samples.retain_mut(|prepared| {
                 let found = bad.len();
-                let pictures = self.data.open_pictures(&mut prepared.sample, &mut bad);
+                let pictures = self.open_pictures(&mut prepared.sample, &mut bad);
                 prepared.pictures = Some(pictures);
                 bad.len() == found
             });
@@ -350,8 +380,31 @@ impl Worker {
         Ok(())
     }
 
+    /// A sample's pictures, which may take long to come.
+    fn open_pictures(
+        &self,
+        sample: &mut TrainSample,
+        bad: &mut Vec<BadImage>,
+    ) -> Vec<Option<ImageTiles>> {
+        if sample.pictures.is_empty() {
+            return Vec::new();
+        }
+        let names: Vec<&str> = sample.pictures.iter().map(|p| &*p.name).collect();
+        self.activity.begin(format!(
+            "sample {}, with the pictures {} of {}",
+            sample.id,
+            names.join(", "),
+            self.data.images.display()
+        ));
+        let opened = self.data.open_pictures(sample, bad);
+        self.activity.end();
+        opened
+    }
+
     /// A sample's ids. A panic of the tokenizer is an error that names the sample.
     fn encode(&self, at: Moment, index: usize) -> Result<Prepared, TrainError> {
+        let file = self.data.manifest.file_name(index);
+        self.activity.begin(format!("sample #{index} of {file}"));
         let encoded = guarded(|| self.data.encode(at, index)).unwrap_or_else(|panic| {
             let id = self.data.manifest.get(index).map(|sample| sample.id);
             Err(TrainError::Sample {
@@ -359,6 +412,7 @@ impl Worker {
                 reason: panic,
             })
         });
+        self.activity.end();
         let (sample, cut_tokens) = encoded?;
         Ok(Prepared {
             sample,
@@ -378,7 +432,7 @@ impl Worker {
             Some(pictures) => pictures,
             None => {
                 let found = bad.len();
-                let pictures = self.data.open_pictures(&mut sample, bad);
+                let pictures = self.open_pictures(&mut sample, bad);
                 if let (BadImagePolicy::Error, Some(bad)) = (self.data.bad_images, bad.get(found)) {
                     return Err(TrainError::Sample {
                         sample: bad.sample.to_string(),
@@ -398,9 +452,10 @@ impl Worker {
 
 struct Batches {
     /// The channel whose turn it is stands in front.
-    channels: VecDeque<Receiver<Result<MicroBatch, TrainError>>>,
+    channels: VecDeque<Lane>,
     bad_images: BadImageLog,
     share: BadShare,
+    patience: Duration,
     failure: Failure,
     done: usize,
     total: usize,
@@ -410,7 +465,8 @@ impl Iterator for Batches {
     type Item = MicroBatch;
 
     fn next(&mut self) -> Option<MicroBatch> {
-        match self.channels.front()?.recv() {
+        let lane = self.channels.front()?;
+        match wait(&lane.receiver, lane.number, &lane.activity, self.patience) {
             Ok(Ok(batch)) => {
                 self.done += batch.samples.len() + batch.skipped;
                 if batch.is_last() {

@@ -8,3 +8,4 @@ pub mod features;
 pub(crate) mod loader;
 pub(crate) mod packs;
 pub(crate) mod padding;
+pub(crate) mod stall;

@@ -11,6 +11,7 @@ mod layers;
 mod model;
 mod objective;
 mod published;
+mod report;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
+pub use report::{ReportRecipe, SamplesRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};
@@ -127,6 +129,8 @@ pub struct Recipe {
     pub loss: LossRecipe,
     /// Samples that are not trained on, to measure on.
     pub validation: ValidationRecipe,
+    /// What the run tells beside its logs.
+    pub report: ReportRecipe,
 }
 
 impl Recipe {

@@ -7,7 +7,7 @@ use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
     AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
-    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, StageRecipe,
+    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, ReportRecipe, StageRecipe,
     ValidationRecipe,
 };
 
@@ -69,6 +69,7 @@ impl Recipe {
                 fraction: 0.0,
                 patience: 0,
             },
+            report: ReportRecipe::standard(),
         }
     }
 }

@@ -58,6 +58,7 @@ impl Recipe {
         self.validate_asking()?;
         self.validate_loss()?;
         self.validate_validation()?;
+        self.report.validate()?;
         for (name, adapter) in [("llm", &self.lora.llm), ("vision", &self.lora.vision)] {
             adapter.validate(name)?;
         }
@@ -282,7 +283,7 @@ fn refuse(reason: impl Into<String>) -> Result<(), TrainError> {
     Err(TrainError::Recipe(reason.into()))
 }
 
-fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
+pub(super) fn count(key: &str, value: usize, least: usize, most: usize) -> Result<(), TrainError> {
     if (least..=most).contains(&value) {
         return Ok(());
     }
@@ -303,7 +304,7 @@ fn aspect(key: &str, value: &str) -> Result<(), TrainError> {
     }
 }
 
-fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> {
+pub(super) fn within(key: &str, value: f64, low: f64, high: f64) -> Result<(), TrainError> {
     if value.is_finite() && (low..=high).contains(&value) {
         return Ok(());
     }

@@ -69,6 +69,21 @@ pub(crate) fn plot(run: &Path) -> Result<(), TrainError> {
     write_atomic(&path, svg).map_err(|e| TrainError::io(path, e))
 }
 
+/// The plot of each stage on its own.
+///
+/// # Errors
+/// As [`plot`].
+pub(crate) fn panels(run: &Path) -> Result<Vec<(u64, String)>, TrainError> {
+    let validation = read(run, Curve::Validation)?;
+    let panel = |(stage, curves)| {
+        let mut svg = String::new();
+        render(&Stages::from([(stage, curves)]), &validation, &mut svg)
+            .map_err(|e| TrainError::Internal(format!("the plot of stage {stage}: {e}")))?;
+        Ok((stage, svg))
+    };
+    read(run, Curve::Training)?.into_iter().map(panel).collect()
+}
+
 fn render(
     training: &Stages,
     validation: &Stages,

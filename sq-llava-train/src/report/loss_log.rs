@@ -1,4 +1,5 @@
-//! The curves of a run: one line a step, and one a validation, as JSON lines and as CSV.
+//! The curves of a run: one line a step, and one a validation, as JSON lines, as CSV and as events
+//! of TensorBoard.
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
@@ -9,7 +10,9 @@ use sq_llava_data::atomic::AtomicFile;
 
 use crate::error::TrainError;
 use crate::report::metrics::Quantity;
-use crate::step::report::StepReport;
+use crate::report::samples::SAMPLES;
+use crate::report::tensorboard::EventWriter;
+use crate::step::report::{LoggedStep, StepReport};
 
 /// Which curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -38,21 +41,13 @@ impl Curve {
     }
 }
 
-/// A step of a stage, in the order in which they are logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct LoggedStep {
-    /// 1 or 2.
-    pub stage: u8,
-    /// From 1.
-    pub step: usize,
-}
-
 /// Writes a line to both files of a curve and flushes it, so that a run can be watched and a
 /// killed one keeps its curve.
 #[derive(Debug)]
 pub struct LossLog {
     curve: Curve,
     files: [(PathBuf, BufWriter<File>); 2],
+    events: Option<EventWriter>,
 }
 
 impl LossLog {
@@ -71,6 +66,7 @@ impl LossLog {
         let mut log = Self {
             curve,
             files: [open(json)?, open(csv)?],
+            events: None,
         };
         let empty = std::fs::metadata(directory.join(csv)).map_or(0, |m| m.len()) == 0;
         if empty {
@@ -80,19 +76,32 @@ impl LossLog {
         Ok(log)
     }
 
+    /// Writes the lines of a stage after step `done` as events too.
+    ///
+    /// # Errors
+    /// If their file cannot be written.
+    pub fn with_events(mut self, run: &Path, stage: u8, done: usize) -> Result<Self, TrainError> {
+        let kind = match self.curve {
+            Curve::Training => "",
+            Curve::Validation => "-validation",
+        };
+        self.events = Some(EventWriter::open(run, stage, kind, done)?);
+        Ok(self)
+    }
+
     /// Takes back what was logged after a step; `None` takes back everything. A run that resumes
     /// from there writes those lines again.
     ///
     /// # Errors
     /// If a file cannot be read or written.
     pub fn rewind(directory: &Path, to: Option<LoggedStep>) -> Result<(), TrainError> {
-        for curve in [Curve::Training, Curve::Validation] {
-            for name in curve.files() {
-                let path = directory.join(name);
-                if path.is_file() {
-                    let csv = name.ends_with(".csv");
-                    rewind_file(&path, csv, to).map_err(|e| TrainError::io(&path, e))?;
-                }
+        let curves = [Curve::Training, Curve::Validation];
+        let names = curves.iter().flat_map(|curve| curve.files());
+        for name in names.chain([SAMPLES]) {
+            let path = directory.join(name);
+            if path.is_file() {
+                let csv = name.ends_with(".csv");
+                rewind_file(&path, csv, to).map_err(|e| TrainError::io(&path, e))?;
             }
         }
         Ok(())
@@ -125,7 +134,13 @@ impl LossLog {
             object.insert(quantity.name().into(), value);
         }
         self.line(0, &Value::Object(object).to_string())?;
-        self.line(1, &row)
+        self.line(1, &row)?;
+        let Some(events) = &mut self.events else {
+            return Ok(());
+        };
+        let quantities = self.curve.quantities().iter();
+        let values = quantities.filter_map(|q| Some((q.name(), q.of(report)?)));
+        events.scalars(step, values)
     }
 
     /// Puts what was written on the disk for good.

@@ -2,8 +2,8 @@
 
 use std::collections::HashMap;
 use std::io::Write;
-use std::time::{Duration, Instant};
 
+use burn::train::LearnerSummary;
 use burn::train::logger::MetricLogger;
 use burn::train::metric::store::{EpochSummary, MetricsUpdate, Split};
 use burn::train::metric::{MetricDefinition, MetricId, NumericEntry};
@@ -13,6 +13,7 @@ use burn::train::renderer::{
 };
 
 use crate::data::loader::Plan;
+use crate::report::notes::{Notes, Topic};
 
 /// Writes lines to `out`.
 pub struct LineRenderer<W: Write + Send + Sync> {
@@ -21,7 +22,6 @@ pub struct LineRenderer<W: Write + Send + Sync> {
     stage: u8,
     steps: usize,
     steps_per_epoch: usize,
-    start: Option<Instant>,
     names: HashMap<MetricId, String>,
     values: HashMap<String, f64>,
     validation: HashMap<String, f64>,
@@ -30,24 +30,32 @@ pub struct LineRenderer<W: Write + Send + Sync> {
     /// Steps that an earlier sitting took.
     done: usize,
     last: usize,
+    notes: Notes,
 }
 
 impl<W: Write + Send + Sync> LineRenderer<W> {
     /// A line every `every` steps of a plan, `done` of which are taken already.
-    pub fn new(out: W, stage: u8, every: usize, plan: &Plan, done: usize) -> Self {
+    pub fn new(out: W, stage: u8, every: usize, plan: &Plan, done: usize, notes: Notes) -> Self {
         Self {
             out,
             every: every.max(1),
             stage,
             steps: plan.steps(),
             steps_per_epoch: plan.steps_per_epoch().max(1),
-            start: None,
             names: HashMap::new(),
             values: HashMap::new(),
             validation: HashMap::new(),
             lost: [0.0; 2],
             done,
             last: 0,
+            notes,
+        }
+    }
+
+    /// Writes what was said since.
+    fn write_notes(&mut self) {
+        for line in self.notes.take_lines() {
+            let _ = writeln!(self.out, "{line}");
         }
     }
 
@@ -55,11 +63,10 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
         let value = |name: &str| self.values.get(name).copied().unwrap_or(0.0);
         let epoch = step.saturating_sub(1) / self.steps_per_epoch + 1;
         let epochs = self.steps.div_ceil(self.steps_per_epoch);
-        let left = self.start.map_or(Duration::ZERO, |start| {
-            let done = step.saturating_sub(self.done + 1).max(1) as f64;
-            let left = self.steps.saturating_sub(step) as f64;
-            start.elapsed().mul_f64(left / done)
-        });
+        let left = match self.notes.last(Topic::TimeLeft) {
+            left if left.is_empty() => left,
+            left => format!(", {left}"),
+        };
         let rates: Vec<String> = ["lr_llm", "lr_projector", "lr_vision"]
             .iter()
             .map(|name| value(name))
@@ -83,7 +90,7 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
         }
         format!(
             "stage {} step {step}/{} epoch {epoch}/{epochs}: loss {:.4} (asking {:.4}, answering \
-             {:.4}), gradient {:.2} ({}), rate {}, {:.0} tokens/s, {:.1} samples/s, {:.0} MiB{lost}, {} left",
+             {:.4}), gradient {:.2} ({}), rate {}, {:.0} tokens/s, {:.1} samples/s, {:.0} MiB{lost}{left}",
             self.stage,
             self.steps,
             value("loss"),
@@ -99,7 +106,6 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
             value("tokens_per_second"),
             value("samples_per_second"),
             value("memory_mib"),
-            clock(left),
         )
     }
 
@@ -116,15 +122,6 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
             100.0 * value("answer_accuracy"),
             100.0 * value("exact_answers"),
         )
-    }
-}
-
-fn clock(time: Duration) -> String {
-    let seconds = time.as_secs();
-    match seconds {
-        0..60 => format!("{seconds} s"),
-        60..3600 => format!("{} min {:02} s", seconds / 60, seconds % 60),
-        _ => format!("{} h {:02} min", seconds / 3600, seconds / 60 % 60),
     }
 }
 
@@ -159,13 +156,20 @@ impl<W: Write + Send + Sync> MetricsRendererTraining for LineRenderer<W> {
             let _ = writeln!(self.out, "{line}");
             self.last = step;
         }
-        // The first step is slower than the others: it does not count for the time left.
-        self.start.get_or_insert_with(Instant::now);
+        self.write_notes();
     }
 
     fn render_valid(&mut self, item: TrainingProgress, _indicators: Vec<ProgressType>) {
         let line = self.validation_line(item.iteration.unwrap_or(0));
         let _ = writeln!(self.out, "{line}");
+    }
+
+    fn on_train_end(
+        &mut self,
+        _summary: Option<LearnerSummary>,
+    ) -> Result<(), Box<dyn std::error::Error>> {
+        self.write_notes();
+        Ok(())
     }
 }
 
@@ -223,16 +227,4 @@ impl MetricLogger for SilentLogger {
     fn log_metric_definition(&mut self, _definition: MetricDefinition) {}
 
     fn log_epoch_summary(&mut self, _summary: EpochSummary) {}
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_short() {
-        for (seconds, text) in [(5, "5 s"), (65, "1 min 05 s"), (7322, "2 h 02 min")] {
-            assert_eq!(clock(Duration::from_secs(seconds)), text);
-        }
-    }
 }

@@ -150,6 +150,18 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>, TrainError> {
     list().map_err(|e| TrainError::io(directory, e))
 }
 
+/// Bytes of every file below a directory.
+///
+/// # Errors
+/// If it cannot be read.
+pub(crate) fn bytes_in(directory: &Path) -> Result<u64, TrainError> {
+    let bytes = |path: PathBuf| match path.metadata() {
+        Ok(meta) => Ok(meta.len()),
+        Err(e) => Err(TrainError::io(path, e)),
+    };
+    files_of(directory)?.into_iter().map(bytes).sum()
+}
+
 fn name_in(directory: &Path, path: &Path) -> String {
     let inner = path.strip_prefix(directory).unwrap_or(path);
     let parts: Vec<String> = inner

@@ -2,11 +2,14 @@
 
 pub(crate) mod base;
 pub(crate) mod devices;
+pub(crate) mod later;
 pub(crate) mod manifest;
 pub(crate) mod nodes;
 pub(crate) mod precision;
+pub(crate) mod reporting;
 pub(crate) mod resume;
 pub(crate) mod run_dir;
+pub(crate) mod sampling;
 pub mod stage;
 pub mod state;
 pub(crate) mod stop;

@@ -7,8 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::manifest::{MANIFEST, verify};
-use crate::run::run_dir::{CheckpointDir, RunDirectory, checkpoints};
+use crate::run::run_dir::{CheckpointDir, RunDirectory, best_name, checkpoints, name_of};
 use crate::run::state::{RunState, STATE, Sources};
+use crate::step::moments::MOMENTS;
 
 /// Which checkpoint a run resumes from.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -56,6 +57,11 @@ pub(crate) const HOW: [&str; 13] = [
     "stage2.validation",
 ];
 
+/// Whether a key does not change the numbers.
+pub(crate) fn is_how(key: &str) -> bool {
+    HOW.contains(&key) || Recipe::is_report(key)
+}
+
 impl Checkpoint {
     fn read(path: &Path) -> Result<Self, TrainError> {
         Ok(Self {
@@ -82,10 +88,10 @@ impl ResumePoint {
                     path.file_name()
                         .is_some_and(|n| n.to_str() == Some(name.as_str()))
                 };
-                found
-                    .iter()
-                    .find(known)
-                    .ok_or_else(|| fail(unknown_checkpoint(name, &found)))?
+                let best = best_models(run);
+                let known = found.iter().chain(&best).find(known);
+                let unknown = || fail(unknown_checkpoint(name, found.iter().chain(&best)));
+                known.ok_or_else(unknown)?.clone()
             }
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
@@ -103,9 +109,10 @@ impl ResumePoint {
                         torn: Vec::new(),
                     });
                 };
-                newest
+                newest.clone()
             }
         };
+        let chosen = &*chosen;
         if let Err(torn) = verify(chosen) {
             let advice = advice(&found, chosen);
             return Err(fail(format!(
@@ -126,8 +133,8 @@ impl ResumePoint {
     }
 }
 
-fn unknown_checkpoint(name: &str, found: &[PathBuf]) -> String {
-    let names: Vec<String> = found.iter().map(|p| name_of(p)).collect();
+fn unknown_checkpoint<'a>(name: &str, found: impl Iterator<Item = &'a PathBuf>) -> String {
+    let names: Vec<String> = found.map(|p| name_of(p)).collect();
     let known = match names.is_empty() {
         true => "none".into(),
         false => names.join(", "),
@@ -183,6 +190,14 @@ fn candidates(run: &Path) -> Result<Vec<PathBuf>, TrainError> {
     Ok(found.into_iter().rev().map(|found| found.path).collect())
 }
 
+/// The best models that training can go on from. They are chosen by name alone: a newer checkpoint
+/// may be worse.
+fn best_models(run: &Path) -> Vec<PathBuf> {
+    let best = [1, 2].map(|stage| run.join(best_name(stage)));
+    let whole = |path: &PathBuf| path.join(MOMENTS).is_file();
+    best.into_iter().filter(whole).collect()
+}
+
 /// Whether a run is over, and the names of its checkpoints that are whole, the newest first.
 ///
 /// # Errors
@@ -205,13 +220,6 @@ fn verify_end(run: &Path) -> bool {
     run.join(MANIFEST).is_file() && run.join(STATE).is_file() && verify(run).is_ok()
 }
 
-fn name_of(path: &Path) -> String {
-    path.file_name()
-        .unwrap_or_default()
-        .to_string_lossy()
-        .into_owned()
-}
-
 /// Refuses to go on with another recipe, and names what differs.
 ///
 /// # Errors
@@ -219,7 +227,7 @@ fn name_of(path: &Path) -> String {
 fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
     let differences = differing(&flat(then)?, &flat(now)?)
         .into_iter()
-        .filter(|found| !HOW.contains(&found.key.as_str()))
+        .filter(|found| !is_how(&found.key))
         .map(|found| format!("{} was {} and is {}", found.key, found.first, found.second));
     let differences = differences.collect();
     refuse(run, "the recipe differs", differences)

@@ -13,8 +13,12 @@
 //!   log.*, validation.*, loss.svg                    its curves
 //!   checkpoint-S-N/                                  the same after step N of stage S, with
 //!                                                    optimizer.safetensors
-//!   stageS/, best-S/                                 the same at the end, and at the best
-//!                                                    validation, of stage S
+//!   best-S/                                          the same after the best validation of stage S
+//!   stageS/                                          the same at the end of stage S, without
+//!                                                    optimizer.safetensors
+//!   tensorboard/                                     its curves and samples as events
+//!   samples.jsonl, samples/                          what the model asked and answered on the way
+//!   report.html                                      a page about all of it
 //! ```
 
 use std::fs::File;
@@ -71,6 +75,24 @@ impl RunDirectory {
     /// If it cannot be written, or holds files already.
     pub fn create(path: &Path, recipe: &Recipe, paths: &TrainPaths) -> Result<Self, TrainError> {
         std::fs::create_dir_all(path).map_err(|e| TrainError::io(path, e))?;
+        Self::check_unused(path)?;
+        let run = Self::lock(path, recipe)?;
+        let text = serde_json::to_string_pretty(paths)
+            .map_err(|e| TrainError::Internal(format!("the paths are not JSON: {e}")))?;
+        let file = path.join(PATHS);
+        write_atomic(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
+        run.write_recipe(path)?;
+        Ok(run)
+    }
+
+    /// Whether a run can be made there: nothing is there, or an empty directory.
+    ///
+    /// # Errors
+    /// If it holds files already.
+    pub(crate) fn check_unused(path: &Path) -> Result<(), TrainError> {
+        if !path.exists() {
+            return Ok(());
+        }
         // A run that never took a step leaves these.
         let unused = [RECIPE, PATHS, LOCK].map(|name| path.join(name));
         let used = |found: &PathBuf| !unused.contains(found) && !is_temporary(found);
@@ -82,13 +104,7 @@ impl RunDirectory {
                         .into(),
             });
         }
-        let run = Self::lock(path, recipe)?;
-        let text = serde_json::to_string_pretty(paths)
-            .map_err(|e| TrainError::Internal(format!("the paths are not JSON: {e}")))?;
-        let file = path.join(PATHS);
-        write_atomic(&file, text + "\n").map_err(|e| TrainError::io(file, e))?;
-        run.write_recipe(path)?;
-        Ok(run)
+        Ok(())
     }
 
     /// Goes on in a directory that [`Self::create`] made.
@@ -278,6 +294,17 @@ impl RunDirectory {
         let path = directory.join(RECIPE);
         write_atomic(&path, &self.recipe).map_err(|e| TrainError::io(path, e))
     }
+}
+
+/// Name of the best model of a stage.
+pub(crate) fn best_name(stage: u8) -> String {
+    format!("best-{stage}")
+}
+
+/// The last part of a path.
+pub(crate) fn name_of(path: &Path) -> String {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().into_owned()
 }
 
 fn checkpoint_name(stage: u8, step: usize) -> String {

@@ -29,6 +29,7 @@ use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::devices::DevicePool;
 use crate::run::nodes::{NodeStep, Nodes, Order, StepId, Trainable};
+use crate::run::reporting::Reporting;
 use crate::run::state::{BestValidation, StageProgress};
 use crate::run::stop::StopSignal;
 use crate::step::groups::ParamGroups;
@@ -105,6 +106,8 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub groups: Arc<ParamGroups>,
     /// The other processes that train.
     pub nodes: Option<Arc<Nodes>>,
+    /// What it tells beside logs and metrics.
+    pub(crate) reporting: Reporting,
     /// The wish to stop from outside.
     pub stop: StopSignal,
     /// Where the result is left.
@@ -271,6 +274,9 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         report.seconds = state.sitting.step();
         state.progress.seconds = state.sitting.total();
         self.log_step(epoch, id.step + 1, &report)?;
+        self.reporting.time_left(id.step + 1);
+        let model = || state.learner.model().valid().model;
+        self.reporting.samples(id.step + 1, model)?;
         self.show(state, &report, epoch);
 
         self.validate(state, epoch)?;
@@ -281,8 +287,10 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             let saved = self.checkpoint(state)?;
             state.stopped = stop.then_some(saved);
         }
+        let ends = stop || state.progress.complete;
+        self.reporting.page(&state.progress, &report, ends)?;
         state.sitting.pause_ends();
-        Ok(match stop || state.progress.complete {
+        Ok(match ends {
             true => ControlFlow::Break(()),
             false => ControlFlow::Continue(()),
         })

@@ -1,6 +1,9 @@
 //! A whole run: load, prepare each stage, train it through Burn's Learner, save.
 
+mod dry_run;
 mod stage;
+
+pub use dry_run::{DryStage, dry_run};
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,15 +16,20 @@ use sq_llava_model::weights::RunOrigin;
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
-use crate::report::loss_log::{LoggedStep, LossLog};
+use crate::report::loss_log::LossLog;
+use crate::report::tensorboard;
 use crate::run::base::{Base, TrainPaths};
+use crate::run::later::StageSize;
 use crate::run::nodes::{self, Nodes};
 use crate::run::precision::check_dtype;
+use crate::run::reporting::last_page;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
+use crate::run::sampling::check_named;
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
 use crate::run::validation::{StageSplit, open_splits};
+use crate::step::report::LoggedStep;
 
 /// How progress is shown.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -98,6 +106,7 @@ pub fn train<B: AutodiffBackend>(
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
     check_dtype::<B>(&recipe, device)?;
+    check_named(&recipe)?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
     let request = RunRequest {
@@ -176,9 +185,18 @@ impl RunRequest<'_> {
             run: &run,
             tokenizer: base.tokenizer,
             processor: Arc::new(base.processor),
+            sizes: Vec::new(),
             done: Vec::new(),
         };
-        trainer.run(base.model, splits, from)
+        let outcome = trainer.run(base.model, splits, from);
+        let (state, stages) = match &outcome {
+            Ok(outcome) if outcome.interrupted => ("stopped".into(), &outcome.stages[..]),
+            Ok(outcome) => ("finished".into(), &outcome.stages[..]),
+            Err(error) => (format!("ended by an error: {error}"), &[][..]),
+        };
+        let page = last_page(run.path(), state, stages);
+        let outcome = outcome?;
+        page.map(|()| outcome)
     }
 
     /// Makes the run directory, or opens it and finds where the run resumes.
@@ -211,6 +229,7 @@ fn rewind_logs(run: &RunDirectory, from: Option<&Checkpoint>) -> Result<(), Trai
         step: state.progress.step,
     });
     LossLog::rewind(run.path(), last)?;
+    tensorboard::rewind(run.path(), last)?;
     match from {
         Some(from) => tracing::info!("the run goes on from {}", from.path.display()),
         None => tracing::info!("the run left no checkpoint: it begins anew"),
@@ -250,6 +269,8 @@ struct Trainer<'a> {
     run: &'a RunDirectory,
     tokenizer: TextTokenizer,
     processor: Arc<ImageProcessor>,
+    /// The data of the stage at hand and of those behind it.
+    sizes: Vec<StageSize>,
     /// Stages that are over.
     done: Vec<StageOutcome>,
 }
@@ -265,6 +286,7 @@ impl Trainer<'_> {
             self.done.clone_from(&from.state.done);
         }
         let last = splits.len().saturating_sub(1);
+        let sizes: Vec<StageSize> = splits.iter().map(StageSize::of).collect();
         let mut checkpoint = None;
         for (index, split) in splits.into_iter().enumerate() {
             let stage = split.stage;
@@ -280,6 +302,7 @@ impl Trainer<'_> {
             if stop {
                 return Ok(self.outcome(true, checkpoint));
             }
+            self.sizes = sizes[index..].to_vec();
             let finished = self.stage(model, split, start)?;
             model = finished.model.model;
             if finished.stopped.is_some() {

@@ -12,3 +12,4 @@ pub mod report;
 pub(crate) mod schedule;
 pub(crate) mod tower;
 pub mod whole;
+pub(crate) mod work;

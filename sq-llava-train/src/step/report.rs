@@ -3,6 +3,15 @@
 use crate::step::loss::{AnswerCounts, LossSums};
 use crate::step::optimizer::StepNorms;
 
+/// A step of a stage, in the order in which they are logged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LoggedStep {
+    /// 1 or 2.
+    pub stage: u8,
+    /// From 1.
+    pub step: usize,
+}
+
 /// One optimizer step, or a batch of it before the batches are added up.
 #[derive(Debug, Clone, Default)]
 pub struct StepReport {

@@ -2,17 +2,20 @@
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Args;
+use indicatif::HumanDuration;
 #[cfg(unix)]
 use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use sq_llava_train::{
-    Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui, train,
+    DryStage, Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui,
+    dry_run, train,
 };
 
 use crate::device::{DeviceChoice, Work};
@@ -76,6 +79,10 @@ pub struct Train {
     /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
+    /// Do everything up to the first step, time one batch of each stage and say how long the run
+    /// would take; leaves nothing behind.
+    #[arg(long, conflicts_with = "resume")]
+    dry_run: bool,
     /// Plain lines in place of the dashboard.
     #[arg(long, conflicts_with = "quiet")]
     lines: bool,
@@ -164,8 +171,36 @@ fn stop_on_signals() -> Result<StopSignal> {
     Ok(stop)
 }
 
+/// Says how long a run would take.
+fn tell_dry_run(stages: &[DryStage]) {
+    for stage in stages {
+        let batch = stage.batch.as_secs_f64();
+        tell(format_args!(
+            "stage {}: {} steps, {:.0} tokens; a batch of {} samples, {} tokens, took {batch:.2} s \
+             forward and backward ({:.0} tokens/s): about {}",
+            stage.stage,
+            stage.steps,
+            stage.tokens,
+            stage.batch_samples,
+            stage.batch_tokens,
+            stage.batch_tokens as f64 / batch.max(1e-9),
+            HumanDuration(stage.time),
+        ));
+    }
+    let all: Duration = stages.iter().map(|stage| stage.time).sum();
+    tell(format_args!(
+        "in all about {} with validations, without waiting for data and saving; nothing was written",
+        HumanDuration(all)
+    ));
+}
+
 impl Work for Train {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+        if self.dry_run {
+            let (recipe, paths) = self.asked(None)?;
+            tell_dry_run(&dry_run::<Autodiff<B>>(&recipe, &paths, device)?);
+            return Ok(());
+        }
         let stop = stop_on_signals()?;
         let nodes = Nodes::start(stop.clone())?.map(Arc::new);
         let nodes = nodes.map(|nodes| NODES.get_or_init(|| nodes).clone());
@@ -197,8 +232,8 @@ impl Work for Train {
             );
             if let Some(best) = stage.best {
                 line += &format!(
-                    ", best validation loss {:.4} at step {}",
-                    best.loss, best.step
+                    ", best validation loss {:.4} at step {}, in best-{}",
+                    best.loss, best.step, stage.stage
                 );
             }
             tell(line);

@@ -8,6 +8,7 @@ mod nodes;
 mod packing;
 #[cfg(not(feature = "mpi"))]
 mod ranks;
+mod reports;
 mod resume;
 mod switches;
 mod trouble;

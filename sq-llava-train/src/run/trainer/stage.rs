@@ -1,7 +1,9 @@
 //! One stage: its data, its place in the schedule, its loaders, and Burn's Learner around them.
 
 use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
 use burn::lr_scheduler::LrScheduler;
 use burn::tensor::backend::AutodiffBackend;
@@ -22,11 +24,20 @@ use crate::report::announce::StageAnnouncement;
 use crate::report::curves::plot;
 use crate::report::loss_log::{Curve, LossLog};
 use crate::report::metrics::{Quantity, StepMetric};
+use crate::report::notes::{NoteMetric, Notes, Topic};
 use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
+use crate::report::samples::SampleLog;
+use crate::report::tensorboard::EventWriter;
+use crate::report::time_left::{TimeLeft, duration};
 use crate::run::base::processor_of;
 use crate::run::devices::devices_of;
+use crate::run::later::later_steps;
+use crate::run::manifest::bytes_in;
 use crate::run::nodes::{StageStart, Trainable, agree_on_stage};
+use crate::run::reporting::Reporting;
 use crate::run::resume::Checkpoint;
+use crate::run::run_dir::{best_name, name_of};
+use crate::run::sampling::Samples;
 use crate::run::stage::StageModel;
 use crate::run::state::{RunState, StageOutcome, StageProgress};
 use crate::run::strategy::{Components, Finished, Save, Saved, StepStrategy, ValidationPlan};
@@ -63,16 +74,16 @@ impl Trainer<'_> {
 }
 
 /// A stage about to be trained.
-struct Stage<'a, B: AutodiffBackend> {
-    trainer: &'a Trainer<'a>,
+pub(super) struct Stage<'a, B: AutodiffBackend> {
+    pub(super) trainer: &'a Trainer<'a>,
     /// 1 or 2.
-    number: u8,
+    pub(super) number: u8,
     settings: &'a StageRecipe,
-    data: Arc<StageData>,
-    validation: Option<(Arc<StageData>, ValidationPlan)>,
+    pub(super) data: Arc<StageData>,
+    pub(super) validation: Option<(Arc<StageData>, ValidationPlan)>,
     /// What a frozen vision tower made of the pictures so far.
     features: Arc<FeatureCache>,
-    plan: Plan,
+    pub(super) plan: Plan,
     schedule: CosineWarmup,
     optimizer: GroupedAdamW<B>,
     /// Where it begins or resumes.
@@ -80,12 +91,12 @@ struct Stage<'a, B: AutodiffBackend> {
     /// Pictures that cannot be used.
     bad_images: BadImageLog,
     /// Where loader and strategy leave their errors.
-    failure: Failure,
+    pub(super) failure: Failure,
 }
 
 impl<'a, B: AutodiffBackend> Stage<'a, B> {
     /// Opens the data and restores the checkpoint that it resumes from.
-    fn open(
+    pub(super) fn open(
         trainer: &'a Trainer<'_>,
         prepared: &StageModel<B>,
         split: StageSplit,
@@ -129,7 +140,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
     }
 
     /// Says what will train, how long, and in what memory.
-    fn announce(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
+    pub(super) fn announce(&self, prepared: &StageModel<B>) -> Result<(), TrainError> {
         let recipe = self.trainer.request.recipe;
         let trainable = prepared.counts();
         let config = &prepared.model.config;
@@ -174,8 +185,9 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
     /// Runs the training loop inside Burn's Learner.
     fn train(self, prepared: StageModel<B>) -> Result<Finished<B>, TrainError> {
         let finished = Arc::new(Mutex::new(None));
-        let strategy = self.strategy(&prepared, finished.clone())?;
-        let training = self.supervised(strategy);
+        let notes = Notes::default();
+        let strategy = self.strategy(&prepared, &notes, finished.clone())?;
+        let training = self.supervised(strategy, &notes);
         let model = self.train_model(prepared);
         let learner = Learner::new(model, self.optimizer, self.schedule);
         // Closes the dashboard.
@@ -201,7 +213,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         }
     }
 
-    fn train_model(&self, prepared: StageModel<B>) -> TrainModel<B> {
+    pub(super) fn train_model(&self, prepared: StageModel<B>) -> TrainModel<B> {
         let recipe = self.trainer.request.recipe;
         TrainModel {
             model: prepared.model,
@@ -220,10 +232,19 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
     fn strategy(
         &self,
         prepared: &StageModel<B>,
+        notes: &Notes,
         finished: Arc<Mutex<Option<Finished<B>>>>,
     ) -> Result<StepStrategy<B>, TrainError> {
         let (request, settings) = (&self.trainer.request, self.settings);
-        let log = |curve| LossLog::open(self.trainer.run.path(), curve).map(Mutex::new);
+        let run = self.trainer.run.path();
+        let log = |curve| {
+            let log = LossLog::open(run, curve)?;
+            let log = match request.recipe.report.tensorboard {
+                true => log.with_events(run, self.number, self.start.step)?,
+                false => log,
+            };
+            Ok::<_, TrainError>(Mutex::new(log))
+        };
         let validation = match &self.validation {
             Some((_, plan)) => Some((*plan, log(Curve::Validation)?)),
             None => None,
@@ -240,41 +261,87 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             log: log(Curve::Training)?,
             validation,
             save_every: request.recipe.save_every,
-            save: self.saver(),
+            save: self.saver(notes),
             devices: devices_of::<B>(&prepared.model.device(), &request.recipe.devices),
             groups: prepared.groups.clone(),
             nodes: request.nodes.cloned(),
+            reporting: self.reporting(prepared, notes)?,
             stop: request.options.stop.clone(),
             finished,
         })
     }
 
+    /// What the stage tells beside logs and metrics.
+    fn reporting(&self, prepared: &StageModel<B>, notes: &Notes) -> Result<Reporting, TrainError> {
+        let trainer = self.trainer;
+        let (request, run) = (&trainer.request, trainer.run.path());
+        let (recipe, steps, done) = (request.recipe, self.plan.steps(), self.start.step);
+        let config = &prepared.model.config;
+        let later = later_steps(&trainer.sizes, config, recipe);
+        // One of several machines speaks for all: they have the same weights.
+        let first = request.nodes.is_none_or(|nodes| nodes.rank() == 0);
+        let data = self
+            .validation
+            .as_ref()
+            .map_or(&self.data, |(data, _)| data);
+        let choose = || Samples::choose(recipe, self.number, data, &prepared.layout);
+        let samples = match first.then(choose).transpose()?.flatten() {
+            None => None,
+            Some(samples) => {
+                let events = recipe.report.tensorboard;
+                let events = events.then(|| EventWriter::open(run, self.number, "-samples", done));
+                let log = SampleLog::open(run, samples.pictures(), events.transpose()?)?;
+                Some((samples, Mutex::new(log)))
+            }
+        };
+        Ok(Reporting {
+            stage: self.number,
+            steps,
+            run: run.to_path_buf(),
+            notes: notes.clone(),
+            time: Mutex::new(TimeLeft::new(steps, done, later)),
+            samples,
+            page: Mutex::default(),
+        })
+    }
+
     /// Saves what the stage has so far.
-    fn saver(&self) -> Box<Save<B>> {
+    fn saver(&self, notes: &Notes) -> Box<Save<B>> {
         let (trainer, stage, optimizer) = (self.trainer, self.number, self.optimizer.clone());
         let (run, files) = (trainer.run.clone(), trainer.files());
         let (done, sources) = (trainer.done.clone(), trainer.request.sources.clone());
+        let notes = notes.clone();
         Box::new(move |what, progress, train: &TrainModel<B>| {
             let model = &train.model;
             let state = RunState::new(stage, progress.clone(), &done, &sources);
-            match what {
-                Saved::Best => run.save(&format!("best-{stage}"), model, &files, |directory| {
-                    state.write(directory)
-                }),
+            let start = Instant::now();
+            let more = |directory: &Path| {
+                state.write(directory)?;
+                optimizer.save(directory, model)
+            };
+            let saved = match what {
+                Saved::Best => run.save(&best_name(stage), model, &files, more)?,
                 Saved::Checkpoint => {
                     plot(run.path())?;
-                    run.checkpoint(stage, progress.step, model, &files, |directory| {
-                        state.write(directory)?;
-                        optimizer.save(directory, model)
-                    })
+                    run.checkpoint(stage, progress.step, model, &files, more)?
                 }
-            }
+            };
+            let (name, bytes) = (name_of(&saved), bytes_in(&saved)?);
+            let text = format!(
+                "{name}: {:.1} MiB, saved in {:.1} s",
+                bytes as f64 / f64::from(1 << 20),
+                start.elapsed().as_secs_f64()
+            );
+            notes.add_line(format!("stage {stage} step {}: {text}", progress.step));
+            notes.set(Topic::Checkpoint, text);
+            Ok(saved)
         })
     }
 
     /// Loads `data` along a plan, from an optimizer step on.
     fn loader(&self, data: &Arc<StageData>, plan: Plan, first_step: usize) -> BatchLoader {
-        let workers = self.trainer.request.recipe.workers;
+        let recipe = self.trainer.request.recipe;
+        let workers = recipe.workers;
         BatchLoader::new(
             data.clone(),
             plan,
@@ -283,10 +350,11 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             self.failure.clone(),
         )
         .with_bad_images(self.bad_images.clone())
+        .with_patience(duration(recipe.report.stall_seconds))
     }
 
     /// The batches that this node trains on.
-    fn training_loader(&self) -> BatchLoader {
+    pub(super) fn training_loader(&self) -> BatchLoader {
         let most_bad = self.trainer.request.recipe.max_bad_images;
         let loader = self
             .loader(&self.data, self.plan, self.start.step)
@@ -313,7 +381,11 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
     }
 
     /// Burn's training: loaders, the loop, metrics and what shows them.
-    fn supervised(&self, strategy: StepStrategy<B>) -> SupervisedTraining<Components<B>> {
+    fn supervised(
+        &self,
+        strategy: StepStrategy<B>,
+        notes: &Notes,
+    ) -> SupervisedTraining<Components<B>> {
         let mut training = SupervisedTraining::<Components<B>>::new(
             self.trainer.run.path(),
             Arc::new(self.training_loader()),
@@ -326,6 +398,9 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         for quantity in Quantity::DASHBOARD {
             training = training.metric_train_numeric(StepMetric::new(quantity));
         }
+        for topic in Topic::ALL {
+            training = training.metric_train(NoteMetric::new(topic, notes));
+        }
         if self.validation.is_some() {
             for quantity in Quantity::DASHBOARD_VALIDATION {
                 training = training.metric_valid_numeric(StepMetric::new(quantity));
@@ -334,7 +409,8 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let lines = || {
             let every = self.trainer.request.recipe.log_every;
             let (plan, done) = (&self.plan, self.start.step);
-            LineRenderer::new(std::io::stdout(), self.number, every, plan, done)
+            let notes = notes.clone();
+            LineRenderer::new(std::io::stdout(), self.number, every, plan, done, notes)
         };
         match self.trainer.request.options.ui {
             Ui::Auto if std::io::stdout().is_terminal() => training,

@@ -1,0 +1,208 @@
+//! Everything up to the first step, and how long the run would take.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use burn::data::dataloader::DataLoader;
+use burn::tensor::backend::AutodiffBackend;
+use burn::train::TrainStep;
+use sq_llava_data::check::{CheckOptions, Severity, check};
+use sq_llava_data::machine_threads;
+use sq_llava_model::SqLlava;
+
+use super::stage::Stage;
+use super::{RunRequest, TrainOptions, Trainer, with_paths};
+use crate::data::features::FeatureCache;
+use crate::error::TrainError;
+use crate::recipe::Recipe;
+use crate::report::time_left::duration;
+use crate::run::base::{Base, TrainPaths, processor_of};
+use crate::run::devices::devices_of;
+use crate::run::precision::check_dtype;
+use crate::run::run_dir::RunDirectory;
+use crate::run::sampling::check_named;
+use crate::run::stage::StageModel;
+use crate::run::state::Sources;
+use crate::run::validation::{StageSplit, open_splits};
+
+/// Samples that the number of tokens is estimated from.
+const ESTIMATE_SAMPLES: usize = 512;
+/// A validation's forward pass against a step's forward and backward pass.
+const FORWARD_PART: f64 = 1.0 / 3.0;
+
+/// What a stage would take.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DryStage {
+    /// 1 or 2.
+    pub stage: u8,
+    /// Optimizer steps.
+    pub steps: usize,
+    /// Samples of the batch that was timed.
+    pub batch_samples: usize,
+    /// Its tokens, images in place.
+    pub batch_tokens: usize,
+    /// Its forward and backward pass.
+    pub batch: Duration,
+    /// Tokens of all steps, by estimate.
+    pub tokens: f64,
+    /// The stage's forward and backward passes and validations.
+    pub time: Duration,
+}
+
+/// Does everything that [`train`](crate::train) does before its first step, times one forward and
+/// backward pass of each stage and returns how long they would take. The weights of stage 2 are
+/// timed as stage 1 finds them. What is said on the way is said here too; no file of the run is
+/// written.
+///
+/// # Errors
+/// As [`train`](crate::train); also if a sample of the data is malformed.
+pub fn dry_run<B: AutodiffBackend>(
+    recipe: &Recipe,
+    paths: &TrainPaths,
+    device: &B::Device,
+) -> Result<Vec<DryStage>, TrainError> {
+    let recipe = with_paths(recipe, paths)?;
+    recipe.validate()?;
+    check_dtype::<B>(&recipe, device)?;
+    RunDirectory::check_unused(&paths.out)?;
+    check_named(&recipe)?;
+    let splits = open_splits(&recipe)?;
+    check_data(&recipe)?;
+    let sources = Sources::of(&recipe, paths)?;
+    let options = TrainOptions::default();
+    let scratch = tempfile::tempdir().map_err(|e| TrainError::io(std::env::temp_dir(), e))?;
+    let run = RunDirectory::create(&scratch.path().join("run"), &recipe, paths)?;
+    let base = Base::<B>::load(&recipe, paths, device)?;
+    let mut trainer = Trainer {
+        request: RunRequest {
+            recipe: &recipe,
+            paths,
+            options: &options,
+            sources: &sources,
+            nodes: None,
+        },
+        run: &run,
+        tokenizer: base.tokenizer,
+        processor: Arc::new(base.processor),
+        sizes: Vec::new(),
+        done: Vec::new(),
+    };
+    let mut model = base.model;
+    let mut stages = Vec::with_capacity(splits.len());
+    for split in splits {
+        let (timed, trained) = trainer.time_stage(model, split)?;
+        stages.push(timed);
+        model = trained;
+    }
+    Ok(stages)
+}
+
+/// Looks every sample over.
+fn check_data(recipe: &Recipe) -> Result<(), TrainError> {
+    for &stage in &recipe.stages {
+        let settings = recipe.stage(stage);
+        let files = [
+            ("data", &settings.data),
+            ("validation", &settings.validation),
+        ];
+        for (name, path) in files {
+            let Some(path) = path else { continue };
+            let report = check_samples(path)?;
+            if report.errors > 0 {
+                return Err(TrainError::Recipe(format!(
+                    "stage{stage}.{name}: {} has {} errors: {}; sq-llava check names them",
+                    path.display(),
+                    report.errors,
+                    report.kinds(Severity::Error)
+                )));
+            }
+            tracing::info!(
+                "stage {stage}: {} samples of {} are well formed; sq-llava check looks at their pictures too",
+                report.samples,
+                path.display()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn check_samples(path: &Path) -> Result<sq_llava_data::check::CheckReport, TrainError> {
+    let options = CheckOptions {
+        images: None,
+        labels: None,
+        threads: machine_threads().max(1),
+        listed: 1,
+    };
+    let files: [PathBuf; 1] = [path.to_path_buf()];
+    Ok(check(&files, &options, &|_, _, _| {})?)
+}
+
+impl Trainer<'_> {
+    /// Prepares a stage, says what [`Self::stage`] would, and times a batch of it.
+    fn time_stage<B: AutodiffBackend>(
+        &mut self,
+        model: SqLlava<B>,
+        split: StageSplit,
+    ) -> Result<(DryStage, SqLlava<B>), TrainError> {
+        let (number, recipe) = (split.stage, self.request.recipe);
+        let processor = processor_of(self.processor.config(), &model.config, recipe, number)?;
+        self.processor = Arc::new(processor);
+        let prepared = StageModel::prepare(model, &mut self.tokenizer, recipe, number)?;
+        let stage = Stage::open(self, &prepared, split, None)?;
+        stage.announce(&prepared)?;
+        stage.time(prepared)
+    }
+}
+
+impl<B: AutodiffBackend> Stage<'_, B> {
+    /// Times the forward and backward pass of the first batch, once everything is warm.
+    fn time(self, prepared: StageModel<B>) -> Result<(DryStage, SqLlava<B>), TrainError> {
+        let device = prepared.model.device();
+        let devices = devices_of::<B>(&device, &self.trainer.request.recipe.devices).len();
+        let mut model = self.train_model(prepared);
+        // The second pass sees the pictures again, as the first pass of a run does.
+        model.context.features = Arc::new(FeatureCache::new(0));
+        let loader: &dyn DataLoader<B, _> = &self.training_loader();
+        let batch = loader.iter().next();
+        let check = || self.failure.take().map_or(Ok(()), Err);
+        check()?;
+        let Some(batch) = batch else {
+            return Err(TrainError::Internal(format!(
+                "stage {}: the data have no batch",
+                self.number
+            )));
+        };
+        let mut taken = Duration::ZERO;
+        let mut tokens = 0;
+        for _ in 0..2 {
+            let start = Instant::now();
+            let output = TrainStep::step(&model, batch.clone());
+            check()?;
+            let synced = B::sync(&device);
+            synced.map_err(|e| TrainError::Internal(format!("the device: {e}")))?;
+            taken = start.elapsed();
+            tokens = output.item.tokens;
+        }
+        let all = self.data.estimate(ESTIMATE_SAMPLES)?.tokens;
+        let all = all * self.plan.all_samples() as f64 / self.plan.samples.max(1) as f64;
+        let mut passes = all;
+        if let Some((data, plan)) = &self.validation {
+            let times = self.plan.steps().div_ceil(plan.every.max(1));
+            let each = data.estimate(ESTIMATE_SAMPLES)?.tokens;
+            // One device alone validates.
+            passes += FORWARD_PART * each * times as f64 * devices as f64;
+        }
+        let each = taken.as_secs_f64() / tokens.max(1) as f64;
+        let timed = DryStage {
+            stage: self.number,
+            steps: self.plan.steps(),
+            batch_samples: batch.samples.len(),
+            batch_tokens: tokens,
+            batch: taken,
+            tokens: all,
+            time: duration(each * passes / devices.max(1) as f64),
+        };
+        Ok((timed, model.model))
+    }
+}
