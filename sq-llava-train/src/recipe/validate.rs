@@ -67,7 +67,9 @@ impl Recipe {
         if self.model.select_layer.list().is_empty() {
             return fail("model.select_layer names no layer of the vision tower".into());
         }
-        aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)?;
+        if let Some(name) = &self.model.image_aspect_ratio {
+            aspect("model.image_aspect_ratio", name)?;
+        }
         if self.seed > most::SEED {
             return fail(format!(
                 "seed is {}; it must be at most {}",

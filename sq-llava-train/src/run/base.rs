@@ -47,7 +47,7 @@ pub struct Base<B: AutodiffBackend> {
 
 /// Where projector and prototypes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// A random draw.
     Fresh,
     /// The LLM's own directory.
@@ -68,7 +68,13 @@ impl<B: AutodiffBackend> Base<B> {
         paths: &TrainPaths,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        Self::from_origin(recipe, paths, origin(recipe, paths)?, device)
+        let origin = origin(recipe, paths)?;
+        if origin == Origin::Fresh && !recipe.stages.contains(&1) {
+            tracing::warn!(
+                "stage 2 runs alone and no trained projector is given (--projector): it starts from a random one"
+            );
+        }
+        Self::from_origin(recipe, paths, origin, device)
     }
 
     /// Loads a checkpoint of a run on the towers that it belongs to.
@@ -207,7 +213,7 @@ pub(crate) fn processor_of(
 
 /// Stage 1 starts from a random projector unless told otherwise; stage 2 alone from the run or
 /// projector that is named, else from the one that the LLaVA brings.
-fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
+pub(super) fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
     if let Some(from) = paths.projector.as_ref().or(recipe.init_from.as_ref()) {
         if from.join("config.json").is_file() {
             return Ok(Origin::Run(from.clone()));
@@ -220,13 +226,10 @@ fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
     if recipe.stages.contains(&1) {
         return Ok(Origin::Fresh);
     }
-    if has_projector(&paths.llm)? {
-        return Ok(Origin::Base);
-    }
-    tracing::warn!(
-        "stage 2 runs alone and no trained projector is given (--projector): it starts from a random one"
-    );
-    Ok(Origin::Fresh)
+    Ok(match has_projector(&paths.llm)? {
+        true => Origin::Base,
+        false => Origin::Fresh,
+    })
 }
 
 fn has_projector(llm: &Path) -> Result<bool, TrainError> {

@@ -7,6 +7,7 @@ pub(crate) mod nodes;
 pub(crate) mod precision;
 pub(crate) mod resume;
 pub(crate) mod run_dir;
+mod seen;
 pub mod stage;
 pub mod state;
 pub(crate) mod stop;

@@ -19,6 +19,7 @@ use crate::run::nodes::{self, NodeConfig, Nodes};
 use crate::run::precision::check_dtype;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
+use crate::run::seen::as_seen;
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
 use crate::run::validation::{StageSplit, open_splits};
@@ -88,6 +89,7 @@ pub fn train<B: AutodiffBackend>(
     let options = options.into();
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
+    let recipe = as_seen(recipe, paths)?;
     check_dtype::<B>(&recipe, device)?;
     let splits = open_splits(&recipe)?;
     let sources = Sources::of(&recipe, paths)?;
