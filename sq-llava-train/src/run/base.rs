@@ -142,12 +142,12 @@ impl<B: AutodiffBackend> Base<B> {
             // Nor how its pictures were seen.
             model.config.image_aspect_ratio = Some(first.to_owned());
         }
-        let Some(vision) = &model.config.vision else {
+        if model.config.vision.is_none() {
             return Err(TrainError::Model(ModelError::config(
                 &paths.llm,
                 "no vision tower inside; give one with --vision",
             )));
-        };
+        }
 
         let tokenizer = loaded.files.tokenizer.as_deref().unwrap_or(&paths.llm);
         let tokenizer = TextTokenizer::from_dir(tokenizer)?;
@@ -168,9 +168,11 @@ impl<B: AutodiffBackend> Base<B> {
             model.config.image_aspect_ratio = Some(own.aspect_name());
         }
         let processor = ImageProcessorConfig::read_dir(folder)?;
+        model.take_images_of(processor.input_size()?);
+        let vision = model.config.vision.as_ref();
+        let side = vision.map_or(0, |vision| vision.image_size as u32);
         let stage = recipe.stages.first().copied().unwrap_or(2);
         let processor = processor_of(&processor, &model.config, recipe, stage)?;
-        let side = vision.image_size as u32;
         for &stage in &recipe.stages {
             let size = processor_of(processor.config(), &model.config, recipe, stage)?.input_size();
             if size != (side, side) {
