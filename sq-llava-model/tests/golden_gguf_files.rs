@@ -186,7 +186,9 @@ fn golden_rotary_scaling_is_read_as_it_was_written() {
         assert!(loaded.report.is_clean(), "{name}: {}", loaded.report);
         let all = logits(&loaded.model, &ids);
         let width = all.len() / ids.len();
-        let found = rows.iter().flat_map(|&row| &all[row as usize * width..][..width]);
+        let found = rows
+            .iter()
+            .flat_map(|&row| &all[row as usize * width..][..width]);
         let found: Vec<f32> = found.copied().collect();
         let reference = list(&case["logits"]);
         let reference = reference.iter().flat_map(&list);
@@ -195,7 +197,12 @@ fn golden_rotary_scaling_is_read_as_it_was_written() {
         written.push(name.as_str());
     }
     // The others have ends of the ramp that llama.cpp does not read.
-    for name in ["linear", "llama3", "yarn_whole_context", "yarn_attention_factor"] {
+    for name in [
+        "linear",
+        "llama3",
+        "yarn_whole_context",
+        "yarn_attention_factor",
+    ] {
         assert!(written.contains(&name), "{name}: {written:?}");
     }
     assert!(!written.contains(&"yarn") && !written.contains(&"yarn_magnitudes"));
@@ -240,7 +247,11 @@ fn golden_models_with_tiles_are_read_as_they_were_written() {
                 }
             };
             let notes = saved.notes.join("; ");
-            assert_eq!(notes.contains("spatial_unpad"), merge != PatchMerge::Flat, "{notes}");
+            assert_eq!(
+                notes.contains("spatial_unpad"),
+                merge != PatchMerge::Flat,
+                "{notes}"
+            );
             let options = LoadOptions {
                 mmproj: Some(saved.files[1].clone()),
                 ..LoadOptions::default()
@@ -258,13 +269,12 @@ fn golden_models_with_tiles_are_read_as_they_were_written() {
             let ours = ImageProcessor::new(loaded.files.pictures.expect("pictures")).unwrap();
             for picture in &pictures {
                 let image = theirs.open(picture).unwrap();
-                let [found, expected] = [(&loaded.model, &ours), (&model, &theirs)].map(
-                    |(model, processor)| {
+                let [found, expected] =
+                    [(&loaded.model, &ours), (&model, &theirs)].map(|(model, processor)| {
                         let prepared = processor.prepare(&image, 1);
                         let tokens = model.encode_prepared(&[&prepared]).unwrap().remove(0);
                         tokens.into_data().to_vec::<f32>().unwrap()
-                    },
-                );
+                    });
                 let expected: Vec<f64> = expected.into_iter().map(f64::from).collect();
                 assert_close(&what, &found, &expected, 1e-5);
             }

@@ -227,7 +227,12 @@ fn golden_llama_mtmd_cli_sees_tiles_that_are_joined_flat() {
         let config = case.processor.config().clone().with_tiling(tiling);
         case.processor = ImageProcessor::new(config.unwrap()).unwrap();
         case.out = tempfile::tempdir().unwrap();
-        let saved = save(&case.model, &case.tokenizer, &case.processor, case.out.path());
+        let saved = save(
+            &case.model,
+            &case.tokenizer,
+            &case.processor,
+            case.out.path(),
+        );
         case.files = saved.unwrap().files;
         for (width, height) in [(2 * side, side), (2 * side + side / 2, 2 * side - 5)] {
             let picture = case.picture(width, height);

@@ -383,15 +383,22 @@ fn a_llava_next_learns_from_pictures_of_different_shapes() {
     let alone = ["stages=[2]", "stage2.epochs=1", &layer];
     let unsaid = QUICK.replace("image_aspect_ratio = 'anyres'", "");
     assert_ne!(unsaid, QUICK);
-    world.train_as("follows", &unsaid, quiet(), &alone).expect("trains");
+    world
+        .train_as("follows", &unsaid, quiet(), &alone)
+        .expect("trains");
     let config = json(&world.path("follows/config.json"));
     assert_eq!(config["image_aspect_ratio"], "anyres");
     assert_eq!(config["mm_patch_merge_type"], "spatial_unpad");
     // Said in the run's recipe, so that it goes on so.
     let recipe = std::fs::read_to_string(world.path("follows/recipe.toml")).expect("a recipe");
-    assert!(recipe.contains("image_aspect_ratio = \"anyres\""), "{recipe}");
+    assert!(
+        recipe.contains("image_aspect_ratio = \"anyres\""),
+        "{recipe}"
+    );
     let told = [&alone[..], &["model.image_aspect_ratio=pad"]].concat();
-    world.train_as("told", &unsaid, quiet(), &told).expect("trains");
+    world
+        .train_as("told", &unsaid, quiet(), &told)
+        .expect("trains");
     let config = json(&world.path("told/config.json"));
     assert_eq!(config["image_aspect_ratio"], "pad");
 

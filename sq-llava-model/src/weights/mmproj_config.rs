@@ -32,7 +32,10 @@ pub fn mmproj_config(path: &Path, allow_unused: bool) -> Result<Option<SqLlavaCo
     let last = biases.max_by_key(|(number, _): &(usize, &str)| *number);
     let bias = last.and_then(|(_, name)| weights.get(&format!("mm_projector.{name}")));
     let Some(&width) = bias.and_then(|bias| bias.shape.first()) else {
-        return Err(ModelError::weights(path, "no projector inside (mm.0, mm.2)"));
+        return Err(ModelError::weights(
+            path,
+            "no projector inside (mm.0, mm.2)",
+        ));
     };
     config.llama.hidden_size = width;
     Ok(Some(config))

@@ -147,18 +147,31 @@ mod tests {
                 continue;
             }
             let mut config = SqLlavaConfig::preset(preset).unwrap();
-            assert_eq!(recipe.model.select_layer.list(), config.select_layers, "{name}");
+            assert_eq!(
+                recipe.model.select_layer.list(),
+                config.select_layers,
+                "{name}"
+            );
             if !recipe.model.prototype {
                 config.prototype = None;
             }
             config.projector = recipe.model.projector().unwrap();
             for stage in recipe.stages.iter().copied() {
                 let settings = recipe.stage(stage);
-                assert_eq!(settings.samples_per_step(), global[usize::from(stage) - 1], "{name}");
+                assert_eq!(
+                    settings.samples_per_step(),
+                    global[usize::from(stage) - 1],
+                    "{name}"
+                );
                 // The model's own pictures, and not longer than it can be.
-                let tiling = recipe.model.tiling(recipe.image_aspect_ratio(stage), &config);
+                let tiling = recipe
+                    .model
+                    .tiling(recipe.image_aspect_ratio(stage), &config);
                 assert_eq!(tiling, config.anyres, "{name}");
-                assert!(settings.max_length <= config.llama.context_window(), "{name}");
+                assert!(
+                    settings.max_length <= config.llama.context_window(),
+                    "{name}"
+                );
                 let [llm, projector, vision] = trainable_counts(&config, &recipe, stage);
                 assert!(projector > 0);
                 let towers = (stage == 2, stage == 2 && settings.lr_vision > 0.0);

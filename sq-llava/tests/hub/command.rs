@@ -276,7 +276,9 @@ fn a_training_finds_the_tower_that_its_llava_names() {
         let [recipe, data, out] =
             ["recipe.toml", "data.json", out].map(|name| path(name).display().to_string());
         let local = local.path().to_str().expect("UTF-8");
-        let words = ["train", "--device", "cpu", "--quiet", "--recipe", &recipe, "--llm", local];
+        let words = [
+            "train", "--device", "cpu", "--quiet", "--recipe", &recipe, "--llm", local,
+        ];
         let images = picture.parent().and_then(Path::to_str).expect("a folder");
         let more = ["--data", &data, "--images", images, "--out", &out];
         run(&[&words[..], &more].concat(), cache, &server.url, offline)
