@@ -182,6 +182,16 @@ impl<B: Backend> SqLlava<B> {
             .collect())
     }
 
+    /// Lets a DINOv2 tower take images of this size, (height, width) in pixels, as its class in
+    /// transformers does. Other towers, and other shapes than squares, stay what they are.
+    pub fn take_images_of(&mut self, (height, width): (u32, u32)) {
+        if let (Some(tower), Some(config)) = (&mut self.vision_tower, &mut self.config.vision)
+            && height == width
+        {
+            tower.resize_positions(config, height as usize);
+        }
+    }
+
     /// Lays images over other tiles from now on. An `image_newline` that is needed and not there
     /// starts from a draw of `seed`; one that is not needed goes.
     pub fn set_tiling(&mut self, tiling: Option<AnyResolution>, seed: u64) {

@@ -166,6 +166,38 @@ fn golden_hidden_states_and_logits() {
     }
 }
 
+/// Gemma 3's layers with a window rotate by a base of their own, also in a context that no window
+/// leaves.
+#[test]
+fn golden_gemma_3_keeps_its_local_base_in_a_short_context() {
+    let mut compared = 0;
+    for case in cases() {
+        let source = case.dir.join("model");
+        let mut config = golden::json(&source.join("config.json"));
+        let window = config["sliding_window"].as_u64();
+        let (Some(window), "gemma3_text") = (window, text(&config, "model_type")) else {
+            continue;
+        };
+        config["max_position_embeddings"] = window.into();
+        let dir = tempfile::tempdir().expect("a folder");
+        for path in golden::entries(&source) {
+            let copy = dir.path().join(golden::file_name(&path));
+            std::fs::copy(&path, copy).expect("copied");
+        }
+        std::fs::write(dir.path().join("config.json"), config.to_string()).expect("written");
+        let model = load::<Flex>(dir.path(), None);
+        // Tokens see those before them, so the first of a longer text have the same logits.
+        let ids = case.ids("input_ids");
+        let mut reference = case.tensors.f64("logits");
+        let short = (window as usize).min(ids.len());
+        reference.truncate(reference.len() / ids.len() * short);
+        let found = values(logits(&model, &ids[..short]));
+        assert_close(&case.name(), &found, &reference, 2e-4);
+        compared += 1;
+    }
+    assert!(compared > 0 || std::env::var_os("SQ_LLAVA_GOLDEN_FAMILIES").is_some());
+}
+
 /// The keys of the hub's files, and those that we write, describe the same model.
 #[test]
 fn golden_configurations_of_the_hub_and_of_our_own() {

@@ -262,13 +262,23 @@ impl World {
     }
 
     fn train(&self, out: &str, options: TrainOptions, changes: &[&str]) -> Result<(), String> {
+        self.train_as(out, QUICK, options, changes)
+    }
+
+    fn train_as(
+        &self,
+        out: &str,
+        recipe: &str,
+        options: TrainOptions,
+        changes: &[&str],
+    ) -> Result<(), String> {
         let data = self.path("data.json");
         let mut all: Vec<String> = ["stage1.data", "stage2.data"]
             .iter()
             .map(|key| format!("{key}='{}'", data.display()))
             .collect();
         all.extend(changes.iter().map(ToString::to_string));
-        let recipe = Recipe::parse(QUICK, &all).expect("a recipe");
+        let recipe = Recipe::parse(recipe, &all).expect("a recipe");
         let paths = TrainPaths {
             llm: case().2.join("model"),
             images: Some(families().join("images")),
@@ -360,6 +370,37 @@ fn a_llava_next_learns_from_pictures_of_different_shapes() {
     let tiled = load(&world.path("squares"), &options).model;
     assert!(tiled.image_newline.is_some());
     assert_eq!(tiled.config.anyres.expect("tiles").max_tiles, Some(2));
+
+    // A run knows the placeholder of its base's own files.
+    let own = load(&case().2.join("model"), &LoadOptions::default());
+    let own = own.model.config.image_token_index;
+    assert!(own.is_some());
+    assert_eq!(tiled.config.image_token_index, own);
+
+    // Stage 2 alone sees pictures as the checkpoint whose projector it goes on from, unless told.
+    let layer = json(&case().2.join("model/config.json"))["vision_feature_layer"].clone();
+    let layer = format!("model.select_layer={layer}");
+    let alone = ["stages=[2]", "stage2.epochs=1", &layer];
+    let unsaid = QUICK.replace("image_aspect_ratio = 'anyres'", "");
+    assert_ne!(unsaid, QUICK);
+    world
+        .train_as("follows", &unsaid, quiet(), &alone)
+        .expect("trains");
+    let config = json(&world.path("follows/config.json"));
+    assert_eq!(config["image_aspect_ratio"], "anyres");
+    assert_eq!(config["mm_patch_merge_type"], "spatial_unpad");
+    // Said in the run's recipe, so that it goes on so.
+    let recipe = std::fs::read_to_string(world.path("follows/recipe.toml")).expect("a recipe");
+    assert!(
+        recipe.contains("image_aspect_ratio = \"anyres\""),
+        "{recipe}"
+    );
+    let told = [&alone[..], &["model.image_aspect_ratio=pad"]].concat();
+    world
+        .train_as("told", &unsaid, quiet(), &told)
+        .expect("trains");
+    let config = json(&world.path("told/config.json"));
+    assert_eq!(config["image_aspect_ratio"], "pad");
 
     // Pictures that cannot be used: the sample goes, or shows nothing.
     let mut samples = world.samples();

@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava::hub::{Hub, Part};
+use sq_llava_model::weights::named_vision_tower;
 use sq_llava_train::Recipe;
 
 /// The hub, with a bar on standard error; nothing off a terminal.
@@ -50,6 +51,28 @@ pub fn given_model(given: Option<&Path>) -> Result<Option<PathBuf>> {
 pub fn given_tokenizer(given: Option<&Path>) -> Result<Option<PathBuf>> {
     let locate = |path: &Path| Ok(hub().locate(path, Part::Tokenizer)?);
     given.map(locate).transpose()
+}
+
+/// The path of the vision tower that a LLaVA names and neither holds nor has beside it, if it is a
+/// name on the hub.
+///
+/// # Errors
+/// As [`model`], or if the LLaVA cannot be read.
+pub fn tower_of(llm: &Path) -> Result<Option<PathBuf>> {
+    let Some(name) = named_vision_tower(llm)? else {
+        return Ok(None);
+    };
+    let found = hub().look_up()(&name).map_err(|reason| {
+        let llm = llm.display();
+        anyhow!(
+            "{llm}: no vision tower inside the checkpoint; \"mm_vision_tower\" is \"{name}\", \
+             {reason}; give its directory with --vision"
+        )
+    })?;
+    if let Some(tower) = &found {
+        tracing::info!("the vision tower is {}", tower.display());
+    }
+    Ok(found)
 }
 
 /// Turns the model that a recipe starts from into a path.

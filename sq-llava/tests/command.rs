@@ -280,6 +280,29 @@ fn inspect_counts_the_published_sizes() {
         assert!(shown.contains(number), "{number}: {shown}");
     }
     assert!(said(&["inspect", "--preset", "sq-llava-13b"]).contains("500,695,040"));
+    // Tiles, and no prototypes.
+    let tiles = said(&["inspect", "--preset", "onevision-qwen2-0.5b"]);
+    for part in [
+        "anyres_max_9",
+        "36 resolutions, up to 37 tiles",
+        "training as published",
+    ] {
+        assert!(tiles.contains(part), "{part}: {tiles}");
+    }
+    let mmproj = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../sq-llava-model/tests/fixtures/mmproj/mmproj.gguf");
+    let shown = said(&["inspect", text(&mmproj)]);
+    for part in [
+        "mmproj: ",
+        "vision: clip_vision_model",
+        "projector: mlp2x_gelu",
+    ] {
+        assert!(shown.contains(part), "{part}: {shown}");
+    }
+    let report = said(&["inspect", "--json", text(&mmproj)]);
+    let report: Value = serde_json::from_str(&report).expect("one JSON object");
+    assert_eq!(report["config"]["mm_projector_type"], "mlp2x_gelu");
+    assert!(report["parameters"]["projector"].as_u64() > Some(0));
     let dir = checkpoint("orig").expect("orig");
     let report = said(&["inspect", "--json", text(dir.path())]);
     let report: Value = serde_json::from_str(&report).expect("one JSON object");

@@ -217,4 +217,24 @@ mod tests {
         assert_eq!(config.tokens_per_image(), 729);
         assert_eq!(config.llama.parameters() / 1_000_000, 1720);
     }
+
+    /// Those that lay pictures over tiles. LLaVA 1.6 is LLaVA 1.5 and one row; Qwen2 0.5B has 494
+    /// million parameters.
+    #[test]
+    fn sizes_of_models_with_tiles() {
+        let next = SqLlavaConfig::preset("llava-v1.6-7b").unwrap();
+        let count = next.parameters();
+        let square = SqLlavaConfig::preset("sq-llava-7b").unwrap().parameters();
+        assert_eq!(count.prototype, 0);
+        assert_eq!(count.projector, square.projector + 4096);
+        assert_eq!(count.language_model, square.language_model);
+        assert_eq!((next.most_tiles(), next.tokens_per_image()), (5, 576));
+        let vision = SqLlavaConfig::preset("onevision-qwen2-0.5b").unwrap();
+        assert_eq!(vision.llama.parameters() / 1_000_000, 494);
+        assert_eq!(vision.most_tiles(), 37);
+        // All 26 layers of the saved tower stand before the features.
+        assert_eq!(vision.feature_layer(), Some(26));
+        let projector = 1152 * 896 + 896 * 896 + 2 * 896;
+        assert_eq!(vision.parameters().projector, projector + 896);
+    }
 }

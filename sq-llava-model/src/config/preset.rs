@@ -1,17 +1,23 @@
-//! Named configurations, all with the paper's prototype extractor.
+//! Named configurations: SQ-LLaVA's, with the paper's prototype extractor, and those of published models
+//! that it trains on from.
+
+use sq_llava_data::image::AnyResolution;
 
 use super::{Family, LlamaConfig, PrototypeConfig, SelectFeature, SqLlavaConfig, VisionConfig};
 
 impl SqLlavaConfig {
     /// Names of [`Self::preset`].
-    pub const PRESETS: [&str; 4] = [
+    pub const PRESETS: [&str; 6] = [
         "sq-llava-7b",
         "sq-llava-13b",
         "siglip-so400m-qwen3-1.7b",
+        "llava-v1.6-7b",
+        "onevision-qwen2-0.5b",
         "tiny",
     ];
 
-    /// A model of [`Self::PRESETS`]; flavour `paper`.
+    /// A model of [`Self::PRESETS`]; flavour `paper`, and without prototypes for `llava-v1.6-7b`
+    /// (over Vicuna) and `onevision-qwen2-0.5b`.
     pub fn preset(name: &str) -> Option<Self> {
         let vicuna = LlamaConfig::new()
             .with_max_position_embeddings(4096)
@@ -39,6 +45,21 @@ impl SqLlavaConfig {
                 .with_bos_token_id(Some(151_643))
                 .with_eos_token_ids(vec![151_645])
                 .with_pad_token_id(Some(151_643)),
+            "llava-v1.6-7b" => {
+                let vision = VisionConfig::large(336);
+                llava(vicuna, vision, 256).tiled(AnyResolution::published(336, None))
+            }
+            // The tower is saved without its last layer.
+            "onevision-qwen2-0.5b" => {
+                let vision = VisionConfig::so400m(384).with_num_hidden_layers(26);
+                Self::over(qwen2(), vision, 256)
+                    .with_select_feature(SelectFeature::ClsPatch)
+                    .with_select_layers(vec![-1])
+                    .with_bos_token_id(Some(151_643))
+                    .with_eos_token_ids(vec![151_645])
+                    .with_pad_token_id(Some(151_643))
+                    .tiled(AnyResolution::published(384, Some(9)))
+            }
             "tiny" => llava(tiny_llama(), tiny_clip(), 8),
             _ => return None,
         })
@@ -50,6 +71,29 @@ impl SqLlavaConfig {
             .with_vision(Some(vision))
             .with_prototype(Some(prototype))
     }
+
+    /// A published model that lays pictures over tiles, and has no prototypes.
+    fn tiled(mut self, anyres: AnyResolution) -> Self {
+        self.image_aspect_ratio = Some(anyres.aspect_name());
+        self.anyres = Some(anyres);
+        self.prototype = None;
+        self
+    }
+}
+
+/// Qwen2 0.5B.
+fn qwen2() -> LlamaConfig {
+    Family::Qwen2
+        .preset()
+        .with_hidden_size(896)
+        .with_intermediate_size(4864)
+        .with_num_hidden_layers(24)
+        .with_num_attention_heads(14)
+        .with_num_key_value_heads(2)
+        .with_max_position_embeddings(32_768)
+        .with_rope_theta(1e6)
+        .with_rms_norm_eps(1e-6)
+        .with_tie_word_embeddings(true)
 }
 
 /// Qwen3 1.7B.

@@ -147,7 +147,10 @@ impl<B: Backend> Assistant<B> {
         processor: Option<ImageProcessor>,
         template: impl Into<Layout>,
     ) -> Result<Self, ModelError> {
-        let template = template.into();
+        let (mut model, template) = (model, template.into());
+        if let Some(processor) = &processor {
+            model.take_images_of(processor.input_size());
+        }
         check_vocabulary(&tokenizer, model.language_model.vocabulary())?;
         if let Some(missing) = template
             .special_tokens()

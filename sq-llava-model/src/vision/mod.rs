@@ -2,4 +2,5 @@
 
 pub mod encoder;
 pub mod head;
+mod positions;
 pub mod tower;

@@ -8,7 +8,7 @@ use super::adapter::Adapter;
 use super::checkpoint::{Checkpoint, is_multimodal, name_projector, read_checkpoint};
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::WeightMap;
-use super::gguf::read_mmproj;
+use super::gguf::{Mmproj, read_mmproj};
 use super::layout::Section;
 use super::options::LoadOptions;
 use super::source::read_file;
@@ -89,7 +89,9 @@ pub(super) fn plan_whole(dir: CheckpointDir, options: &LoadOptions) -> Result<Pl
         let known = config.vision.clone();
         tower = find_tower(&mut weights, &mut config, known, &places, options, true)?;
         name_projector(&mut config, &json, &weights);
-        config.read_original_tiling(&dir.path.join("config.json"), &json)?;
+        if pictures.is_none() {
+            config.read_original_tiling(&dir.path.join("config.json"), &json)?;
+        }
     }
     let tower_tokenizer = || tokenizer_dir(tower.as_ref());
     let places = std::iter::once(&dir).chain(&tower);
@@ -128,10 +130,23 @@ fn add_mmproj(
             "the model has a vision tower or projector of its own; --mmproj goes with a language model alone",
         ));
     }
-    let found = read_mmproj(path, options.allow_unused)?;
+    take_mmproj(read_mmproj(path, options.allow_unused)?, config, weights)
+}
+
+/// Puts what an `mmproj` file holds into the map and its configuration into the model's; returns how
+/// pictures are prepared.
+///
+/// # Errors
+/// If a tensor stands there twice, with different values.
+pub(super) fn take_mmproj(
+    found: Mmproj,
+    config: &mut SqLlavaConfig,
+    weights: &mut WeightMap,
+) -> Result<ImageProcessorConfig, ModelError> {
     config.select_layers.clone_from(&found.feature_layers);
     config.select_feature = found.select_feature;
-    config.image_aspect_ratio = Some(found.pictures.aspect.name().into());
+    config.image_aspect_ratio = Some(found.pictures.aspect_name());
+    config.anyres.clone_from(&found.pictures.tiling);
     let pictures = found.pictures.clone();
     config.vision = Some(weights.add_mmproj(found)?);
     Ok(pictures)

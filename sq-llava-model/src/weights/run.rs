@@ -201,6 +201,7 @@ fn run_config(
         .llama
         .clone()
         .with_max_position_embeddings(window);
+    config.image_token_index = config.image_token_index.or(base_config.image_token_index);
     config.bos_token_id = config.bos_token_id.or(base_config.bos_token_id);
     config.pad_token_id = config.pad_token_id.or(base_config.pad_token_id);
     if config.eos_token_ids.is_empty() {

@@ -203,7 +203,7 @@ fn config_elsewhere(
     ))
 }
 
-fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
+pub(super) fn tower_candidates(places: &[Described<'_>]) -> Vec<PathBuf> {
     places
         .iter()
         .filter_map(|place| {

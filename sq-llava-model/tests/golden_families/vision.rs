@@ -205,3 +205,40 @@ fn towers_of_other_kinds_are_refused_by_name() {
         }
     }
 }
+
+/// DINOv2 on pictures that are larger and smaller than those of its configuration
+/// (`scripts/dinov2_positions.py`).
+#[test]
+fn golden_positions_of_dinov2_for_other_sizes() {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let reference = Tensors::read(&here.join("tests/fixtures/dinov2_positions.safetensors"));
+    let model = here.join("../golden/data/families/vision_dinov2/model");
+    for side in [28, 70] {
+        let LoadedTower {
+            mut tower,
+            mut config,
+            ..
+        } = load(&model);
+        tower.resize_positions(&mut config, side);
+        assert_eq!(config.image_size, side);
+        assert_eq!(config.tokens(), 1 + (side / 14) * (side / 14));
+        let key = |name: &str| format!("{side}.{name}");
+        let shape: [usize; 4] = reference.shape(&key("pixels")).try_into().expect("four");
+        let data = TensorData::new(reference.f32(&key("pixels")), shape);
+        let pixels = || Tensor::<Flex, 4>::from_data(data.clone(), &Default::default());
+        let close = |name: &str, found: Vec<f32>| {
+            assert_close(&key(name), &found, &reference.f64(&key(name)), 5e-5);
+        };
+        close("hidden_0", values(tower.hidden_state(pixels(), 0)));
+        close("last_hidden_state", values(tower.last_normed(pixels())));
+    }
+    // Other towers take one size.
+    for case in cases() {
+        let mut loaded = load(&case.dir.join("model"));
+        let before = loaded.config.clone();
+        let side = before.image_size + before.patch_size;
+        loaded.tower.resize_positions(&mut loaded.config, side);
+        let same = before.image_size == loaded.config.image_size;
+        assert_eq!(same, before.family != VisionFamily::Dinov2);
+    }
+}

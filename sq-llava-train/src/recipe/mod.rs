@@ -187,10 +187,15 @@ impl Recipe {
         toml::to_string(self).map_err(|e| TrainError::Recipe(format!("cannot be written: {e}")))
     }
 
-    /// How a picture becomes square in a stage: `pad`, `crop` or `resize`.
+    /// How pictures are prepared by published recipes.
+    pub const IMAGE_ASPECT_RATIO: &str = "pad";
+
+    /// How a picture becomes square in a stage, or is laid over tiles; the published way where the
+    /// recipe leaves that to what training starts from.
     pub fn image_aspect_ratio(&self, stage: u8) -> &str {
-        let own = self.stage(stage).image_aspect_ratio.as_ref();
-        own.unwrap_or(&self.model.image_aspect_ratio)
+        let own = self.stage(stage).image_aspect_ratio.as_deref();
+        own.or(self.model.image_aspect_ratio.as_deref())
+            .unwrap_or(Self::IMAGE_ASPECT_RATIO)
     }
 
     /// The role that asks in a stage, where its template is the checkpoint's own.

@@ -25,8 +25,10 @@ pub struct ModelRecipe {
     pub select_layer: FeatureLayers,
     /// `pad`, `crop` or `resize`: how a picture becomes square; or `anyres` (LLaVA-NeXT) or
     /// `anyres_max_N` (OneVision): it is laid over tiles. It counts for a checkpoint that is loaded
-    /// too, whatever its own says; a stage may name another.
-    pub image_aspect_ratio: String,
+    /// too, whatever its own says; a stage may name another. Without it pictures are seen as the run
+    /// or LLaVA that training starts from saw them, and by a new projector as published, by `pad`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub image_aspect_ratio: Option<String>,
     /// The resolutions that pictures of any shape are brought to, `[height, width]` in pixels,
     /// multiples of the vision tower's input. Without them those of the checkpoint, else the
     /// published ones in tiles of that size.

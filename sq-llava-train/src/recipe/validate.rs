@@ -83,7 +83,10 @@ impl Recipe {
         if self.model.select_layer.list().is_empty() {
             return refuse("model.select_layer names no layer of the vision tower");
         }
-        aspect("model.image_aspect_ratio", &self.model.image_aspect_ratio)
+        match &self.model.image_aspect_ratio {
+            Some(name) => aspect("model.image_aspect_ratio", name),
+            None => Ok(()),
+        }
     }
 
     fn validate_counts(&self) -> Result<(), TrainError> {

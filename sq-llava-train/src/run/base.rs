@@ -47,7 +47,7 @@ pub struct Base<B: AutodiffBackend> {
 
 /// Where projector and prototypes come from.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Origin {
+pub(super) enum Origin {
     /// A random draw.
     Fresh,
     /// The LLM's own directory.
@@ -68,7 +68,13 @@ impl<B: AutodiffBackend> Base<B> {
         paths: &TrainPaths,
         device: &B::Device,
     ) -> Result<Self, TrainError> {
-        Self::from_origin(recipe, paths, origin(recipe, paths)?, device)
+        let origin = origin(recipe, paths)?;
+        if origin == Origin::Fresh && !recipe.stages.contains(&1) {
+            tracing::warn!(
+                "stage 2 runs alone and no trained projector is given (--projector): it starts from a random one"
+            );
+        }
+        Self::from_origin(recipe, paths, origin, device)
     }
 
     /// Loads a checkpoint of a run on the towers that it belongs to.
@@ -108,12 +114,12 @@ impl<B: AutodiffBackend> Base<B> {
             let first = recipe.image_aspect_ratio(stage);
             model.config.image_aspect_ratio = Some(first.to_owned());
         }
-        let Some(vision) = &model.config.vision else {
+        if model.config.vision.is_none() {
             return Err(TrainError::Model(ModelError::config(
                 &paths.llm,
                 "no vision tower inside; give one with --vision",
             )));
-        };
+        }
 
         let tokenizer = loaded.files.tokenizer.as_deref().unwrap_or(&paths.llm);
         let tokenizer = TextTokenizer::from_dir(tokenizer)?;
@@ -134,8 +140,10 @@ impl<B: AutodiffBackend> Base<B> {
             model.config.image_aspect_ratio = Some(own.aspect_name());
         }
         let processor = ImageProcessorConfig::read_dir(folder)?;
+        model.take_images_of(processor.input_size()?);
+        let vision = model.config.vision.as_ref();
+        let side = vision.map_or(0, |vision| vision.image_size as u32);
         let processor = processor_of(&processor, &model.config, recipe, stage)?;
-        let side = vision.image_size as u32;
         check_picture_size(&processor, folder, &model.config, side, recipe)?;
         Ok(Self {
             model,
@@ -230,7 +238,7 @@ pub(crate) fn processor_of(
 
 /// Stage 1 starts from a random projector unless told otherwise; stage 2 alone from the run or
 /// projector that is named, else from the one that the LLaVA brings.
-fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
+pub(super) fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
     if let Some(from) = paths.projector.as_ref().or(recipe.init_from.as_ref()) {
         if from.join("config.json").is_file() {
             return Ok(Origin::Run(from.clone()));
@@ -243,13 +251,10 @@ fn origin(recipe: &Recipe, paths: &TrainPaths) -> Result<Origin, TrainError> {
     if recipe.stages.contains(&1) {
         return Ok(Origin::Fresh);
     }
-    if has_projector(&paths.llm)? {
-        return Ok(Origin::Base);
-    }
-    tracing::warn!(
-        "stage 2 runs alone and no trained projector is given (--projector): it starts from a random one"
-    );
-    Ok(Origin::Fresh)
+    Ok(match has_projector(&paths.llm)? {
+        true => Origin::Base,
+        false => Origin::Fresh,
+    })
 }
 
 fn has_projector(llm: &Path) -> Result<bool, TrainError> {

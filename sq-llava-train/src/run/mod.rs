@@ -10,6 +10,7 @@ pub(crate) mod reporting;
 pub(crate) mod resume;
 pub(crate) mod run_dir;
 pub(crate) mod sampling;
+mod seen;
 pub mod stage;
 pub mod state;
 pub(crate) mod stop;

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use sq_llava_data::{Layout, TextTokenizer};
+use sq_llava_data::{Layout, Template, TextTokenizer};
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::is_native;
 use sq_llava_model::language::llama::NewTokens;
@@ -113,6 +113,17 @@ fn lay_out<B: AutodiffBackend>(
     }
     let layout = Layout::of(choice, tokenizer, role).map_err(failed)?;
     tracing::info!("stage {stage}: conversation template {choice}");
+    if let Layout::BuiltIn(template) = &layout
+        // Captions of stage 1 are no conversations.
+        && *template != Template::Plain
+        && let Some(own) = tokenizer.chat_template()
+        && template.difference(own, tokenizer).is_some()
+    {
+        tracing::info!(
+            "stage {stage}: the LLM brings a chat_template of its own, which is not used: \
+             stage{stage}.template=\"checkpoint\" trains in it"
+        );
+    }
     model.config.conversation = Some(layout.name().to_owned());
     model.config.asking_role = layout.asking().cloned();
     Ok(layout)

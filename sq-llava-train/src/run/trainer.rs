@@ -26,6 +26,7 @@ use crate::run::reporting::last_page;
 use crate::run::resume::{Checkpoint, Resume, find};
 use crate::run::run_dir::{RunDirectory, RunFiles};
 use crate::run::sampling::check_named;
+use crate::run::seen::as_seen;
 use crate::run::state::{RunState, Sources, StageOutcome};
 use crate::run::stop::StopSignal;
 use crate::run::validation::{StageSplit, open_splits};
@@ -105,6 +106,7 @@ pub fn train<B: AutodiffBackend>(
     }
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
+    let recipe = as_seen(recipe, paths)?;
     check_dtype::<B>(&recipe, device)?;
     check_named(&recipe)?;
     let splits = open_splits(&recipe)?;

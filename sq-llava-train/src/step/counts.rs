@@ -90,33 +90,105 @@ mod tests {
         );
     }
 
-    /// Those over the towers of today: they train what their comments say, and a step of them fits
-    /// into 80 GB.
+    /// The model that each recipe of the examples is for, and its global batches.
+    const SHIPPED: [(&str, &str, [usize; 2]); 14] = [
+        ("pretrain-7b.toml", "sq-llava-7b", [256, 0]),
+        ("finetune-7b.toml", "sq-llava-7b", [0, 128]),
+        ("pretrain-13b.toml", "sq-llava-13b", [256, 0]),
+        ("finetune-13b.toml", "sq-llava-13b", [0, 128]),
+        ("pretrain-7b-released.toml", "sq-llava-7b", [256, 0]),
+        ("finetune-7b-released.toml", "sq-llava-7b", [0, 128]),
+        ("pretrain-13b-released.toml", "sq-llava-13b", [256, 0]),
+        ("finetune-13b-released.toml", "sq-llava-13b", [0, 128]),
+        (
+            "pretrain-siglip-qwen3-1.7b.toml",
+            "siglip-so400m-qwen3-1.7b",
+            [256, 0],
+        ),
+        (
+            "finetune-siglip-qwen3-1.7b.toml",
+            "siglip-so400m-qwen3-1.7b",
+            [0, 128],
+        ),
+        ("finetune-llava-v1.6-7b.toml", "llava-v1.6-7b", [0, 128]),
+        (
+            "finetune-onevision-qwen2-0.5b.toml",
+            "onevision-qwen2-0.5b",
+            [0, 128],
+        ),
+        // Of this project's own pictures.
+        ("photos.toml", "tiny", [0, 0]),
+        ("tiny.toml", "tiny", [0, 0]),
+    ];
+
+    fn configs() -> std::path::PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs")
+    }
+
+    /// Every recipe that is shipped is read, is for a model that it fits, and trains what its stage is
+    /// for; a step over the towers of today fits into one GPU of 80 GB.
     #[test]
-    fn recipes_over_siglip_and_qwen3() {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/configs");
-        let config = SqLlavaConfig::preset("siglip-so400m-qwen3-1.7b").unwrap();
-        for (name, stage, global) in [
-            ("pretrain-siglip-qwen3-1.7b.toml", 1, 256),
-            ("finetune-siglip-qwen3-1.7b.toml", 2, 128),
-        ] {
-            let recipe = Recipe::read(&folder.join(name), &[]).unwrap();
-            assert_eq!(recipe.stages, [stage], "{name}");
-            assert_eq!(recipe.stage(stage).samples_per_step(), global, "{name}");
-            assert_eq!(recipe.model.select_layer.list(), config.select_layers);
-            let [llm, projector, vision] = trainable_counts(&config, &recipe, stage);
-            assert!(projector > 0);
-            assert_eq!((llm > 0, vision > 0), (stage == 2, stage == 2), "{name}");
-            let trains = Trains {
-                llm: llm > 0,
-                projector: true,
-                new_tokens: stage == 2,
-                vision: vision > 0,
-            };
-            let values = llm + projector + vision;
-            let memory = StepMemory::of_stage(&config, &recipe, stage, trains, values);
-            let bytes = memory.estimate(recipe.gradient_checkpointing).total();
-            assert!(bytes < 80_000_000_000, "{name}: {bytes}");
+    fn every_shipped_recipe_fits_its_model() {
+        let mut found: Vec<String> = std::fs::read_dir(configs())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            // Settings of judges.
+            .filter(|name| name != "judge.toml")
+            .collect();
+        found.sort();
+        let mut listed = SHIPPED.map(|(name, ..)| name.to_owned()).to_vec();
+        listed.push("world.toml".into());
+        listed.sort();
+        assert_eq!(found, listed);
+        Recipe::read(&configs().join("world.toml"), &[]).unwrap();
+        for (name, preset, global) in SHIPPED {
+            let recipe = Recipe::read(&configs().join(name), &[]).unwrap();
+            if preset == "tiny" {
+                continue;
+            }
+            let mut config = SqLlavaConfig::preset(preset).unwrap();
+            assert_eq!(
+                recipe.model.select_layer.list(),
+                config.select_layers,
+                "{name}"
+            );
+            if !recipe.model.prototype {
+                config.prototype = None;
+            }
+            config.projector = recipe.model.projector().unwrap();
+            for stage in recipe.stages.iter().copied() {
+                let settings = recipe.stage(stage);
+                assert_eq!(
+                    settings.samples_per_step(),
+                    global[usize::from(stage) - 1],
+                    "{name}"
+                );
+                // The model's own pictures, and not longer than it can be.
+                let tiling = recipe
+                    .model
+                    .tiling(recipe.image_aspect_ratio(stage), &config);
+                assert_eq!(tiling, config.anyres, "{name}");
+                assert!(
+                    settings.max_length <= config.llama.context_window(),
+                    "{name}"
+                );
+                let [llm, projector, vision] = trainable_counts(&config, &recipe, stage);
+                assert!(projector > 0);
+                let towers = (stage == 2, stage == 2 && settings.lr_vision > 0.0);
+                assert_eq!((llm > 0, vision > 0), towers, "{name}");
+                let trains = Trains {
+                    llm: llm > 0,
+                    projector: true,
+                    new_tokens: stage == 2,
+                    vision: vision > 0,
+                };
+                let values = llm + projector + vision;
+                let memory = StepMemory::of_stage(&config, &recipe, stage, trains, values);
+                let estimate = memory.estimate(recipe.gradient_checkpointing);
+                // The published ones are for several.
+                let fits = estimate.total() < 80_000_000_000;
+                assert!(fits || preset.starts_with("sq-llava"), "{name}: {estimate}");
+            }
         }
     }
 }

@@ -1,5 +1,7 @@
 //! `sq-llava inspect`.
 
+mod mmproj;
+
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
@@ -9,7 +11,7 @@ use clap::Args;
 use serde_json::{Value, json};
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::ops::lora::LoraConfig;
-use sq_llava_model::weights::{LoadOptions, LoadReport, load_model};
+use sq_llava_model::weights::{LoadOptions, LoadReport, load_model, mmproj_config};
 use sq_llava_train::recipe::{BaseDtype, FeatureLayers};
 use sq_llava_train::step::groups::Trains;
 use sq_llava_train::step::memory::{MemoryEstimate, StepMemory};
@@ -25,7 +27,8 @@ pub struct Inspect {
     /// Checkpoint or run directory, or a name on the hub (org/name).
     #[arg(value_name = "DIR", required_unless_present = "preset")]
     model: Option<PathBuf>,
-    /// sq-llava-7b, sq-llava-13b, siglip-so400m-qwen3-1.7b or tiny.
+    /// sq-llava-7b, sq-llava-13b, siglip-so400m-qwen3-1.7b, llava-v1.6-7b, onevision-qwen2-0.5b or
+    /// tiny.
     #[arg(long, conflicts_with = "model")]
     preset: Option<String>,
     /// Model that a run was trained on.
@@ -34,6 +37,10 @@ pub struct Inspect {
     /// Vision tower, for checkpoints without one inside.
     #[arg(long, value_name = "DIR")]
     vision: Option<PathBuf>,
+    /// Vision tower and projector in a GGUF file of llama.cpp, for a language model alone. Such a file
+    /// can also be shown by itself.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["vision", "preset"])]
+    mmproj: Option<PathBuf>,
     /// Go on although the checkpoint holds weights or settings that this program has no place for.
     #[arg(long)]
     allow_unused: bool,
@@ -62,8 +69,15 @@ impl Work for Inspect {
         let Some(dir) = names::given_model(self.model.as_deref())? else {
             bail!("give a directory or --preset");
         };
+        if self.mmproj.is_none()
+            && let Some(pictures) = mmproj_config(&dir, self.allow_unused)?
+        {
+            mmproj::show(&pictures, self.json);
+            return Ok(());
+        }
         let options = LoadOptions {
             dtype: FloatDType::F16,
+            mmproj: self.mmproj.clone(),
             base: names::given_model(self.base.as_deref())?,
             vision: names::given_model(self.vision.as_deref())?,
             look_up: Some(names::hub().look_up()),
@@ -154,34 +168,7 @@ fn show_towers(config: &SqLlavaConfig) {
         llama.vocab_size,
         llama.context_window()
     );
-    if let Some(vision) = &config.vision {
-        println!(
-            "vision: {}, hidden {}, {} layers, {} heads, {}×{} pixels, patch {}, {} tokens per image, {} {}",
-            vision.family.model_type(),
-            vision.hidden_size,
-            vision.num_hidden_layers,
-            vision.num_attention_heads,
-            vision.image_size,
-            vision.image_size,
-            vision.patch_size,
-            config.tokens_per_image(),
-            match config.select_layers.len() {
-                1 => "layer",
-                _ => "layers joined",
-            },
-            FeatureLayers::from(&config.select_layers[..])
-        );
-        if let Some(anyres) = &config.anyres {
-            println!(
-                "images of any shape: {}, joined by {}, {} resolutions, up to {} tiles of those tokens",
-                anyres.aspect_name(),
-                anyres.merge.name(),
-                anyres.pinpoints.len(),
-                config.most_tiles()
-            );
-        }
-        println!("projector: {}", config.projector.name());
-    }
+    show_pictures(config);
     if let Some(prototype) = &config.prototype {
         println!(
             "prototypes: {} centres, {} steps",
@@ -239,6 +226,38 @@ fn show_memory(config: &SqLlavaConfig) {
         println!("training as published (stage 2, bf16, 8 × 2048 tokens at once):");
         println!("  {kept}");
         println!("  with recompute {again}");
+    }
+}
+
+/// Tower, tiles and projector.
+fn show_pictures(config: &SqLlavaConfig) {
+    if let Some(vision) = &config.vision {
+        println!(
+            "vision: {}, hidden {}, {} layers, {} heads, {}×{} pixels, patch {}, {} tokens per image, {} {}",
+            vision.family.model_type(),
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+            vision.image_size,
+            vision.image_size,
+            vision.patch_size,
+            config.tokens_per_image(),
+            match config.select_layers.len() {
+                1 => "layer",
+                _ => "layers joined",
+            },
+            FeatureLayers::from(&config.select_layers[..])
+        );
+        if let Some(anyres) = &config.anyres {
+            println!(
+                "images of any shape: {}, joined by {}, {} resolutions, up to {} tiles of those tokens",
+                anyres.aspect_name(),
+                anyres.merge.name(),
+                anyres.pinpoints.len(),
+                config.most_tiles()
+            );
+        }
+        println!("projector: {}", config.projector.name());
     }
 }
 

@@ -121,7 +121,10 @@ impl Train {
         if let Some(llm) = &self.llm {
             paths.llm = names::model(llm)?;
         }
-        let vision = names::given_model(self.vision.as_deref())?;
+        let mut vision = names::given_model(self.vision.as_deref())?;
+        if vision.is_none() && paths.vision.is_none() {
+            vision = names::tower_of(&paths.llm)?;
+        }
         let projector = names::given_model(self.projector.as_deref())?;
         for (given, known) in [
             (&vision, &mut paths.vision),

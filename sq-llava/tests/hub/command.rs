@@ -242,3 +242,58 @@ fn towers_and_bases_that_a_checkpoint_names_are_found() {
         assert_eq!(error.trim_end().lines().count(), 1, "{error}");
     }
 }
+
+#[test]
+fn a_training_finds_the_tower_that_its_llava_names() {
+    let (base, picture) = (whole(), picture());
+    let named = without_tower(base.clone(), "org/base");
+    let config: Value = serde_json::from_slice(&named["config.json"]).expect("JSON");
+    let server = Server::new(Behaviour {
+        files: named.clone(),
+        base,
+        ..Behaviour::default()
+    });
+    let (local, world) = (write(&named), tempfile::tempdir().expect("a folder"));
+    let cache = tempfile::tempdir().expect("a folder");
+    let path = |name: &str| world.path().join(name);
+    let (kind, layer) = (
+        &config["mm_projector_type"],
+        &config["mm_vision_select_layer"],
+    );
+    let recipe = format!(
+        "stages = [2]\nworkers = 1\n[model]\nprototype = false\nmm_projector_type = {kind}\n\
+         select_layer = {layer}\n[stage2]\ntemplate = 'v1'\nepochs = 1\nbatch_size = 1\n\
+         accumulation = 1\nmax_length = 1024\n[lora.llm]\nr = 2\nalpha = 4\n[lora.vision]\n\
+         r = 2\nalpha = 4\n[asking]\ndelta = 0.0\n"
+    );
+    fs::write(path("recipe.toml"), recipe).expect("written");
+    let file = golden::file_name(&picture);
+    let sample = serde_json::json!([{"id": "a", "image": file, "conversations": [
+        {"from": "human", "value": "<image>\nWhat is it?"},
+        {"from": "gpt", "value": "A thing."}]}]);
+    fs::write(path("data.json"), sample.to_string()).expect("written");
+    let train = |cache: &Path, out: &str, offline: bool| {
+        let [recipe, data, out] =
+            ["recipe.toml", "data.json", out].map(|name| path(name).display().to_string());
+        let local = local.path().to_str().expect("UTF-8");
+        let words = [
+            "train", "--device", "cpu", "--quiet", "--recipe", &recipe, "--llm", local,
+        ];
+        let images = picture.parent().and_then(Path::to_str).expect("a folder");
+        let more = ["--data", &data, "--images", images, "--out", &out];
+        run(&[&words[..], &more].concat(), cache, &server.url, offline)
+    };
+    let trained = train(cache.path(), "run", false);
+    said(&trained);
+    let paths = golden::json(&path("run/paths.json"));
+    let tower = paths["vision"].as_str().expect("a tower");
+    assert!(tower.contains("models--org--base/snapshots"), "{tower}");
+
+    let empty = tempfile::tempdir().expect("a folder");
+    let refused = train(empty.path(), "other", true);
+    let error = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && !path("other").exists());
+    for part in ["mm_vision_tower", "\"org/base\"", "--vision"] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
+}

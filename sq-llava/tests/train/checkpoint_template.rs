@@ -270,6 +270,25 @@ fn golden_a_text_asks_where_the_vocabulary_is_to_stay() {
     }
 }
 
+/// A recipe that names no template trains in the published one, and says that the checkpoint has its
+/// own.
+#[test]
+fn a_template_that_the_checkpoint_brings_and_nobody_asks_for_is_mentioned() {
+    for lesson in Lesson::all() {
+        let recipe = RECIPE.replace("template = 'checkpoint'", "");
+        assert_ne!(recipe, RECIPE);
+        std::fs::write(lesson.path("recipe.toml"), recipe).expect("written");
+        let output = lesson.train("run", &["stage2.epochs=1"]);
+        let told = said(&output);
+        assert!(output.status.success(), "{told}");
+        for part in ["conversation template sq", "stage2.template=\"checkpoint\""] {
+            assert!(told.contains(part), "{part}: {told}");
+        }
+        let config = golden::json(&lesson.path("run/config.json"));
+        assert_eq!(config["sq_conversation"], "sq");
+    }
+}
+
 /// A model that nobody trained to ask, and an LLM without a template.
 #[test]
 fn what_cannot_be_done_in_a_template_is_said() {

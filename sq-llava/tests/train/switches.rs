@@ -158,14 +158,18 @@ fn fault_10_a_recipe_that_does_not_fit_the_projector_is_refused() {
     for part in ["model.num_centers is 5", "has 4", &before] {
         assert!(error.contains(part), "{part}: {error}");
     }
-    // Of how pictures become square the recipe has the last word, and says so.
-    let output = run.world.command("other", &[&start[..], &layer].concat());
-    let output = { output }.output().expect("starts");
-    assert!(output.status.success(), "{}", said(&output));
-    assert!(said(&output).contains("\"crop\""), "{}", said(&output));
-    let json = golden::json(&run.world.path("other/config.json"));
-    assert_eq!(json["image_aspect_ratio"], "pad");
-    assert_eq!(json["mm_vision_select_layer"], -3);
+    // How pictures became square before goes on, unless the recipe has another word, which is told.
+    let pad = ["--set", "model.image_aspect_ratio=pad"];
+    for (out, more, aspect) in [("other", &[][..], "crop"), ("told", &pad[..], "pad")] {
+        let output = run.world.command(out, &[&start[..], &layer, more].concat());
+        let output = { output }.output().expect("starts");
+        assert!(output.status.success(), "{}", said(&output));
+        let told = said(&output).contains("saw them by \"crop\"");
+        assert_eq!(told, aspect == "pad", "{}", said(&output));
+        let json = golden::json(&run.world.path(out).join("config.json"));
+        assert_eq!(json["image_aspect_ratio"], aspect);
+        assert_eq!(json["mm_vision_select_layer"], -3);
+    }
 }
 
 #[test]

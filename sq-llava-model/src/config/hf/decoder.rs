@@ -134,7 +134,7 @@ fn gemma(r: &Reader, config: &mut LlamaConfig) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Layers that see a window. A window as long as the context hides nothing.
+/// Layers that see a window. A window as long as the context hides nothing, but in Gemma 3.
 fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWindow>, ModelError> {
     let family = config.family;
     // In Qwen's files `sliding_window` alone means nothing.
@@ -177,10 +177,15 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         return Ok(None);
     }
     match tokens {
-        Some(tokens) if tokens < config.context_window() => Ok(Some(SlidingWindow {
-            tokens,
-            layers: slides,
-        })),
+        // Layers with one may rotate by a base of their own, whatever it hides.
+        Some(tokens)
+            if tokens < config.context_window() || config.rope_local_base_freq.is_some() =>
+        {
+            Ok(Some(SlidingWindow {
+                tokens,
+                layers: slides,
+            }))
+        }
         Some(_) => Ok(None),
         None if given.is_some() => {
             Err(r.error("\"layer_types\" has sliding layers, but there is no \"sliding_window\""))

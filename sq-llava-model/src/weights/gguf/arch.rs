@@ -69,6 +69,16 @@ impl Architecture {
         self.0 == Family::Phi3
     }
 
+    /// Whether it computes YaRN as transformers does, with the usual ends of the ramp: Phi-3's class has
+    /// none, and in Gemma layers with a window are another matter.
+    pub fn takes_yarn(self) -> bool {
+        match self.0 {
+            Family::Llama | Family::Mistral | Family::Qwen2 | Family::Qwen3 => true,
+            Family::Smollm3 | Family::Olmo2 => true,
+            Family::Gemma2 | Family::Gemma3Text | Family::Phi3 => false,
+        }
+    }
+
     /// Whether queries and the output of attention are as wide as the residual stream.
     pub fn has_square_heads(self) -> bool {
         matches!(self.0, Family::Qwen2 | Family::Olmo2 | Family::Phi3)

@@ -5,6 +5,7 @@ use sq_llava_data::gguf::{GgufHeader, GgufTensor, GgufValue};
 use super::arch::{Architecture, windows};
 use super::keys::unknown;
 use super::names::layer;
+use super::yarn;
 use crate::config::{Family, LlamaConfig, SlidingWindow, SqLlavaConfig, judge_unknown};
 use crate::error::ModelError;
 use crate::ops::rope::RopeScaling;
@@ -308,8 +309,12 @@ impl Keys<'_> {
             (None | Some("linear"), Some(factor)) if factor > 1.0 => {
                 Ok(Some(RopeScaling::Linear { factor }))
             }
+            (Some("yarn"), Some(factor)) if factor > 1.0 && self.arch.takes_yarn() => {
+                let (name, context) = (self.arch.name(), c.max_position_embeddings);
+                yarn::read(self.header, name, factor, context).map(Some)
+            }
             (found, factor) => Err(self.fail(format!(
-                "\"{kind}\" {found:?} with factor {factor:?} is not supported; known are none, linear and the tensor rope_freqs.weight"
+                "\"{kind}\" {found:?} with factor {factor:?} is not supported; known are none, linear, yarn and the tensor rope_freqs.weight"
             ))),
         }
     }

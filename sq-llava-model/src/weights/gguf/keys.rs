@@ -26,6 +26,14 @@ const KNOWN: [&str; 17] = [
     "vocab_size",
 ];
 
+/// Keys that are read beside the scaling "yarn".
+const YARN: [&str; 4] = [
+    "rope.scaling.attn_factor",
+    "rope.scaling.yarn_attn_factor",
+    "rope.scaling.yarn_beta_fast",
+    "rope.scaling.yarn_beta_slow",
+];
+
 /// Keys that are read of some architectures.
 fn of_family(name: &str, family: Family) -> bool {
     match name {
@@ -47,12 +55,17 @@ fn of_family(name: &str, family: Family) -> bool {
 /// their values; `context` is the context's length in tokens.
 pub(super) fn unknown(header: &GgufHeader, arch: Architecture, context: usize) -> Vec<String> {
     let prefix = format!("{}.", arch.name());
+    let kind = header.metadata.get(&format!("{prefix}rope.scaling.type"));
+    let yarn = arch.takes_yarn() && kind == Some(&GgufValue::Text("yarn".into()));
     let own = header
         .metadata
         .iter()
         .filter_map(|(key, value)| Some((key, key.strip_prefix(&prefix)?, value)));
     own.filter(|(_, name, value)| {
-        !KNOWN.contains(name) && !of_family(name, arch.0) && !is_plain(name, value, context)
+        !(KNOWN.contains(name)
+            || of_family(name, arch.0)
+            || (yarn && YARN.contains(name))
+            || is_plain(name, value, context))
     })
     .map(|(key, _, value)| format!("\"{key}\": {}", shown(value)))
     .collect()
@@ -122,6 +135,7 @@ mod tests {
             assert!(put(key, plain).is_empty(), "{key}");
         }
         for (key, strange) in [
+            ("llama.rope.scaling.yarn_beta_fast", GgufValue::F32(32.0)),
             ("llama.attention.scale", GgufValue::F32(0.1)),
             ("llama.attention.sliding_window", GgufValue::Integer(512)),
             ("llama.final_logit_softcapping", GgufValue::F32(30.0)),
@@ -136,5 +150,8 @@ mod tests {
             let found = put(key, strange).join(", ");
             assert!(found.contains(key), "{found}");
         }
+        let kind = GgufValue::Text("yarn".into());
+        let found = put("llama.rope.scaling.type", kind).join(", ");
+        assert!(!found.contains("yarn_beta_fast"), "{found}");
     }
 }

@@ -2,9 +2,10 @@
 
 use std::path::Path;
 
-use sq_llava_data::gguf::{GgufHeader, GgufValue};
-use sq_llava_data::image::{ImageAspect, ImageProcessorConfig};
+use sq_llava_data::gguf::GgufHeader;
+use sq_llava_data::image::{AnyResolution, ImageAspect, ImageProcessorConfig, PatchMerge};
 
+use super::mmproj_keys::{ASPECT, MERGE, PINPOINTS};
 use super::mmproj_names::{canonical, layer};
 use super::stored;
 use crate::config::{SelectFeature, VisionConfig, VisionFamily, judge_unknown};
@@ -30,7 +31,7 @@ pub(in crate::weights) struct Mmproj {
 }
 
 /// Keys that are read, or say nothing about what is computed.
-const KNOWN: [&str; 21] = [
+const KNOWN: [&str; 23] = [
     "clip.has_text_encoder",
     "clip.has_vision_encoder",
     "clip.has_llava_projector",
@@ -44,10 +45,12 @@ const KNOWN: [&str; 21] = [
     "clip.vision.embedding_length",
     "clip.vision.feature_layer",
     "clip.vision.feed_forward_length",
-    "clip.vision.image_aspect_ratio",
+    ASPECT,
+    PINPOINTS,
     "clip.vision.image_mean",
     "clip.vision.image_size",
     "clip.vision.image_std",
+    MERGE,
     "clip.vision.mm_projector_type",
     "clip.vision.patch_size",
     "clip.vision.projection_dim",
@@ -160,11 +163,10 @@ impl Keys<'_> {
     fn unknown(&self) -> Vec<String> {
         let own = self.header.metadata.iter();
         let own = own.filter(|(key, _)| key.starts_with("clip."));
-        let strange = own.filter(|(key, value)| match key.as_str() {
+        let strange = own.filter(|(key, _)| match key.as_str() {
             key if KNOWN.contains(&key) => false,
             // How pictures of other shapes were cut by programs that nobody has.
             "clip.vision.image_crop_resolution" | "clip.vision.image_split_resolution" => false,
-            "clip.vision.mm_patch_merge_type" => **value != GgufValue::Text("flat".into()),
             _ => true,
         });
         strange.map(|(key, _)| format!("\"{key}\"")).collect()
@@ -273,7 +275,11 @@ impl Keys<'_> {
     fn pictures(&self, vision: &VisionConfig) -> Result<ImageProcessorConfig, ModelError> {
         let side = u32::try_from(vision.image_size).unwrap_or(u32::MAX);
         let mut config = ImageProcessorConfig::clip(side).with_aspect(ImageAspect::Pad);
-        if let Some(name) = self.header.text("clip.vision.image_aspect_ratio")? {
+        let aspect = self.header.text(ASPECT)?;
+        if let Some(tiling) = self.tiling(aspect)? {
+            let tiled = config.with_tiling(tiling);
+            config = tiled.map_err(|error| self.fail(error.to_string()))?;
+        } else if let Some(name) = aspect {
             config = config.with_aspect(name.parse()?);
         }
         let three = |key: &str| -> Result<[f64; 3], ModelError> {
@@ -287,5 +293,40 @@ impl Keys<'_> {
         config.image_mean = three("clip.vision.image_mean")?;
         config.image_std = three("clip.vision.image_std")?;
         Ok(config)
+    }
+
+    /// How LLaVA 1.6's pictures are laid over tiles, `None` where they are not.
+    fn tiling(&self, aspect: Option<&str>) -> Result<Option<AnyResolution>, ModelError> {
+        let listed = self.header.integers(PINPOINTS)?.unwrap_or_default();
+        let tiled = aspect.is_none_or(|name| name == "anyres");
+        if listed.is_empty() || !tiled {
+            return match (aspect, listed) {
+                (Some("anyres"), _) => Err(self.fail(format!(
+                    "\"{ASPECT}\" is \"anyres\", but there is no \"{PINPOINTS}\""
+                ))),
+                (Some(name), [_, ..]) => Err(self.fail(format!(
+                    "\"{ASPECT}\" is \"{name}\" beside \"{PINPOINTS}\"; only \"anyres\" goes with it"
+                ))),
+                _ => Ok(None),
+            };
+        }
+        let side = |&n: &i64| u32::try_from(n).ok();
+        let pairs = listed.chunks(2).map(|pair| match pair {
+            // The width stands first.
+            [width, height] => Some((side(height)?, side(width)?)),
+            _ => None,
+        });
+        let Some(pinpoints) = pairs.collect::<Option<Vec<_>>>() else {
+            return Err(self.fail(format!("\"{PINPOINTS}\" is no list of pairs of pixels")));
+        };
+        let merge = match self.header.text(MERGE)? {
+            Some(name) => name.parse()?,
+            None => PatchMerge::Flat,
+        };
+        Ok(Some(AnyResolution {
+            pinpoints,
+            max_tiles: None,
+            merge,
+        }))
     }
 }

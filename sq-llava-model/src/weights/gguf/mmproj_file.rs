@@ -1,9 +1,10 @@
 //! Vision tower and projector as the metadata and tensors of an `mmproj` file for llama.cpp.
 
 use sq_llava_data::gguf::GgufField;
-use sq_llava_data::image::{ImageAspect, ImageProcessorConfig};
+use sq_llava_data::image::{ImageAspect, ImageProcessorConfig, PatchMerge};
 
 use super::encode::GgufType;
+use super::mmproj_keys::{ASPECT, MERGE, PINPOINTS};
 use super::mmproj_names::{layer, mmproj_name};
 use super::output::{Change, Tensor};
 use super::to_file::size_field;
@@ -51,10 +52,11 @@ impl<'a> PictureFile<'a> {
                 ));
             }
         }
-        if config.anyres.is_some() {
-            return refused(
-                "it lays pictures over tiles (\"image_grid_pinpoints\"); such a file is not written yet",
-            );
+        if let Some(anyres) = config.anyres.as_ref().filter(|own| own.max_tiles.is_some()) {
+            return refused(&format!(
+                "it reduces the features of many tiles, and shows several pictures as one tile each (\"{}\")",
+                anyres.aspect_name()
+            ));
         }
         if vision.family == VisionFamily::Dinov2 {
             return refused("its tower is a DINOv2");
@@ -102,13 +104,32 @@ impl<'a> PictureFile<'a> {
         if self.vision.hidden_act == Activation::Gelu {
             notes.push("the tower's gelu is computed by tanh in llama.cpp".to_owned());
         }
-        if self.pictures.aspect != ImageAspect::Pad {
+        if let Some(anyres) = &self.config.anyres {
+            notes.push(
+                "llama.cpp shows a picture that is no larger than a tile as that tile alone"
+                    .to_owned(),
+            );
+            if anyres.merge != PatchMerge::Flat {
+                notes.push(format!(
+                    "llama.cpp joins tiles one behind the other, with their padding and without image_newline; this model was made for \"{}\", so its answers about larger pictures are others there",
+                    anyres.merge.name()
+                ));
+            }
+        } else if self.pictures.aspect != ImageAspect::Pad {
             notes.push(format!(
                 "llama.cpp pads pictures that are not square with black; this model was made for \"{}\"",
                 self.pictures.aspect.name()
             ));
         }
         notes
+    }
+
+    /// How pictures become square, or tiles.
+    fn aspect(&self) -> String {
+        match &self.config.anyres {
+            Some(anyres) => anyres.aspect_name(),
+            None => self.pictures.aspect.name().to_owned(),
+        }
     }
 
     /// Metadata.
@@ -132,7 +153,7 @@ impl<'a> PictureFile<'a> {
             ),
             ("clip.vision.image_mean", three(p.image_mean)),
             ("clip.vision.image_std", three(p.image_std)),
-            ("clip.vision.image_aspect_ratio", p.aspect.name().into()),
+            (ASPECT, self.aspect().as_str().into()),
             (
                 "clip.vision.feature_layer",
                 GgufField::I32s(vec![self.feature_layer as i32]),
@@ -148,6 +169,13 @@ impl<'a> PictureFile<'a> {
             ("clip.vision.block_count", self.feature_layer),
         ] {
             out.push((key, size_field(size)));
+        }
+        if let Some(anyres) = &self.config.anyres {
+            let pairs = anyres.pinpoints.iter().flat_map(|&(h, w)| [w, h]);
+            // Sides of at most some thousand pixels.
+            let pairs = pairs.map(|side| i32::try_from(side).unwrap_or(i32::MAX));
+            out.push((PINPOINTS, GgufField::I32s(pairs.collect())));
+            out.push((MERGE, anyres.merge.name().into()));
         }
         let owned = out.into_iter().map(|(key, field)| (key.to_owned(), field));
         owned.collect()

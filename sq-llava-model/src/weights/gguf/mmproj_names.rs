@@ -3,7 +3,8 @@
 use super::names::{in_layer, translated, turned};
 
 /// Names that are the whole of a tensor's.
-const WHOLE: [(&str, &str); 3] = [
+const WHOLE: [(&str, &str); 4] = [
+    ("v.image_newline", "image_newline"),
     ("v.class_embd", "vision_tower.embeddings.class_embedding"),
     (
         "v.patch_embd.weight",
@@ -14,6 +15,9 @@ const WHOLE: [(&str, &str); 3] = [
         "vision_tower.embeddings.patch_embedding.bias",
     ),
 ];
+
+/// What the converter of LLaVA 1.6 calls its newline.
+const OLD_NEWLINE: &str = "model.image_newline";
 
 /// Beginnings of names, before `weight` and `bias`.
 const PARTS: [(&str, &str); 3] = [
@@ -52,6 +56,10 @@ fn parts(swapped: bool) -> impl Iterator<Item = (&'static str, &'static str)> {
 
 /// The canonical name of a tensor; `None` if a tower of ours has no such.
 pub(super) fn canonical(name: &str, swapped: bool) -> Option<String> {
+    let name = match name {
+        OLD_NEWLINE => "v.image_newline",
+        name => name,
+    };
     if let Some((_, ours)) = WHOLE.iter().find(|(file, _)| *file == name) {
         return Some((*ours).to_owned());
     }
@@ -106,10 +114,13 @@ mod tests {
                 true,
             ),
             ("mm.2.bias", "mm_projector.2.bias", false),
+            ("v.image_newline", "image_newline", false),
         ] {
             assert_eq!(canonical(file, swapped).as_deref(), Some(ours));
             assert_eq!(mmproj_name(ours, swapped).as_deref(), Some(file));
         }
+        let old = canonical("model.image_newline", false);
+        assert_eq!(old.as_deref(), Some("image_newline"));
         assert_eq!(canonical("v.post_ln.weight", false), None);
         assert_eq!(canonical("a.blk.0.ln1.weight", false), None);
         assert_eq!(layer("vision_tower.encoder.layers.7.mlp.fc1.bias"), Some(7));

@@ -7,11 +7,13 @@ mod encode;
 mod keys;
 mod mmproj;
 mod mmproj_file;
+mod mmproj_keys;
 mod mmproj_names;
 mod names;
 mod output;
 mod q4_k;
 mod to_file;
+mod yarn;
 
 use std::path::Path;
 use std::sync::Arc;

@@ -6,6 +6,7 @@ use super::arch::{Architecture, windows};
 use super::encode::GgufType;
 use super::names::{Spelling, file_name};
 use super::output::{Change, Tensor};
+use super::yarn;
 use crate::config::{Family, LlamaConfig, QkNorm};
 use crate::error::ModelError;
 use crate::ops::activation::Activation;
@@ -91,6 +92,10 @@ impl<'a> LanguageFile<'a> {
                 return None;
             }
             Some(RopeScaling::LongRope { .. }) if self.arch.takes_two_factors() => return None,
+            // These architectures read no ends of the ramp.
+            Some(scaling @ RopeScaling::Yarn { .. }) if self.arch.takes_yarn() => {
+                return yarn::difference(scaling);
+            }
             Some(scaling) => scaling,
         };
         let kind = match scaling {
@@ -156,6 +161,9 @@ impl<'a> LanguageFile<'a> {
         if let Some(RopeScaling::Linear { factor }) = c.rope_scaling {
             float("rope.scaling.factor", factor);
             put("rope.scaling.type", "linear".into());
+        }
+        for (key, field) in self.config.rope_scaling.iter().flat_map(yarn::fields) {
+            put(key, field);
         }
         if let Some(RopeScaling::LongRope {
             attention_factor,
