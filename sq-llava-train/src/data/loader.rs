@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
+use sq_llava_data::Draw;
 use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::ImageTiles;
 
@@ -230,6 +231,7 @@ struct Worker {
 
 /// A sample of a step, with its pictures where they are opened already.
 struct Prepared {
+    index: usize,
     sample: TrainSample,
     cut_tokens: usize,
     pictures: Option<Vec<Option<ImageTiles>>>,
@@ -246,7 +248,7 @@ impl Worker {
 
     fn run(&self, steps: impl Iterator<Item = usize>) {
         // The order of the epoch at hand.
-        let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
+        let mut order: (Option<usize>, Vec<Draw>) = (None, Vec::new());
         for step in steps {
             let epoch = self.plan.epoch(step);
             if order.0 != Some(epoch) {
@@ -264,19 +266,18 @@ impl Worker {
 
     /// Prepares the batches of one step. All its samples are encoded before the first is handed
     /// over: each batch carries the number of learnable tokens of the whole step.
-    fn send_step(&self, step: usize, chosen: &[usize]) -> Result<(), TrainError> {
+    fn send_step(&self, step: usize, chosen: &[Draw]) -> Result<(), TrainError> {
         let at = Moment {
             epoch: self.plan.epoch(step),
             progress: step as f64 / self.plan.steps().max(1) as f64,
         };
-        let encoded = chosen.iter().map(|&index| self.encode(at, index));
-        let mut samples = encoded.collect::<Result<Vec<Prepared>, TrainError>>()?;
+        let (mut samples, mut bad) = self.encode_all(at, chosen)?;
         let placeholder = samples.first().map(|first| first.sample.placeholder());
-        let mut bad = Vec::new();
         if self.data.bad_images == BadImagePolicy::Skip {
             samples.retain_mut(|prepared| {
                 let found = bad.len();
-                let pictures = self.data.open_pictures(&mut prepared.sample, &mut bad);
+                let (index, sample) = (prepared.index, &mut prepared.sample);
+                let pictures = self.data.open_pictures(index, sample, &mut bad);
                 prepared.pictures = Some(pictures);
                 bad.len() == found
             });
@@ -327,10 +328,41 @@ impl Worker {
         Ok(())
     }
 
+    /// The samples of a step, and those whose text is damaged in its shard: unless that is an error,
+    /// there is nothing to show in their place.
+    fn encode_all(
+        &self,
+        at: Moment,
+        chosen: &[Draw],
+    ) -> Result<(Vec<Prepared>, Vec<BadImage>), TrainError> {
+        let (mut samples, mut bad) = (Vec::with_capacity(chosen.len()), Vec::new());
+        for &draw in chosen {
+            match self.encode(at, draw) {
+                Ok(prepared) => samples.push(prepared),
+                Err(TrainError::Data(error))
+                    if error.is_damage() && self.data.bad_images != BadImagePolicy::Error =>
+                {
+                    bad.push(BadImage {
+                        sample: format!("#{}", draw.index).into(),
+                        image: "".into(),
+                        reason: error.to_string(),
+                    });
+                    // A step needs a sample to stand for those that are left out.
+                    if bad.len() == chosen.len() {
+                        return Err(error.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((samples, bad))
+    }
+
     /// A sample's ids. A panic of the tokenizer is an error that names the sample.
-    fn encode(&self, at: Moment, index: usize) -> Result<Prepared, TrainError> {
-        let encoded = guarded(|| self.data.encode(at, index)).unwrap_or_else(|panic| {
-            let id = self.data.manifest.get(index).map(|sample| sample.id);
+    fn encode(&self, at: Moment, draw: Draw) -> Result<Prepared, TrainError> {
+        let index = draw.index;
+        let encoded = guarded(|| self.data.encode(at, draw)).unwrap_or_else(|panic| {
+            let id = self.data.data.get(index).map(|sample| sample.id);
             Err(TrainError::Sample {
                 sample: id.unwrap_or_else(|_| format!("#{index}")),
                 reason: panic,
@@ -338,6 +370,7 @@ impl Worker {
         });
         let (sample, cut_tokens) = encoded?;
         Ok(Prepared {
+            index,
             sample,
             cut_tokens,
             pictures: None,
@@ -347,6 +380,7 @@ impl Worker {
     /// The sample with its pictures.
     fn show(&self, prepared: Prepared, bad: &mut Vec<BadImage>) -> Result<TrainSample, TrainError> {
         let Prepared {
+            index,
             mut sample,
             pictures,
             ..
@@ -355,7 +389,7 @@ impl Worker {
             Some(pictures) => pictures,
             None => {
                 let found = bad.len();
-                let pictures = self.data.open_pictures(&mut sample, bad);
+                let pictures = self.data.open_pictures(index, &mut sample, bad);
                 if let (BadImagePolicy::Error, Some(bad)) = (self.data.bad_images, bad.get(found)) {
                     return Err(TrainError::Sample {
                         sample: bad.sample.to_string(),

@@ -11,6 +11,7 @@ mod layers;
 mod model;
 mod objective;
 mod published;
+mod sources;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
+pub use sources::{Shards, SourceRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};

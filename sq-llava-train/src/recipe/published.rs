@@ -36,6 +36,7 @@ impl Recipe {
             eps: 1e-8,
             clip_norm: 1.0,
             max_length: 2048,
+            sources: Vec::new(),
         };
         let adapter = |lora: LoraConfig| AdapterRecipe {
             r: lora.r,

@@ -40,7 +40,7 @@ pub(crate) struct ResumePoint {
 }
 
 /// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
-pub(crate) const HOW: [&str; 13] = [
+const HOW: [&str; 13] = [
     "log_every",
     "save_every",
     "keep_checkpoints",
@@ -55,6 +55,12 @@ pub(crate) const HOW: [&str; 13] = [
     "stage2.images",
     "stage2.validation",
 ];
+
+/// Whether a key does not change the numbers: one of [`HOW`], or the path of one of several sources.
+pub(crate) fn is_how(key: &str) -> bool {
+    let path = key.ends_with("].data") || key.ends_with("].images");
+    HOW.contains(&key) || (path && key.contains(".sources["))
+}
 
 impl Checkpoint {
     fn read(path: &Path) -> Result<Self, TrainError> {
@@ -218,7 +224,7 @@ fn name_of(path: &Path) -> String {
 fn same_recipe(run: &Path, then: &Recipe, now: &Recipe) -> Result<(), TrainError> {
     let differences = differing(&flat(then)?, &flat(now)?)
         .into_iter()
-        .filter(|found| !HOW.contains(&found.key.as_str()))
+        .filter(|found| !is_how(&found.key))
         .map(|found| format!("{} was {} and is {}", found.key, found.first, found.second));
     let differences = differences.collect();
     refuse(run, "the recipe differs", differences)
@@ -285,6 +291,13 @@ pub(crate) fn flat(recipe: &Recipe) -> Result<BTreeMap<String, toml::Value>, Tra
             };
             match value {
                 toml::Value::Table(inner) => walk(&key, inner, out),
+                toml::Value::Array(list) if list.first().is_some_and(toml::Value::is_table) => {
+                    for (number, value) in list.into_iter().enumerate() {
+                        if let toml::Value::Table(inner) = value {
+                            walk(&format!("{key}[{number}]"), inner, out);
+                        }
+                    }
+                }
                 value => {
                     out.insert(key, value);
                 }

@@ -6,12 +6,13 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sq_llava_data::atomic::write_atomic;
-use sq_llava_data::files;
+use sq_llava_data::{DataSet, files};
 
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
 use crate::run::manifest::{FileSum, entries, sum};
+use crate::run::validation::StageSplit;
 
 /// Name of the file in a checkpoint.
 pub(crate) const STATE: &str = "trainer_state.json";
@@ -198,18 +199,23 @@ impl Sources {
     ///
     /// # Errors
     /// If one of them cannot be read.
-    pub fn of(recipe: &Recipe, paths: &TrainPaths) -> Result<Self, TrainError> {
+    pub(crate) fn of(
+        recipe: &Recipe,
+        paths: &TrainPaths,
+        splits: &[StageSplit],
+    ) -> Result<Self, TrainError> {
         let mut data = BTreeMap::new();
-        for &stage in &recipe.stages {
-            let settings = recipe.stage(stage);
-            let files = [
-                ("data", &settings.data),
-                ("validation", &settings.validation),
-            ];
-            for (name, path) in files {
-                if let Some(path) = path {
-                    data.insert(format!("stage{stage}.{name}"), DataSum::of(path)?);
-                }
+        for split in splits {
+            let settings = recipe.stage(split.stage);
+            let key = |name: &str| format!("stage{}.{name}", split.stage);
+            let name = if settings.data.is_some() {
+                "data"
+            } else {
+                "sources"
+            };
+            DataSum::add(&mut data, &key(name), &split.training)?;
+            if let (Some(_), Some((held, _))) = (&settings.validation, &split.validation) {
+                DataSum::add(&mut data, &key("validation"), held)?;
             }
         }
         Ok(Self {
@@ -260,11 +266,25 @@ impl Sources {
 }
 
 impl DataSum {
-    fn of(path: &Path) -> Result<Self, TrainError> {
-        Ok(Self {
-            path: path.display().to_string(),
-            sum: sum(path).map_err(|e| TrainError::io(path, e))?,
-        })
+    /// Adds the files of a data set: under `key`, or where there are several under `key[0]` …
+    fn add(data: &mut BTreeMap<String, Self>, key: &str, set: &DataSet) -> Result<(), TrainError> {
+        let sums = set.sums()?;
+        let one = sums.len() == 1;
+        for (number, found) in sums.into_iter().enumerate() {
+            let sum = Self {
+                path: found.path.display().to_string(),
+                sum: FileSum {
+                    bytes: found.bytes,
+                    crc32: format!("{:08x}", found.crc32),
+                },
+            };
+            let key = match one {
+                true => key.to_owned(),
+                false => format!("{key}[{number}]"),
+            };
+            data.insert(key, sum);
+        }
+        Ok(())
     }
 }
 

@@ -5,6 +5,7 @@ mod checkpoint_template;
 mod devices;
 mod nodes;
 mod resume;
+mod sources;
 mod switches;
 mod trouble;
 mod validation;
