@@ -33,6 +33,20 @@ fn changed(name: &str, change: impl FnOnce(&mut Vec<u8>)) -> (tempfile::TempDir,
     (dir, path)
 }
 
+/// The last place of some bytes; in `datasets.parquet`, whose footer has parts of pictures too, before
+/// the footer.
+fn last(bytes: &[u8], wanted: &[u8]) -> usize {
+    const COLUMNS: usize = 12_000;
+    let end = match bytes.starts_with(b"PAR1") {
+        true => bytes.len().min(COLUMNS),
+        false => bytes.len(),
+    };
+    let found = bytes[..end]
+        .windows(wanted.len())
+        .rposition(|w| w == wanted);
+    found.expect("the bytes")
+}
+
 #[test]
 fn every_form_holds_the_samples_of_the_json() {
     let json = open("data.json", Columns::default());
@@ -205,8 +219,8 @@ fn a_changed_file_has_another_sum_unless_it_is_a_picture_that_changed() {
         let first = sum(&fixture(name));
         let swap = |from: &'static [u8]| {
             move |bytes: &mut Vec<u8>| {
-                let at = bytes.windows(from.len()).rposition(|w| w == from);
-                bytes[at.expect("the text") + 2] ^= 2;
+                let at = last(bytes, from);
+                bytes[at + 2] ^= 2;
             }
         };
         let (_dir, path) = changed(name, swap(text));
@@ -273,10 +287,7 @@ fn damage_inside_a_file_is_that_of_rows() {
         ("data.tar", "sample \"sky\""),
     ] {
         let (_dir, path) = changed(name, |bytes| {
-            let at = bytes
-                .windows(4)
-                .rposition(|w| w == b"IDAT")
-                .expect("a picture");
+            let at = last(bytes, b"IDAT");
             bytes[at + 4..at + 60].fill(0);
         });
         let data = DataSet::open(vec![Source::new(&path, "")]).unwrap();

@@ -9,10 +9,8 @@ use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::{DataSet, files};
 
 use crate::error::TrainError;
-use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
 use crate::run::manifest::{FileSum, entries, sum};
-use crate::run::validation::StageSplit;
 
 /// Name of the file in a checkpoint.
 pub(crate) const STATE: &str = "trainer_state.json";
@@ -195,34 +193,40 @@ impl RunState {
 }
 
 impl Sources {
-    /// Looks at the files of a run.
+    /// Looks at the models of a run.
     ///
     /// # Errors
-    /// If one of them cannot be read.
-    pub(crate) fn of(
-        recipe: &Recipe,
-        paths: &TrainPaths,
-        splits: &[StageSplit],
-    ) -> Result<Self, TrainError> {
-        let mut data = BTreeMap::new();
-        for split in splits {
-            let settings = recipe.stage(split.stage);
-            let key = |name: &str| format!("stage{}.{name}", split.stage);
-            let name = if settings.data.is_some() {
-                "data"
-            } else {
-                "sources"
-            };
-            DataSum::add(&mut data, &key(name), &split.training)?;
-            if let (Some(_), Some((held, _))) = (&settings.validation, &split.validation) {
-                DataSum::add(&mut data, &key("validation"), held)?;
-            }
-        }
+    /// If a file cannot be read.
+    pub fn of(paths: &TrainPaths) -> Result<Self, TrainError> {
         Ok(Self {
             llm: ModelSum::of(&paths.llm)?,
             vision: paths.vision.as_deref().map(ModelSum::of).transpose()?,
-            data,
+            data: BTreeMap::new(),
         })
+    }
+
+    /// Adds the files of a data set: under `key`, or where there are several under `key[0]` …
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn with_data(mut self, key: &str, set: &DataSet) -> Result<Self, TrainError> {
+        let sums = set.sums()?;
+        let one = sums.len() == 1;
+        for (number, found) in sums.into_iter().enumerate() {
+            let sum = DataSum {
+                path: found.path.display().to_string(),
+                sum: FileSum {
+                    bytes: found.bytes,
+                    crc32: format!("{:08x}", found.crc32),
+                },
+            };
+            let key = match one {
+                true => key.to_owned(),
+                false => format!("{key}[{number}]"),
+            };
+            self.data.insert(key, sum);
+        }
+        Ok(self)
     }
 
     /// What differs, a sentence each. `labels` tell the two apart.
@@ -262,29 +266,6 @@ impl Sources {
             }
         }
         found
-    }
-}
-
-impl DataSum {
-    /// Adds the files of a data set: under `key`, or where there are several under `key[0]` …
-    fn add(data: &mut BTreeMap<String, Self>, key: &str, set: &DataSet) -> Result<(), TrainError> {
-        let sums = set.sums()?;
-        let one = sums.len() == 1;
-        for (number, found) in sums.into_iter().enumerate() {
-            let sum = Self {
-                path: found.path.display().to_string(),
-                sum: FileSum {
-                    bytes: found.bytes,
-                    crc32: format!("{:08x}", found.crc32),
-                },
-            };
-            let key = match one {
-                true => key.to_owned(),
-                false => format!("{key}[{number}]"),
-            };
-            data.insert(key, sum);
-        }
-        Ok(())
     }
 }
 

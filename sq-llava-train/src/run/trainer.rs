@@ -90,7 +90,10 @@ pub fn train<B: AutodiffBackend>(
     recipe.validate()?;
     check_dtype::<B>(&recipe, device)?;
     let splits = open_splits(&recipe)?;
-    let sources = Sources::of(&recipe, paths, &splits)?;
+    let mut sources = Sources::of(paths)?;
+    for split in &splits {
+        sources = split.sums(&recipe, sources)?;
+    }
     let nodes = options.nodes.as_ref().map(Nodes::join).transpose()?;
     let nodes = nodes.flatten().map(Arc::new);
     let request = RunRequest {

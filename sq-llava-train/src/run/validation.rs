@@ -6,6 +6,7 @@ use sq_llava_data::{DataSet, Sampler, Source};
 
 use crate::error::TrainError;
 use crate::recipe::{BadImagePolicy, Recipe};
+use crate::run::state::Sources;
 use crate::run::strategy::ValidationPlan;
 
 /// The data of a stage.
@@ -17,6 +18,23 @@ pub(crate) struct StageSplit {
     pub training: DataSet,
     /// What it is validated on, and when.
     pub validation: Option<(DataSet, ValidationPlan)>,
+}
+
+impl StageSplit {
+    /// Adds what is known of the files.
+    pub(crate) fn sums(&self, recipe: &Recipe, sources: Sources) -> Result<Sources, TrainError> {
+        let settings = recipe.stage(self.stage);
+        let key = |name: &str| format!("stage{}.{name}", self.stage);
+        let name = match settings.data {
+            Some(_) => "data",
+            None => "sources",
+        };
+        let sources = sources.with_data(&key(name), &self.training)?;
+        match (&settings.validation, &self.validation) {
+            (Some(_), Some((held, _))) => sources.with_data(&key("validation"), held),
+            _ => Ok(sources),
+        }
+    }
 }
 
 /// Opens the data of every stage before anything long begins.

@@ -188,10 +188,13 @@ fn what_is_damaged_is_named_and_left_out() {
         [source(&world.path(name))]
     };
     let picture = |bytes: &mut Vec<u8>| {
-        let at = bytes
-            .windows(4)
-            .rposition(|w| w == b"IDAT")
-            .expect("a picture");
+        // Its footer has parts of pictures too.
+        let end = match bytes.starts_with(b"PAR1") {
+            true => 12_000,
+            false => bytes.len(),
+        };
+        let found = bytes[..end].windows(4).rposition(|w| w == b"IDAT");
+        let at = found.expect("a picture");
         bytes[at + 4..at + 60].fill(0);
     };
     let text = |bytes: &mut Vec<u8>| {
@@ -223,10 +226,7 @@ fn what_is_damaged_is_named_and_left_out() {
                 let list = world.log(&out, "skipped.jsonl");
                 assert_eq!(list.len(), lost, "{list:?}");
                 let reason = list[0]["reason"].as_str().expect("a text");
-                assert!(
-                    reason.contains(name) && reason.contains(place),
-                    "{reason}"
-                );
+                assert!(reason.contains(name) && reason.contains(place), "{reason}");
             }
         }
     }
