@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, RgbaImage};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
-use sq_llava_data::{Manifest, Template, TextTokenizer, conversation_of};
+use sq_llava_data::{DataSet, Manifest, Template, TextTokenizer, conversation_of};
 
 use crate::{Reader, Seeds};
 
@@ -193,3 +193,38 @@ pub static MANIFEST: Reader = Reader {
         }
     },
 };
+
+/// Data sets with pictures inside: Parquet.
+pub static PARQUET: Reader = Reader {
+    name: "parquet",
+    file: "data.parquet",
+    beside: |_| {},
+    seeds: || files(SHARDS, "parquet"),
+    read: |file, _| shard(file),
+};
+
+/// Data sets with pictures inside: WebDataset's tar files.
+pub static TAR: Reader = Reader {
+    name: "tar",
+    file: "data.tar",
+    beside: |_| {},
+    seeds: || files(SHARDS, "tar"),
+    read: |file, _| shard(file),
+};
+
+const SHARDS: &str = "sq-llava-data/tests/fixtures/sources";
+
+/// Reads the first samples of a shard with their pictures.
+fn shard(file: &Path) {
+    let Ok(data) = DataSet::open_one(file, "") else {
+        return;
+    };
+    let _ = data.sums();
+    for index in (0..data.len().min(12)).rev() {
+        if let Ok(sample) = data.get(index) {
+            for (place, name) in sample.images.iter().enumerate() {
+                let _ = data.picture(index, place, name);
+            }
+        }
+    }
+}

@@ -178,6 +178,8 @@ survives! {
     tokenizers_in_json: data::TOKENIZER_JSON;
     tokenizers_of_sentencepiece: data::TOKENIZER_MODEL;
     manifests: data::MANIFEST;
+    parquet_files: data::PARQUET;
+    tar_files: data::TAR;
     configurations: model::CONFIG;
     configurations_of_transformers: model::CONFIG_HF;
     configurations_of_vision_towers: model::VISION_CONFIG;

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use sq_llava_data::DataSet;
 use sq_llava_train::run::state::{RunState, Sources, StageProgress};
 use sq_llava_train::{Recipe, RunDirectory, TrainPaths};
 
@@ -65,7 +66,11 @@ pub static STATE: Reader = Reader {
     file: "trainer_state.json",
     beside: |_| {},
     seeds: || {
-        let sources = Sources::of(&plain(), &paths()).expect("sources");
+        let data = workspace().join("examples/assets/photos.json");
+        let data = DataSet::open_one(data, "").expect("the samples");
+        let sources =
+            Sources::of(&paths()).and_then(|sources| sources.with_data("stage2.data", &data));
+        let sources = sources.expect("sources");
         let folder = tempfile::tempdir().expect("a folder");
         RunState::new(2, StageProgress::default(), &[], &sources)
             .write(folder.path())

@@ -10,9 +10,10 @@ use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 
 use crate::DataError;
-use crate::manifest::{Author, LlavaSample, Manifest};
+use crate::manifest::{Author, LlavaSample};
 use crate::mix::{fnv1a, splitmix64};
 use crate::parallel::on_threads;
+use crate::source::DataSet;
 use crate::text::sample::spoken;
 
 /// How δ goes from its first to its last value over the training.
@@ -64,7 +65,7 @@ impl Default for AskingPolicy {
 /// When and from where a sample is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct DrawContext<'a> {
-    /// Pass over the data, from 0.
+    /// Pass over the data, from 0; the time in it, too, where a sample comes several times.
     pub epoch: u64,
     /// Part of the training that is done: optimizer step / all steps, from 0 to 1.
     pub progress: f64,
@@ -98,21 +99,21 @@ impl AskingPolicy {
     ///
     /// # Errors
     /// For a sample that is not LLaVA's, or if the threads cannot be started.
-    pub fn unused_sources(
-        &self,
-        manifest: &Manifest,
-        threads: usize,
-    ) -> Result<Vec<String>, DataError> {
+    pub fn unused_sources(&self, data: &DataSet, threads: usize) -> Result<Vec<String>, DataError> {
         if self.sources.is_empty() {
             return Ok(Vec::new());
         }
         let look = |index| -> Result<Option<&str>, DataError> {
-            let sample = manifest.get(index)?;
-            let found = self.source(&manifest.file_name(index), &sample);
+            let sample = match data.get(index) {
+                // The loader says what becomes of it.
+                Err(error) if error.is_damage() => return Ok(None),
+                sample => sample?,
+            };
+            let found = self.source(&data.file_name(index), &sample);
             Ok(found.map(|(name, _)| name))
         };
         let found = on_threads(threads, || {
-            let samples = (0..manifest.len()).into_par_iter();
+            let samples = (0..data.len()).into_par_iter();
             let parts = samples.try_fold(BTreeSet::new, |mut names, index| {
                 names.extend(look(index)?);
                 Ok::<_, DataError>(names)
@@ -305,7 +306,7 @@ mod tests {
         let path = dir.path().join("text.json");
         let one = |image: &str| format!(r#"{{"image": "{image}", "conversations": []}}"#);
         std::fs::write(&path, format!("[{}, {}]", one("coco/1.jpg"), one("x.jpg"))).unwrap();
-        let manifest = Manifest::open(&path).unwrap();
+        let manifest = DataSet::open_one(&path, "").unwrap();
         assert_eq!(policy.unused_sources(&manifest, 2).unwrap(), ["gqa"]);
     }
 }

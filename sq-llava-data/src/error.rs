@@ -123,4 +123,23 @@ pub enum DataError {
         /// What is wrong with it.
         reason: String,
     },
+    /// A sample in a shard (Parquet, tar), or the shard, cannot be used.
+    #[error("{}: {place}: {reason}", path.display())]
+    Shard {
+        /// The file.
+        path: PathBuf,
+        /// The row, or the key of the sample.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+        /// Whether its bytes are damaged or cut short, rather than not what is read here.
+        damaged: bool,
+    },
+}
+
+impl DataError {
+    /// Whether bytes of a shard are damaged, so that a training may go on without the sample.
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::Shard { damaged: true, .. })
+    }
 }

@@ -1,14 +1,15 @@
-//! About how long every sample of a manifest is, for batches of samples of similar length.
+//! About how long every sample of a data set is, for batches of samples of similar length.
 //!
 //! Tokenising a whole data set to sort it would take minutes. What sorting needs is known from the
-//! bytes of the messages: one pass over the manifest on all threads, no tokenizer and no image, and
+//! bytes of the messages: one pass over the samples on all threads, no tokenizer and no image, and
 //! four bytes a sample (LLaVA counts words for the same purpose).
 
 use rayon::prelude::*;
 
 use crate::DataError;
-use crate::manifest::{LlavaSample, Manifest};
+use crate::manifest::LlavaSample;
 use crate::parallel::on_threads;
+use crate::source::DataSet;
 use crate::text::conversation::IMAGE_TOKEN;
 
 /// Bytes of text that make a token, about, in the vocabularies of LLaMA.
@@ -17,29 +18,33 @@ const BYTES_PER_TOKEN: usize = 4;
 /// Marks samples with an image in the packed numbers.
 const IMAGE: u32 = 1 << 31;
 
-/// Estimated lengths of all samples of a manifest.
+/// Estimated lengths of all samples of a data set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct LengthIndex(Vec<u32>);
 
 impl LengthIndex {
     /// Estimates every length on `threads` threads; `image_tokens` tells how many tokens the images
-    /// of a sample have together.
+    /// of the sample of an index have together.
     ///
     /// # Errors
     /// For a sample that is not LLaVA's, or if the threads cannot be started.
     pub fn estimate(
-        manifest: &Manifest,
-        image_tokens: impl Fn(&LlavaSample) -> usize + Sync,
+        data: &DataSet,
+        image_tokens: impl Fn(usize, &LlavaSample) -> usize + Sync,
         max_length: Option<usize>,
         threads: usize,
     ) -> Result<Self, DataError> {
         let cap = max_length.unwrap_or(usize::MAX);
         let length = |index| {
-            let sample = manifest.get(index)?;
-            let tokens = estimate(&sample, image_tokens(&sample)).min(cap);
+            let sample = match data.get(index) {
+                // The loader says what becomes of it.
+                Err(error) if error.is_damage() => return Ok(0),
+                sample => sample?,
+            };
+            let tokens = estimate(&sample, image_tokens(index, &sample)).min(cap);
             Ok(pack(tokens, !sample.images.is_empty()))
         };
-        let samples = (0..manifest.len()).into_par_iter();
+        let samples = (0..data.len()).into_par_iter();
         on_threads(threads, || samples.map(length).collect()).map(Self)
     }
 
@@ -93,11 +98,11 @@ pub(crate) fn estimate(sample: &LlavaSample, image_tokens: usize) -> usize {
 mod tests {
     use super::*;
 
-    fn manifest(text: &str) -> (tempfile::TempDir, Manifest) {
+    fn manifest(text: &str) -> (tempfile::TempDir, DataSet) {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("data.json");
         std::fs::write(&path, text).unwrap();
-        let manifest = Manifest::open(path).unwrap();
+        let manifest = DataSet::open_one(path, "").unwrap();
         (dir, manifest)
     }
 
@@ -118,7 +123,7 @@ mod tests {
         );
         let (_dir, manifest) = manifest(&text);
         for threads in [1, 3] {
-            let images = |sample: &LlavaSample| 16 * sample.images.len();
+            let images = |_, sample: &LlavaSample| 16 * sample.images.len();
             let index = LengthIndex::estimate(&manifest, images, Some(100), threads).unwrap();
             let of = |i| (index.tokens(i), index.has_image(i));
             assert_eq!([of(0), of(1), of(2)], [(18, true), (32, true), (3, false)]);
@@ -130,7 +135,7 @@ mod tests {
     #[test]
     fn a_sample_that_cannot_be_read_is_named() {
         let (_dir, manifest) = manifest(r#"[{"conversations": []}, {"id": "x7"}]"#);
-        let error = LengthIndex::estimate(&manifest, |_| 1, None, 2).unwrap_err();
+        let error = LengthIndex::estimate(&manifest, |_, _| 1, None, 2).unwrap_err();
         assert!(error.to_string().contains("x7"), "{error}");
     }
 }

@@ -4,6 +4,7 @@
 
 pub mod asking;
 pub mod atomic;
+mod blob;
 pub mod check;
 mod error;
 pub mod files;
@@ -16,6 +17,7 @@ pub mod mix;
 mod parallel;
 pub mod sampler;
 mod shuffle;
+pub mod source;
 pub mod text;
 
 pub use asking::{AskingPolicy, DeltaSchedule, DrawContext};
@@ -23,8 +25,9 @@ pub use error::DataError;
 pub use lengths::LengthIndex;
 pub use manifest::{Author, LlavaSample, Manifest, Message};
 pub use parallel::machine_threads;
-pub use sampler::{Grouping, Sampler};
+pub use sampler::{Draw, Grouping, Sampler};
 pub use shuffle::shuffle_turns;
+pub use source::{DataSet, Source};
 pub use text::chat_template::{AskingRole, ChatOptions, ChatTemplate, CheckpointTemplate};
 pub use text::chat_template::{EncodedChat, MEDIA_MARKER, Rendered};
 pub use text::choice::TemplateChoice;

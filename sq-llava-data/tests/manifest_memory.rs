@@ -4,7 +4,7 @@
 
 use std::io::Write;
 
-use sq_llava_data::{LengthIndex, Manifest};
+use sq_llava_data::{DataSet, LengthIndex};
 
 /// Most memory that this process has had, in bytes.
 fn peak() -> u64 {
@@ -37,9 +37,9 @@ fn a_file_is_never_held_whole() {
     drop(file);
 
     let before = peak();
-    let manifest = Manifest::open(&path).expect("a manifest");
+    let manifest = DataSet::open_one(&path, "").expect("a manifest");
     assert_eq!(manifest.len(), samples);
-    let lengths = LengthIndex::estimate(&manifest, |_| 576, None, 2).expect("lengths");
+    let lengths = LengthIndex::estimate(&manifest, |_, _| 576, None, 2).expect("lengths");
     assert!((0..samples).all(|index| lengths.tokens(index) == 1087));
     assert_eq!(
         manifest.get(samples - 1).expect("the last").id,

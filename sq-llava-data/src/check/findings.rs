@@ -21,6 +21,8 @@ pub enum Severity {
 pub enum FindingKind {
     /// A sample is not LLaVA's: a key is missing or of the wrong type, or a role is unknown.
     Malformed,
+    /// Bytes of a shard are damaged or cut off: the sample, or what follows it, cannot be read.
+    DamagedShard,
     /// Questions and answers do not alternate, there is no question, the `<image>` marks do not
     /// fit the number of images, or the template has no place for a role.
     Conversation,
@@ -62,6 +64,7 @@ impl FindingKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Malformed => "malformed",
+            Self::DamagedShard => "damaged_shard",
             Self::Conversation => "conversation",
             Self::MissingImage => "missing_image",
             Self::BadImage => "bad_image",
@@ -84,9 +87,11 @@ impl FindingKind {
     /// Whether training would stop at it.
     pub(crate) fn severity(self) -> Severity {
         match self {
-            Self::Malformed | Self::Conversation | Self::MissingImage | Self::BadImage => {
-                Severity::Error
-            }
+            Self::Malformed
+            | Self::DamagedShard
+            | Self::Conversation
+            | Self::MissingImage
+            | Self::BadImage => Severity::Error,
             _ => Severity::Warning,
         }
     }
@@ -95,9 +100,9 @@ impl FindingKind {
 /// One thing that was found.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Finding {
-    /// The manifest.
+    /// The file of the sample.
     pub file: PathBuf,
-    /// Where the sample begins there, in bytes.
+    /// Where the sample begins there, in bytes; in Parquet its row.
     pub offset: u64,
     /// Id of the sample, for an image of the first that names it.
     pub sample: String,

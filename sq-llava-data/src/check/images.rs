@@ -14,13 +14,15 @@ use super::samples::{ImageUse, finding};
 use crate::foreign::guarded;
 use crate::image::ImageProcessor;
 use crate::parallel::on_threads;
-use crate::{DataError, Manifest};
+use crate::source::Picture;
+use crate::{DataError, DataSet};
 
 /// Where images are and how they are decoded.
 pub(super) struct Look<'a> {
-    pub manifest: &'a Manifest,
-    pub folder: &'a Path,
+    pub data: &'a DataSet,
     pub processor: &'a ImageProcessor,
+    /// Whether those that are files of their own are looked at.
+    pub files: bool,
 }
 
 /// What was seen of some images.
@@ -65,7 +67,7 @@ impl Look<'_> {
 
     fn look(&self, seen: &mut Seen, image: ImageUse) {
         // The paths are read again: a list of them would be larger than all else.
-        let Ok(sample) = self.manifest.get(image.sample) else {
+        let Ok(sample) = self.data.get(image.sample) else {
             return;
         };
         let Some(name) = sample.images.get(image.place) else {
@@ -75,17 +77,21 @@ impl Look<'_> {
             let whole = || Finding {
                 image: Some(name.clone()),
                 samples: Some(image.samples),
-                ..finding(self.manifest, image.sample, sample.id.clone(), detail)
+                ..finding(self.data, image.sample, sample.id.clone(), detail)
             };
             seen.findings.add(kind, (image.sample, image.place), whole);
         };
         let summary = &mut seen.summary;
-        let path = self.folder.join(name);
-        let inspected = guarded(|| self.processor.inspect(&path));
+        let picture = self.data.picture(image.sample, image.place, name);
+        if matches!(picture, Ok(Picture::File(_))) && !self.files {
+            return;
+        }
         // One file must not end the check of all others.
-        let inspected = inspected.unwrap_or_else(|reason| {
-            let name = path.display().to_string();
-            Err(DataError::Image { name, reason })
+        let inspected = picture.and_then(|picture| {
+            guarded(|| picture.inspect(self.processor)).unwrap_or_else(|reason| {
+                let name = picture.name();
+                Err(DataError::Image { name, reason })
+            })
         });
         match inspected {
             Ok(facts) => {
@@ -110,7 +116,7 @@ impl Look<'_> {
             Err(error) => {
                 summary.samples_without += image.samples as usize;
                 let detail = match error {
-                    DataError::Image { reason, .. } => reason,
+                    DataError::Image { reason, .. } | DataError::Shard { reason, .. } => reason,
                     other => other.to_string(),
                 };
                 add(FindingKind::BadImage, detail);

@@ -10,7 +10,6 @@ mod images;
 mod report;
 mod samples;
 
-use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use findings::{Finding, FindingKind, Severity};
@@ -19,13 +18,16 @@ pub use report::{
 };
 
 use crate::image::ImageProcessor;
-use crate::{Conversation, DataError, Ending, LabelOptions, Manifest, TextTokenizer};
+use crate::source::Source;
+use crate::{Conversation, DataError, DataSet, Ending, LabelOptions, TextTokenizer};
 
 /// What to look at, and how.
 #[derive(Debug)]
 pub struct CheckOptions<'a> {
-    /// Folder that image paths start from and what decodes the images; `None` leaves them alone.
-    pub images: Option<(&'a Path, &'a ImageProcessor)>,
+    /// What decodes the images; `None` leaves them alone.
+    pub images: Option<&'a ImageProcessor>,
+    /// Whether images that are files of their own, not in shards, are decoded too.
+    pub files: bool,
     /// How samples are encoded, for their true lengths; `None` estimates lengths from the bytes.
     pub labels: Option<(&'a TextTokenizer, &'a LabelOptions)>,
     /// Threads to work on.
@@ -46,10 +48,10 @@ pub enum CheckPhase {
 /// Checks a data set. `progress` is called, from any thread, with what is done and the whole.
 ///
 /// # Errors
-/// If a manifest cannot be opened, the tokenizer lacks a token of the template, or the threads
+/// If a file of the sources cannot be opened, the tokenizer lacks a token of the template, or the threads
 /// cannot be started. What is wrong with samples and images is in the report.
 pub fn check(
-    paths: &[PathBuf],
+    sources: Vec<Source>,
     options: &CheckOptions<'_>,
     progress: &(dyn Fn(CheckPhase, usize, usize) + Sync),
 ) -> Result<CheckReport, DataError> {
@@ -59,30 +61,30 @@ pub fn check(
         trial.push_user("q").push_assistant("a");
         trial.encode(tokenizer, Ending::Closed)?;
     }
-    let manifest = Manifest::open_all(paths)?;
+    let data = DataSet::open(sources)?;
     let count = |phase, total| {
         let done = AtomicUsize::new(0);
         progress(phase, 0, total);
         move || progress(phase, done.fetch_add(1, Ordering::Relaxed) + 1, total)
     };
-    let tick = count(CheckPhase::Samples, manifest.len());
-    let samples = samples::scan(&manifest, options, &tick)?;
+    let tick = count(CheckPhase::Samples, data.len());
+    let samples = samples::scan(&data, options, &tick)?;
     let mut findings = samples.findings;
-    let images = match options.images {
-        Some((folder, processor)) => {
+    let seen = options.files || data.holds_pictures();
+    let images = match options.images.filter(|_| seen) {
+        Some(processor) => {
             let tick = count(CheckPhase::Images, samples.images.len());
             let look = images::Look {
-                manifest: &manifest,
-                folder,
+                data: &data,
                 processor,
+                files: options.files,
             };
             Some(look.scan(&samples.images, options, &mut findings, &tick)?)
         }
         None => None,
     };
     Ok(CheckReport::new(
-        paths,
-        &manifest,
+        &data,
         samples.counts,
         options.labels.is_some(),
         samples.images.len(),

@@ -8,12 +8,12 @@ use serde::Serialize;
 
 use super::findings::{Finding, FindingKind, Findings, Severity};
 use super::samples::{BINS, Counts};
-use crate::Manifest;
+use crate::DataSet;
 
 /// Listed findings of a kind that the summary shows; the JSON has them all.
 const SHOWN: usize = 5;
 
-/// One manifest.
+/// One file of samples.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct ManifestSummary {
     /// The file.
@@ -113,8 +113,7 @@ pub struct CheckReport {
 
 impl CheckReport {
     pub(super) fn new(
-        paths: &[PathBuf],
-        manifest: &Manifest,
+        data: &DataSet,
         counts: Counts,
         exact: bool,
         image_files: usize,
@@ -138,15 +137,14 @@ impl CheckReport {
         let lengths = counts.lengths;
         let ends = BINS.iter().copied().map(Some).chain([None]);
         Self {
-            manifests: paths
-                .iter()
-                .zip(manifest.part_lengths())
+            manifests: data
+                .files()
                 .map(|(path, samples)| ManifestSummary {
-                    path: path.clone(),
+                    path: path.to_path_buf(),
                     samples,
                 })
                 .collect(),
-            samples: manifest.len(),
+            samples: data.len(),
             messages: counts.messages,
             with_image: counts.with_image,
             text_only: counts.readable - counts.with_image,

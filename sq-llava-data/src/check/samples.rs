@@ -1,16 +1,17 @@
 //! The first pass: every sample is read, and encoded where there is a tokenizer.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::{Component, Path};
+use std::path::{Component, Path, PathBuf};
 
 use rayon::prelude::*;
 
 use super::CheckOptions;
 use super::findings::{Finding, FindingKind, Findings};
 use crate::lengths::estimate;
-use crate::manifest::{Author, LlavaSample, Manifest};
+use crate::manifest::{Author, LlavaSample};
 use crate::mix::fnv1a;
 use crate::parallel::on_threads;
+use crate::source::DataSet;
 use crate::text::conversation::{Ending, IMAGE_TOKEN};
 use crate::text::sample::{conversation_of, marks, spoken, strip};
 use crate::text::segments::TokenRole;
@@ -119,7 +120,7 @@ struct Seen {
 }
 
 pub(super) fn scan(
-    manifest: &Manifest,
+    data: &DataSet,
     options: &CheckOptions<'_>,
     tick: &(impl Fn() + Sync),
 ) -> Result<Samples, DataError> {
@@ -130,15 +131,20 @@ pub(super) fn scan(
         images: HashMap::new(),
     };
     let mut all = on_threads(options.threads, || {
-        let samples = (0..manifest.len()).into_par_iter();
+        let samples = (0..data.len()).into_par_iter();
         let parts = samples.fold(start, |mut seen, index| {
-            seen.look(manifest, options, index);
+            seen.look(data, options, index);
             tick();
             seen
         });
         Ok(parts.reduce(start, Seen::merged))
     })?;
-    all.find_duplicates(manifest);
+    all.find_duplicates(data);
+    for (number, torn) in data.damage().iter().enumerate() {
+        let finding = || damaged(torn);
+        all.findings
+            .add(FindingKind::DamagedShard, (data.len(), number), finding);
+    }
     let mut images: Vec<ImageUse> = all.images.into_values().collect();
     images.sort_unstable_by_key(|image| (image.sample, image.place));
     Ok(Samples {
@@ -181,13 +187,13 @@ impl Seen {
         self
     }
 
-    fn look(&mut self, manifest: &Manifest, options: &CheckOptions<'_>, index: usize) {
-        let sample = match manifest.get(index) {
+    fn look(&mut self, data: &DataSet, options: &CheckOptions<'_>, index: usize) {
+        let sample = match data.get(index) {
             Ok(sample) => sample,
-            Err(error) => return self.note_malformed(manifest, index, error),
+            Err(error) => return self.unreadable(data, error, index),
         };
         self.ids.push((fnv1a(sample.id.as_bytes()), index));
-        self.note_images(&sample, index);
+        self.note_images(data, &sample, index);
         let total: usize = sample.conversations.iter().map(marks).sum();
         let counts = &mut self.counts;
         counts.readable += 1;
@@ -196,7 +202,7 @@ impl Seen {
         counts.images_named += sample.images.len();
         *counts.marks.entry(total).or_default() += 1;
         let mut add = |kind, place, detail: String| {
-            let finding = || finding(manifest, index, sample.id.clone(), detail);
+            let finding = || finding(data, index, sample.id.clone(), detail);
             self.findings.add(kind, (index, place), finding);
         };
         look_at_turns(&sample, &mut add);
@@ -235,18 +241,23 @@ impl Seen {
         self.counts.lengths.add(tokens, cut);
     }
 
-    fn note_malformed(&mut self, manifest: &Manifest, index: usize, error: DataError) {
+    /// Lists a sample that cannot be read.
+    fn unreadable(&mut self, data: &DataSet, error: DataError, index: usize) {
+        let kind = match error.is_damage() {
+            true => FindingKind::DamagedShard,
+            false => FindingKind::Malformed,
+        };
         let (name, detail) = match error {
             DataError::Manifest { sample, reason, .. } => (sample, reason),
+            DataError::Shard { place, reason, .. } => (place, reason),
             other => (format!("#{index}"), other.to_string()),
         };
         let name = name.trim_start_matches("sample ").trim_matches('"');
-        let finding = || finding(manifest, index, name.to_owned(), detail);
-        self.findings
-            .add(FindingKind::Malformed, (index, 0), finding);
+        let finding = || finding(data, index, name.to_owned(), detail);
+        self.findings.add(kind, (index, 0), finding);
     }
 
-    fn note_images(&mut self, sample: &LlavaSample, index: usize) {
+    fn note_images(&mut self, data: &DataSet, sample: &LlavaSample, index: usize) {
         for (place, path) in sample.images.iter().enumerate() {
             let found = ImageUse {
                 sample: index,
@@ -254,20 +265,20 @@ impl Seen {
                 samples: 1,
             };
             self.images
-                .entry(path_hash(path))
+                .entry(path_hash(&data.picture_key(index, place, path)))
                 .and_modify(|known| known.merge(&found))
                 .or_insert(found);
         }
     }
 
-    fn find_duplicates(&mut self, manifest: &Manifest) {
+    fn find_duplicates(&mut self, data: &DataSet) {
         self.ids.sort_unstable();
         for same in self.ids.chunk_by(|a, b| a.0 == b.0) {
             for &(_, index) in &same[1..] {
                 let first = same[0].1;
-                let name = manifest.get(index).map(|sample| sample.id);
+                let name = data.get(index).map(|sample| sample.id);
                 let detail = format!("sample #{first} has this id too");
-                let finding = || finding(manifest, index, name.unwrap_or_default(), detail);
+                let finding = || finding(data, index, name.unwrap_or_default(), detail);
                 self.findings
                     .add(FindingKind::DuplicateId, (index, 0), finding);
             }
@@ -284,18 +295,31 @@ fn reason(error: DataError) -> String {
     }
 }
 
-pub(super) fn finding(
-    manifest: &Manifest,
-    index: usize,
-    sample: String,
-    detail: String,
-) -> Finding {
+pub(super) fn finding(data: &DataSet, index: usize, sample: String, detail: String) -> Finding {
     Finding {
-        file: manifest
-            .path(index)
-            .map(Path::to_path_buf)
-            .unwrap_or_default(),
-        offset: manifest.offset(index).unwrap_or_default(),
+        file: data.path(index).map(Path::to_path_buf).unwrap_or_default(),
+        offset: data.offset(index).unwrap_or_default(),
+        sample,
+        image: None,
+        samples: None,
+        detail,
+    }
+}
+
+/// A file that is cut short.
+fn damaged(torn: &DataError) -> Finding {
+    let (file, sample, detail) = match torn {
+        DataError::Shard {
+            path,
+            place,
+            reason,
+            ..
+        } => (path.clone(), place.clone(), reason.clone()),
+        other => (PathBuf::new(), String::new(), other.to_string()),
+    };
+    Finding {
+        file,
+        offset: 0,
         sample,
         image: None,
         samples: None,

@@ -1,3 +1,4 @@
+use std::path::PathBuf;
 use std::sync::Mutex;
 
 use serde_json::{Value, json};
@@ -29,13 +30,18 @@ impl World {
         picture.save_with_format(self.path(name), format).unwrap();
     }
 
+    fn sources(&self) -> Vec<Source> {
+        vec![Source::new(self.path("data.json"), self.dir.path())]
+    }
+
     fn check(&self, options: &CheckOptions<'_>) -> CheckReport {
-        check(&[self.path("data.json")], options, &|_, _, _| {}).unwrap()
+        check(self.sources(), options, &|_, _, _| {}).unwrap()
     }
 }
 
 const PLAIN: CheckOptions<'_> = CheckOptions {
     images: None,
+    files: true,
     labels: None,
     threads: 2,
     listed: 100,
@@ -141,16 +147,12 @@ fn each_image_file_is_decoded_once() {
     let processor = ImageProcessor::new(ImageProcessorConfig::default()).unwrap();
     let seen = Mutex::new(Vec::new());
     let options = CheckOptions {
-        images: Some((world.dir.path(), &processor)),
+        images: Some(&processor),
         ..PLAIN
     };
-    let report = check(
-        &[world.path("data.json")],
-        &options,
-        &|phase, done, total| {
-            seen.lock().unwrap().push((phase, done, total));
-        },
-    )
+    let report = check(world.sources(), &options, &|phase, done, total| {
+        seen.lock().unwrap().push((phase, done, total));
+    })
     .unwrap();
     let expected = [
         ("missing_image", vec!["3"]),
@@ -218,7 +220,7 @@ fn a_tokenizer_gives_true_lengths() {
         labels: Some((&tokenizer, &asking)),
         ..PLAIN
     };
-    let error = check(&[world.path("data.json")], &options, &|_, _, _| {}).unwrap_err();
+    let error = check(world.sources(), &options, &|_, _, _| {}).unwrap_err();
     assert!(error.to_string().contains("[usr]"), "{error}");
 }
 

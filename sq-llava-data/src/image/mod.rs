@@ -160,8 +160,15 @@ impl ImageProcessor {
     /// # Errors
     /// As [`Self::open`].
     pub fn inspect(&self, path: &Path) -> Result<ImageFacts, DataError> {
-        let bytes = self.read(path)?;
-        let decoded = decode::decode(&bytes, &path.display().to_string(), self.options())?;
+        self.inspect_bytes(&self.read(path)?, &path.display().to_string())
+    }
+
+    /// [`Self::inspect`] from the bytes of a file; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn inspect_bytes(&self, bytes: &[u8], name: &str) -> Result<ImageFacts, DataError> {
+        let decoded = decode::decode(bytes, name, self.options())?;
         Ok(ImageFacts {
             format: decoded.format,
             width: decoded.image.width(),
@@ -195,6 +202,21 @@ impl ImageProcessor {
             Some((width, height)) if width > 0 && height > 0 => Ok((height, width)),
             // It says what is wrong.
             _ => self.open(path).map(|image| (image.height(), image.width())),
+        }
+    }
+
+    /// [`Self::size`] from the bytes of a file; `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`Self::decode`].
+    pub fn size_of(&self, bytes: &[u8], name: &str) -> Result<(u32, u32), DataError> {
+        match decode::size(bytes, self.options()) {
+            Some((width, height)) if width > 0 && height > 0 => Ok((height, width)),
+            // It says what is wrong.
+            _ => {
+                let image = self.decode(bytes, name)?;
+                Ok((image.height(), image.width()))
+            }
         }
     }
 

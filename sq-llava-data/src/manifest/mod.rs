@@ -2,22 +2,22 @@
 //! of a sample are its `conversations`, or `messages` as chat programs have them.
 //!
 //! Opening streams a file once and keeps where each sample begins; a sample is parsed when it is
-//! asked for. A file of any size costs 16 bytes a sample. Several files can stand for one.
+//! asked for. A file of any size costs 16 bytes a sample.
 
 mod messages;
 mod sample;
 mod scan;
 
-use std::borrow::Cow;
-use std::fs::File;
-use std::io::{ErrorKind, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::io::{ErrorKind, Read};
+use std::path::Path;
 
+use bytes::Bytes;
 use serde::Deserialize;
 
-use crate::{DataError, files};
+use crate::DataError;
+use crate::blob::Blob;
 use sample::{IdOnly, RawSample};
+pub(crate) use scan::MAX_SAMPLE_BYTES;
 use scan::{Element, Scanner};
 
 /// How a message, and the text of a prompt, writes an image.
@@ -62,22 +62,17 @@ pub struct LlavaSample {
     pub conversations: Vec<Message>,
 }
 
-/// One file with the places of its samples.
-#[derive(Debug)]
-struct Part {
-    path: PathBuf,
-    file: Mutex<File>,
-    elements: Vec<Element>,
-    /// Number of the samples in the parts before.
-    start: usize,
-}
-
-/// Instruction files with the places of their samples, numbered through.
+/// An instruction file with the places of its samples.
 #[derive(Debug)]
 pub struct Manifest {
-    parts: Arc<[Part]>,
-    /// Numbers of the samples, where these are not all that the files have.
-    chosen: Option<Vec<usize>>,
+    blob: Blob,
+    elements: Vec<Element>,
+}
+
+/// A sample from the bytes of its object; `number` is its id where it has none.
+pub(crate) fn sample_of(text: &[u8], number: &str) -> Result<LlavaSample, String> {
+    let raw: RawSample = serde_json::from_slice(text).map_err(|e| e.to_string())?;
+    raw.sample(number)
 }
 
 impl Manifest {
@@ -86,156 +81,13 @@ impl Manifest {
     /// # Errors
     /// If it cannot be read, or is cut short or otherwise no list of objects.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, DataError> {
-        Self::open_all(&[path])
-    }
-
-    /// Indexes several files as one, in the order given.
-    ///
-    /// # Errors
-    /// As [`Self::open`], for the first file that is not in order.
-    pub fn open_all<P: AsRef<Path>>(paths: &[P]) -> Result<Self, DataError> {
-        let mut parts = Vec::with_capacity(paths.len());
-        let mut start = 0;
-        for path in paths {
-            let part = Part::open(path.as_ref(), start)?;
-            start += part.elements.len();
-            parts.push(part);
-        }
-        Ok(Self {
-            parts: parts.into(),
-            chosen: None,
-        })
-    }
-
-    /// A part of the samples, by their indices. They keep their ids and offsets.
-    ///
-    /// # Errors
-    /// If there is no sample of an index.
-    pub fn select(&self, indices: &[usize]) -> Result<Self, DataError> {
-        if let Some(&index) = indices.iter().find(|&&index| index >= self.len()) {
-            return Err(self.no_sample(index));
-        }
-        let number = |&index: &usize| self.chosen.as_ref().map_or(index, |c| c[index]);
-        Ok(Self {
-            parts: self.parts.clone(),
-            chosen: Some(indices.iter().map(number).collect()),
-        })
-    }
-
-    fn no_sample(&self, index: usize) -> DataError {
-        DataError::Manifest {
-            path: self
-                .parts
-                .first()
-                .map_or_else(PathBuf::new, |part| part.path.clone()),
-            sample: format!("sample #{index}"),
-            offset: 0,
-            reason: format!("there are only {} samples", self.len()),
-        }
-    }
-
-    /// Number of samples.
-    pub fn len(&self) -> usize {
-        match (&self.chosen, self.parts.last()) {
-            (Some(chosen), _) => chosen.len(),
-            (None, Some(last)) => last.start + last.elements.len(),
-            (None, None) => 0,
-        }
-    }
-
-    /// Whether there are no samples.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// A sample's number in all files, the file that holds it, and its place there.
-    fn find(&self, index: usize) -> Option<(usize, &Part, Element)> {
-        let number = match &self.chosen {
-            None => index,
-            Some(chosen) => *chosen.get(index)?,
-        };
-        let after = self.parts.partition_point(|part| part.start <= number);
-        let part = self.parts.get(after.checked_sub(1)?)?;
-        let element = part.elements.get(number - part.start)?;
-        Some((number, part, *element))
-    }
-
-    /// Number of samples of each file that was opened, chosen or not.
-    pub fn part_lengths(&self) -> impl Iterator<Item = usize> {
-        self.parts.iter().map(|part| part.elements.len())
-    }
-
-    /// The file that holds a sample.
-    pub fn path(&self, index: usize) -> Option<&Path> {
-        Some(&self.find(index)?.1.path)
-    }
-
-    /// Name of that file without its folders; empty for an index without a sample.
-    pub fn file_name(&self, index: usize) -> Cow<'_, str> {
-        let name = self.path(index).and_then(Path::file_name);
-        name.map_or(Cow::Borrowed(""), |name| name.to_string_lossy())
-    }
-
-    /// Where a sample begins, in bytes from the start of its file.
-    pub fn offset(&self, index: usize) -> Option<u64> {
-        Some(self.find(index)?.2.offset)
-    }
-
-    /// Reads one sample. May be called from several threads.
-    ///
-    /// # Errors
-    /// If there is no sample `index`, or it is not LLaVA's; the message names its id and offset.
-    pub fn get(&self, index: usize) -> Result<LlavaSample, DataError> {
-        let Some((number, part, element)) = self.find(index) else {
-            return Err(self.no_sample(index));
-        };
-        let fault = |sample: String, reason: String| DataError::Manifest {
-            path: part.path.clone(),
-            sample,
-            offset: element.offset,
-            reason,
-        };
-        let unnamed = || format!("sample #{number}");
-        let text = part
-            .read(element)
-            .map_err(|error| fault(unnamed(), format!("cannot be read any more: {error}")))?;
-        let read = || {
-            let raw: RawSample = serde_json::from_slice(&text).map_err(|e| e.to_string())?;
-            raw.sample(number)
-        };
-        read().map_err(|reason: String| {
-            let id = serde_json::from_slice::<IdOnly>(&text).ok();
-            let name = match id.and_then(|found| found.id) {
-                Some(id) => format!("sample {:?}", id.text()),
-                None => unnamed(),
-            };
-            fault(name, reason)
-        })
-    }
-
-    /// One object of the files as it stands there, whatever it holds.
-    ///
-    /// # Errors
-    /// If there is no such object, or its file cannot be read.
-    pub fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
-        let Some((_, part, element)) = self.find(index) else {
-            return Err(self.no_sample(index));
-        };
-        part.read(element).map_err(|source| DataError::Io {
-            path: part.path.clone(),
-            source,
-        })
-    }
-}
-
-impl Part {
-    fn open(path: &Path, start: usize) -> Result<Self, DataError> {
-        let path = path.to_path_buf();
+        let path = path.as_ref().to_path_buf();
         let io = |source| DataError::Io {
             path: path.clone(),
             source,
         };
-        let mut file = files::open(&path)?;
+        let blob = Blob::keep(&path)?;
+        let mut file = blob.reader(0).map_err(io)?;
         let mut scanner = Scanner::default();
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
@@ -252,22 +104,101 @@ impl Part {
             }
         }
         let elements = scanner.finish().map_err(|f| f.at(&path))?;
-        Ok(Self {
-            path,
-            file: Mutex::new(file),
-            elements,
-            start,
+        Ok(Self { blob, elements })
+    }
+
+    /// Number of samples.
+    pub fn len(&self) -> usize {
+        self.elements.len()
+    }
+
+    /// Whether there are no samples.
+    pub fn is_empty(&self) -> bool {
+        self.elements.is_empty()
+    }
+
+    /// Where a sample begins, in bytes from the start of the file.
+    pub fn offset(&self, index: usize) -> Option<u64> {
+        Some(self.elements.get(index)?.offset)
+    }
+
+    /// Reads one sample. May be called from several threads.
+    ///
+    /// # Errors
+    /// If there is no sample `index`, or it is not LLaVA's; the message names its id and offset.
+    pub fn get(&self, index: usize) -> Result<LlavaSample, DataError> {
+        self.parse(index, index, sample_of)
+    }
+
+    /// The same with another number, by which `read` calls it where it has no id.
+    pub(crate) fn parse(
+        &self,
+        index: usize,
+        number: usize,
+        read: impl Fn(&[u8], &str) -> Result<LlavaSample, String>,
+    ) -> Result<LlavaSample, DataError> {
+        let element = self.element(index)?;
+        let fault = |sample: String, reason: String| DataError::Manifest {
+            path: self.blob.path().to_path_buf(),
+            sample,
+            offset: element.offset,
+            reason,
+        };
+        let unnamed = || format!("sample #{number}");
+        let text = self
+            .read(element)
+            .map_err(|error| fault(unnamed(), format!("cannot be read any more: {error}")))?;
+        read(&text, &number.to_string()).map_err(|reason: String| {
+            let id = serde_json::from_slice::<IdOnly>(&text).ok();
+            let name = match id.and_then(|found| found.id) {
+                Some(id) => format!("sample {:?}", id.text()),
+                None => unnamed(),
+            };
+            fault(name, reason)
         })
     }
 
-    fn read(&self, Element { offset, bytes }: Element) -> std::io::Result<Vec<u8>> {
+    /// One object of the file as it stands there, whatever it holds.
+    ///
+    /// # Errors
+    /// If there is no such object, or the file cannot be read.
+    pub fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
+        let found = self.read(self.element(index)?);
+        found.map(Vec::from).map_err(|source| DataError::Io {
+            path: self.blob.path().to_path_buf(),
+            source,
+        })
+    }
+
+    fn element(&self, index: usize) -> Result<Element, DataError> {
+        let element = self.elements.get(index);
+        element.copied().ok_or_else(|| DataError::Manifest {
+            path: self.blob.path().to_path_buf(),
+            sample: format!("sample #{index}"),
+            offset: 0,
+            reason: format!("there are only {} samples", self.len()),
+        })
+    }
+
+    fn read(&self, Element { offset, bytes }: Element) -> std::io::Result<Bytes> {
         // The scanner refuses elements above its limit, so this fits in memory.
-        let mut text = vec![0; usize::try_from(bytes).unwrap_or(usize::MAX)];
-        // A panic while the lock was held can only leave a wrong position, and it is set here.
-        let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
-        file.seek(SeekFrom::Start(offset))?;
-        file.read_exact(&mut text)?;
-        Ok(text)
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.blob.read_at(offset, bytes)
+    }
+
+    pub(crate) fn blob(&self) -> &Blob {
+        &self.blob
+    }
+
+    /// Calls `sink` with all bytes of the file.
+    pub(crate) fn for_each_part(&self, sink: &mut dyn FnMut(&[u8])) -> std::io::Result<u64> {
+        let (mut at, len) = (0, self.blob.len());
+        while at < len {
+            let bytes = (len - at).min(BUFFER_BYTES as u64);
+            sink(&self.blob.read_at(at, bytes as usize)?);
+            at += bytes;
+        }
+        Ok(len)
     }
 }
 
@@ -371,33 +302,6 @@ mod tests {
         assert_eq!(of(r#"["", "a.png"]"#).unwrap().images, ["a.png"]);
         let error = of("5").unwrap_err().to_string();
         assert!(error.contains("neither a string nor a list"), "{error}");
-    }
-
-    #[test]
-    fn several_files_are_one_manifest() {
-        let dir = tempfile::tempdir().unwrap();
-        let paths = ["a.json", "empty.json", "b.jsonl"].map(|name| dir.path().join(name));
-        std::fs::write(&paths[0], format!("[{}, {}]", SAMPLES[0], SAMPLES[1])).unwrap();
-        std::fs::write(&paths[1], "[]").unwrap();
-        std::fs::write(&paths[2], SAMPLES[2].replace('\n', " ")).unwrap();
-        let manifest = Manifest::open_all(&paths).unwrap();
-        assert_eq!(manifest.len(), 3);
-        assert_eq!(manifest.get(1).unwrap().id, "1");
-        assert_eq!(manifest.get(2).unwrap().id, "7");
-        assert_eq!(manifest.path(1), Some(&*paths[0]));
-        assert_eq!(manifest.path(2), Some(&*paths[2]));
-        assert_eq!((manifest.offset(2), manifest.offset(3)), (Some(0), None));
-        assert!(Manifest::open_all::<PathBuf>(&[]).unwrap().is_empty());
-
-        let part = manifest.select(&[2, 1]).unwrap();
-        assert_eq!((part.len(), part.path(0)), (2, Some(&*paths[2])));
-        // Its number in all files, because it has no id.
-        assert_eq!(part.get(1).unwrap().id, "1");
-        assert_eq!(part.select(&[1]).unwrap().get(0).unwrap().id, "1");
-        assert!(part.select(&[2]).is_err() && part.get(2).is_err());
-        let none = dir.path().join("none.json");
-        let error = Manifest::open_all(&[&paths[0], &none]).unwrap_err();
-        assert!(error.to_string().contains("none.json"), "{error}");
     }
 
     #[test]

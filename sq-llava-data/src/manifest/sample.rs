@@ -44,8 +44,8 @@ pub(super) struct IdOnly {
 }
 
 impl RawSample {
-    /// The sample with this number.
-    pub(super) fn sample(self, number: usize) -> Result<LlavaSample, String> {
+    /// The sample, which is called by its number where it has no id.
+    pub(super) fn sample(self, number: &str) -> Result<LlavaSample, String> {
         let mut images = self
             .image
             .or(self.images)
@@ -72,7 +72,7 @@ impl RawSample {
             }
         }
         Ok(LlavaSample {
-            id: self.id.map_or_else(|| number.to_string(), Id::text),
+            id: self.id.map_or_else(|| number.to_owned(), Id::text),
             images,
             system: said.system,
             conversations: said.messages,

@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::DataError;
 
 /// A sample is text; one above this is a damaged file, not to be read into memory.
-const MAX_SAMPLE_BYTES: u64 = 64 << 20;
+pub(crate) const MAX_SAMPLE_BYTES: u64 = 64 << 20;
 
 /// Position of a sample in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

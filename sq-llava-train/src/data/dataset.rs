@@ -1,12 +1,12 @@
-//! From a LLaVA manifest and an image folder to encoded samples.
+//! From the samples of a stage's sources to encoded ones.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::{ImagePacking, ImageProcessor, ImageTiles};
+use sq_llava_data::source;
 use sq_llava_data::{
-    AskingPolicy, DataError, DrawContext, LabelOptions, LengthIndex, LlavaSample, Manifest,
+    AskingPolicy, DataError, DataSet, Draw, DrawContext, LabelOptions, LengthIndex, LlavaSample,
     Sampler, TextTokenizer, encode_sample_with_images, machine_threads, shuffle_turns,
 };
 
@@ -28,9 +28,7 @@ pub(crate) fn is_blank(key: &str) -> bool {
 #[derive(Debug)]
 pub struct StageData {
     /// The samples.
-    pub manifest: Manifest,
-    /// Folder that image paths start from.
-    pub images: PathBuf,
+    pub data: DataSet,
     /// The tokenizer, with the template's tokens.
     pub tokenizer: Arc<TextTokenizer>,
     /// Pictures to pixels.
@@ -72,8 +70,8 @@ pub struct DataEstimate {
 /// The pictures of a stage's samples, before any is decoded.
 #[derive(Debug, Clone, Copy)]
 pub struct Shown<'a> {
-    /// Folder that image paths start from.
-    pub images: &'a Path,
+    /// The samples.
+    pub data: &'a DataSet,
     /// Pictures to pixels.
     pub processor: &'a ImageProcessor,
     /// Features of one tile.
@@ -87,12 +85,20 @@ impl Shown<'_> {
     ///
     /// # Errors
     /// If a tile's features cannot be joined.
-    pub fn packings(&self, sample: &LlavaSample) -> Result<Vec<(ImagePacking, usize)>, DataError> {
+    pub fn packings(
+        &self,
+        index: usize,
+        sample: &LlavaSample,
+    ) -> Result<Vec<(ImagePacking, usize)>, DataError> {
         let tiles = self.processor.config().tiling.is_some();
         let pictures = sample.images.len();
-        let packing = |name: &String| {
+        let size = |place: usize, name: &str| {
+            let picture = self.data.picture(index, place, name)?;
+            picture.size(self.processor)
+        };
+        let packing = |(place, name): (usize, &String)| {
             let size = match tiles {
-                true => self.processor.size(&self.images.join(name)).ok(),
+                true => size(place, name).ok(),
                 // Their shape does not matter.
                 false => None,
             };
@@ -100,41 +106,43 @@ impl Shown<'_> {
             let packing = self.processor.packing(size, pictures);
             Ok((packing, packing.tokens(self.tile_tokens)?))
         };
-        sample.images.iter().map(packing).collect()
+        sample.images.iter().enumerate().map(packing).collect()
     }
 }
 
-/// The order of a stage's samples. For grouping by length it reads the manifest once, and where
+/// The order of a stage's samples. For grouping by length it reads the samples once, and where
 /// pictures are laid over tiles the beginning of every picture.
 ///
 /// # Errors
 /// If a sample of it cannot be read.
-pub fn sampler(
-    manifest: &Manifest,
-    stage: &StageRecipe,
-    shown: Shown<'_>,
-    seed: u64,
-) -> Result<Sampler, TrainError> {
+pub fn sampler(stage: &StageRecipe, shown: Shown<'_>, seed: u64) -> Result<Sampler, TrainError> {
     use sq_llava_data::Grouping;
+    let shares = shown.data.shares();
     if stage.grouping == Grouping::Random {
-        return Ok(Sampler::random(manifest.len(), seed));
+        return Ok(Sampler::random(shares, seed));
     }
     let cap = Some(stage.max_length);
-    let image_tokens = |sample: &LlavaSample| {
-        let packings = shown.packings(sample).unwrap_or_default();
+    let image_tokens = |index, sample: &LlavaSample| {
+        let packings = shown.packings(index, sample).unwrap_or_default();
         packings.iter().map(|(_, tokens)| tokens).sum()
     };
-    let lengths = LengthIndex::estimate(manifest, image_tokens, cap, machine_threads())?;
+    let lengths = LengthIndex::estimate(shown.data, image_tokens, cap, machine_threads())?;
     let step = stage.samples_per_step();
-    Ok(Sampler::grouped(stage.grouping, lengths, step, seed))
+    Ok(Sampler::grouped(
+        stage.grouping,
+        shares,
+        lengths,
+        step,
+        seed,
+    ))
 }
 
 /// Refuses sources with a δ of their own that no sample is from.
 ///
 /// # Errors
 /// If there is one, or a sample cannot be read.
-pub fn check_sources(manifest: &Manifest, policy: &AskingPolicy) -> Result<(), TrainError> {
-    let unused = policy.unused_sources(manifest, machine_threads())?;
+pub fn check_sources(data: &DataSet, policy: &AskingPolicy) -> Result<(), TrainError> {
+    let unused = policy.unused_sources(data, machine_threads())?;
     if unused.is_empty() {
         return Ok(());
     }
@@ -146,14 +154,14 @@ pub fn check_sources(manifest: &Manifest, policy: &AskingPolicy) -> Result<(), T
 }
 
 impl StageData {
-    /// Number of samples.
+    /// Number of samples in a pass.
     pub fn len(&self) -> usize {
-        self.manifest.len()
+        self.sampler.len()
     }
 
     fn shown(&self) -> Shown<'_> {
         Shown {
-            images: &self.images,
+            data: &self.data,
             processor: &self.processor,
             tile_tokens: self.labels.tokens_per_image,
         }
@@ -163,32 +171,36 @@ impl StageData {
     ///
     /// # Errors
     /// If the sample cannot be read or does not fit the template.
-    pub fn encode(&self, at: Moment, index: usize) -> Result<(TrainSample, usize), TrainError> {
-        let mut sample = self.manifest.get(index)?;
+    pub fn encode(&self, at: Moment, draw: Draw) -> Result<(TrainSample, usize), TrainError> {
+        let index = draw.index;
+        let mut sample = self.data.get(index)?;
+        // What comes once more in a pass is asked and shuffled as if it were another one.
+        let pass = at.epoch as u64 | ((draw.time as u64) << 32);
         if let Some(seed) = self.shuffle_turns {
-            shuffle_turns(&mut sample, seed, at.epoch as u64);
+            shuffle_turns(&mut sample, seed, pass);
         }
         let asked = match &self.asking {
             Some(policy) => {
                 let context = DrawContext {
-                    epoch: at.epoch as u64,
+                    epoch: pass,
                     progress: at.progress,
-                    manifest: &self.manifest.file_name(index),
+                    manifest: &self.data.file_name(index),
                 };
                 policy.asked(context, &sample)
             }
             None => Vec::new(),
         };
-        let packings = self.shown().packings(&sample)?;
+        let packings = self.shown().packings(index, &sample)?;
         let tokens: Vec<usize> = packings.iter().map(|(_, tokens)| *tokens).collect();
         let (tokenizer, labels) = (&self.tokenizer, &self.labels);
         let encoded = encode_sample_with_images(tokenizer, &sample, &asked, &tokens, labels)?;
         let named = sample.images.iter().take(encoded.images);
         let pictures = named
             .zip(packings)
-            .map(|(name, (packing, tokens))| Picture {
+            .enumerate()
+            .map(|(place, (name, (packing, tokens)))| Picture {
                 name: name.as_str().into(),
-                key: self.key(name, &packing),
+                key: self.key(&self.data.picture_key(index, place, name), &packing),
                 packing,
                 tokens,
                 pixels: None,
@@ -212,11 +224,12 @@ impl StageData {
         Ok((train, encoded.cut.map_or(0, |cut| cut.tokens)))
     }
 
-    /// Decodes the pictures of a sample to the tower's input in eight bits; `None` where their
+    /// Decodes the pictures of the sample of an index to the tower's input in eight bits; `None` where their
     /// features are known. One that cannot be used is added to `bad`; with the policy `blank` it
     /// becomes a blank picture of as many tiles.
     pub fn open_pictures(
         &self,
+        index: usize,
         sample: &mut TrainSample,
         bad: &mut Vec<BadImage>,
     ) -> Vec<Option<ImageTiles>> {
@@ -225,13 +238,13 @@ impl StageData {
             features.is_some_and(|features| features.get(key).is_some())
         };
         let mut opened = Vec::with_capacity(sample.pictures.len());
-        for picture in &mut sample.pictures {
+        for (place, picture) in sample.pictures.iter_mut().enumerate() {
             if known(&picture.key) {
                 opened.push(None);
                 continue;
             }
-            let path = self.images.join(&*picture.name);
-            opened.push(match self.open_picture(&path, &picture.packing) {
+            let found = self.data.picture(index, place, &picture.name);
+            opened.push(match self.open_picture(found, &picture.packing) {
                 Ok(image) => Some(image),
                 Err(reason) => {
                     bad.push(BadImage {
@@ -252,19 +265,24 @@ impl StageData {
 
     /// A picture as the tower's input in eight bits, or why there is none. A decoder that panics is
     /// one more reason.
-    fn open_picture(&self, path: &Path, packing: &ImagePacking) -> Result<ImageTiles, String> {
+    fn open_picture(
+        &self,
+        picture: Result<source::Picture, DataError>,
+        packing: &ImagePacking,
+    ) -> Result<ImageTiles, String> {
+        let picture = picture.map_err(|error| error.to_string())?;
         let open = || {
-            let image = self.processor.open(path)?;
+            let image = picture.open(&self.processor)?;
             Ok(self.processor.cut(&image, pictures_of(packing)))
         };
         let opened = match guarded(open) {
             Ok(opened) => opened.map_err(|error: DataError| error.to_string()),
-            Err(panic) => Err(format!("{}: {panic}", path.display())),
+            Err(panic) => Err(format!("{}: {panic}", picture.name())),
         };
         match opened {
             Ok(tiles) if tiles.packing != *packing => Err(format!(
                 "{}: it is not of the size that its first bytes told",
-                path.display()
+                picture.name()
             )),
             opened => opened,
         }
@@ -300,7 +318,7 @@ impl StageData {
         }
     }
 
-    /// Tokens of the first epoch, from at most `limit` samples spread over the data, asked as
+    /// Tokens of the first pass, from at most `limit` samples spread over the data, asked as
     /// halfway through the training.
     ///
     /// # Errors
@@ -308,13 +326,20 @@ impl StageData {
     pub fn estimate(&self, limit: usize) -> Result<DataEstimate, TrainError> {
         let total = self.len();
         let stride = total.div_ceil(limit.max(1)).max(1);
+        // In the order of the files, which is read fastest.
+        let mut draws = self.sampler.order(0);
+        draws.sort_unstable();
         let (mut seen, mut tokens, mut learnable) = (0usize, 0usize, 0usize);
         let halfway = Moment {
             epoch: 0,
             progress: 0.5,
         };
-        for index in (0..total).step_by(stride) {
-            let (sample, _) = self.encode(halfway, index)?;
+        for draw in draws.into_iter().step_by(stride) {
+            let sample = match self.encode(halfway, draw) {
+                // The loader says what becomes of it.
+                Err(TrainError::Data(error)) if error.is_damage() => continue,
+                encoded => encoded?.0,
+            };
             seen += 1;
             tokens += sample.len();
             learnable += sample.learnable();

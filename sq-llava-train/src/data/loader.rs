@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use burn::data::dataloader::{DataLoader, DataLoaderIterator, Progress};
 use burn::tensor::backend::Backend;
+use sq_llava_data::Draw;
 use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::ImageTiles;
 
@@ -277,6 +278,7 @@ struct Lane {
 
 /// A sample of a step, with its pictures where they are opened already.
 struct Prepared {
+    index: usize,
     sample: TrainSample,
     cut_tokens: usize,
     pictures: Option<Vec<Option<ImageTiles>>>,
@@ -293,7 +295,7 @@ impl Worker {
 
     fn run(&self, steps: impl Iterator<Item = usize>) {
         // The order of the epoch at hand.
-        let mut order: (Option<usize>, Vec<usize>) = (None, Vec::new());
+        let mut order: (Option<usize>, Vec<Draw>) = (None, Vec::new());
         for step in steps {
             let epoch = self.plan.epoch(step);
             if order.0 != Some(epoch) {
@@ -311,19 +313,17 @@ impl Worker {
 
     /// Prepares the batches of one step. All its samples are encoded before the first is handed
     /// over: each batch carries the number of learnable tokens of the whole step.
-    fn send_step(&self, step: usize, chosen: &[usize]) -> Result<(), TrainError> {
+    fn send_step(&self, step: usize, chosen: &[Draw]) -> Result<(), TrainError> {
         let at = Moment {
             epoch: self.plan.epoch(step),
             progress: step as f64 / self.plan.steps().max(1) as f64,
         };
-        let encoded = chosen.iter().map(|&index| self.encode(at, index));
-        let mut samples = encoded.collect::<Result<Vec<Prepared>, TrainError>>()?;
+        let (mut samples, mut bad) = self.encode_all(at, chosen)?;
         let placeholder = samples.first().map(|first| first.sample.placeholder());
-        let mut bad = Vec::new();
         if self.data.bad_images == BadImagePolicy::Skip {
             samples.retain_mut(|prepared| {
                 let found = bad.len();
-                let pictures = self.open_pictures(&mut prepared.sample, &mut bad);
+                let pictures = self.open_pictures(prepared.index, &mut prepared.sample, &mut bad);
                 prepared.pictures = Some(pictures);
                 bad.len() == found
             });
@@ -383,6 +383,7 @@ impl Worker {
     /// A sample's pictures, which may take long to come.
     fn open_pictures(
         &self,
+        index: usize,
         sample: &mut TrainSample,
         bad: &mut Vec<BadImage>,
     ) -> Vec<Option<ImageTiles>> {
@@ -394,19 +395,50 @@ impl Worker {
             "sample {}, with the pictures {} of {}",
             sample.id,
             names.join(", "),
-            self.data.images.display()
+            self.data.data.file_name(index)
         ));
-        let opened = self.data.open_pictures(sample, bad);
+        let opened = self.data.open_pictures(index, sample, bad);
         self.activity.end();
         opened
     }
 
+    /// The samples of a step, and those whose text is damaged in its shard: unless that is an error,
+    /// there is nothing to show in their place.
+    fn encode_all(
+        &self,
+        at: Moment,
+        chosen: &[Draw],
+    ) -> Result<(Vec<Prepared>, Vec<BadImage>), TrainError> {
+        let (mut samples, mut bad) = (Vec::with_capacity(chosen.len()), Vec::new());
+        for &draw in chosen {
+            match self.encode(at, draw) {
+                Ok(prepared) => samples.push(prepared),
+                Err(TrainError::Data(error))
+                    if error.is_damage() && self.data.bad_images != BadImagePolicy::Error =>
+                {
+                    bad.push(BadImage {
+                        sample: format!("#{}", draw.index).into(),
+                        image: "".into(),
+                        reason: error.to_string(),
+                    });
+                    // A step needs a sample to stand for those that are left out.
+                    if bad.len() == chosen.len() {
+                        return Err(error.into());
+                    }
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Ok((samples, bad))
+    }
+
     /// A sample's ids. A panic of the tokenizer is an error that names the sample.
-    fn encode(&self, at: Moment, index: usize) -> Result<Prepared, TrainError> {
-        let file = self.data.manifest.file_name(index);
+    fn encode(&self, at: Moment, draw: Draw) -> Result<Prepared, TrainError> {
+        let index = draw.index;
+        let file = self.data.data.file_name(index);
         self.activity.begin(format!("sample #{index} of {file}"));
-        let encoded = guarded(|| self.data.encode(at, index)).unwrap_or_else(|panic| {
-            let id = self.data.manifest.get(index).map(|sample| sample.id);
+        let encoded = guarded(|| self.data.encode(at, draw)).unwrap_or_else(|panic| {
+            let id = self.data.data.get(index).map(|sample| sample.id);
             Err(TrainError::Sample {
                 sample: id.unwrap_or_else(|_| format!("#{index}")),
                 reason: panic,
@@ -415,6 +447,7 @@ impl Worker {
         self.activity.end();
         let (sample, cut_tokens) = encoded?;
         Ok(Prepared {
+            index,
             sample,
             cut_tokens,
             pictures: None,
@@ -424,6 +457,7 @@ impl Worker {
     /// The sample with its pictures.
     fn show(&self, prepared: Prepared, bad: &mut Vec<BadImage>) -> Result<TrainSample, TrainError> {
         let Prepared {
+            index,
             mut sample,
             pictures,
             ..
@@ -432,7 +466,7 @@ impl Worker {
             Some(pictures) => pictures,
             None => {
                 let found = bad.len();
-                let pictures = self.open_pictures(&mut sample, bad);
+                let pictures = self.open_pictures(index, &mut sample, bad);
                 if let (BadImagePolicy::Error, Some(bad)) = (self.data.bad_images, bad.get(found)) {
                     return Err(TrainError::Sample {
                         sample: bad.sample.to_string(),

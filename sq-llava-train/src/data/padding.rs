@@ -62,10 +62,14 @@ impl PaddingShare {
         let mut tokens = [Tokens::default(); 2];
         for number in 0..looked_at {
             let chosen = &order[plan.positions(number * steps / looked_at)];
-            let length = |&index: &usize| Ok(data.encode(at, index)?.0.len());
-            let lengths: Result<Vec<usize>, TrainError> =
-                chosen.iter().take(limit).map(length).collect();
-            let lengths = lengths?;
+            let mut lengths = Vec::with_capacity(chosen.len());
+            for &draw in chosen.iter().take(limit) {
+                match data.encode(at, draw) {
+                    // The loader says what becomes of it.
+                    Err(TrainError::Data(error)) if error.is_damage() => {}
+                    encoded => lengths.push(encoded?.0.len()),
+                }
+            }
             for (tokens, plan) in tokens.iter_mut().zip(&ways) {
                 tokens.add(plan, &lengths);
             }

@@ -12,6 +12,7 @@ mod model;
 mod objective;
 mod published;
 mod report;
+mod sources;
 mod stage;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, ModelRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
 pub use report::{ReportRecipe, SamplesRecipe};
+pub use sources::{Shards, SourceRecipe};
 pub use stage::StageRecipe;
 
 use std::path::{Path, PathBuf};

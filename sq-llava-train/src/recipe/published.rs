@@ -112,6 +112,7 @@ fn stage(template: Template, batch_size: usize, accumulation: usize) -> StageRec
         eps: 1e-8,
         clip_norm: 1.0,
         max_length: 2048,
+        sources: Vec::new(),
     }
 }
 

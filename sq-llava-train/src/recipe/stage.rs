@@ -5,17 +5,20 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::{Grouping, TemplateChoice};
 
+use super::sources::SourceRecipe;
+
 /// One stage.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageRecipe {
-    /// LLaVA JSON or JSONL.
+    /// LLaVA JSON or JSONL, Parquet or tar files: a file, a folder of them, or a pattern
+    /// (`train-*.parquet`, `shard-{000..012}.tar`).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub data: Option<PathBuf>,
-    /// Folder that its image paths start from.
+    /// Folder that its image paths start from, and those of sources that name none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub images: Option<PathBuf>,
-    /// LLaVA JSON or JSONL to validate on, in place of a part of `data`.
+    /// What to validate on, of the same forms, in place of a part of the data.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub validation: Option<PathBuf>,
     /// Conversation template: `plain`, `v1`, `v1_sq`, `sq`, or `checkpoint` for the `chat_template`
@@ -65,6 +68,9 @@ pub struct StageRecipe {
     pub clip_norm: f64,
     /// Longest sequence in tokens, image tokens included; longer ones are cut at a turn.
     pub max_length: usize,
+    /// Several sources in place of `data`. Last, as TOML has tables behind values.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sources: Vec<SourceRecipe>,
 }
 
 impl StageRecipe {

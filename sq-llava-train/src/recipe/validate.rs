@@ -178,6 +178,16 @@ impl Recipe {
 impl StageRecipe {
     fn validate(&self, stage: u8) -> Result<(), TrainError> {
         let key = |name: &str| format!("stage{stage}.{name}");
+        if self.data.is_some() && !self.sources.is_empty() {
+            return Err(TrainError::Recipe(format!(
+                "{} and {} are both given: put the first (it may be --data) among the sources",
+                key("data"),
+                key("sources")
+            )));
+        }
+        for (number, source) in self.sources.iter().enumerate() {
+            source.validate(&key(&format!("sources[{number}]")))?;
+        }
         if self.epochs <= 0.0 {
             return refuse(format!(
                 "{} is {}; it must be more than 0",

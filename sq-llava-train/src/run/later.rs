@@ -1,6 +1,6 @@
 //! How much the later stages of a run have to do, against the one at hand.
 
-use sq_llava_data::{IMAGE_TOKEN, Manifest};
+use sq_llava_data::{DataSet, IMAGE_TOKEN, Sampler};
 use sq_llava_model::SqLlavaConfig;
 
 use crate::data::loader::Plan;
@@ -28,7 +28,7 @@ impl StageSize {
         let (text, pictures) = means(&split.training);
         Self {
             stage: split.stage,
-            samples: split.training.len(),
+            samples: Sampler::random(split.training.shares(), 0).len(),
             text,
             pictures,
         }
@@ -67,11 +67,11 @@ pub(crate) fn later_steps(
 }
 
 /// Mean bytes of text and number of pictures.
-fn means(manifest: &Manifest) -> (f64, f64) {
-    let stride = manifest.len().div_ceil(LOOKED_AT).max(1);
+fn means(data: &DataSet) -> (f64, f64) {
+    let stride = data.len().div_ceil(LOOKED_AT).max(1);
     let (mut seen, mut text, mut pictures) = (0usize, 0usize, 0usize);
-    let samples = (0..manifest.len()).step_by(stride);
-    for sample in samples.filter_map(|index| manifest.get(index).ok()) {
+    let samples = (0..data.len()).step_by(stride);
+    for sample in samples.filter_map(|index| data.get(index).ok()) {
         seen += 1;
         pictures += sample.images.len();
         text += sample

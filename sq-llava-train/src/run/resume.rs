@@ -41,7 +41,7 @@ pub(crate) struct ResumePoint {
 }
 
 /// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
-pub(crate) const HOW: [&str; 13] = [
+const HOW: [&str; 13] = [
     "log_every",
     "save_every",
     "keep_checkpoints",
@@ -57,9 +57,11 @@ pub(crate) const HOW: [&str; 13] = [
     "stage2.validation",
 ];
 
-/// Whether a key does not change the numbers.
+/// Whether a key does not change the numbers: one of [`HOW`], of reports, or the path of one of
+/// several sources.
 pub(crate) fn is_how(key: &str) -> bool {
-    HOW.contains(&key) || Recipe::is_report(key)
+    let path = key.ends_with("].data") || key.ends_with("].images");
+    HOW.contains(&key) || Recipe::is_report(key) || (path && key.contains(".sources["))
 }
 
 impl Checkpoint {
@@ -294,6 +296,13 @@ pub(crate) fn flat(recipe: &Recipe) -> Result<BTreeMap<String, toml::Value>, Tra
             };
             match value {
                 toml::Value::Table(inner) => walk(&key, inner, out),
+                toml::Value::Array(list) if list.first().is_some_and(toml::Value::is_table) => {
+                    for (number, value) in list.into_iter().enumerate() {
+                        if let toml::Value::Table(inner) = value {
+                            walk(&format!("{key}[{number}]"), inner, out);
+                        }
+                    }
+                }
                 value => {
                     out.insert(key, value);
                 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
-use sq_llava_data::image::{ImageProcessor, PreparedImage};
+use sq_llava_data::image::{ImageProcessor, PreparedImage, RgbImage};
 use sq_llava_data::{
     Conversation, Ending, Layout, LlavaSample, Template, TextTokenizer, conversation_of,
 };
@@ -66,7 +66,7 @@ impl Samples {
         }
         let shown = match wanted.images.is_empty() {
             true => drawn(wanted, recipe.seed, stage, data, layout)?,
-            false => named(wanted, stage, data, layout)?,
+            false => named(recipe, stage, data, layout)?,
         };
         if shown.is_empty() {
             return Ok(None);
@@ -191,7 +191,7 @@ fn drawn(
     data: &StageData,
     layout: &Layout,
 ) -> Result<Vec<Shown>, TrainError> {
-    let mut order: Vec<usize> = (0..data.len()).collect();
+    let mut order: Vec<usize> = (0..data.data.len()).collect();
     // A word of its own keeps this draw apart from the others.
     let mut words = [0u8; 32];
     words[..8].copy_from_slice(&seed.to_le_bytes());
@@ -204,12 +204,24 @@ fn drawn(
         if shown.len() == wanted.count {
             break;
         }
-        let sample = data.manifest.get(index)?;
+        let sample = data.data.get(index)?;
         let [name] = &sample.images[..] else {
             continue;
         };
         let (conversation, reference) = question_of(&sample, layout)?;
-        match show(stage, shown.len(), name, data, conversation, reference) {
+        let picture = data.data.picture(index, 0, name);
+        let picture = picture.and_then(|picture| picture.open(&data.processor));
+        let one = picture.map_err(TrainError::from).and_then(|picture| {
+            show(
+                (stage, shown.len()),
+                name,
+                &picture,
+                data,
+                conversation,
+                reference,
+            )
+        });
+        match one {
             Ok(one) => shown.push(one),
             // The loader deals with it when its turn comes.
             Err(TrainError::Data(error)) => tracing::warn!("a sample to show: {error}"),
@@ -226,19 +238,30 @@ fn drawn(
 
 /// The pictures that the recipe names, to be described.
 fn named(
-    wanted: &SamplesRecipe,
+    recipe: &Recipe,
     stage: u8,
     data: &StageData,
     layout: &Layout,
 ) -> Result<Vec<Shown>, TrainError> {
-    let each = wanted.images.iter().enumerate().map(|(number, path)| {
-        let mut conversation = Conversation::new(layout.clone());
-        conversation.push_images(1);
-        conversation.push_user(QuestionOptions::DESCRIBE);
-        let name = path.display().to_string();
-        let shown = show(stage, number, &name, data, conversation, None);
-        shown.map_err(|e| TrainError::Recipe(format!("report.samples.images: {e}")))
-    });
+    let folder = recipe.stage(stage).images.clone().unwrap_or_default();
+    let each = recipe
+        .report
+        .samples
+        .images
+        .iter()
+        .enumerate()
+        .map(|(number, path)| {
+            let mut conversation = Conversation::new(layout.clone());
+            conversation.push_images(1);
+            conversation.push_user(QuestionOptions::DESCRIBE);
+            let name = path.display().to_string();
+            let picture = data.processor.open(&folder.join(path));
+            let shown = picture.map_err(TrainError::from);
+            let at = (stage, number);
+            let shown =
+                shown.and_then(|picture| show(at, &name, &picture, data, conversation, None));
+            shown.map_err(|e| TrainError::Recipe(format!("report.samples.images: {e}")))
+        });
     each.collect()
 }
 
@@ -254,17 +277,16 @@ fn question_of(
 }
 
 fn show(
-    stage: u8,
-    number: usize,
+    (stage, number): (u8, usize),
     name: &str,
+    picture: &RgbImage,
     data: &StageData,
     conversation: Conversation,
     reference: Option<String>,
 ) -> Result<Shown, TrainError> {
-    let picture = data.processor.open(&data.images.join(name))?;
     Ok(Shown {
-        prepared: data.processor.prepare(&picture, 1),
-        picture: ShownPicture::new(stage, number, name, &picture)?,
+        prepared: data.processor.prepare(picture, 1),
+        picture: ShownPicture::new(stage, number, name, picture)?,
         conversation,
         reference,
     })

@@ -6,10 +6,9 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sq_llava_data::atomic::write_atomic;
-use sq_llava_data::files;
+use sq_llava_data::{DataSet, files};
 
 use crate::error::TrainError;
-use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
 use crate::run::manifest::{FileSum, entries, sum};
 
@@ -194,29 +193,40 @@ impl RunState {
 }
 
 impl Sources {
-    /// Looks at the files of a run.
+    /// Looks at the models of a run.
     ///
     /// # Errors
-    /// If one of them cannot be read.
-    pub fn of(recipe: &Recipe, paths: &TrainPaths) -> Result<Self, TrainError> {
-        let mut data = BTreeMap::new();
-        for &stage in &recipe.stages {
-            let settings = recipe.stage(stage);
-            let files = [
-                ("data", &settings.data),
-                ("validation", &settings.validation),
-            ];
-            for (name, path) in files {
-                if let Some(path) = path {
-                    data.insert(format!("stage{stage}.{name}"), DataSum::of(path)?);
-                }
-            }
-        }
+    /// If a file cannot be read.
+    pub fn of(paths: &TrainPaths) -> Result<Self, TrainError> {
         Ok(Self {
             llm: ModelSum::of(&paths.llm)?,
             vision: paths.vision.as_deref().map(ModelSum::of).transpose()?,
-            data,
+            data: BTreeMap::new(),
         })
+    }
+
+    /// Adds the files of a data set: under `key`, or where there are several under `key[0]` …
+    ///
+    /// # Errors
+    /// If a file cannot be read.
+    pub fn with_data(mut self, key: &str, set: &DataSet) -> Result<Self, TrainError> {
+        let sums = set.sums()?;
+        let one = sums.len() == 1;
+        for (number, found) in sums.into_iter().enumerate() {
+            let sum = DataSum {
+                path: found.path.display().to_string(),
+                sum: FileSum {
+                    bytes: found.bytes,
+                    crc32: format!("{:08x}", found.crc32),
+                },
+            };
+            let key = match one {
+                true => key.to_owned(),
+                false => format!("{key}[{number}]"),
+            };
+            self.data.insert(key, sum);
+        }
+        Ok(self)
     }
 
     /// What differs, a sentence each. `labels` tell the two apart.
@@ -256,15 +266,6 @@ impl Sources {
             }
         }
         found
-    }
-}
-
-impl DataSum {
-    fn of(path: &Path) -> Result<Self, TrainError> {
-        Ok(Self {
-            path: path.display().to_string(),
-            sum: sum(path).map_err(|e| TrainError::io(path, e))?,
-        })
     }
 }
 

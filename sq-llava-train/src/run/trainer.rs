@@ -110,7 +110,10 @@ pub fn train<B: AutodiffBackend>(
     check_dtype::<B>(&recipe, device)?;
     check_named(&recipe)?;
     let splits = open_splits(&recipe)?;
-    let sources = Sources::of(&recipe, paths)?;
+    let mut sources = Sources::of(paths)?;
+    for split in &splits {
+        sources = split.sums(&recipe, sources)?;
+    }
     let request = RunRequest {
         recipe: &recipe,
         paths,

@@ -62,6 +62,7 @@ struct Pictures<B: Backend, const D: usize> {
 /// A picture without its pixels.
 #[derive(Clone)]
 struct SeenPicture {
+    name: Arc<str>,
     key: Arc<str>,
     packing: ImagePacking,
 }
@@ -69,6 +70,7 @@ struct SeenPicture {
 impl From<&Picture> for SeenPicture {
     fn from(picture: &Picture) -> Self {
         Self {
+            name: picture.name.clone(),
             key: picture.key.clone(),
             packing: picture.packing,
         }
@@ -348,12 +350,13 @@ impl<B: AutodiffBackend> TrainModel<B> {
         key(self.context.seed, batch.step, name)
     }
 
-    /// Keys of the draws of each tile of pictures.
+    /// Keys of the draws of each tile of pictures: by their names, so that a picture in a shard draws
+    /// what it would as a file.
     fn tile_keys(&self, batch: &MicroBatch, pictures: &[SeenPicture]) -> Vec<u64> {
         let keys = pictures.iter().flat_map(|picture| {
             (0..picture.packing.tiles()).map(|tile| match tile {
-                0 => self.key(batch, &picture.key),
-                _ => self.key(batch, &format!("{} tile {tile}", picture.key)),
+                0 => self.key(batch, &picture.name),
+                _ => self.key(batch, &format!("{} tile {tile}", picture.name)),
             })
         });
         keys.collect()

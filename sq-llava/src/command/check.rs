@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
+use sq_llava_data::source::{Columns, Source};
 use sq_llava_data::{
     AskingRole, LabelOptions, Layout, TemplateChoice, TextTokenizer, machine_threads,
 };
@@ -18,12 +19,16 @@ use crate::output::tell;
 /// Look a data set over before training on it.
 #[derive(Debug, Args)]
 pub struct Check {
-    /// Data (LLaVA JSON or JSONL); several files are one data set.
+    /// Data (LLaVA JSON or JSONL, Parquet, tar; folders and patterns); several are one data set.
     #[arg(value_name = "DATA", required = true)]
     data: Vec<PathBuf>,
-    /// Folder of the pictures; without it they are not looked at.
+    /// Folder of the pictures; without it only those inside Parquet and tar files are looked at.
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// What a column is called: question=Q, answer=A, image=I, id=K, conversations=C or messages=M;
+    /// may be repeated.
+    #[arg(long = "column", value_name = "WHAT=NAME", value_parser = column)]
+    columns: Vec<(String, String)>,
     /// Folder of the tokenizer, for the true lengths of samples.
     #[arg(long, value_name = "DIR")]
     tokenizer: Option<PathBuf>,
@@ -72,14 +77,19 @@ impl Check {
                 bail!("{option} is {value}; at most {most} can be used");
             }
         }
-        if let Some(folder) = self.images.as_ref().filter(|folder| !folder.is_dir()) {
+        if let Some(folder) = self
+            .images
+            .as_ref()
+            .filter(|folder| !folder.is_dir() && !folder.to_string_lossy().contains("://"))
+        {
             bail!("{}: there is no such folder", folder.display());
         }
         let folder = names::given_tokenizer(self.tokenizer.as_deref())?;
         let tokenizer = folder.map(|dir| self.labels(&dir)).transpose()?;
         let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
         let options = CheckOptions {
-            images: self.images.as_deref().map(|folder| (folder, &processor)),
+            images: Some(&processor),
+            files: self.images.is_some(),
             labels: tokenizer
                 .as_ref()
                 .map(|(tokenizer, labels)| (tokenizer, labels)),
@@ -87,7 +97,8 @@ impl Check {
             listed: self.list,
         };
         let bars = Bars::new(self.quiet)?;
-        let report = check(&self.data, &options, &|phase, done, total| {
+        let sources = vec![self.source()?];
+        let report = check(sources, &options, &|phase, done, total| {
             bars.show(phase, done, total);
         })?;
         bars.finish();
@@ -110,6 +121,32 @@ impl Check {
         Ok(())
     }
 
+    /// The data as one source.
+    fn source(&self) -> Result<Source> {
+        let mut columns = Columns::default();
+        for (what, name) in &self.columns {
+            let slot = match what.as_str() {
+                "id" => &mut columns.id,
+                "image" => &mut columns.image,
+                "conversations" => &mut columns.conversations,
+                "messages" => &mut columns.messages,
+                "question" => &mut columns.question,
+                "answer" => &mut columns.answer,
+                other => bail!(
+                    "--column {other}: known are id, image, conversations, messages, question, answer"
+                ),
+            };
+            *slot = Some(name.clone());
+        }
+        columns.validate().map_err(anyhow::Error::msg)?;
+        Ok(Source {
+            data: self.data.clone(),
+            images: self.images.clone().unwrap_or_default(),
+            columns,
+            repeat: 1.0,
+        })
+    }
+
     /// Tokenizer and labels as a training has them.
     fn labels(&self, dir: &Path) -> Result<(TextTokenizer, LabelOptions)> {
         let mut tokenizer = TextTokenizer::from_dir(dir)?;
@@ -128,6 +165,13 @@ impl Check {
             ..LabelOptions::new(layout)
         };
         Ok((tokenizer, labels))
+    }
+}
+
+fn column(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((what, name)) if !name.is_empty() => Ok((what.into(), name.into())),
+        _ => Err("not of the form WHAT=NAME".into()),
     }
 }
 

@@ -57,7 +57,7 @@ pub struct Train {
     /// The vision tower, unless it is inside the LLaVA.
     #[arg(long, value_name = "DIR")]
     vision: Option<PathBuf>,
-    /// Data (LLaVA JSON or JSONL) of the only stage that runs.
+    /// Data (LLaVA JSON or JSONL, Parquet, tar) of the only stage that runs.
     #[arg(long, value_name = "JSON")]
     data: Option<PathBuf>,
     /// Folder of the pictures.

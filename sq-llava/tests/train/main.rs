@@ -10,6 +10,7 @@ mod packing;
 mod ranks;
 mod reports;
 mod resume;
+mod sources;
 mod switches;
 mod trouble;
 mod validation;

@@ -4,8 +4,7 @@ use burn_flex::Flex;
 use serde_json::{Value, json};
 use sq_llava_data::image::ImageProcessor;
 use sq_llava_data::{
-    AskingPolicy, DeltaSchedule, LabelOptions, Manifest, Sampler, Template, TextTokenizer,
-    TokenRole,
+    AskingPolicy, DataSet, DeltaSchedule, LabelOptions, Sampler, Template, TextTokenizer, TokenRole,
 };
 
 use super::*;
@@ -64,11 +63,11 @@ impl World {
     fn data(&self) -> StageData {
         let words = golden::folders("i_").remove(0);
         let processor = ImageProcessor::from_dir(&words, Some("pad"));
-        let manifest = Manifest::open(self.folder.path().join("data.json")).expect("a manifest");
+        let folder = self.folder.path();
+        let data = DataSet::open_one(folder.join("data.json"), folder).expect("the samples");
         StageData {
-            sampler: Sampler::random(manifest.len(), 3),
-            manifest,
-            images: self.folder.path().to_path_buf(),
+            sampler: Sampler::random(data.shares(), 3),
+            data,
             tokenizer: Arc::new(TextTokenizer::from_dir(words).expect("a tokenizer")),
             processor: Arc::new(processor.expect("a processor")),
             labels: LabelOptions {

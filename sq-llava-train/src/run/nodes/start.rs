@@ -13,7 +13,7 @@ use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
-use crate::run::resume::{Difference, HOW, Resume, differing, flat, whole_checkpoints};
+use crate::run::resume::{Difference, Resume, differing, flat, is_how, whole_checkpoints};
 use crate::run::state::Sources;
 
 /// When it is compared, for messages.
@@ -94,7 +94,7 @@ pub(crate) fn agree(
     let mine = Start {
         version: env!("CARGO_PKG_VERSION").into(),
         recipe: values
-            .filter(|(key, _)| key != "devices" && (key == "save_every" || !HOW.contains(&&**key)))
+            .filter(|(key, _)| key != "devices" && (key == "save_every" || !is_how(key)))
             .map(|(key, value)| (key, value.to_string()))
             .collect(),
         sources: sources.clone(),
@@ -185,8 +185,8 @@ pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
 ) -> Result<(), TrainError> {
     let epoch = start.plan.epoch(start.steps_done);
     let mut order = crc32fast::Hasher::new();
-    for index in start.data.sampler.order(epoch) {
-        order.update(&(index as u64).to_le_bytes());
+    for draw in start.data.sampler.order(epoch) {
+        order.update(&(draw.index as u64).to_le_bytes());
     }
     let mut names = crc32fast::Hasher::new();
     names.update(gradients::names(trainable).as_bytes());

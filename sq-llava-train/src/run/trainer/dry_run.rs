@@ -1,13 +1,14 @@
 //! Everything up to the first step, and how long the run would take.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
-use sq_llava_data::check::{CheckOptions, Severity, check};
+use sq_llava_data::Source;
+use sq_llava_data::check::{CheckOptions, CheckReport, Severity, check};
 use sq_llava_data::machine_threads;
 use sq_llava_model::SqLlava;
 
@@ -22,6 +23,7 @@ use crate::run::devices::devices_of;
 use crate::run::precision::check_dtype;
 use crate::run::run_dir::RunDirectory;
 use crate::run::sampling::check_named;
+use crate::run::seen::as_seen;
 use crate::run::stage::StageModel;
 use crate::run::state::Sources;
 use crate::run::validation::{StageSplit, open_splits};
@@ -64,12 +66,13 @@ pub fn dry_run<B: AutodiffBackend>(
 ) -> Result<Vec<DryStage>, TrainError> {
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
+    let recipe = as_seen(recipe, paths)?;
     check_dtype::<B>(&recipe, device)?;
     RunDirectory::check_unused(&paths.out)?;
     check_named(&recipe)?;
     let splits = open_splits(&recipe)?;
     check_data(&recipe)?;
-    let sources = Sources::of(&recipe, paths)?;
+    let sources = Sources::of(paths)?;
     let options = TrainOptions::default();
     let scratch = tempfile::tempdir().map_err(|e| TrainError::io(std::env::temp_dir(), e))?;
     let run = RunDirectory::create(&scratch.path().join("run"), &recipe, paths)?;
@@ -102,40 +105,39 @@ pub fn dry_run<B: AutodiffBackend>(
 fn check_data(recipe: &Recipe) -> Result<(), TrainError> {
     for &stage in &recipe.stages {
         let settings = recipe.stage(stage);
-        let files = [
-            ("data", &settings.data),
-            ("validation", &settings.validation),
-        ];
-        for (name, path) in files {
-            let Some(path) = path else { continue };
-            let report = check_samples(path)?;
+        let held = settings.validation.iter();
+        let held = held.map(|path| Source::new(path, PathBuf::new())).collect();
+        for (name, sources) in [("data", settings.sources()), ("validation", held)] {
+            if sources.is_empty() {
+                continue;
+            }
+            let report = check_samples(sources)?;
             if report.errors > 0 {
                 return Err(TrainError::Recipe(format!(
-                    "stage{stage}.{name}: {} has {} errors: {}; sq-llava check names them",
-                    path.display(),
+                    "the samples of stage{stage}.{name} have {} errors: {}; sq-llava check names them",
                     report.errors,
                     report.kinds(Severity::Error)
                 )));
             }
             tracing::info!(
-                "stage {stage}: {} samples of {} are well formed; sq-llava check looks at their pictures too",
+                "stage {stage}: {} samples of {name} are well formed; sq-llava check looks at their pictures too",
                 report.samples,
-                path.display()
             );
         }
     }
     Ok(())
 }
 
-fn check_samples(path: &Path) -> Result<sq_llava_data::check::CheckReport, TrainError> {
+/// All but their pictures.
+fn check_samples(sources: Vec<Source>) -> Result<CheckReport, TrainError> {
     let options = CheckOptions {
         images: None,
+        files: false,
         labels: None,
         threads: machine_threads().max(1),
         listed: 1,
     };
-    let files: [PathBuf; 1] = [path.to_path_buf()];
-    Ok(check(&files, &options, &|_, _, _| {})?)
+    Ok(check(sources, &options, &|_, _, _| {})?)
 }
 
 impl Trainer<'_> {

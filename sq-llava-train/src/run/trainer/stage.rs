@@ -8,7 +8,7 @@ use std::time::Instant;
 use burn::lr_scheduler::LrScheduler;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
-use sq_llava_data::{LabelOptions, Manifest};
+use sq_llava_data::{DataSet, LabelOptions};
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::is_native;
 
@@ -105,12 +105,12 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let (number, recipe) = (split.stage, trainer.request.recipe);
         let settings = recipe.stage(number);
         let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
-        let open = |manifest| {
-            let data = trainer.stage_data(prepared, number, manifest, &features);
+        let open = |data| {
+            let data = trainer.stage_data(prepared, number, data, &features);
             data.map(Arc::new)
         };
         let validation = match split.validation {
-            Some((manifest, plan)) => Some((open(manifest)?, plan)),
+            Some((data, plan)) => Some((open(data)?, plan)),
             None => None,
         };
         let data = open(split.training)?;
@@ -421,12 +421,12 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
 }
 
 impl Trainer<'_> {
-    /// Samples of a manifest as a stage sees them.
+    /// Samples as a stage sees them.
     fn stage_data<B: AutodiffBackend>(
         &self,
         prepared: &StageModel<B>,
         stage: u8,
-        manifest: Manifest,
+        data: DataSet,
         features: &Arc<FeatureCache>,
     ) -> Result<StageData, TrainError> {
         let recipe = self.request.recipe;
@@ -441,20 +441,18 @@ impl Trainer<'_> {
         }
         let asking = asking.filter(|_| prepared.layout.asks());
         if let Some(policy) = &asking {
-            check_sources(&manifest, policy)?;
+            check_sources(&data, policy)?;
         }
-        let images = settings.images.clone().unwrap_or_default();
         let shown = Shown {
-            images: &images,
+            data: &data,
             processor: &self.processor,
             tile_tokens: per_image,
         };
         Ok(StageData {
             shuffle_turns: settings.shuffle_turns.then_some(recipe.seed),
-            sampler: sampler(&manifest, settings, shown, recipe.seed)?,
+            sampler: sampler(settings, shown, recipe.seed)?,
             bad_images: recipe.bad_images,
-            manifest,
-            images,
+            data,
             tokenizer: Arc::new(self.tokenizer.clone()),
             processor: self.processor.clone(),
             labels: LabelOptions {

@@ -190,7 +190,7 @@ fn fault_29_steps_with_something_left_go_on() {
     order
         .iter()
         .step_by(2)
-        .for_each(|&picture| world.spoil(picture));
+        .for_each(|draw| world.spoil(draw.index));
     for policy in [BadImagePolicy::Skip, BadImagePolicy::Blank] {
         assert_eq!(
             with_most_bad(&world.with(policy), 0.1, 0),

@@ -1,0 +1,27 @@
+//! A file as the `parquet` crate reads it.
+
+use bytes::Bytes;
+use parquet::errors::Result;
+use parquet::file::reader::{ChunkReader, Length};
+
+use crate::blob::{Blob, BlobReader};
+
+pub(super) struct Chunks(pub Blob);
+
+impl Length for Chunks {
+    fn len(&self) -> u64 {
+        self.0.len()
+    }
+}
+
+impl ChunkReader for Chunks {
+    type T = BlobReader;
+
+    fn get_read(&self, start: u64) -> Result<Self::T> {
+        Ok(self.0.reader(start)?)
+    }
+
+    fn get_bytes(&self, start: u64, length: usize) -> Result<Bytes> {
+        Ok(self.0.read_at(start, length)?)
+    }
+}
