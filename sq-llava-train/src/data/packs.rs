@@ -6,17 +6,27 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-/// Packs samples of these lengths into rows of at most `most` tokens, longest first, each into the
-/// fullest row that has room for it (best fit). A sample that is longer than `most` has a row of
-/// its own. Returns the places of each row's samples.
+/// Packs samples of these lengths into few rows of at most `most` tokens, as many as best fit takes,
+/// and of much the same length, so that none is padded much to the longest. A sample that is longer
+/// than `most` has a row of its own. Returns the places of each row's samples.
 pub(crate) fn packs(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
-    let mut longest_first: Vec<usize> = (0..lengths.len()).collect();
-    // The sort is stable, so samples of one length stay in their order.
-    longest_first.sort_by_key(|&sample| Reverse(lengths[sample]));
-    let mut packs: Vec<Vec<usize>> = Vec::new();
+    let tokens = |row: &Vec<usize>| row.iter().map(|&sample| lengths[sample]).sum::<usize>();
+    let full = best_fit(lengths, most);
+    let longest = full.iter().map(tokens).max().unwrap_or(0).min(most);
+    let even = spread(lengths, full.len());
+    let fits = |row: &Vec<usize>| row.len() == 1 || tokens(row) <= longest;
+    match even.iter().all(fits) {
+        true => even,
+        false => full,
+    }
+}
+
+/// The longest first, each into the fullest row that has room for it, or a new one.
+fn best_fit(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+    let mut rows: Vec<Vec<usize>> = Vec::new();
     // Room that is left in each row, and the row.
     let mut rooms: BTreeSet<(usize, usize)> = BTreeSet::new();
-    for sample in longest_first {
+    for sample in longest_first(lengths) {
         let length = lengths[sample];
         let fullest = rooms.range((length, 0)..).next().copied();
         let (room, row) = match fullest {
@@ -25,14 +35,35 @@ pub(crate) fn packs(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
                 found
             }
             None => {
-                packs.push(Vec::new());
-                (most.max(length), packs.len() - 1)
+                rows.push(Vec::new());
+                (most.max(length), rows.len() - 1)
             }
         };
-        packs[row].push(sample);
+        rows[row].push(sample);
         rooms.insert((room - length, row));
     }
-    packs
+    rows
+}
+
+/// The longest first, each into the shortest of so many rows.
+fn spread(lengths: &[usize], rows: usize) -> Vec<Vec<usize>> {
+    let mut spread = vec![Vec::new(); rows];
+    let mut shortest: BTreeSet<(usize, usize)> = (0..rows).map(|row| (0, row)).collect();
+    for sample in longest_first(lengths) {
+        let Some((tokens, row)) = shortest.pop_first() else {
+            break;
+        };
+        spread[row].push(sample);
+        shortest.insert((tokens + lengths[sample], row));
+    }
+    spread
+}
+
+/// The sort is stable, so samples of one length stay in their order.
+fn longest_first(lengths: &[usize]) -> Vec<usize> {
+    let mut samples: Vec<usize> = (0..lengths.len()).collect();
+    samples.sort_by_key(|&sample| Reverse(lengths[sample]));
+    samples
 }
 
 /// Deals rows to at most `batches` batches in turn, so that all have about as many rows and samples.
@@ -49,19 +80,35 @@ pub(crate) fn deal<T>(rows: Vec<T>, batches: usize) -> Vec<Vec<T>> {
 mod tests {
     use super::*;
 
-    fn rows(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+    fn lengths_of(lengths: &[usize], rows: Vec<Vec<usize>>) -> Vec<Vec<usize>> {
         let own = |row: Vec<usize>| row.into_iter().map(|i| lengths[i]).collect();
-        packs(lengths, most).into_iter().map(own).collect()
+        rows.into_iter().map(own).collect()
     }
 
     #[test]
     fn the_fullest_row_with_room_is_taken() {
-        let found = rows(&[2, 7, 3, 6, 1, 4], 10);
+        let fit = |lengths: &[usize]| lengths_of(lengths, best_fit(lengths, 10));
         // 3 would fit behind 6 too.
-        assert_eq!(found, [vec![7, 3], vec![6, 4], vec![2, 1]]);
-        assert_eq!(rows(&[5, 5, 5], 10), [vec![5, 5], vec![5]]);
-        assert_eq!(rows(&[12, 4], 10), [vec![12], vec![4]]);
-        assert!(rows(&[], 10).is_empty());
+        assert_eq!(
+            fit(&[2, 7, 3, 6, 1, 4]),
+            [vec![7, 3], vec![6, 4], vec![2, 1]]
+        );
+        assert_eq!(fit(&[5, 5, 5]), [vec![5, 5], vec![5]]);
+        assert_eq!(fit(&[12, 4]), [vec![12], vec![4]]);
+        assert!(fit(&[]).is_empty());
+    }
+
+    #[test]
+    fn rows_are_much_of_a_length() {
+        let rows = |lengths: &[usize]| lengths_of(lengths, packs(lengths, 10));
+        assert_eq!(
+            rows(&[2, 7, 3, 6, 1, 4]),
+            [vec![7, 1], vec![6, 2], vec![4, 3]]
+        );
+        // Evenly, the second row would be longer than allowed.
+        assert_eq!(rows(&[5, 5, 4, 3, 3]), [vec![5, 5], vec![4, 3, 3]]);
+        assert_eq!(rows(&[12, 4, 3]), [vec![12], vec![4, 3]]);
+        assert!(rows(&[]).is_empty());
     }
 
     #[test]
