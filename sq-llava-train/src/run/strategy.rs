@@ -5,6 +5,8 @@
 //! accumulates whole ones, stops at what is not a number, and validates and saves between two
 //! steps.
 
+mod last_batch;
+
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,7 +30,7 @@ use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::devices::DevicePool;
-use crate::run::nodes::{NodeStep, Nodes, Order, StepId, Trainable};
+use crate::run::nodes::{Nodes, Order, StepId};
 use crate::run::reporting::Reporting;
 use crate::run::state::{BestValidation, StageProgress};
 use crate::run::stop::StopSignal;
@@ -154,18 +156,12 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         let several = self.devices.len() > 1;
         let pool = || DevicePool::new(&self.devices, &learner.model(), &self.groups);
         let pool = several.then(pool).transpose()?;
-        let model = learner.model();
-        let order = |nodes: &Arc<Nodes>| {
-            Arc::new(nodes.order::<B, _>(&self.trainable(&model), &model.known_after()))
-        };
-        let order = self.nodes.as_ref().map(order);
-        drop(model);
         let mut state = Loop {
+            order: self.order(&learner.model()),
             learner,
             components,
             valid,
             pool,
-            order,
             grads: GradientsAccumulator::new(),
             report: StepReport::default(),
             progress: self.start.clone(),
@@ -206,55 +202,6 @@ impl<B: AutodiffBackend> StepStrategy<B> {
             state.report.merge(&output.item);
         }
         Ok(())
-    }
-
-    /// The step's last batch. Returns the step's gradients; with other nodes also whether any of
-    /// them was asked to stop.
-    fn learn_last(
-        &self,
-        state: &mut Loop<'_, B>,
-        batch: MicroBatch,
-        id: StepId,
-    ) -> Result<(GradientsParams, Option<bool>), TrainError> {
-        let (Some(nodes), Some(order)) = (&self.nodes, state.order.clone()) else {
-            self.learn(state, batch)?;
-            return Ok((state.grads.grads(), None));
-        };
-        // Other threads train, or there is nothing to train on: no way back to send from.
-        let batch = match state.pool.is_none() && !batch.is_idle() {
-            true => Some(batch),
-            false => {
-                self.learn(state, batch)?;
-                None
-            }
-        };
-        let model = state.learner.model();
-        let mut exchange = nodes.exchange(self.trainable(&model), &order, state.grads.grads());
-        let mut grads = GradientsParams::new();
-        if let Some(batch) = batch {
-            let mut done = |layers: usize, grads: &mut GradientsParams| {
-                exchange.known_after::<B>(layers, grads);
-            };
-            let output = model.learn(&batch, &mut done);
-            self.check()?;
-            state.report.merge(&output.item);
-            grads = output.grads;
-        }
-        let mine = NodeStep {
-            grads,
-            report: std::mem::take(&mut state.report),
-            stop: self.wishes_to_stop(state),
-        };
-        let all = exchange.finish::<B>(id, mine)?;
-        state.report = all.report;
-        Ok((all.grads, Some(all.stop)))
-    }
-
-    fn trainable<'a>(&'a self, model: &'a TrainModel<B>) -> Trainable<'a, TrainModel<B>> {
-        Trainable {
-            model,
-            groups: &self.groups,
-        }
     }
 
     /// Ends a step with its last batch: takes it, tells about it, validates and saves. Breaks where

@@ -148,7 +148,8 @@ fn two_nodes_train_as_one() {
     let world = World::new();
     // Steps of two batches and of one: then the second node has none.
     let mut runs = vec![("one", "two", vec![])];
-    // Steps of three batches, gradients sent layer by layer; the first node has two devices.
+    // Steps of three batches; the first node sends the sums over two of them layer by layer, the
+    // second has two devices.
     let three = [
         "stage1.accumulation=3",
         "stage2.accumulation=3",
@@ -159,12 +160,10 @@ fn two_nodes_train_as_one() {
         let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
         let devices = match two {
             "two" => vec![],
-            _ => vec!["-vv", "--set", "devices=[0,1]"],
+            _ => vec!["--set", "devices=[0,1]"],
         };
-        let (first, second) = (
-            [&sets[..], &devices].concat(),
-            [&sets[..], &["-vv"]].concat(),
-        );
+        let first = [&sets[..], &["-vv"]].concat();
+        let second = [&sets[..], &devices].concat();
         let job = Job::start(&mut mpirun(&world, two, [&first, &second]));
         world.train(one, &sets);
         let words = job.succeed();
