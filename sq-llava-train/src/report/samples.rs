@@ -49,10 +49,7 @@ impl SampleLine {
         // A model that has learnt little says anything, and a terminal obeys control characters.
         let flat = |text: &str| {
             let words: Vec<&str> = text.split_whitespace().collect();
-            words.join(" ").replace(
-                char::is_control,
-                char::REPLACEMENT_CHARACTER.encode_utf8(&mut [0; 4]),
-            )
+            words.join(" ").replace(char::is_control, "\u{fffd}")
         };
         let pair = |who: &str, question: &str, answer: &str| match question {
             "" => format!("{who}{}", flat(answer)),
