@@ -83,26 +83,7 @@ impl ResumePoint {
         };
         let found = candidates(run)?;
         let chosen = match resume {
-            Resume::Checkpoint(name) => {
-                let known = |path: &&PathBuf| {
-                    path.file_name()
-                        .is_some_and(|n| n.to_str() == Some(name.as_str()))
-                };
-                let best = best_models(run);
-                let Some(path) = found.iter().chain(&best).find(known) else {
-                    let names = found.iter().chain(&best);
-                    let names: Vec<String> = names.map(|p| name_of(p)).collect();
-                    return Err(fail(format!(
-                        "there is no checkpoint {name}; there are: {}",
-                        if names.is_empty() {
-                            "none".into()
-                        } else {
-                            names.join(", ")
-                        }
-                    )));
-                };
-                path.clone()
-            }
+            Resume::Checkpoint(name) => named(run, &found, name).map_err(fail)?,
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
                 if is_finished(run) {
@@ -141,6 +122,23 @@ impl ResumePoint {
                 .collect(),
         })
     }
+}
+
+/// The checkpoint, or best model, of this name; `Err` says which there are.
+fn named(run: &Path, found: &[PathBuf], name: &str) -> Result<PathBuf, String> {
+    let best = best_models(run);
+    let all = || found.iter().chain(&best);
+    if let Some(path) = all().find(|path| name_of(path) == name) {
+        return Ok(path.clone());
+    }
+    let names: Vec<String> = all().map(|path| name_of(path)).collect();
+    Err(format!(
+        "there is no checkpoint {name}; there are: {}",
+        match names.is_empty() {
+            true => "none".into(),
+            false => names.join(", "),
+        }
+    ))
 }
 
 /// What to do where the chosen one of these checkpoints, the newest first, is torn.
