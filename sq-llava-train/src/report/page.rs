@@ -228,6 +228,8 @@ fn escaped(text: &str) -> String {
             '<' => out += "&lt;",
             '>' => out += "&gt;",
             '"' => out += "&quot;",
+            // HTML has no control characters.
+            c if c.is_control() && c != '\n' => out.push(char::REPLACEMENT_CHARACTER),
             c => out.push(c),
         }
     }

@@ -46,7 +46,11 @@ pub struct SampleLine {
 impl SampleLine {
     /// Question and answer in one line, then those of the model's own.
     pub fn lines(&self) -> Vec<String> {
-        let flat = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        // A model that has learnt little says anything, and a terminal obeys control characters.
+        let flat = |text: &str| {
+            let words: Vec<&str> = text.split_whitespace().collect();
+            words.join(" ").replace(char::is_control, "\u{fffd}")
+        };
         let pair = |who: &str, question: &str, answer: &str| match question {
             "" => format!("{who}{}", flat(answer)),
             question => format!("{who}{} → {}", flat(question), flat(answer)),
@@ -235,5 +239,10 @@ mod tests {
             line(1).lines(),
             ["What is it? → A cat.", "asked: Where is it? → On a mat."]
         );
+        let red = SampleLine {
+            answer: "\u{1b}[31mred".into(),
+            ..line(1)
+        };
+        assert_eq!(red.lines()[0], "What is it? → \u{fffd}[31mred");
     }
 }

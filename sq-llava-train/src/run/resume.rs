@@ -85,16 +85,7 @@ impl ResumePoint {
         };
         let found = candidates(run)?;
         let chosen = match resume {
-            Resume::Checkpoint(name) => {
-                let known = |path: &&PathBuf| {
-                    path.file_name()
-                        .is_some_and(|n| n.to_str() == Some(name.as_str()))
-                };
-                let best = best_models(run);
-                let known = found.iter().chain(&best).find(known);
-                let unknown = || fail(unknown_checkpoint(name, found.iter().chain(&best)));
-                known.ok_or_else(unknown)?.clone()
-            }
+            Resume::Checkpoint(name) => named(run, &found, name).map_err(fail)?,
             Resume::Latest => {
                 // The end of the run lies in the directory itself.
                 if is_finished(run) {
@@ -135,13 +126,21 @@ impl ResumePoint {
     }
 }
 
-fn unknown_checkpoint<'a>(name: &str, found: impl Iterator<Item = &'a PathBuf>) -> String {
-    let names: Vec<String> = found.map(|p| name_of(p)).collect();
-    let known = match names.is_empty() {
-        true => "none".into(),
-        false => names.join(", "),
-    };
-    format!("there is no checkpoint {name}; there are: {known}")
+/// The checkpoint, or best model, of this name; `Err` says which there are.
+fn named(run: &Path, found: &[PathBuf], name: &str) -> Result<PathBuf, String> {
+    let best = best_models(run);
+    let all = || found.iter().chain(&best);
+    if let Some(path) = all().find(|path| name_of(path) == name) {
+        return Ok(path.clone());
+    }
+    let names: Vec<String> = all().map(|path| name_of(path)).collect();
+    Err(format!(
+        "there is no checkpoint {name}; there are: {}",
+        match names.is_empty() {
+            true => "none".into(),
+            false => names.join(", "),
+        }
+    ))
 }
 
 /// What to do where the chosen one of these checkpoints, the newest first, is torn.
