@@ -164,11 +164,10 @@ impl Manifest {
     /// If there is no such object, or the file cannot be read.
     pub fn bytes(&self, index: usize) -> Result<Vec<u8>, DataError> {
         let found = self.read(self.element(index)?);
-        found.map(Vec::from)
-            .map_err(|source| DataError::Io {
-                path: self.blob.path().to_path_buf(),
-                source,
-            })
+        found.map(Vec::from).map_err(|source| DataError::Io {
+            path: self.blob.path().to_path_buf(),
+            source,
+        })
     }
 
     fn element(&self, index: usize) -> Result<Element, DataError> {
@@ -185,10 +184,6 @@ impl Manifest {
         // The scanner refuses elements above its limit, so this fits in memory.
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         self.blob.read_at(offset, bytes)
-    }
-
-    pub(crate) fn blob(&self) -> &Blob {
-        &self.blob
     }
 
     /// Calls `sink` with all bytes of the file.

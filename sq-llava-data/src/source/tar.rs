@@ -1,7 +1,8 @@
 //! WebDataset's tar files: members that share a key are a sample, `000.json` or `000.txt` with
 //! `000.jpg`.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use bytes::Bytes;
@@ -9,7 +10,7 @@ use serde_json::{Map, Value, json};
 use tar::{Archive, Entry};
 
 use crate::DataError;
-use crate::blob::{Blob, BlobReader};
+use crate::blob::Blob;
 use crate::foreign::guarded;
 use crate::image::ImageFormat;
 use crate::manifest::{IMAGE_TOKEN, MAX_SAMPLE_BYTES};
@@ -78,10 +79,6 @@ impl TarShard {
             (Some(damage), true) => Err(damage),
             (damage, _) => Ok((index.finish(), damage)),
         }
-    }
-
-    pub fn blob(&self) -> &Blob {
-        &self.blob
     }
 
     pub fn len(&self) -> usize {
@@ -251,7 +248,7 @@ impl Index {
     }
 
     /// Takes in a member, if it is part of a sample.
-    fn member(&mut self, entry: &mut Entry<'_, BlobReader>) -> Result<(), String> {
+    fn member(&mut self, entry: &mut Entry<'_, BufReader<File>>) -> Result<(), String> {
         let name = entry.path_bytes().into_owned();
         let name = String::from_utf8(name).map_err(|_| "a member's name is not UTF-8")?;
         let (offset, bytes) = (entry.raw_file_position(), entry.size());
