@@ -186,10 +186,6 @@ impl Manifest {
         self.blob.read_at(offset, bytes)
     }
 
-    pub(crate) fn blob(&self) -> &Blob {
-        &self.blob
-    }
-
     /// Calls `sink` with all bytes of the file.
     pub(crate) fn for_each_part(&self, sink: &mut dyn FnMut(&[u8])) -> std::io::Result<u64> {
         let (mut at, len) = (0, self.blob.len());

@@ -21,7 +21,6 @@ pub use picture::Picture;
 pub use shards::expand;
 
 use crate::DataError;
-use crate::blob::{Blob, is_url};
 use crate::manifest::{LlavaSample, Manifest};
 use parquet::{Cache, ParquetShard};
 use tar::TarShard;
@@ -49,23 +48,6 @@ impl Source {
             columns: Columns::default(),
             repeat: 1.0,
         }
-    }
-}
-
-impl Source {
-    /// A picture that is a file of its own.
-    fn picture_file(&self, name: &str) -> Result<Picture, DataError> {
-        let path = self.images.join(name);
-        if !is_url(&path) {
-            return Ok(Picture::File(path));
-        }
-        let blob = Blob::open(&path)?;
-        let len = usize::try_from(blob.len()).unwrap_or(usize::MAX);
-        let bytes = blob.read_at(0, len);
-        Ok(Picture::Inside {
-            name: path.display().to_string(),
-            bytes: bytes.map_err(|source| DataError::Io { path, source })?,
-        })
     }
 }
 
@@ -356,7 +338,7 @@ impl DataSet {
             Shard::Tar(shard) => shard.picture(row, place).map(Some),
         };
         match inside {
-            Ok(None) => self.sources[part.source].picture_file(name),
+            Ok(None) => Ok(Picture::File(self.sources[part.source].images.join(name))),
             Ok(Some(bytes)) => Ok(Picture::Inside {
                 name: format!("{}: {}, {name}", part.path.display(), part.place(row)),
                 bytes,
@@ -424,13 +406,7 @@ impl Part {
             source,
         };
         let mut hasher = crc32fast::Hasher::new();
-        let blob = self.shard.blob();
         let (bytes, crc32) = match &self.shard {
-            // To read all texts from a store takes longer than to be told that nothing changed.
-            _ if blob.version().is_some() => {
-                hasher.update(blob.version().unwrap_or_default().as_bytes());
-                (blob.len(), hasher.finalize())
-            }
             Shard::Json(manifest) => {
                 let bytes = manifest.for_each_part(&mut |part| hasher.update(part));
                 (bytes.map_err(failed)?, hasher.finalize())
@@ -451,14 +427,6 @@ impl Part {
 }
 
 impl Shard {
-    fn blob(&self) -> &Blob {
-        match self {
-            Self::Json(manifest) => manifest.blob(),
-            Self::Parquet(shard) => shard.blob(),
-            Self::Tar(shard) => shard.blob(),
-        }
-    }
-
     fn len(&self) -> usize {
         match self {
             Self::Json(manifest) => manifest.len(),

@@ -12,7 +12,7 @@ use crate::image::{ImageFacts, ImageProcessor, RgbImage};
 pub enum Picture {
     /// A file.
     File(PathBuf),
-    /// Bytes out of a shard, or a store.
+    /// Bytes out of a shard.
     Inside {
         /// Shard, row and the picture's own name, for messages.
         name: String,

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use crate::DataError;
-use crate::blob::{entries, is_url};
 
 /// Most files that a pattern may stand for.
 const MOST: usize = 100_000;
@@ -37,9 +36,7 @@ pub fn expand(paths: &[PathBuf]) -> Result<Vec<PathBuf>, DataError> {
             named = braces(text).map_err(|reason| meaning_nothing(path, reason))?;
         }
         for path in named {
-            if path.is_dir()
-                || (is_url(&path) && path.as_os_str().as_encoded_bytes().ends_with(b"/"))
-            {
+            if path.is_dir() {
                 found.extend(of_folder(&path)?);
             } else if file_name(&path).contains('*') && !path.exists() {
                 found.extend(of_star(&path)?);
@@ -62,6 +59,20 @@ fn meaning_nothing(path: &Path, reason: String) -> DataError {
         path: path.to_path_buf(),
         source: std::io::Error::new(std::io::ErrorKind::NotFound, reason),
     }
+}
+
+fn entries(folder: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let list = || -> std::io::Result<Vec<PathBuf>> {
+        let entries = std::fs::read_dir(folder)?;
+        let paths = entries.map(|entry| entry.map(|e| e.path()));
+        let mut paths: Vec<PathBuf> = paths.collect::<Result<_, _>>()?;
+        paths.sort();
+        Ok(paths)
+    };
+    list().map_err(|source| DataError::Io {
+        path: folder.to_path_buf(),
+        source,
+    })
 }
 
 fn of_folder(folder: &Path) -> Result<Vec<PathBuf>, DataError> {

@@ -1,18 +1,22 @@
 //! WebDataset's tar files: members that share a key are a sample, `000.json` or `000.txt` with
 //! `000.jpg`.
 
-use std::io::Read;
+use std::fs::File;
+use std::io::{BufReader, Read};
 use std::path::Path;
 
 use bytes::Bytes;
 use serde_json::{Map, Value, json};
-use tar::Archive;
+use tar::{Archive, Entry};
 
 use crate::DataError;
 use crate::blob::Blob;
 use crate::foreign::guarded;
 use crate::image::ImageFormat;
 use crate::manifest::{IMAGE_TOKEN, MAX_SAMPLE_BYTES};
+
+/// Members begin at multiples of this.
+const BLOCK: u64 = 512;
 
 /// What a member is to its sample.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +64,9 @@ impl TarShard {
         let blob = Blob::open(path)?;
         let mut index = Index::new(blob);
         let read = guarded(|| index.read()).and_then(|read| read);
+        if let Some(wrong) = index.wrong.take() {
+            return Err(wrong);
+        }
         let damage = read.err().map(|reason| {
             let reason = format!("{reason}; if it was copied, copy it again");
             index.fault(reason, true)
@@ -72,10 +79,6 @@ impl TarShard {
             (Some(damage), true) => Err(damage),
             (damage, _) => Ok((index.finish(), damage)),
         }
-    }
-
-    pub fn blob(&self) -> &Blob {
-        &self.blob
     }
 
     pub fn len(&self) -> usize {
@@ -180,6 +183,8 @@ struct Index {
     key: String,
     texts: usize,
     begun: usize,
+    /// What is no damage, and yet no sample.
+    wrong: Option<DataError>,
 }
 
 impl Index {
@@ -197,6 +202,7 @@ impl Index {
             key: String::new(),
             texts: 0,
             begun: 0,
+            wrong: None,
         }
     }
 
@@ -219,52 +225,64 @@ impl Index {
         let reader = blob.reader(0).map_err(|e| e.to_string())?;
         let mut archive = Archive::new(reader);
         let entries = archive.entries_with_seek().map_err(|e| e.to_string())?;
+        let mut end = 0;
         for entry in entries {
             let mut entry = entry.map_err(|e| e.to_string())?;
-            if !entry.header().entry_type().is_file() {
-                continue;
+            end = entry.raw_file_position().saturating_add(entry.size());
+            if end > len {
+                let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
+                return Err(format!("it is cut short: {name} would end at byte {end}"));
             }
-            let name = entry.path_bytes().into_owned();
-            let name = String::from_utf8(name).map_err(|_| "a member's name is not UTF-8")?;
-            let (offset, bytes) = (entry.raw_file_position(), entry.size());
-            if offset.saturating_add(bytes) > len {
-                return Err(format!(
-                    "it is cut short: {name} would end at byte {}",
-                    offset.saturating_add(bytes)
-                ));
+            if entry.header().entry_type().is_file() {
+                self.member(&mut entry)?;
             }
-            self.hasher.update(entry.header().as_bytes());
-            let Some((key, ending)) = split(&name) else {
-                continue;
-            };
-            let Some(kind) = kind_of(ending) else {
-                continue;
-            };
-            if key != self.key {
-                self.end_sample().map_err(|e| e.to_string())?;
-                key.clone_into(&mut self.key);
+            if self.wrong.is_some() {
+                return Ok(());
             }
-            let most = match kind {
-                Kind::Picture => u64::from(u32::MAX),
-                Kind::Json | Kind::Text => MAX_SAMPLE_BYTES,
-            };
-            if bytes > most {
-                return Err(format!("{name} has {bytes} bytes, too many"));
-            }
-            if kind != Kind::Picture {
-                self.texts += 1;
-                let mut text = Vec::new();
-                entry.read_to_end(&mut text).map_err(|e| e.to_string())?;
-                self.hasher.update(&text);
-            }
-            let ending = self.ending(ending)?;
-            self.shard.members.push(Member {
-                offset,
-                bytes: bytes as u32,
-                ending,
-                kind,
-            });
         }
+        // Whole files end with blocks of nothing.
+        match end.next_multiple_of(BLOCK) < len {
+            true => Ok(()),
+            false => Err("it is cut short: the mark of its end is missing".into()),
+        }
+    }
+
+    /// Takes in a member, if it is part of a sample.
+    fn member(&mut self, entry: &mut Entry<'_, BufReader<File>>) -> Result<(), String> {
+        let name = entry.path_bytes().into_owned();
+        let name = String::from_utf8(name).map_err(|_| "a member's name is not UTF-8")?;
+        let (offset, bytes) = (entry.raw_file_position(), entry.size());
+        self.hasher.update(entry.header().as_bytes());
+        let Some((key, ending)) = split(&name) else {
+            return Ok(());
+        };
+        let Some(kind) = kind_of(ending) else {
+            return Ok(());
+        };
+        if key != self.key {
+            self.wrong = self.end_sample().err();
+            key.clone_into(&mut self.key);
+        }
+        let most = match kind {
+            Kind::Picture => u64::from(u32::MAX),
+            Kind::Json | Kind::Text => MAX_SAMPLE_BYTES,
+        };
+        if bytes > most {
+            return Err(format!("{name} has {bytes} bytes, too many"));
+        }
+        if kind != Kind::Picture {
+            self.texts += 1;
+            let mut text = Vec::new();
+            entry.read_to_end(&mut text).map_err(|e| e.to_string())?;
+            self.hasher.update(&text);
+        }
+        let ending = self.ending(ending)?;
+        self.shard.members.push(Member {
+            offset,
+            bytes: bytes as u32,
+            ending,
+            kind,
+        });
         Ok(())
     }
 

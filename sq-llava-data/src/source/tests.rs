@@ -325,3 +325,27 @@ fn several_threads_read_at_once() {
         }
     });
 }
+
+#[test]
+fn a_picture_without_a_text_is_no_damage() {
+    // The ending of the third caption.
+    let (_dir, path) = changed("captions.tar", |bytes| {
+        let name = b"a/0002.txt";
+        let at = bytes.windows(name.len()).position(|w| w == name);
+        let header = at.expect("the member");
+        bytes[header..header + name.len()].copy_from_slice(b"a/0002.dat");
+        let sum: u32 = (0..512)
+            .map(|at| match at {
+                148..156 => 32,
+                at => u32::from(bytes[header + at]),
+            })
+            .sum();
+        bytes[header + 148..header + 154].copy_from_slice(format!("{sum:06o}").as_bytes());
+    });
+    let error = DataSet::open(vec![Source::new(&path, "")]).unwrap_err();
+    let text = error.to_string();
+    assert!(
+        !error.is_damage() && text.contains("sample \"a/0002\": it has neither"),
+        "{text}"
+    );
+}

@@ -88,8 +88,7 @@ fn open(sources: Vec<Source>, bad: BadImagePolicy) -> Result<DataSet, TrainError
     for source in &sources {
         // Without a folder paths are those of the working directory.
         let images = &source.images;
-        let here = !images.to_string_lossy().contains("://");
-        if here && !images.as_os_str().is_empty() && !images.is_dir() {
+        if !images.as_os_str().is_empty() && !images.is_dir() {
             return Err(TrainError::io(images, std::io::ErrorKind::NotFound.into()));
         }
     }

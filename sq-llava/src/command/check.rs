@@ -77,11 +77,7 @@ impl Check {
                 bail!("{option} is {value}; at most {most} can be used");
             }
         }
-        if let Some(folder) = self
-            .images
-            .as_ref()
-            .filter(|folder| !folder.is_dir() && !folder.to_string_lossy().contains("://"))
-        {
+        if let Some(folder) = self.images.as_ref().filter(|folder| !folder.is_dir()) {
             bail!("{}: there is no such folder", folder.display());
         }
         let folder = names::given_tokenizer(self.tokenizer.as_deref())?;

@@ -1,10 +1,13 @@
 //! A file as the `parquet` crate reads it.
 
+use std::fs::File;
+use std::io::BufReader;
+
 use bytes::Bytes;
 use parquet::errors::Result;
 use parquet::file::reader::{ChunkReader, Length};
 
-use crate::blob::{Blob, BlobReader};
+use crate::blob::Blob;
 
 pub(super) struct Chunks(pub Blob);
 
@@ -15,7 +18,7 @@ impl Length for Chunks {
 }
 
 impl ChunkReader for Chunks {
-    type T = BlobReader;
+    type T = BufReader<File>;
 
     fn get_read(&self, start: u64) -> Result<Self::T> {
         Ok(self.0.reader(start)?)

@@ -105,10 +105,6 @@ impl ParquetShard {
         })
     }
 
-    pub fn blob(&self) -> &Blob {
-        &self.blob
-    }
-
     pub fn len(&self) -> usize {
         self.starts.last().copied().unwrap_or_default()
     }
