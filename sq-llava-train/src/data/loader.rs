@@ -20,7 +20,7 @@ use crate::data::bad_images::{BadImage, BadImageLog, BadImagePolicy};
 use crate::data::bad_share::BadShare;
 use crate::data::batch::{MicroBatch, TrainSample};
 use crate::data::dataset::{Moment, StageData};
-use crate::data::packs::{deal, packs};
+use crate::data::packs::packed;
 use crate::data::stall::{Activity, wait};
 use crate::error::TrainError;
 use crate::failure::Failure;
@@ -96,7 +96,7 @@ impl Plan {
             return rows.chunks(self.batch_size).map(<[_]>::to_vec).collect();
         };
         let batches = self.samples_per_step.div_ceil(self.batch_size);
-        deal(packs(lengths, most), batches)
+        packed(lengths, most, batches)
     }
 
     /// Positions of a step's samples in the order of its epoch.

@@ -6,19 +6,32 @@
 use std::cmp::Reverse;
 use std::collections::BTreeSet;
 
-/// Packs samples of these lengths into few rows of at most `most` tokens, as many as best fit takes,
-/// and of much the same length, so that none is padded much to the longest. A sample that is longer
-/// than `most` has a row of its own. Returns the places of each row's samples.
-pub(crate) fn packs(lengths: &[usize], most: usize) -> Vec<Vec<usize>> {
+/// Numbers of rows that are tried.
+const TRIED: usize = 64;
+
+/// Packs samples of these lengths into rows of at most `most` tokens and deals those to at most
+/// `batches` batches, so that there is little padding: best fit fills rows, but where a few more
+/// rows of one length leave less padding behind them, these are taken. A sample that is longer than
+/// `most` has a row of its own. Returns the places of the samples in each row of each batch.
+pub(crate) fn packed(lengths: &[usize], most: usize, batches: usize) -> Vec<Vec<Vec<usize>>> {
     let tokens = |row: &Vec<usize>| row.iter().map(|&sample| lengths[sample]).sum::<usize>();
+    let cost = |dealt: &Vec<Vec<Vec<usize>>>| -> usize {
+        let batch = |rows: &Vec<Vec<usize>>| {
+            let longest = rows.iter().map(tokens).max().unwrap_or(0);
+            rows.len() * longest
+        };
+        dealt.iter().map(batch).sum()
+    };
     let full = best_fit(lengths, most);
-    let longest = full.iter().map(tokens).max().unwrap_or(0).min(most);
-    let even = spread(lengths, full.len());
-    let fits = |row: &Vec<usize>| row.len() == 1 || tokens(row) <= longest;
-    match even.iter().all(fits) {
-        true => even,
-        false => full,
-    }
+    let fits = |row: &Vec<usize>| row.len() == 1 || tokens(row) <= most;
+    let more = full.len()..=lengths.len().min(full.len() + TRIED);
+    let even = more
+        .map(|rows| spread(lengths, rows))
+        .filter(|rows| rows.iter().all(fits));
+    let all = std::iter::once(full).chain(even);
+    // Of equals the first: the fewest rows.
+    let dealt = all.map(|rows| deal(rows, batches));
+    dealt.min_by_key(cost).unwrap_or_default()
 }
 
 /// The longest first, each into the fullest row that has room for it, or a new one.
@@ -67,7 +80,7 @@ fn longest_first(lengths: &[usize]) -> Vec<usize> {
 }
 
 /// Deals rows to at most `batches` batches in turn, so that all have about as many rows and samples.
-pub(crate) fn deal<T>(rows: Vec<T>, batches: usize) -> Vec<Vec<T>> {
+fn deal<T>(rows: Vec<T>, batches: usize) -> Vec<Vec<T>> {
     let count = batches.min(rows.len());
     let mut dealt: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
     for (index, row) in rows.into_iter().enumerate() {
@@ -100,22 +113,31 @@ mod tests {
 
     #[test]
     fn rows_are_much_of_a_length() {
-        let rows = |lengths: &[usize]| lengths_of(lengths, packs(lengths, 10));
+        let rows = |lengths: &[usize]| {
+            let dealt = packed(lengths, 10, 1).into_iter();
+            lengths_of(lengths, dealt.flatten().collect())
+        };
         assert_eq!(
             rows(&[2, 7, 3, 6, 1, 4]),
             [vec![7, 1], vec![6, 2], vec![4, 3]]
         );
-        // Evenly, the second row would be longer than allowed.
-        assert_eq!(rows(&[5, 5, 4, 3, 3]), [vec![5, 5], vec![4, 3, 3]]);
         assert_eq!(rows(&[12, 4, 3]), [vec![12], vec![4, 3]]);
+        // Not one row of 9 and one of 3.
+        assert_eq!(rows(&[3; 4]), [vec![3, 3], vec![3, 3]]);
         assert!(rows(&[]).is_empty());
+    }
+
+    #[test]
+    fn a_batch_for_each_row_needs_no_even_rows() {
+        let dealt = packed(&[3; 4], 10, 4);
+        assert_eq!(dealt, [vec![vec![0, 1, 2]], vec![vec![3]]]);
     }
 
     #[test]
     fn every_sample_is_in_one_row_that_holds_it() {
         let lengths: Vec<usize> = (0..500).map(|i| 1 + i * 7919 % 300).collect();
         for most in [1, 64, 300, 2048] {
-            let packed = packs(&lengths, most);
+            let packed: Vec<_> = packed(&lengths, most, 7).concat();
             let mut all = packed.concat();
             all.sort_unstable();
             assert_eq!(all, (0..500).collect::<Vec<_>>());
@@ -123,12 +145,10 @@ mod tests {
                 let tokens: usize = row.iter().map(|&i| lengths[i]).sum();
                 assert!(tokens <= most || row.len() == 1, "{tokens} of {most}");
             }
-            assert_eq!(packed, packs(&lengths, most));
         }
         // No two rows of 2048 could be one.
-        let packed = packs(&lengths, 2048);
         let tokens: usize = lengths.iter().sum();
-        assert_eq!(packed.len(), tokens.div_ceil(2048));
+        assert_eq!(best_fit(&lengths, 2048).len(), tokens.div_ceil(2048));
     }
 
     #[test]
