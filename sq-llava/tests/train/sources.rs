@@ -164,6 +164,9 @@ fn a_shard_that_changed_is_refused() {
     }
 }
 
+/// Damages a file.
+type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
+
 /// Without validation, in one epoch of one stage.
 const ONCE: [&str; 10] = [
     "--set",
@@ -181,7 +184,7 @@ const ONCE: [&str; 10] = [
 #[test]
 fn what_is_damaged_is_named_and_left_out() {
     let world = World::new();
-    let damaged = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+    let damaged = |name: &str, change: Change| {
         let mut bytes = std::fs::read(fixture(name)).expect("read");
         change(&mut bytes);
         std::fs::write(world.path(name), bytes).expect("written");
@@ -206,7 +209,7 @@ fn what_is_damaged_is_named_and_left_out() {
         bytes[at..at + 12].fill(0xff);
     };
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
-    let cases: [(&str, &dyn Fn(&mut Vec<u8>), &str, usize); 4] = [
+    let cases: [(&str, Change, &str, usize); 4] = [
         ("datasets.parquet", &picture, "row 5", 1),
         ("messages.parquet", &text, "row ", 2),
         ("data.tar", &picture, "sample \"sky\"", 1),
