@@ -310,7 +310,9 @@ impl DataSet {
             Shard::Parquet(shard) => {
                 let text = shard.object(row).map_err(fault(true))?;
                 let sample = columns.sample(&text, &number.to_string());
-                sample.map_err(fault(false))
+                let mut sample = sample.map_err(fault(false))?;
+                shard.name_pictures(row, &mut sample.images);
+                Ok(sample)
             }
             Shard::Tar(shard) => {
                 let text = shard.object(row).map_err(fault(true))?;

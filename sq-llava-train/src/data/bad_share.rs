@@ -84,8 +84,10 @@ impl BadShare {
                 (batch.step_samples, lost, nothing)
             }
             BadImagePolicy::Blank => {
-                let nothing = step.blank > 0 && step.blank == step.shown;
-                (step.samples, step.blank, nothing)
+                // Those whose text is damaged are left out here too.
+                let lost = step.blank + batch.step_skipped;
+                let nothing = lost > 0 && step.blank == step.shown;
+                (step.samples + batch.step_skipped, lost, nothing)
             }
         };
         self.seen += seen;

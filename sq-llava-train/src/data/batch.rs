@@ -133,12 +133,21 @@ impl TrainSample {
         self.len() == 0
     }
 
-    /// A token of it from which nothing is learnt: stands in where a step has no sample left.
+    /// A token of it from which nothing is learnt: stands in where a batch has no sample left.
     pub(crate) fn placeholder(&self) -> Self {
         let token = self.ids.iter().find(|&&id| id != IMAGE_TOKEN_INDEX);
+        Self::only(self.id.clone(), token.copied().unwrap_or(0))
+    }
+
+    /// Stands in where no sample of a step could be read: any token will do.
+    pub(crate) fn none() -> Self {
+        Self::only("(none)".into(), 0)
+    }
+
+    fn only(id: Arc<str>, token: i64) -> Self {
         Self {
-            id: self.id.clone(),
-            ids: vec![token.copied().unwrap_or(0)],
+            id,
+            ids: vec![token],
             roles: vec![TokenRole::Ignore],
             pictures: Vec::new(),
         }

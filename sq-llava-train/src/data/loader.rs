@@ -320,6 +320,7 @@ impl Worker {
         };
         let (mut samples, mut bad) = self.encode_all(at, chosen)?;
         let placeholder = samples.first().map(|first| first.sample.placeholder());
+        let placeholder = placeholder.unwrap_or_else(TrainSample::none);
         if self.data.bad_images == BadImagePolicy::Skip {
             samples.retain_mut(|prepared| {
                 let found = bad.len();
@@ -370,7 +371,7 @@ impl Worker {
                     .push(self.show(prepared, &mut batch.bad_images)?);
             }
             if batch.samples.is_empty() {
-                batch.samples.extend(placeholder.clone());
+                batch.samples.push(placeholder.clone());
                 batch.rows = None;
             }
             if self.sender.send(Ok(batch)).is_err() {
@@ -421,10 +422,6 @@ impl Worker {
                         image: "".into(),
                         reason: error.to_string(),
                     });
-                    // A step needs a sample to stand for those that are left out.
-                    if bad.len() == chosen.len() {
-                        return Err(error.into());
-                    }
                 }
                 Err(error) => return Err(error),
             }

@@ -43,8 +43,6 @@ impl Recipe {
                 lr_llm: 2e-4,
                 lr_projector: 2e-5,
                 lr_vision: if paper { 2e-5 } else { 0.0 },
-                // That of stage 2 pads what stage 1 cropped.
-                image_aspect_ratio: (!paper).then(|| Self::IMAGE_ASPECT_RATIO.into()),
                 ..stage(if paper { Template::Sq } else { Template::V1Sq }, 8, 16)
             },
             lora: LoraRecipe {
@@ -84,7 +82,8 @@ fn model(paper: bool) -> ModelRecipe {
         num_iterations: 2,
         redraw_centers: false,
         select_layer: FeatureLayers::One(-2),
-        image_aspect_ratio: None,
+        // Stage 2 of the released scripts pads what stage 1 cropped.
+        image_aspect_ratio: (!paper).then(|| Recipe::IMAGE_ASPECT_RATIO.into()),
         image_grid_pinpoints: None,
     }
 }

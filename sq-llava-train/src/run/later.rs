@@ -68,10 +68,13 @@ pub(crate) fn later_steps(
 
 /// Mean bytes of text and number of pictures.
 fn means(data: &DataSet) -> (f64, f64) {
-    let stride = data.len().div_ceil(LOOKED_AT).max(1);
+    // As often as they come.
+    let mut draws = Sampler::random(data.shares(), 0).order(0);
+    draws.sort_unstable();
+    let stride = draws.len().div_ceil(LOOKED_AT).max(1);
     let (mut seen, mut text, mut pictures) = (0usize, 0usize, 0usize);
-    let samples = (0..data.len()).step_by(stride);
-    for sample in samples.filter_map(|index| data.get(index).ok()) {
+    let draws = draws.iter().step_by(stride);
+    for sample in draws.filter_map(|draw| data.get(draw.index).ok()) {
         seen += 1;
         pictures += sample.images.len();
         text += sample

@@ -50,12 +50,13 @@ impl Reporting {
     pub fn samples<B: Backend>(
         &self,
         step: usize,
+        is_last: bool,
         model: impl FnOnce() -> SqLlava<B>,
     ) -> Result<(), TrainError> {
         let Some((samples, log)) = &self.samples else {
             return Ok(());
         };
-        if !samples.due(step, step == self.steps) {
+        if !samples.due(step, is_last || step == self.steps) {
             return Ok(());
         }
         let said = match samples.ask(model(), step) {

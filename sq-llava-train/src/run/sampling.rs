@@ -8,6 +8,7 @@ use std::sync::Arc;
 use burn::tensor::backend::Backend;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
+use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::{ImageProcessor, PreparedImage, RgbImage};
 use sq_llava_data::{
     Conversation, Ending, Layout, LlavaSample, Template, TextTokenizer, conversation_of,
@@ -204,14 +205,24 @@ fn drawn(
         if shown.len() == wanted.count {
             break;
         }
-        let sample = data.data.get(index)?;
+        let sample = match data.data.get(index) {
+            Err(error) if error.is_damage() => continue,
+            read => read?,
+        };
         let [name] = &sample.images[..] else {
             continue;
         };
         let (conversation, reference) = question_of(&sample, layout)?;
         let picture = data.data.picture(index, 0, name);
-        let picture = picture.and_then(|picture| picture.open(&data.processor));
-        let one = picture.map_err(TrainError::from).and_then(|picture| {
+        let open = || picture.and_then(|picture| picture.open(&data.processor));
+        let picture = match guarded(open) {
+            Ok(opened) => opened.map_err(TrainError::from),
+            Err(panic) => {
+                tracing::warn!("a sample to show: {name}: {panic}");
+                continue;
+            }
+        };
+        let one = picture.and_then(|picture| {
             show(
                 (stage, shown.len()),
                 name,

@@ -15,12 +15,14 @@ use crate::recipe::Recipe;
 /// # Errors
 /// If a configuration cannot be read.
 pub(super) fn as_seen(mut recipe: Recipe, paths: &TrainPaths) -> Result<Recipe, TrainError> {
-    let known = recipe.model.image_aspect_ratio.take();
-    let aspect = match (known, origin(&recipe, paths)?) {
-        (Some(own), _) => own,
-        (None, Origin::Base) => seen_by(&paths.llm)?,
-        (None, Origin::Run(run)) => seen_by(&run)?,
-        (None, Origin::Fresh | Origin::Projector(_)) => Recipe::IMAGE_ASPECT_RATIO.to_owned(),
+    // A run that goes on has it in its recipe, and need not have what it began with.
+    if recipe.model.image_aspect_ratio.is_some() {
+        return Ok(recipe);
+    }
+    let aspect = match origin(&recipe, paths)? {
+        Origin::Base => seen_by(&paths.llm)?,
+        Origin::Run(run) => seen_by(&run)?,
+        Origin::Fresh | Origin::Projector(_) => Recipe::IMAGE_ASPECT_RATIO.to_owned(),
     };
     recipe.model.image_aspect_ratio = Some(aspect);
     Ok(recipe)

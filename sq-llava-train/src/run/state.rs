@@ -205,14 +205,16 @@ impl Sources {
         })
     }
 
-    /// Adds the files of a data set: under `key`, or where there are several under `key[0]` …
+    /// Adds the files of a data set: under `key`, or where there are several under `key[source][file]`.
     ///
     /// # Errors
     /// If a file cannot be read.
     pub fn with_data(mut self, key: &str, set: &DataSet) -> Result<Self, TrainError> {
         let sums = set.sums()?;
         let one = sums.len() == 1;
-        for (number, found) in sums.into_iter().enumerate() {
+        let mut numbers = BTreeMap::<usize, usize>::new();
+        for found in sums {
+            let number = numbers.entry(found.source).or_default();
             let sum = DataSum {
                 path: found.path.display().to_string(),
                 sum: FileSum {
@@ -222,8 +224,9 @@ impl Sources {
             };
             let key = match one {
                 true => key.to_owned(),
-                false => format!("{key}[{number}]"),
+                false => format!("{key}[{}][{number}]", found.source),
             };
+            *number += 1;
             self.data.insert(key, sum);
         }
         Ok(self)

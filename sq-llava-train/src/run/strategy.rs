@@ -222,11 +222,12 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         state.progress.seconds = state.sitting.total();
         self.log_step(epoch, id.step + 1, &report)?;
         self.reporting.time_left(id.step + 1);
-        let model = || state.learner.model().valid().model;
-        self.reporting.samples(id.step + 1, model)?;
         self.show(state, &report, epoch);
 
         self.validate(state, epoch)?;
+        let model = || state.learner.model().valid().model;
+        let ends = state.progress.complete;
+        self.reporting.samples(id.step + 1, ends, model)?;
         let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(state));
         let stop = wish && !state.progress.complete;
         let due = self.save_every > 0 && (id.step + 1).is_multiple_of(self.save_every);

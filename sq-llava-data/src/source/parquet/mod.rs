@@ -152,6 +152,16 @@ impl ParquetShard {
         rows
     }
 
+    /// Calls pictures without a path by the file, their row and their place.
+    pub fn name_pictures(&self, row_number: usize, names: &mut [String]) {
+        let file = self.path.file_name().unwrap_or_default().to_string_lossy();
+        for (place, name) in names.iter_mut().enumerate() {
+            if name == row::UNNAMED {
+                *name = format!("{file}#{row_number}.{place}");
+            }
+        }
+    }
+
     /// The bytes of the picture at a place in a row; `None` where it has a path alone.
     pub fn picture(&self, row: usize, place: usize) -> Result<Option<Bytes>, String> {
         let column = self.pictures.as_ref();

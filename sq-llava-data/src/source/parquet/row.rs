@@ -5,8 +5,8 @@ use serde_json::{Map, Value};
 
 use super::schema::PictureColumn;
 
-/// The row's object. The column of pictures becomes their paths; a picture without one is called by
-/// its place.
+/// The row's object. The column of pictures becomes their paths; a picture without one is
+/// [`UNNAMED`].
 ///
 /// # Errors
 /// What cannot be written so.
@@ -25,8 +25,8 @@ pub(super) fn object(row: &Row, pictures: Option<&PictureColumn>) -> Result<Vec<
     serde_json::to_vec(&object).map_err(|e| e.to_string())
 }
 
-/// What a picture without a path is called.
-const UNNAMED: &str = "(embedded)";
+/// Stands for the name of a picture without a path, which the row does not know.
+pub(super) const UNNAMED: &str = "(embedded)";
 
 fn names(field: &Field) -> Value {
     match field {

@@ -8,7 +8,7 @@ use burn::data::dataloader::DataLoader;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use sq_llava_data::Source;
-use sq_llava_data::check::{CheckOptions, CheckReport, Severity, check};
+use sq_llava_data::check::{CheckOptions, CheckReport, FindingKind, Severity, check};
 use sq_llava_data::machine_threads;
 use sq_llava_model::SqLlava;
 
@@ -16,7 +16,7 @@ use super::stage::Stage;
 use super::{RunRequest, TrainOptions, Trainer, with_paths};
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
-use crate::recipe::Recipe;
+use crate::recipe::{BadImagePolicy, Recipe};
 use crate::report::time_left::duration;
 use crate::run::base::{Base, TrainPaths, processor_of};
 use crate::run::devices::devices_of;
@@ -112,12 +112,24 @@ fn check_data(recipe: &Recipe) -> Result<(), TrainError> {
                 continue;
             }
             let report = check_samples(sources)?;
-            if report.errors > 0 {
+            let damaged = report.findings.iter();
+            let damaged = damaged.filter(|group| group.kind == FindingKind::DamagedShard);
+            // A run goes on without them.
+            let passed_over = match recipe.bad_images {
+                BadImagePolicy::Error => 0,
+                BadImagePolicy::Skip | BadImagePolicy::Blank => {
+                    damaged.map(|group| group.count).sum()
+                }
+            };
+            if report.errors > passed_over {
                 return Err(TrainError::Recipe(format!(
                     "the samples of stage{stage}.{name} have {} errors: {}; sq-llava check names them",
                     report.errors,
                     report.kinds(Severity::Error)
                 )));
+            }
+            if passed_over > 0 {
+                tracing::warn!("stage {stage}: {passed_over} places of {name} are damaged");
             }
             tracing::info!(
                 "stage {stage}: {} samples of {name} are well formed; sq-llava check looks at their pictures too",
