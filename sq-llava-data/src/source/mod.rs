@@ -311,7 +311,8 @@ impl DataSet {
                 let text = shard.object(row).map_err(fault(true))?;
                 let sample = columns.sample(&text, &number.to_string());
                 let mut sample = sample.map_err(fault(false))?;
-                shard.name_pictures(row, &mut sample.images);
+                let file = self.file_name(index);
+                ParquetShard::name_pictures(&file, row, &mut sample.images);
                 Ok(sample)
             }
             Shard::Tar(shard) => {

@@ -153,8 +153,7 @@ impl ParquetShard {
     }
 
     /// Calls pictures without a path by the file, their row and their place.
-    pub fn name_pictures(&self, row_number: usize, names: &mut [String]) {
-        let file = self.path.file_name().unwrap_or_default().to_string_lossy();
+    pub fn name_pictures(file: &str, row_number: usize, names: &mut [String]) {
         for (place, name) in names.iter_mut().enumerate() {
             if name == row::UNNAMED {
                 *name = format!("{file}#{row_number}.{place}");
