@@ -205,16 +205,18 @@ impl Sources {
         })
     }
 
-    /// Adds the files of a data set: under `key`, or where there are several under `key[source][file]`.
+    /// Adds the files of a data set: under `key`, or where there are several under `key[source]` or
+    /// `key[source][file]`.
     ///
     /// # Errors
     /// If a file cannot be read.
     pub fn with_data(mut self, key: &str, set: &DataSet) -> Result<Self, TrainError> {
         let sums = set.sums()?;
         let one = sums.len() == 1;
-        let mut numbers = BTreeMap::<usize, usize>::new();
-        for found in sums {
-            let number = numbers.entry(found.source).or_default();
+        let files: Vec<usize> = sums.iter().map(|sum| sum.source).collect();
+        let of = |source| files.iter().filter(|other| **other == source).count();
+        for (place, found) in sums.into_iter().enumerate() {
+            let source = found.source;
             let sum = DataSum {
                 path: found.path.display().to_string(),
                 sum: FileSum {
@@ -224,9 +226,12 @@ impl Sources {
             };
             let key = match one {
                 true => key.to_owned(),
-                false => format!("{key}[{}][{number}]", found.source),
+                false if of(source) == 1 => format!("{key}[{source}]"),
+                false => {
+                    let before = files[..place].iter().filter(|other| **other == source);
+                    format!("{key}[{source}][{}]", before.count())
+                }
             };
-            *number += 1;
             self.data.insert(key, sum);
         }
         Ok(self)
