@@ -339,14 +339,24 @@ fn bad_pictures_are_left_out_and_listed() {
 }
 
 /// Weights, moments and descriptions below a run directory; what was measured and where it lies
-/// (logs, states, paths and sums of these) is each run's own.
+/// (logs, events, the page, states, paths and sums of these) is each run's own.
 fn saved(directory: &Path, found: &mut Vec<(String, Vec<u8>)>) {
-    const OWN: [&str; 4] = ["manifest.json", "paths.json", "trainer_state.json", ".lock"];
+    const OWN: [&str; 6] = [
+        "manifest.json",
+        "paths.json",
+        "trainer_state.json",
+        ".lock",
+        "report.html",
+        "tensorboard",
+    ];
     for path in golden::entries(directory) {
         let name = golden::file_name(&path);
+        if OWN.contains(&name.as_str()) || name.starts_with("log.") {
+            continue;
+        }
         if path.is_dir() {
             saved(&path, found);
-        } else if !OWN.contains(&name.as_str()) && !name.starts_with("log.") {
+        } else {
             found.push((name, std::fs::read(&path).expect("a file")));
         }
     }
