@@ -6,7 +6,9 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Result, ensure};
+use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{AutodiffModule, Module};
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData};
 use rand::RngExt;
@@ -21,15 +23,11 @@ use sq_llava_model::config::{LlamaConfig, ProjectorConfig, SqLlavaConfig};
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::ops::cross_entropy::token_losses;
 
-use super::Lessons;
-use super::optimizers::{Optimizers, Rates, rate};
+use super::{Lessons, rate};
 use crate::world::{DESCRIBE, Kind, MOST_THINGS, Scene, rng};
 
-/// Peak learning rates.
-const RATES: Rates = Rates {
-    matrices: 5e-3,
-    others: 3e-3,
-};
+/// Peak learning rate.
+const RATE: f64 = 3e-3;
 
 /// Texts of one step.
 const BATCH: usize = 16;
@@ -100,8 +98,13 @@ pub fn train<B: AutodiffBackend>(
         model.num_params(),
         lessons.language_steps
     ));
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(0.01)
+        .with_epsilon(1e-8)
+        .with_beta_2(0.98)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init::<B, Llama<B>>();
     let mut llama = model.language_model.clone();
-    let mut optimizer = Optimizers::new(RATES, &llama.model.layers);
     // LLaMA's draw of 0.02 is for wide models: here the first layer would drown out the words, and
     // it would take thousands of steps until a phrase is found by them.
     let table = &mut llama.model.embed_tokens;
@@ -121,8 +124,8 @@ pub fn train<B: AutodiffBackend>(
             value.is_finite(),
             "language model, step {step}: the loss is {value}"
         );
-        let part = rate(step, lessons.language_steps);
-        llama = optimizer.step(part, llama, loss.backward());
+        let grads = GradientsParams::from_grads(loss.backward(), &llama);
+        llama = optimizer.step(rate(RATE, step, lessons.language_steps), llama, grads);
         if step % 100 == 99 || step + 1 == lessons.language_steps {
             let right = examine(&llama.valid(), tokenizer, lessons.seed, device)?;
             let right: Vec<String> = right

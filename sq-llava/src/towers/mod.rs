@@ -5,7 +5,6 @@
 //! lies in `examples/assets/world-towers` and inside the command.
 
 mod language;
-mod optimizers;
 mod shipped;
 mod tokenizer;
 mod vision;
@@ -65,4 +64,14 @@ pub fn remake<B: AutodiffBackend>(
     let model = language::train::<B>(&words, lessons, device, say)?;
     save_pretrained(&model, &llm, &SaveOptions::default())?;
     Ok(())
+}
+
+/// Learning rate of a step: a short rise, then a cosine to a tenth.
+fn rate(peak: f64, step: usize, steps: usize) -> f64 {
+    let warmup = (steps / 20).max(1);
+    if step < warmup {
+        return peak * (step + 1) as f64 / warmup as f64;
+    }
+    let part = (step - warmup) as f64 / (steps - warmup).max(1) as f64;
+    peak * (0.1 + 0.45 * (1.0 + (std::f64::consts::PI * part).cos()))
 }

@@ -1,7 +1,9 @@
 //! The vision tower: from pixels to what stands where. It learns numbers of attributes, no words.
 
 use anyhow::{Result, ensure};
+use burn::grad_clipping::GradientClippingConfig;
 use burn::module::{AutodiffModule, Module};
+use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Tensor, TensorData};
@@ -11,15 +13,11 @@ use sq_llava_model::ops::cross_entropy::token_losses;
 use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::vision::tower::VisionTower;
 
-use super::Lessons;
-use super::optimizers::{Optimizers, Rates, rate};
+use super::{Lessons, rate};
 use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render};
 
-/// Peak learning rates.
-const RATES: Rates = Rates {
-    matrices: 5e-3,
-    others: 2e-3,
-};
+/// Peak learning rate.
+const RATE: f64 = 2e-3;
 
 /// Scenes of one step.
 const BATCH: usize = 32;
@@ -79,7 +77,11 @@ pub fn train<B: AutodiffBackend>(
         pupil.tower.num_params(),
         lessons.vision_steps
     ));
-    let mut optimizer = Optimizers::new(RATES, &pupil.tower.encoder.layers);
+    let mut optimizer = AdamWConfig::new()
+        .with_weight_decay(0.01)
+        .with_epsilon(1e-8)
+        .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
+        .init::<B, Pupil<B>>();
     for step in 0..lessons.vision_steps {
         let scenes: Vec<Scene> = (0..BATCH)
             .map(|i| Scene::draw(lessons.seed, (step * BATCH + i) as u64))
@@ -90,8 +92,8 @@ pub fn train<B: AutodiffBackend>(
             value.is_finite(),
             "vision tower, step {step}: the loss is {value}"
         );
-        let part = rate(step, lessons.vision_steps);
-        pupil = optimizer.step(part, pupil, loss.backward());
+        let grads = GradientsParams::from_grads(loss.backward(), &pupil);
+        pupil = optimizer.step(rate(RATE, step, lessons.vision_steps), pupil, grads);
         if step % 50 == 49 || step + 1 == lessons.vision_steps {
             let right = right.map(|part| format!("{:.1}", 100.0 * part)).join(", ");
             say(format!(
