@@ -120,6 +120,13 @@ impl Sampler {
         draws
     }
 
+    /// The samples of an epoch by their indices: as they stand in the files, which is read fastest.
+    pub fn in_file_order(&self, epoch: usize) -> Vec<Draw> {
+        let mut draws = self.draws(epoch);
+        draws.sort_unstable();
+        draws
+    }
+
     /// The samples of an epoch in their order.
     pub fn order(&self, epoch: usize) -> Vec<Draw> {
         let mut order = self.draws(epoch);

@@ -58,7 +58,17 @@ struct Saving<'a> {
     context: Option<usize>,
 }
 
-impl Saving<'_> {
+impl<'a> Saving<'a> {
+    /// A language model in f32, with its whole context.
+    fn whole(tokenizer: &'a TextTokenizer) -> Self {
+        Self {
+            tokenizer,
+            processor: None,
+            matrices: GgufType::F32,
+            context: None,
+        }
+    }
+
     fn save(&self, model: &SqLlava<B>, dir: &Path) -> Result<SavedGguf, String> {
         let options = GgufOptions {
             tokenizer: self.tokenizer,
@@ -92,12 +102,7 @@ fn golden_language_models_are_read_as_they_were_written() {
         let reference = Tensors::read(&dir.join("outputs.safetensors"));
         let mut ids = reference.i64("input_ids");
         let mut expected = reference.f64("logits");
-        let mut saving = Saving {
-            tokenizer: &tokenizer,
-            processor: None,
-            matrices: GgufType::F32,
-            context: None,
-        };
+        let mut saving = Saving::whole(&tokenizer);
         let out = tempfile::tempdir().unwrap();
         let twin = tempfile::tempdir().unwrap();
         let mut model = model;
@@ -168,12 +173,7 @@ fn golden_rotary_scaling_is_read_as_it_was_written() {
         let weights = "model.safetensors";
         std::fs::copy(fixtures.join(weights), dir.path().join(weights)).unwrap();
         let model = load(dir.path(), &LoadOptions::default()).model;
-        let saving = Saving {
-            tokenizer: &tokenizer,
-            processor: None,
-            matrices: GgufType::F32,
-            context: None,
-        };
+        let saving = Saving::whole(&tokenizer);
         let out = tempfile::tempdir().unwrap();
         let saved = match saving.save(&model, out.path()) {
             Ok(saved) => saved,
@@ -220,10 +220,8 @@ fn golden_models_with_tiles_are_read_as_they_were_written() {
         let processor = model.config.image_processor(&folder).unwrap();
         let processor = ImageProcessor::new(processor).unwrap();
         let saving = Saving {
-            tokenizer: &tokenizer,
             processor: Some(&processor),
-            matrices: GgufType::F32,
-            context: None,
+            ..Saving::whole(&tokenizer)
         };
         let out = tempfile::tempdir().unwrap();
         if json["family"] == "llava_onevision" {
@@ -296,10 +294,8 @@ fn golden_whole_models_are_read_as_they_were_written() {
         let tokenizer = TextTokenizer::from_dir(&folder).unwrap();
         let processor = ImageProcessor::from_dir(&folder, None).unwrap();
         let saving = Saving {
-            tokenizer: &tokenizer,
             processor: Some(&processor),
-            matrices: GgufType::F32,
-            context: None,
+            ..Saving::whole(&tokenizer)
         };
         let out = tempfile::tempdir().unwrap();
         let saved = match saving.save(&model, out.path()) {
@@ -376,10 +372,8 @@ fn answers(dir: &Path, model: &SqLlava<B>, prompt: &Value) {
 fn what_cannot_be_expressed_is_refused_and_new_rows_are_written() {
     let tokenizer = letters();
     let saving = Saving {
-        tokenizer: &tokenizer,
-        processor: None,
         matrices: GgufType::Q8_0,
-        context: None,
+        ..Saving::whole(&tokenizer)
     };
     let out = tempfile::tempdir().unwrap();
     // Prototypes of the paper and of the release.

@@ -10,13 +10,12 @@ mod weights;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use burn::tensor::Tensor;
 use golden::Value;
 use sq_llava_data::TextTokenizer;
 use sq_llava_data::image::ImageProcessor;
 use sq_llava_model::generation::generate::GenerateConfig;
-use sq_llava_model::weights::{GgufOptions, GgufType, LoadOptions, SavedGguf, save_gguf};
-use sq_llava_model::{IMAGE_TOKEN_INDEX, ModelError, Sample, SqLlava};
+use sq_llava_model::weights::{GgufOptions, GgufType, LoadOptions, save_gguf};
+use sq_llava_model::{IMAGE_TOKEN_INDEX, Sample, SqLlava};
 use weights::*;
 
 /// Tokens of an answer.
@@ -56,24 +55,6 @@ struct Case {
     files: Vec<PathBuf>,
 }
 
-/// The files of a model for llama.cpp.
-fn save(
-    model: &SqLlava<B>,
-    tokenizer: &TextTokenizer,
-    processor: &ImageProcessor,
-    dir: &Path,
-) -> Result<SavedGguf, ModelError> {
-    let options = GgufOptions {
-        tokenizer,
-        chat_template: tokenizer.chat_template(),
-        processor: Some(processor),
-        matrices: GgufType::F32,
-        context: None,
-        name: "tiny",
-    };
-    save_gguf(model, dir, &options)
-}
-
 /// Cases with tower and projector that llama.cpp can compute.
 fn cases() -> Vec<Case> {
     let mut found = Vec::new();
@@ -89,7 +70,15 @@ fn cases() -> Vec<Case> {
         let tokenizer = TextTokenizer::from_dir(&folder).unwrap();
         let processor = ImageProcessor::from_dir(&folder, None).unwrap();
         let out = tempfile::tempdir().unwrap();
-        match save(&loaded.model, &tokenizer, &processor, out.path()) {
+        let options = GgufOptions {
+            tokenizer: &tokenizer,
+            chat_template: tokenizer.chat_template(),
+            processor: Some(&processor),
+            matrices: GgufType::F32,
+            context: None,
+            name: "tiny",
+        };
+        match save_gguf(&loaded.model, out.path(), &options) {
             Ok(saved) => found.push(Case {
                 json: golden::json(&outputs),
                 model: loaded.model,
@@ -159,18 +148,18 @@ fn golden_llama_completion_goes_on_with_the_same_text() {
     let Some(program) = program("llama-completion") else {
         return;
     };
+    let mut compared = 0;
     for case in cases() {
-        let prompts = case.json["prompts"].as_array().expect("prompts");
-        let text_only = prompts.iter().find(|prompt| prompt["name"] == "text_only");
-        let Some(prompt) = text_only else {
-            continue;
-        };
-        // llama.cpp puts the space of a beginning behind each special token, too.
-        let first = golden::json(&case.dir.join("model/tokenizer.json"));
-        if first["pre_tokenizer"]["prepend_scheme"] == "first" {
+        // llama.cpp then puts the space of a beginning behind each special token too.
+        let tokenizer = golden::json(&case.dir.join("model/tokenizer.json"));
+        if tokenizer["pre_tokenizer"]["prepend_scheme"] == "first" {
             eprintln!("{}: not compared, its spaces differ", case.dir.display());
             continue;
         }
+        compared += 1;
+        let prompts = case.json["prompts"].as_array().expect("prompts");
+        let text_only = prompts.iter().find(|prompt| prompt["name"] == "text_only");
+        let prompt = text_only.expect("a prompt without pictures");
         let rendered = prompt["rendered"].as_str().expect("a text");
         // The program puts the begin token itself.
         let bos = case
@@ -190,6 +179,7 @@ fn golden_llama_completion_goes_on_with_the_same_text() {
         let arguments = ["-no-cnv", "--no-display-prompt", "-p", rendered];
         case.same("text_only", &program, &arguments, &ids);
     }
+    assert!(compared > 0, "no tokenizer that llama.cpp has alike");
 }
 
 #[test]
@@ -199,54 +189,38 @@ fn golden_llama_mtmd_cli_sees_and_answers_with_the_same_text() {
     };
     let mut compared = 0;
     for case in cases() {
-        let Some(side) = case.comparable() else {
-            continue;
-        };
-        compared += 1;
-        let picture = case.picture(side, side);
-        let pixels = case.processor.preprocess_path(&picture).unwrap();
-        let pixels = case.model.pixels(&[&pixels.data]).unwrap();
-        let images = case.model.encode_images(pixels).unwrap();
-        case.sees("one picture", &program, &picture, images);
-    }
-    assert!(compared > 0, "no tower without a class token");
-}
-
-impl Case {
-    /// The side of the tower's pictures, where llama.cpp computes its features.
-    fn comparable(&self) -> Option<u32> {
-        let vision = self.model.config.vision.as_ref().expect("a tower");
-        // Its graph of LLaVA puts the class token behind the patches, not before them, so that each
-        // has its neighbour's position (`clip_graph_llava::build`): CLIP's features are others there.
-        if vision.class_token {
-            eprintln!(
-                "{}: not compared, its tower has a class token",
-                self.dir.display()
-            );
-            return None;
-        }
-        Some(vision.image_size as u32)
-    }
-
-    /// llama.cpp's answer about a picture is that of the model, whose tokens of it are `images`.
-    fn sees(&self, what: &str, program: &Path, picture: &Path, images: Vec<Tensor<B, 2>>) {
-        let prompts = self.json["prompts"].as_array().expect("prompts");
+        let prompts = case.json["prompts"].as_array().expect("prompts");
         let prompt = &prompts[0];
         let rendered = prompt["rendered"].as_str().expect("a text");
         let (before, after) = rendered.split_once("<image>").expect("one picture");
+        // Its graph of LLaVA puts the class token behind the patches, not before them, so that each
+        // has its neighbour's position (`clip_graph_llava::build`): CLIP's features are others there.
+        let vision = case.model.config.vision.as_ref().expect("a tower");
+        if vision.class_token {
+            eprintln!(
+                "{}: not compared, its tower has a class token",
+                case.dir.display()
+            );
+            continue;
+        }
+        compared += 1;
+        let picture = case.picture();
+        let pixels = case.processor.preprocess_path(&picture).unwrap();
+        let pixels = case.model.pixels(&[&pixels.data]).unwrap();
+        let images = case.model.encode_images(pixels).unwrap();
         // A begin token that is spelt is not put twice.
-        let bos = self
+        let bos = case
             .tokenizer
             .bos_id()
-            .and_then(|id| self.tokenizer.token(id));
+            .and_then(|id| case.tokenizer.token(id));
         let spelt = bos.is_some_and(|bos| before.starts_with(&bos));
-        let mut ids = self.tokenizer.encode(before, !spelt).unwrap();
+        let mut ids = case.tokenizer.encode(before, !spelt).unwrap();
         ids.push(IMAGE_TOKEN_INDEX);
-        ids.extend(self.tokenizer.encode(after, false).unwrap());
+        ids.extend(case.tokenizer.encode(after, false).unwrap());
         let sample = Sample { ids: &ids, images };
         let mut go_on = |_, _| std::ops::ControlFlow::Continue(());
         let config = GenerateConfig::greedy(TOKENS);
-        let found = self.model.generate(&[sample], &config, &mut go_on).unwrap();
+        let found = case.model.generate(&[sample], &config, &mut go_on).unwrap();
 
         let text = prompt["messages"][0]["content"][1]["text"].as_str();
         let text = text.expect("a question");
@@ -255,45 +229,50 @@ impl Case {
         let path = |path: &Path| path.to_str().expect("a UTF-8 path").to_owned();
         let arguments = [
             "--mmproj",
-            &path(&self.files[1]),
+            &path(&case.files[1]),
             "--image",
-            &path(picture),
+            &path(&picture),
             "--jinja",
             "-p",
             &question,
         ];
-        self.same(what, program, &arguments, &found[0].ids);
+        case.same("one picture", &program, &arguments, &found[0].ids);
     }
+    assert!(compared > 0, "no tower without a class token");
+}
 
-    /// A picture of this size in pixels.
-    fn picture(&self, width: u32, height: u32) -> PathBuf {
-        let path = self.out.path().join(format!("{width}-{height}.bmp"));
-        std::fs::write(&path, bitmap(width, height)).expect("written");
+impl Case {
+    /// A picture of the tower's size, which no program has to resize.
+    fn picture(&self) -> PathBuf {
+        let vision = self.model.config.vision.as_ref().expect("a tower");
+        let side = vision.image_size as u32;
+        let path = self.out.path().join("picture.bmp");
+        std::fs::write(&path, bitmap(side)).expect("written");
         path
     }
 }
 
 /// A BMP of three waves, 24 bits a pixel, from the last row to the first.
-fn bitmap(width: u32, height: u32) -> Vec<u8> {
-    let row = (3 * width).next_multiple_of(4);
+fn bitmap(side: u32) -> Vec<u8> {
+    let row = (3 * side).next_multiple_of(4);
     let mut out = b"BM".to_vec();
     for field in [
-        54 + row * height,
+        54 + row * side,
         0,
         54,
         40,
-        width,
-        height,
+        side,
+        side,
         1 | (24 << 16),
         0,
-        row * height,
+        row * side,
     ] {
         out.extend(field.to_le_bytes());
     }
     out.resize(54, 0);
-    for y in (0..height).rev() {
+    for y in (0..side).rev() {
         let start = out.len();
-        for x in 0..width {
+        for x in 0..side {
             let wave = |k: u32| ((x * (7 + k) + y * (13 - 2 * k) + 40 * k) % 256) as u8;
             out.extend([wave(2), wave(1), wave(0)]);
         }

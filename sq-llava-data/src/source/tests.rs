@@ -48,6 +48,13 @@ fn last(bytes: &[u8], wanted: &[u8]) -> usize {
 }
 
 #[test]
+fn a_picture_without_a_path_is_called_by_its_place() {
+    let mut names = ["(embedded)".to_owned(), "a.png".into(), "(embedded)".into()];
+    ParquetShard::name_pictures("train.parquet", 12, &mut names);
+    assert_eq!(names, ["train.parquet#12.0", "a.png", "train.parquet#12.2"]);
+}
+
+#[test]
 fn every_form_holds_the_samples_of_the_json() {
     let json = open("data.json", Columns::default());
     assert_eq!(json.len(), 6);

@@ -126,6 +126,12 @@ impl LlamaConfig {
         (self.head_dim() as f64 * self.partial_rotary_factor) as usize
     }
 
+    /// Whether a window of `tokens` changes anything in a context of `context`: one as long hides
+    /// nothing, but layers with one may rotate by a base of their own.
+    pub(crate) fn window_counts(&self, tokens: usize, context: usize) -> bool {
+        tokens < context || self.rope_local_base_freq.is_some()
+    }
+
     /// Tokens that a text may have: `max_position_embeddings`, or as many as the scaling of the
     /// rotary frequencies makes of them.
     pub fn context_window(&self) -> usize {

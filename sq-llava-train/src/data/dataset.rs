@@ -224,6 +224,22 @@ impl StageData {
         Ok((train, encoded.cut.map_or(0, |cut| cut.tokens)))
     }
 
+    /// The sample of [`Self::encode`]; `None` where it is damaged: the loader says what becomes of
+    /// it.
+    ///
+    /// # Errors
+    /// As [`Self::encode`] otherwise.
+    pub(crate) fn encode_whole(
+        &self,
+        at: Moment,
+        draw: Draw,
+    ) -> Result<Option<TrainSample>, TrainError> {
+        match self.encode(at, draw) {
+            Err(TrainError::Data(error)) if error.is_damage() => Ok(None),
+            encoded => Ok(Some(encoded?.0)),
+        }
+    }
+
     /// Decodes the pictures of the sample of an index to the tower's input in eight bits; `None` where their
     /// features are known. One that cannot be used is added to `bad`; with the policy `blank` it
     /// becomes a blank picture of as many tiles.
@@ -255,6 +271,8 @@ impl StageData {
                     (self.bad_images == BadImagePolicy::Blank).then(|| {
                         let blank = self.blank(&picture.packing);
                         picture.key = self.key(&blank_name(&blank), &picture.packing);
+                        // All blank ones are one picture, whichever stands first in a batch.
+                        picture.name = picture.key.clone();
                         blank
                     })
                 }
@@ -326,19 +344,14 @@ impl StageData {
     pub fn estimate(&self, limit: usize) -> Result<DataEstimate, TrainError> {
         let total = self.len();
         let stride = total.div_ceil(limit.max(1)).max(1);
-        // In the order of the files, which is read fastest.
-        let mut draws = self.sampler.order(0);
-        draws.sort_unstable();
         let (mut seen, mut tokens, mut learnable) = (0usize, 0usize, 0usize);
         let halfway = Moment {
             epoch: 0,
             progress: 0.5,
         };
-        for draw in draws.into_iter().step_by(stride) {
-            let sample = match self.encode(halfway, draw) {
-                // The loader says what becomes of it.
-                Err(TrainError::Data(error)) if error.is_damage() => continue,
-                encoded => encoded?.0,
+        for draw in self.sampler.in_file_order(0).into_iter().step_by(stride) {
+            let Some(sample) = self.encode_whole(halfway, draw)? else {
+                continue;
             };
             seen += 1;
             tokens += sample.len();

@@ -64,11 +64,7 @@ impl PaddingShare {
             let chosen = &order[plan.positions(number * steps / looked_at)];
             let mut lengths = Vec::with_capacity(chosen.len());
             for &draw in chosen.iter().take(limit) {
-                match data.encode(at, draw) {
-                    // The loader says what becomes of it.
-                    Err(TrainError::Data(error)) if error.is_damage() => {}
-                    encoded => lengths.push(encoded?.0.len()),
-                }
+                lengths.extend(data.encode_whole(at, draw)?.map(|sample| sample.len()));
             }
             for (tokens, plan) in tokens.iter_mut().zip(&ways) {
                 tokens.add(plan, &lengths);

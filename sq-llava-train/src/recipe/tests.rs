@@ -144,6 +144,17 @@ fn fault_16_the_released_recipes_do_what_the_released_scripts_do() {
 }
 
 #[test]
+fn stages_without_a_square_of_their_own_take_the_models() {
+    let own = "model.image_aspect_ratio='anyres'";
+    let released = parse("flavour = \"released\"", &[own]).unwrap();
+    assert_eq!(released.image_aspect_ratio(1), "crop");
+    assert_eq!(released.image_aspect_ratio(2), "anyres");
+    let paper = parse("", &[own]).unwrap();
+    assert_eq!(paper.image_aspect_ratio(1), "anyres");
+    assert_eq!(paper.image_aspect_ratio(2), "anyres");
+}
+
+#[test]
 fn layers_and_targets_of_the_tower() {
     for (change, layers) in [
         ("model.select_layer=-3", vec![-3]),

@@ -30,14 +30,6 @@ impl Topic {
             Self::Checkpoint => "checkpoint",
         }
     }
-
-    fn index(self) -> usize {
-        match self {
-            Self::TimeLeft => 0,
-            Self::Samples => 1,
-            Self::Checkpoint => 2,
-        }
-    }
 }
 
 /// The notes of a stage, shared by all clones.
@@ -46,7 +38,7 @@ pub struct Notes(Arc<Mutex<Board>>);
 
 #[derive(Debug, Default)]
 struct Board {
-    last: [String; 3],
+    last: [String; Topic::ALL.len()],
     /// Lines that nobody wrote yet.
     lines: Vec<String>,
 }
@@ -54,7 +46,7 @@ struct Board {
 impl Notes {
     /// Replaces what is said about a topic.
     pub fn set(&self, topic: Topic, text: impl Into<String>) {
-        self.board().last[topic.index()] = text.into();
+        self.board().last[topic as usize] = text.into();
     }
 
     /// Adds a line to what is to be written.
@@ -64,7 +56,7 @@ impl Notes {
 
     /// What was said last about a topic; empty for nothing.
     pub fn last(&self, topic: Topic) -> String {
-        self.board().last[topic.index()].clone()
+        self.board().last[topic as usize].clone()
     }
 
     /// Takes the lines that are to be written.

@@ -1,6 +1,6 @@
 //! How much the later stages of a run have to do, against the one at hand.
 
-use sq_llava_data::{DataSet, IMAGE_TOKEN, Sampler};
+use sq_llava_data::{DataSet, Draw, IMAGE_TOKEN, Sampler};
 use sq_llava_model::SqLlavaConfig;
 
 use crate::data::loader::Plan;
@@ -25,10 +25,11 @@ pub(crate) struct StageSize {
 impl StageSize {
     /// Looks at some samples. What cannot be read is passed over: the loader names it.
     pub fn of(split: &StageSplit) -> Self {
-        let (text, pictures) = means(&split.training);
+        let draws = Sampler::random(split.training.shares(), 0).in_file_order(0);
+        let (text, pictures) = means(&split.training, &draws);
         Self {
             stage: split.stage,
-            samples: Sampler::random(split.training.shares(), 0).len(),
+            samples: draws.len(),
             text,
             pictures,
         }
@@ -66,11 +67,8 @@ pub(crate) fn later_steps(
     Some(later.iter().map(work).sum::<f64>() / step.max(1.0))
 }
 
-/// Mean bytes of text and number of pictures.
-fn means(data: &DataSet) -> (f64, f64) {
-    // As often as they come.
-    let mut draws = Sampler::random(data.shares(), 0).order(0);
-    draws.sort_unstable();
+/// Mean bytes of text and number of pictures, of samples as often as they come.
+fn means(data: &DataSet, draws: &[Draw]) -> (f64, f64) {
     let stride = draws.len().div_ceil(LOOKED_AT).max(1);
     let (mut seen, mut text, mut pictures) = (0usize, 0usize, 0usize);
     let draws = draws.iter().step_by(stride);

@@ -49,14 +49,14 @@ impl Reporting {
     /// If what it says cannot be written.
     pub fn samples<B: Backend>(
         &self,
-        step: usize,
-        is_last: bool,
+        progress: &StageProgress,
         model: impl FnOnce() -> SqLlava<B>,
     ) -> Result<(), TrainError> {
         let Some((samples, log)) = &self.samples else {
             return Ok(());
         };
-        if !samples.due(step, is_last || step == self.steps) {
+        let step = progress.step;
+        if !samples.due(step, progress.complete) {
             return Ok(());
         }
         let said = match samples.ask(model(), step) {

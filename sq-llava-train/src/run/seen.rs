@@ -40,3 +40,23 @@ fn seen_by(dir: &Path) -> Result<String, TrainError> {
     }
     Ok(Recipe::IMAGE_ASPECT_RATIO.to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The recipe of a run that goes on says it; what the run began with may be gone.
+    #[test]
+    fn where_the_recipe_says_it_nothing_is_looked_at() {
+        let paths = TrainPaths {
+            projector: Some("moved".into()),
+            ..TrainPaths::default()
+        };
+        let change = ["model.image_aspect_ratio='crop'".to_owned()];
+        let said = Recipe::parse("", &change).unwrap();
+        let seen = as_seen(said, &paths).unwrap();
+        assert_eq!(seen.model.image_aspect_ratio.as_deref(), Some("crop"));
+        let silent = as_seen(Recipe::parse("", &[]).unwrap(), &paths);
+        assert!(silent.unwrap_err().to_string().contains("moved"));
+    }
+}

@@ -213,26 +213,23 @@ impl Sources {
     pub fn with_data(mut self, key: &str, set: &DataSet) -> Result<Self, TrainError> {
         let sums = set.sums()?;
         let one = sums.len() == 1;
-        let files: Vec<usize> = sums.iter().map(|sum| sum.source).collect();
-        let of = |source| files.iter().filter(|other| **other == source).count();
-        for (place, found) in sums.into_iter().enumerate() {
-            let source = found.source;
-            let sum = DataSum {
-                path: found.path.display().to_string(),
-                sum: FileSum {
-                    bytes: found.bytes,
-                    crc32: format!("{:08x}", found.crc32),
-                },
-            };
-            let key = match one {
-                true => key.to_owned(),
-                false if of(source) == 1 => format!("{key}[{source}]"),
-                false => {
-                    let before = files[..place].iter().filter(|other| **other == source);
-                    format!("{key}[{source}][{}]", before.count())
-                }
-            };
-            self.data.insert(key, sum);
+        for files in sums.chunk_by(|a, b| a.source == b.source) {
+            for (number, found) in files.iter().enumerate() {
+                let sum = DataSum {
+                    path: found.path.display().to_string(),
+                    sum: FileSum {
+                        bytes: found.bytes,
+                        crc32: format!("{:08x}", found.crc32),
+                    },
+                };
+                let source = found.source;
+                let key = match (one, files.len()) {
+                    (true, _) => key.to_owned(),
+                    (false, 1) => format!("{key}[{source}]"),
+                    (false, _) => format!("{key}[{source}][{number}]"),
+                };
+                self.data.insert(key, sum);
+            }
         }
         Ok(self)
     }
@@ -300,5 +297,53 @@ impl ModelSum {
             config,
             weights,
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use sq_llava_data::Source;
+
+    use super::*;
+
+    #[test]
+    fn files_are_known_by_their_source() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = |name: &str| {
+            let path = dir.path().join(name);
+            std::fs::write(&path, "[]").unwrap();
+            path
+        };
+        let [a, b, c] = ["a.json", "b.json", "c.json"].map(file);
+        let of = |lists: Vec<Vec<PathBuf>>| {
+            let source = |data: Vec<PathBuf>| Source {
+                data,
+                ..Source::new("", "")
+            };
+            let set = DataSet::open(lists.into_iter().map(source).collect()).unwrap();
+            let none = Sources {
+                llm: ModelSum {
+                    path: String::new(),
+                    config: None,
+                    weights: BTreeMap::new(),
+                },
+                vision: None,
+                data: BTreeMap::new(),
+            };
+            let found = none.with_data("stage1.sources", &set).unwrap().data;
+            found.into_keys().collect::<Vec<_>>()
+        };
+        let key = |rest: &str| format!("stage1.sources{rest}");
+        assert_eq!(of(vec![vec![a.clone()]]), [key("")]);
+        assert_eq!(
+            of(vec![vec![a.clone(), b.clone()], vec![c.clone()]]),
+            [key("[0][0]"), key("[0][1]"), key("[1]")]
+        );
+        assert_eq!(
+            of(vec![vec![a], vec![b, c]]),
+            [key("[0]"), key("[1][0]"), key("[1][1]")]
+        );
     }
 }

@@ -226,8 +226,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
 
         self.validate(state, epoch)?;
         let model = || state.learner.model().valid().model;
-        let ends = state.progress.complete;
-        self.reporting.samples(id.step + 1, ends, model)?;
+        self.reporting.samples(&state.progress, model)?;
         let wish = agreed.unwrap_or_else(|| self.wishes_to_stop(state));
         let stop = wish && !state.progress.complete;
         let due = self.save_every > 0 && (id.step + 1).is_multiple_of(self.save_every);

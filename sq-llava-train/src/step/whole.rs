@@ -15,7 +15,6 @@ use sq_llava_model::ops::draws::{key, with_keys, with_packed_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
 use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample, row_tokens};
-use crate::data::dataset::is_blank;
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::failure::Failure;
@@ -70,13 +69,8 @@ struct SeenPicture {
 
 impl From<&Picture> for SeenPicture {
     fn from(picture: &Picture) -> Self {
-        // All blank ones are one picture, whatever stands first in a batch.
-        let name = match is_blank(&picture.key) {
-            true => &picture.key,
-            false => &picture.name,
-        };
         Self {
-            name: name.clone(),
+            name: picture.name.clone(),
             key: picture.key.clone(),
             packing: picture.packing,
         }

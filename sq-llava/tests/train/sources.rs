@@ -167,6 +167,16 @@ fn a_shard_that_changed_is_refused() {
 /// Damages a file.
 type Change<'a> = &'a dyn Fn(&mut Vec<u8>);
 
+/// Of two rows of `messages.parquet`.
+fn damage_text(bytes: &mut [u8]) {
+    let frame = [0x28, 0xb5, 0x2f, 0xfd];
+    let at = bytes
+        .windows(4)
+        .rposition(|w| w == frame)
+        .expect("a frame of zstd");
+    bytes[at..at + 12].fill(0xff);
+}
+
 /// Without validation, in one epoch of one stage.
 const ONCE: [&str; 10] = [
     "--set",
@@ -200,14 +210,7 @@ fn what_is_damaged_is_named_and_left_out() {
         let at = found.expect("a picture");
         bytes[at + 4..at + 60].fill(0);
     };
-    let text = |bytes: &mut Vec<u8>| {
-        let frame = [0x28, 0xb5, 0x2f, 0xfd];
-        let at = bytes
-            .windows(4)
-            .rposition(|w| w == frame)
-            .expect("a frame of zstd");
-        bytes[at..at + 12].fill(0xff);
-    };
+    let text = |bytes: &mut Vec<u8>| damage_text(bytes);
     let cut = |bytes: &mut Vec<u8>| bytes.truncate(bytes.len() / 2);
     let cases: [(&str, Change, &str, usize); 4] = [
         ("datasets.parquet", &picture, "row 5", 1),
@@ -238,4 +241,36 @@ fn what_is_damaged_is_named_and_left_out() {
     let skip = [&ONCE[..], &["--set", "bad_images='skip'"]].concat();
     let error = refused(&world, "torn", &sources, &skip);
     assert!(error.contains("datasets.parquet: its footer"), "{error}");
+}
+
+#[test]
+fn damage_is_passed_over_by_steps_of_one_sample_by_reports_and_by_dry_runs() {
+    let world = World::new();
+    let name = "messages.parquet";
+    let mut bytes = std::fs::read(fixture(name)).expect("read");
+    damage_text(&mut bytes);
+    std::fs::write(world.path(name), bytes).expect("written");
+    let sources = [source(&world.path(name))];
+    let skip = [&ONCE[..], &["--set", "bad_images='skip'"]].concat();
+    let told = train(
+        &world,
+        "dry",
+        &sources,
+        &[&skip[..], &["--dry-run"]].concat(),
+    );
+    assert!(told.contains("2 places of data are damaged"), "{told}");
+    assert!(!world.path("dry").exists());
+    let more = [
+        "stage1.batch_size=1",
+        "stage1.accumulation=1",
+        "report.samples.every=1",
+        "report.samples.count=6",
+    ];
+    let more = more.iter().flat_map(|set| ["--set", set]);
+    let alone: Vec<&str> = skip.iter().copied().chain(more).collect();
+    train(&world, "alone", &sources, &alone);
+    assert_eq!(world.log("alone", "log.jsonl").len(), 6);
+    assert_eq!(world.log("alone", "skipped.jsonl").len(), 2);
+    // Three of those that can be read have a picture, and are shown after each step.
+    assert_eq!(world.log("alone", "samples.jsonl").len(), 6 * 3);
 }

@@ -134,7 +134,7 @@ fn gemma(r: &Reader, config: &mut LlamaConfig) -> Result<(), ModelError> {
     Ok(())
 }
 
-/// Layers that see a window. A window as long as the context hides nothing, but in Gemma 3.
+/// Layers that see a window, where it changes anything.
 fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWindow>, ModelError> {
     let family = config.family;
     // In Qwen's files `sliding_window` alone means nothing.
@@ -177,10 +177,7 @@ fn sliding_window(r: &Reader, config: &LlamaConfig) -> Result<Option<SlidingWind
         return Ok(None);
     }
     match tokens {
-        // Layers with one may rotate by a base of their own, whatever it hides.
-        Some(tokens)
-            if tokens < config.context_window() || config.rope_local_base_freq.is_some() =>
-        {
+        Some(tokens) if config.window_counts(tokens, config.context_window()) => {
             Ok(Some(SlidingWindow {
                 tokens,
                 layers: slides,

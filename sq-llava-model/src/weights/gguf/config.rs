@@ -356,9 +356,7 @@ impl Keys<'_> {
                 windows(tokens, self.header.size(&key)?.unwrap_or(pattern), layers)
             }
         };
-        // A window as long as the context hides nothing, but where layers with one rotate
-        // otherwise.
-        let hides = (window.tokens < c.max_position_embeddings || c.rope_local_base_freq.is_some())
+        let hides = c.window_counts(window.tokens, c.max_position_embeddings)
             && window.layers.contains(&true);
         Ok(hides.then_some(window))
     }

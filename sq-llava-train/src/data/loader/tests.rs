@@ -8,6 +8,7 @@ use sq_llava_data::{
 };
 
 use super::*;
+use crate::data::batch::TrainSample;
 
 mod bad_images;
 mod packing;

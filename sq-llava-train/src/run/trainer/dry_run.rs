@@ -130,11 +130,12 @@ fn check_data(recipe: &Recipe) -> Result<(), TrainError> {
             }
             if passed_over > 0 {
                 tracing::warn!("stage {stage}: {passed_over} places of {name} are damaged");
+            } else {
+                tracing::info!(
+                    "stage {stage}: {} samples of {name} are well formed; sq-llava check looks at their pictures too",
+                    report.samples,
+                );
             }
-            tracing::info!(
-                "stage {stage}: {} samples of {name} are well formed; sq-llava check looks at their pictures too",
-                report.samples,
-            );
         }
     }
     Ok(())

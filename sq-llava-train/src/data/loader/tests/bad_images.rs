@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::data::bad_images::BAD_IMAGES_FILE;
+use crate::data::bad_images::BadImage;
 
 #[test]
 fn a_bad_picture_stops_a_careful_run_and_is_named() {
@@ -107,6 +108,10 @@ fn a_blank_picture_takes_the_place_of_a_bad_one() {
     // The padding is the mean of all pictures: 0 but for its rounding to eight bits.
     assert!(blank.iter().all(|value| value.abs() < 0.02));
     assert_ne!(of(&good, "s2"), blank);
+    // It draws by what all blank ones share, not by the name of the bad one.
+    let mut samples = found.iter().flat_map(|b| &b.samples);
+    let shown = samples.find(|s| &*s.id == "s2").expect("the sample");
+    assert_eq!(shown.pictures[0].name, shown.pictures[0].key);
     assert_eq!(of(&good, "s3"), of(&found, "s3"));
     let bad: Vec<&BadImage> = found.iter().flat_map(|b| &b.bad_images).collect();
     assert_eq!(
