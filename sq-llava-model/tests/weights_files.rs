@@ -4,13 +4,14 @@ mod weights;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::FloatDType;
+use burn::tensor::{DType, FloatDType};
 use golden::Tensors;
 use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::language::quantize::Quantize;
-use sq_llava_model::weights::{LoadOptions, SaveOptions, init_random, save_pretrained};
+use sq_llava_model::processor::KernelPath;
+use sq_llava_model::weights::{LoadOptions, Narrow, SaveOptions, init_random, save_pretrained};
 use weights::*;
 
 fn data(name: &str) -> PathBuf {
@@ -193,6 +194,33 @@ fn fault_03_missing_unexpected_and_mismatched_keys_are_errors() {
     assert!(!report.is_clean());
 }
 
+/// What `narrow` makes of a model that is stored in a dtype.
+fn assert_narrow(dir: &Path, stored: Dtype) {
+    let fast = KernelPath::chosen().unwrap().multiplies_bf16();
+    let kept = match stored {
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::BF16,
+        _ => DType::F32,
+    };
+    let fastest = match kept {
+        DType::F16 if fast => DType::BF16,
+        kept => kept,
+    };
+    for (narrow, expected) in [
+        (Narrow::Never, DType::F32),
+        (Narrow::Stored, kept),
+        (Narrow::Fastest, fastest),
+    ] {
+        let options = LoadOptions {
+            narrow,
+            ..LoadOptions::default()
+        };
+        let llm = load(dir, &options).model.language_model;
+        let found = llm.model.embed_tokens.weight.dtype();
+        assert_eq!(found, expected, "{narrow:?} of {stored:?}");
+    }
+}
+
 #[test]
 fn stored_and_wanted_dtypes_convert() {
     let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -254,6 +282,7 @@ fn stored_and_wanted_dtypes_convert() {
                 assert!(values == &expected, "{name}: {stored:?} as {wanted:?}");
             }
         }
+        assert_narrow(dir.path(), stored);
     }
     let options = LoadOptions {
         dtype: FloatDType::F64,

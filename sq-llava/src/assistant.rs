@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::backend::Backend;
 use sq_llava_data::Ending;
+use sq_llava_model::weights::{LoadOptions, Narrow};
 use sq_llava_model::{
     AnswerOptions, AssistantOptions, ModelError, Question, QuestionOptions, Request, SelfQuestioner,
 };
@@ -46,14 +47,22 @@ pub struct Assistant<
 
 #[cfg(feature = "cpu")]
 impl Assistant {
-    /// Loads a checkpoint or run directory, or a GGUF file, on the CPU in f32; a path, or a name on
-    /// the Hugging Face hub (`org/name`, `org/name@revision`; see [`Hub`]).
+    /// Loads a checkpoint or run directory, or a GGUF file, on the CPU; a path, or a name on the
+    /// Hugging Face hub (`org/name`, `org/name@revision`; see [`Hub`]). Weights that are stored in
+    /// 16 bits stay so ([`Narrow::Fastest`]), others are in f32.
     ///
     /// # Errors
     /// If there is no such model, or weights, tokenizer or processor are missing, damaged, or do
     /// not fit together.
     pub fn load(path: impl AsRef<Path>) -> Result<Self, ModelError> {
-        Self::load_on(path, &AssistantOptions::default(), &burn_flex::FlexDevice)
+        let options = AssistantOptions {
+            load: LoadOptions {
+                narrow: Narrow::Fastest,
+                ..LoadOptions::default()
+            },
+            ..AssistantOptions::default()
+        };
+        Self::load_on(path, &options, &burn_flex::FlexDevice)
     }
 }
 

@@ -39,7 +39,7 @@ pub use sq_llava_train as train;
 pub use assistant::Assistant;
 pub use sq_llava_data::{Conversation, Ending, Layout, Template, TemplateChoice};
 pub use sq_llava_model::generation::sampling::Sampling;
-pub use sq_llava_model::weights::LoadOptions;
+pub use sq_llava_model::weights::{LoadOptions, Narrow};
 pub use sq_llava_model::{Answer, AnswerOptions, AssistantOptions, ModelError, Request};
 
 // To let it ask.

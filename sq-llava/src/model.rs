@@ -13,7 +13,7 @@ use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Layout, Template, TemplateChoice, TextTokenizer};
 use sq_llava_model::language::quantize::Quantize;
-use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Progress, init_random};
+use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Narrow, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
 use sq_llava_train::report::resident::proc_bytes;
 
@@ -90,7 +90,8 @@ impl FromStr for Format {
 /// A dtype by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// f32 on the CPU while the model fits into half of the memory, else f16.
+    /// 16 bits where the language model is stored in them (bf16 on processors that multiply it
+    /// faster than f32); else f32 on the CPU while the model fits into half of the memory, and f16.
     Auto,
     /// 32 bits.
     F32,
@@ -101,7 +102,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The dtype; `bytes` is the size of the model's files.
+    /// The dtype of a model that is not stored in 16 bits; `bytes` is the size of its files.
     pub fn resolve(self, device: DeviceChoice, bytes: u64) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,
@@ -184,7 +185,7 @@ impl ModelArguments {
     /// # Errors
     /// If it cannot be loaded.
     pub fn load<B: Backend>(&self, device: &B::Device) -> Result<(Assistant<B>, LoadReport)> {
-        self.load_as(self.blocks()?, device)
+        self.load_as(self.blocks()?, Narrow::Fastest, device)
     }
 
     /// The blocks that `--quantize` names, if it is given.
@@ -203,13 +204,15 @@ impl ModelArguments {
         }
     }
 
-    /// Loads the model with its weights in other blocks than asked for.
+    /// Loads the model with its weights in other blocks than asked for; `narrow` is of
+    /// `--dtype auto`.
     ///
     /// # Errors
     /// If it cannot be loaded.
     pub fn load_as<B: Backend>(
         &self,
         quantize: Option<Quantize>,
+        narrow: Narrow,
         device: &B::Device,
     ) -> Result<(Assistant<B>, LoadReport)> {
         let tokenizer = names::given_tokenizer(self.tokenizer.as_deref())?;
@@ -223,6 +226,10 @@ impl ModelArguments {
         let options = AssistantOptions {
             load: LoadOptions {
                 dtype,
+                narrow: match self.dtype {
+                    Precision::Auto => narrow,
+                    _ => Narrow::Never,
+                },
                 base,
                 vision: names::given_model(self.vision.as_deref())?,
                 mmproj: self.mmproj.clone(),

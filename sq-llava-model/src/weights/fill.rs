@@ -222,6 +222,13 @@ impl WeightMap {
             .any(|name| Section::of(name) == Some(section))
     }
 
+    /// The tensors of a section.
+    pub fn tensors(&self, section: Section) -> impl Iterator<Item = &StoredTensor> {
+        let all = self.weights.iter();
+        all.filter(move |(name, _)| Section::of(name) == Some(section))
+            .map(|(_, tensor)| tensor)
+    }
+
     /// Canonical names of a section without the section itself.
     pub fn names(&self, section: Section) -> impl Iterator<Item = &str> {
         self.weights

@@ -8,13 +8,13 @@ use super::adapter::attach;
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::{FillOptions, fill};
 use super::layout::Section;
+use super::narrow::weight_dtype;
 use super::options::LoadOptions;
 use super::plan::{ModelFiles, Plan, plan_whole};
 use super::quantized::fill_quantized;
 use super::report::LoadReport;
 use super::run::plan_run;
 use super::shapes::check_model;
-use super::write::file_dtype;
 use crate::config::PrototypeConfig;
 use crate::error::ModelError;
 use crate::language::llama::NewTokens;
@@ -45,9 +45,9 @@ pub fn load_model<B: Backend>(
     options: &LoadOptions,
     device: &B::Device,
 ) -> Result<Loaded<B>, ModelError> {
-    let dtype = file_dtype(options.dtype)?;
     let fresh = options.fresh.is_some();
     let mut plan = plan(dir, options)?;
+    let dtype = weight_dtype::<B>(&plan.weights, options, device)?;
     check_model::<B>(
         dir,
         &plan.config,

@@ -21,6 +21,9 @@ pub type LookUp = Arc<dyn Fn(&str) -> Result<Option<PathBuf>, String> + Send + S
 pub struct LoadOptions {
     /// Dtype of the weights in memory: f32, f16 or bf16.
     pub dtype: FloatDType,
+    /// When the weights of a language model that is stored in 16 bits are in those in memory,
+    /// and not in `dtype`.
+    pub narrow: Narrow,
     /// The LLM (or LLaVA) that a run directory was trained on.
     pub base: Option<PathBuf>,
     /// A vision tower's directory, for checkpoints without one inside. A run directory takes it
@@ -53,6 +56,18 @@ pub struct LoadOptions {
     pub progress: Option<Progress>,
 }
 
+/// When weights that are stored in 16 bits stay so in memory, if the device computes in them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Narrow {
+    /// Only if they are asked for in that dtype.
+    #[default]
+    Never,
+    /// Always: half the memory of f32, and each number is that of the file.
+    Stored,
+    /// Always, and f16 as bf16 on processors that multiply bf16 faster than f32.
+    Fastest,
+}
+
 /// Parts between vision tower and LLM that start from a random draw.
 #[derive(Debug, Clone)]
 pub struct FreshParts {
@@ -66,6 +81,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             dtype: FloatDType::F32,
+            narrow: Narrow::Never,
             base: None,
             vision: None,
             mmproj: None,
@@ -86,6 +102,7 @@ impl fmt::Debug for LoadOptions {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("LoadOptions")
             .field("dtype", &self.dtype)
+            .field("narrow", &self.narrow)
             .field("base", &self.base)
             .field("vision", &self.vision)
             .field("mmproj", &self.mmproj)

@@ -10,7 +10,7 @@ use burn::tensor::backend::Backend;
 use clap::{Args, ValueEnum};
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{
-    Layout, SaveOptions, prepare_llava_hf, save_llava_hf_files, save_pretrained,
+    Layout, Narrow, SaveOptions, prepare_llava_hf, save_llava_hf_files, save_pretrained,
 };
 
 use crate::device::Work;
@@ -96,7 +96,7 @@ impl Work for Export {
             Some(Quantize::Stored) => (Some(Quantize::Stored), None),
             wanted => (None, wanted),
         };
-        let (mut assistant, _) = self.model.load_as::<B>(kept, device)?;
+        let (mut assistant, _) = self.model.load_as::<B>(kept, Narrow::Never, device)?;
         let config = &mut assistant.model.config;
         config.conversation = Some(assistant.template.name().into());
         config.asking_role = assistant.template.asking().cloned();

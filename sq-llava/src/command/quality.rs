@@ -8,6 +8,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use serde::Serialize;
 use sq_llava_model::Assistant;
+use sq_llava_model::weights::Narrow;
 
 use crate::model::ModelArguments;
 
@@ -48,9 +49,13 @@ pub fn compare<B: Backend>(
         bail!("--quality compares --quantize q8, q4 or stored with dense weights: give it");
     };
     let content = sq_llava_data::files::read_to_string(text)?;
-    let (dense, tokens) = read::<B>(&model.load_as::<B>(None, device)?.0, &content, device)?;
+    let (dense, tokens) = read::<B>(
+        &model.load_as::<B>(None, Narrow::Fastest, device)?.0,
+        &content,
+        device,
+    )?;
     let (found, _) = read::<B>(
-        &model.load_as::<B>(Some(wanted), device)?.0,
+        &model.load_as::<B>(Some(wanted), Narrow::Fastest, device)?.0,
         &content,
         device,
     )?;

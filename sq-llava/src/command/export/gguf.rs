@@ -4,7 +4,7 @@ use anyhow::{Result, bail};
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use sq_llava_data::MEDIA_MARKER;
-use sq_llava_model::weights::{GgufOptions, GgufType, save_gguf};
+use sq_llava_model::weights::{GgufOptions, GgufType, Narrow, save_gguf};
 
 use super::Export;
 use crate::model::{Format, Precision};
@@ -13,7 +13,7 @@ use crate::output::tell;
 impl Export {
     /// Writes the files for llama.cpp, and says on standard error what it does otherwise.
     pub(super) fn for_llama_cpp<B: Backend>(&self, device: &B::Device) -> Result<()> {
-        let (mut assistant, _) = self.model.load_as::<B>(None, device)?;
+        let (mut assistant, _) = self.model.load_as::<B>(None, Narrow::Never, device)?;
         let weight = &assistant.model.language_model.model.embed_tokens.weight;
         let matrices = match (self.model.quantize, self.save_dtype) {
             (Some(Format::Gguf(kind)), _) => kind,
