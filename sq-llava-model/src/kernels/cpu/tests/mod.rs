@@ -4,6 +4,7 @@
 mod attention;
 mod linear;
 mod packed;
+mod sums;
 
 use attention::attend;
 use burn::backend::Autodiff;
