@@ -5,6 +5,7 @@ mod pictures;
 mod shape;
 mod step_memory;
 mod train_step;
+mod whole_step;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
