@@ -178,6 +178,9 @@ impl Work for Bench {
         if let (Some(Shape::TrainStep), Some(step)) = (self.shape, self.one_step()) {
             return self.step_memory::<B>(&step, device);
         }
+        if self.shape == Some(Shape::Train) {
+            return self.whole_step::<B>(device);
+        }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {
             return Ok(());

@@ -165,9 +165,6 @@ impl Bench {
             }
             return Ok(());
         }
-        if shape == Shape::Train {
-            return self.whole_step::<B>(device);
-        }
         if let Some(config) = shape.vision() {
             let tower = config.init::<B>(device);
             self.vision_shape(&config, &tower, "", limits.gflop_per_s, device)?;
