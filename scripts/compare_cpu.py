@@ -160,6 +160,61 @@ def torch_prototype(_):
     return rows
 
 
+def torch_stage2(_):
+    """Of `sq-llava bench --shape train`: DINOv2-S/14 at 112 pixels up to its last layer but one,
+    prototypes (K 64, T 2), projector, SmolLM2-135M, adapters of rank 16 with dropout on both towers,
+    four trainable token rows, logits where something is learnt, AdamW with clipping."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from torch import nn
+    from torch.nn.functional import cross_entropy, embedding, normalize
+    from transformers import Dinov2Config, Dinov2Model, LlamaConfig, LlamaForCausalLM
+
+    batch, tokens, learnt, new, side = 8, 170, 38, 4, 112
+    sizes = LLMS["smollm2-135m"][0]
+    hidden, vocabulary = sizes["hidden_size"], sizes["vocab_size"]
+    lora = lambda names: LoraConfig(r=16, lora_alpha=32, lora_dropout=0.05, target_modules=names)
+    llm = LlamaForCausalLM(LlamaConfig(max_position_embeddings=2048, rms_norm_eps=1e-5, **sizes))
+    table, llm = llm.model.embed_tokens.weight, get_peft_model(llm, lora(LINEARS)).train()
+    vit = Dinov2Model(Dinov2Config(hidden_size=384, num_hidden_layers=11, num_attention_heads=6,
+                                   image_size=side, patch_size=14))
+    vit = get_peft_model(vit, lora(["query", "key", "value", "dense", "fc1", "fc2"])).train()
+    q, k, v, z = (nn.Linear(384, 384) for _ in range(4))
+    centres = torch.randn(64, 384)
+    projector = nn.Sequential(nn.Linear(384, hidden), nn.GELU(), nn.Linear(hidden, hidden))
+    rows = nn.Parameter(torch.randn(new, hidden) * 0.02)
+    modules = [llm, vit, q, k, v, z, projector]
+    trained = [p for m in modules for p in m.parameters() if p.requires_grad] + [rows]
+    optimizer = torch.optim.AdamW(trained, lr=2e-4, weight_decay=0.0)
+    pixels = torch.randn(batch, 3, side, side)
+    patches = (side // 14) ** 2
+    ids = torch.randint(0, vocabulary, (batch, tokens - patches))
+    labels = ids[:, -learnt:].reshape(-1)
+
+    def prototypes(seen):
+        keys, values, found = k(seen), v(seen), centres.expand(batch, -1, -1)
+        for _ in range(2):
+            found = (q(found) @ keys.transpose(1, 2)).softmax(1) @ values
+        near = normalize(seen, dim=-1) @ normalize(found, dim=-1).transpose(1, 2)
+        return seen + z(near @ found / len(centres))
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        seen = vit(pixels, output_hidden_states=True).hidden_states[-1][:, 1:]
+        text = embedding(ids, table)
+        text = torch.cat([text[:, :-learnt - 1], rows[:1].expand(batch, 1, -1),
+                          text[:, -learnt:]], 1)
+        inputs = torch.cat([text[:, :1], projector(prototypes(seen)), text[:, 1:]], 1)
+        states = llm.base_model.model.model(inputs_embeds=inputs, use_cache=False)
+        states = states.last_hidden_state[:, -learnt - 1:-1].reshape(-1, hidden)
+        logits = torch.cat([states @ table.T, states @ rows.T], 1)
+        cross_entropy(logits, labels).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+
+    return {f"stage 2 step, rank 16, {batch}×{tokens} tokens": batch * tokens / median(step)}
+
+
 def photograph(path):
     """A JPEG of 640×427 pixels, quality 90."""
     import numpy as np
@@ -272,13 +327,13 @@ def main():
     parser.add_argument("--llama-bench")
     parser.add_argument("--gguf")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--only", nargs="*", default=[*LLMS, *TOWERS, "prototype", "image"])
+    parser.add_argument("--only", nargs="*", default=[*LLMS, "train", *TOWERS, "prototype", "image"])
     parser.add_argument("--json")
     parser.add_argument("--torch", help=argparse.SUPPRESS)
     parser.add_argument("--image", help=argparse.SUPPRESS)
     given = parser.parse_args()
     work = {**dict.fromkeys(LLMS, torch_llm), **dict.fromkeys(TOWERS, torch_tower),
-            "prototype": torch_prototype, "image": lambda _: torch_image(given.image)}
+            "train": torch_stage2, "prototype": torch_prototype, "image": lambda _: torch_image(given.image)}
     if given.torch:
         import torch
         torch.set_num_threads(os.cpu_count())

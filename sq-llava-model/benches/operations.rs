@@ -10,10 +10,12 @@ use criterion::{Criterion, criterion_group, criterion_main};
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
 use sq_llava_model::ops::activation::Activation;
 use sq_llava_model::ops::attention::{AttentionMask, attention};
-use sq_llava_model::ops::cross_entropy::token_losses;
+use sq_llava_model::ops::cross_entropy::{joined_token_losses, token_losses};
+use sq_llava_model::ops::draws::with_keys;
 use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::ops::norm::{LayerNorm, RmsNorm};
+use sq_llava_model::ops::residual::{add, add_scaled};
 use sq_llava_model::ops::rope::RotaryEmbedding;
 
 type Ad = Autodiff<Flex>;
@@ -94,6 +96,48 @@ fn element_wise(c: &mut Criterion) {
         |x| token_losses(x, &ids),
         |x| token_losses(x, &ids),
     );
+    let rows = draw([512, 4]);
+    let rows_ad = leaf(&rows);
+    both(
+        c,
+        "cross-entropy 512×32000 and 4 of their own",
+        &logits,
+        |x| joined_token_losses(x, rows.clone(), 32_000, &ids),
+        |x| joined_token_losses(x, rows_ad.clone(), 32_000, &ids),
+    );
+}
+
+fn sums(c: &mut Criterion) {
+    let x = draw([1360, 576]);
+    let update = leaf(&draw([1360, 576]));
+    both(
+        c,
+        "sum 1360×576",
+        &x,
+        |x| add(x.clone(), x),
+        |x| add(x, update.clone()),
+    );
+    let scale = draw([576]);
+    let scale_ad = Tensor::<Ad, 1>::from_inner(scale.clone());
+    both(
+        c,
+        "scaled sum 1360×576",
+        &x,
+        |x| add_scaled(x.clone(), x, scale.clone()),
+        |x| add_scaled(x, update.clone(), scale_ad.clone()),
+    );
+    // A product of no weight: what is left is the dropout of its input.
+    let lora = LoraConfig::llm(1, 2.0, 0.05);
+    let linear = Linear::<Flex>::init(576, 1, false, &Default::default());
+    let linear_ad = Linear::<Ad>::init(576, 1, false, &Default::default());
+    let (linear, linear_ad) = (linear.with_lora(&lora, 0), linear_ad.with_lora(&lora, 0));
+    both(
+        c,
+        "dropout 1360×576 before products of width 1",
+        &x,
+        |x| with_keys(&[7], || linear.forward(x)),
+        |x| with_keys(&[7], || linear_ad.forward(x)),
+    );
 }
 
 fn attentions(c: &mut Criterion) {
@@ -168,5 +212,5 @@ fn linears(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, element_wise, attentions, linears);
+criterion_group!(benches, element_wise, sums, attentions, linears);
 criterion_main!(benches);

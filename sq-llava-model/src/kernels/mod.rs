@@ -5,5 +5,6 @@ pub mod adamw;
 pub mod blocks;
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
+pub(crate) mod dropout;
 pub(crate) mod finite;
 pub(crate) mod key_span;

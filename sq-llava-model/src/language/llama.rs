@@ -12,7 +12,7 @@ use burn::tensor::{DType, Int, Tensor};
 use crate::config::{Family, LlamaConfig};
 use crate::language::cache::KvCache;
 use crate::ops::attention::AttentionMask;
-use crate::ops::cat::cat;
+use crate::ops::cross_entropy::{joined, joined_token_losses, token_losses};
 use crate::ops::embedding::Embedding;
 use crate::ops::linear::{Linear, product};
 use crate::ops::norm::RmsNorm;
@@ -258,31 +258,45 @@ impl<B: Backend> Llama<B> {
 
     /// Last norm and head. `[n, hidden]` → `[n, vocabulary]`, f32
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let logits = self.scores(hidden);
+        let logits = match self.scores(hidden) {
+            (base, None) => base,
+            (base, Some((start, new))) => joined(base, new, start),
+        };
+        self.softened(logits)
+    }
+
+    /// Cross-entropy of [`Self::logits`] in nats, in f32; `ids [n]`, each inside the vocabulary. The
+    /// logits of new tokens and the others are not joined for it. `[n, hidden]` → `[n]`
+    pub fn token_losses(&self, hidden: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 1> {
+        match self.scores(hidden) {
+            (base, None) => token_losses(self.softened(base), ids),
+            (base, Some((start, new))) => {
+                joined_token_losses(self.softened(base), self.softened(new), start, ids)
+            }
+        }
+    }
+
+    /// The soft limit of the logits, if there is one.
+    fn softened(&self, logits: Tensor<B, 2>) -> Tensor<B, 2> {
         match self.final_logit_softcapping {
             Some(cap) => logits.div_scalar(cap).tanh().mul_scalar(cap),
             None => logits,
         }
     }
 
-    fn scores(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+    /// Products with the head's rows, and with those of new tokens, which have the ids from the
+    /// number on. `[n, hidden]` → `[n, base]`, `[n, rows]`
+    fn scores(&self, hidden: Tensor<B, 2>) -> (Tensor<B, 2>, Option<(usize, Tensor<B, 2>)>) {
         let hidden = self.model.norm.forward(hidden);
         let base = match &self.lm_head {
             Some(head) => head.forward(hidden.clone()),
             None => self.model.embed_tokens.scores(hidden.clone()),
         };
-        let Some(new) = &self.new_tokens else {
-            return base;
-        };
-        let rows = new.lm_head.as_ref().unwrap_or(&new.embed);
-        let scores = product(hidden, rows.val());
-        let [n, width] = base.dims();
-        let (start, end) = (new.start, new.start + new.rows());
-        let mut parts = vec![base.clone().slice([0..n, 0..start.min(width)]), scores];
-        if end < width {
-            parts.push(base.slice([0..n, end..width]));
-        }
-        cat(parts, 1)
+        let new = self.new_tokens.as_ref().map(|new| {
+            let rows = new.lm_head.as_ref().unwrap_or(&new.embed);
+            (new.start, product(hidden, rows.val()))
+        });
+        (base, new)
     }
 }
 

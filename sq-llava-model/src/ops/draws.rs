@@ -13,18 +13,11 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use burn::tensor::{ElementConversion, Int, Tensor, TensorData, backend::Backend};
-use rayon::prelude::*;
 use sq_llava_data::mix::splitmix64;
 
-/// All values stay below 2³¹, so that products give the same low bits in 32-bit and in 64-bit
-/// integers, and shifts the same bits in signed and in unsigned ones.
-const BITS: u32 = 0x7FFF_FFFF;
-/// Odd multipliers of the mixer.
-const MIX: [u32; 2] = [0x045D_9F3B, 0x2C1B_3C6D];
-/// Its shifts: before each multiplier, and at the end.
-const SHIFT: [u32; 3] = [16, 15, 15];
-/// Below this number of elements one thread is faster.
-const PARALLEL: usize = 1 << 16;
+#[cfg(feature = "cpu")]
+use crate::kernels::cpu;
+use crate::kernels::dropout::{BITS, MIX, Mask, SHIFT};
 
 thread_local! {
     static SCOPE: RefCell<Option<Scope>> = const { RefCell::new(None) };
@@ -98,24 +91,41 @@ impl Scope {
     }
 }
 
-/// What an adapter's input is multiplied with: 0 where an element is dropped, else
-/// `1 / (1 − dropout)`. `None` where nothing is. `[rows, width]`
-pub(crate) fn mask<B: Backend>(
-    [rows, width]: [usize; 2],
+/// An adapter's input as training sees it: an element is 0 where it is dropped, else multiplied with
+/// `1 / (1 − dropout)`. `None` where nothing is dropped. `[rows, width]`
+pub(crate) fn dropped<B: Backend>(
+    input: &Tensor<B, 2>,
     adapter: u64,
     dropout: f64,
-    device: &B::Device,
 ) -> Option<Tensor<B, 2>> {
+    let mask = mask(input.dims(), adapter, dropout)?;
+    #[cfg(feature = "cpu")]
+    if let Ok(output) = cpu::run::<B, _, 1>(cpu::Dropout(mask.clone()), [cpu::float(input.clone())])
+    {
+        return Some(cpu::tensor(output));
+    }
+    Some(masked(input.clone(), &mask))
+}
+
+/// The operations that every backend has.
+pub(crate) fn masked<B: Backend>(input: Tensor<B, 2>, mask: &Mask) -> Tensor<B, 2> {
+    let device = input.device();
+    let values = if in_host_memory::<B>(&device) {
+        Tensor::from_data(TensorData::new(mask.values(), input.dims()), &device)
+    } else {
+        on_device(mask, &device)
+    };
+    let dtype = input.dtype();
+    input * values.cast(dtype)
+}
+
+/// The mask of an adapter's input; `None` where nothing is dropped.
+pub(crate) fn mask([rows, width]: [usize; 2], adapter: u64, dropout: f64) -> Option<Mask> {
     if dropout <= 0.0 || rows == 0 {
         return None;
     }
     let scope = SCOPE.with_borrow(Clone::clone)?;
-    let mask = Mask::new(&scope.places(rows), width, adapter, dropout);
-    Some(if in_host_memory::<B>(device) {
-        Tensor::from_data(TensorData::new(mask.values(), [rows, width]), device)
-    } else {
-        mask.tensor(device)
-    })
+    Some(of_places(&scope.places(rows), width, adapter, dropout))
 }
 
 /// Key of the scope at hand for a draw that all samples share.
@@ -129,81 +139,42 @@ fn in_host_memory<B: Backend>(device: &B::Device) -> bool {
     ["flex", "ndarray"].iter().any(|host| name.contains(host))
 }
 
-/// The keys of one mask.
-struct Mask {
-    rows: Vec<u32>,
-    columns: Vec<u32>,
-    /// Elements whose hash is below are dropped.
-    threshold: u32,
-    scale: f32,
-}
-
-impl Mask {
-    fn new(places: &[(u64, usize)], width: usize, adapter: u64, dropout: f64) -> Self {
-        let adapter = splitmix64(adapter);
-        let row = |&(key, place): &(u64, usize)| {
-            let sample = splitmix64(key ^ adapter);
-            top_bits(splitmix64(sample ^ place as u64))
-        };
-        Self {
-            rows: places.iter().map(row).collect(),
-            columns: (0..width as u64).map(|c| top_bits(splitmix64(c))).collect(),
-            threshold: (dropout * f64::from(BITS)) as u32,
-            scale: (1.0 / (1.0 - dropout)) as f32,
-        }
-    }
-
-    /// On the host, row by row.
-    fn values(&self) -> Vec<f32> {
-        let width = self.columns.len();
-        let mut values = vec![0.0; self.rows.len() * width];
-        let fill = |(row, &key): (&mut [f32], &u32)| {
-            for (value, column) in row.iter_mut().zip(&self.columns) {
-                let kept = mix(key ^ column) >= self.threshold;
-                *value = if kept { self.scale } else { 0.0 };
-            }
-        };
-        if values.len() < PARALLEL {
-            values.chunks_mut(width).zip(&self.rows).for_each(fill);
-        } else {
-            let rows = values.par_chunks_mut(width).zip(&self.rows);
-            rows.with_min_len(PARALLEL.div_ceil(width) / 4)
-                .for_each(fill);
-        }
-        values
-    }
-
-    /// The same on the device: only the keys travel.
-    fn tensor<B: Backend>(&self, device: &B::Device) -> Tensor<B, 2> {
-        let keys = |keys: &[u32]| {
-            let keys: Vec<i32> = keys.iter().map(|&key| key as i32).collect();
-            Tensor::<B, 1, Int>::from_data(TensorData::from(&keys[..]), device)
-        };
-        let shift = |x: Tensor<B, 2, Int>, bits: u32| {
-            let shifted = x.clone().bitwise_right_shift_scalar(bits.elem());
-            x.bitwise_xor(shifted)
-        };
-        let shape = [self.rows.len(), self.columns.len()];
-        let rows = keys(&self.rows).unsqueeze_dim::<2>(1).expand(shape);
-        let columns = keys(&self.columns).unsqueeze_dim::<2>(0).expand(shape);
-        let mut x = rows.bitwise_xor(columns); // [rows, width]
-        for (multiplier, bits) in MIX.into_iter().zip(SHIFT) {
-            x = shift(x, bits).mul_scalar(multiplier);
-            x = x.bitwise_and_scalar(BITS.elem());
-        }
-        x = shift(x, SHIFT[2]);
-        let kept = x.greater_equal_elem(self.threshold as i32);
-        kept.float().mul_scalar(self.scale)
+/// The mask of tokens with these keys and places.
+fn of_places(places: &[(u64, usize)], width: usize, adapter: u64, dropout: f64) -> Mask {
+    let adapter = splitmix64(adapter);
+    let row = |&(key, place): &(u64, usize)| {
+        let sample = splitmix64(key ^ adapter);
+        top_bits(splitmix64(sample ^ place as u64))
+    };
+    Mask {
+        rows: places.iter().map(row).collect(),
+        columns: (0..width as u64).map(|c| top_bits(splitmix64(c))).collect(),
+        threshold: (dropout * f64::from(BITS)) as u32,
+        scale: (1.0 / (1.0 - dropout)) as f32,
     }
 }
 
-/// A hash of 31 bits, after the integer mixers of H. Wellons' prospector.
-fn mix(mut x: u32) -> u32 {
+/// The mask's values, made on the device: only the keys travel.
+fn on_device<B: Backend>(mask: &Mask, device: &B::Device) -> Tensor<B, 2> {
+    let keys = |keys: &[u32]| {
+        let keys: Vec<i32> = keys.iter().map(|&key| key as i32).collect();
+        Tensor::<B, 1, Int>::from_data(TensorData::from(&keys[..]), device)
+    };
+    let shift = |x: Tensor<B, 2, Int>, bits: u32| {
+        let shifted = x.clone().bitwise_right_shift_scalar(bits.elem());
+        x.bitwise_xor(shifted)
+    };
+    let shape = [mask.rows.len(), mask.columns.len()];
+    let rows = keys(&mask.rows).unsqueeze_dim::<2>(1).expand(shape);
+    let columns = keys(&mask.columns).unsqueeze_dim::<2>(0).expand(shape);
+    let mut x = rows.bitwise_xor(columns); // [rows, width]
     for (multiplier, bits) in MIX.into_iter().zip(SHIFT) {
-        x ^= x >> bits;
-        x = x.wrapping_mul(multiplier) & BITS;
+        x = shift(x, bits).mul_scalar(multiplier);
+        x = x.bitwise_and_scalar(BITS.elem());
     }
-    x ^ (x >> SHIFT[2])
+    x = shift(x, SHIFT[2]);
+    let kept = x.greater_equal_elem(mask.threshold as i32);
+    kept.float().mul_scalar(mask.scale)
 }
 
 fn top_bits(key: u64) -> u32 {
@@ -238,9 +209,8 @@ mod tests {
     use burn_flex::Flex;
 
     fn drawn(keys: &[u64], shape: [usize; 2], adapter: u64, dropout: f64) -> Option<Vec<f32>> {
-        let draw = || mask::<Flex>(shape, adapter, dropout, &Default::default());
-        let mask = with_keys(keys, draw)?;
-        Some(mask.into_data().to_vec().expect("f32 values"))
+        let mask = with_keys(keys, || mask(shape, adapter, dropout))?;
+        Some(mask.values())
     }
 
     #[test]
@@ -249,15 +219,15 @@ mod tests {
             let places: Vec<_> = (0..64)
                 .map(|row| (3 + 6 * (row / 32), row as usize % 32))
                 .collect();
-            let mask = Mask::new(&places, 33, 7, dropout);
-            let tensor = mask.tensor::<Flex>(&Default::default());
+            let mask = of_places(&places, 33, 7, dropout);
+            let tensor = on_device::<Flex>(&mask, &Default::default());
             let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
             assert_eq!(mask.values(), device, "dropout {dropout}");
         }
         // Above the size from which threads share the work.
         let places: Vec<_> = (0..300).map(|row| (1, row)).collect();
-        let large = Mask::new(&places, 500, 7, 0.2);
-        let tensor = large.tensor::<Flex>(&Default::default());
+        let large = of_places(&places, 500, 7, 0.2);
+        let tensor = on_device::<Flex>(&large, &Default::default());
         let device: Vec<f32> = tensor.into_data().to_vec().expect("f32 values");
         assert_eq!(large.values(), device);
     }
@@ -306,10 +276,10 @@ mod tests {
     fn a_packed_sample_draws_what_it_draws_alone() {
         let (a, b, c) = (key(1, 0, "a"), key(1, 0, "b"), key(1, 0, "c"));
         let alone = |key, tokens| drawn(&[key], [tokens, 40], 3, 0.5).expect("one");
-        let draw = || mask::<Flex>([2 * 12, 40], 3, 0.5, &Default::default());
+        let draw = || mask([2 * 12, 40], 3, 0.5);
         // The second row ends in padding.
         let packed = with_packed_keys(&[a, b, c], &[vec![5, 7], vec![9]], draw);
-        let packed: Vec<f32> = packed.expect("a mask").into_data().to_vec().expect("f32");
+        let packed: Vec<f32> = packed.expect("a mask").values();
         assert_eq!(packed[..200], alone(a, 5));
         assert_eq!(packed[200..480], alone(b, 7));
         assert_eq!(packed[480..840], alone(c, 9));
@@ -317,19 +287,18 @@ mod tests {
 
     #[test]
     fn nothing_is_dropped_outside_of_a_scope() {
-        let device = Default::default();
-        assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+        assert!(mask([4, 4], 0, 0.5).is_none());
         assert!(drawn(&[1], [4, 4], 0, 0.0).is_none());
         with_keys(&[1], || {
-            assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_some());
+            assert!(mask([4, 4], 0, 0.5).is_some());
             with_keys(&[], || {
-                assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+                assert!(mask([4, 4], 0, 0.5).is_none());
             });
-            assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_some());
+            assert!(mask([4, 4], 0, 0.5).is_some());
             // Another thread has scopes of its own.
-            let other = std::thread::spawn(move || mask::<Flex>([4, 4], 0, 0.5, &device));
+            let other = std::thread::spawn(move || mask([4, 4], 0, 0.5));
             assert!(other.join().expect("no panic").is_none());
         });
-        assert!(mask::<Flex>([4, 4], 0, 0.5, &device).is_none());
+        assert!(mask([4, 4], 0, 0.5).is_none());
     }
 }

@@ -127,7 +127,6 @@ impl<B: Backend> Lora<B> {
 
     /// The adapter's own input, where some of its elements are dropped.
     pub(crate) fn dropped(&self, input: &Tensor<B, 2>) -> Option<Tensor<B, 2>> {
-        let mask = draws::mask::<B>(input.dims(), self.index, self.dropout, &input.device())?;
-        Some(input.clone() * mask.cast(input.dtype()))
+        draws::dropped(input, self.index, self.dropout)
     }
 }

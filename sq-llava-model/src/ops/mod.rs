@@ -15,5 +15,6 @@ pub mod on_device;
 pub mod params;
 pub mod pool;
 pub(crate) mod product;
+pub mod residual;
 pub mod rope;
 pub mod weight;

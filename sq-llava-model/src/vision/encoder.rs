@@ -6,8 +6,9 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use crate::ops::activation::Activation;
 use crate::ops::attention::{AttentionMask, attention, join_heads, split_heads};
-use crate::ops::linear::Linear;
+use crate::ops::linear::{Linear, together};
 use crate::ops::norm::LayerNorm;
+use crate::ops::residual::{add, add_scaled};
 
 /// The layers of a tower.
 #[derive(Module, Debug)]
@@ -170,26 +171,33 @@ impl<B: Backend> EncoderLayer<B> {
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let normed = self.layer_norm1.forward(hidden.clone());
-        let hidden = hidden + scaled(self.layer_scale1.as_ref(), self.self_attn.forward(normed));
+        let hidden = added(
+            hidden,
+            self.self_attn.forward(normed),
+            self.layer_scale1.as_ref(),
+        );
         let normed = self.layer_norm2.forward(hidden.clone());
-        hidden + scaled(self.layer_scale2.as_ref(), self.mlp.forward(normed))
+        added(hidden, self.mlp.forward(normed), self.layer_scale2.as_ref())
     }
 }
 
-/// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
-fn scaled<B: Backend>(scale: Option<&LayerScale<B>>, output: Tensor<B, 3>) -> Tensor<B, 3> {
+/// A layer's input and what is added to it. `[batch, tokens, hidden]` each
+fn added<B: Backend>(
+    hidden: Tensor<B, 3>,
+    output: Tensor<B, 3>,
+    scale: Option<&LayerScale<B>>,
+) -> Tensor<B, 3> {
     match scale {
-        Some(scale) => output * scale.lambda1.val().cast(DType::F32).unsqueeze(),
-        None => output,
+        Some(scale) => add_scaled(hidden, output, scale.lambda1.val().cast(DType::F32)),
+        None => add(hidden, output),
     }
 }
 
 impl<B: Backend> EncoderAttention<B> {
     /// `[images, tokens, hidden]` → `[images, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
-        let query = split_heads(self.q_proj.forward(hidden.clone()), self.heads);
-        let key = split_heads(self.k_proj.forward(hidden.clone()), self.heads);
-        let value = split_heads(self.v_proj.forward(hidden), self.heads);
+        let projected = together([&self.q_proj, &self.k_proj, &self.v_proj], hidden);
+        let [query, key, value] = projected.map(|joined| split_heads(joined, self.heads));
         let mask = match self.causal {
             true => AttentionMask::Causal,
             false => AttentionMask::Full,

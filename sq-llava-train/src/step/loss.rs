@@ -170,7 +170,7 @@ impl LossSettings {
             let asked = &targets.asked[start..end];
             let leaf = Tensor::<B, 2>::from_inner(states.clone().slice([start..end, 0..width]))
                 .require_grad();
-            let losses = token_losses(llama.logits(leaf.clone()), &targets.ids[start..end]);
+            let losses = llama.token_losses(leaf.clone(), &targets.ids[start..end]);
             out.sums.add(&host(losses.clone()), asked);
             let weights = self.weights::<B>(asked, denominator, &device);
             let mut grads = (losses * weights).sum().backward();

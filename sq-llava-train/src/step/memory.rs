@@ -17,7 +17,7 @@ use crate::step::groups::{ParamGroup, Trains};
 /// Bytes of an f32.
 const F32: usize = 4;
 /// Copies of a chunk's logits in the loss and its backward pass: logits, log-probabilities, and the
-/// gradients of both.
+/// gradients of both. By kernels gradients take the place of the logits.
 const LOGITS: usize = 4;
 
 /// A training step.
@@ -165,7 +165,10 @@ impl<'a> StepMemory<'a> {
             gradients: trainable * if self.accumulates { 2 } else { 1 },
             moments: 2 * trainable,
             activations: self.activations(checkpointing),
-            logits: LOGITS * self.chunk_tokens * self.config.llama.vocab_size * F32,
+            logits: match self.kernels {
+                true => self.chunk_tokens * self.config.llama.vocab_size * F32,
+                false => LOGITS * self.chunk_tokens * self.config.llama.vocab_size * F32,
+            },
         }
     }
 
@@ -255,7 +258,7 @@ fn llama_token(
         &["gate_proj", "up_proj", "gate_up_proj"],
         &["down_proj"],
     ];
-    norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora)
+    norms + attention + gated + adapters_token(&llama.linears(), &inputs, lora, kernels)
 }
 
 /// Values that a layer of the tower keeps for each token.
@@ -287,7 +290,8 @@ fn vision_token(
         &["fc2"],
     ];
     let lora = lora.map(|lora| vision.own_targets(lora));
-    norms + attention + activation + adapters_token(&vision.linears(), &inputs, lora.as_ref())
+    let adapters = adapters_token(&vision.linears(), &inputs, lora.as_ref(), kernels);
+    norms + attention + activation + adapters
 }
 
 /// Queries, and keys and values for each head; exponentials and softmax of the scores.
@@ -301,16 +305,18 @@ fn kernel_attention_token(width: usize, shared: usize, heads: usize) -> usize {
     2 * width + 2 * shared + heads
 }
 
-/// Of each adapter the product with A, and with dropout the mask and what is left of the input;
-/// without, inputs are shared among the linears of a group.
+/// Of each adapter the product with A, and with dropout what is left of the input, and the mask
+/// unless kernels make it again; without dropout inputs are shared among the linears of a group.
 fn adapters_token(
     linears: &[(&str, usize, usize)],
     groups: &[&[&str]],
     lora: Option<&LoraConfig>,
+    kernels: bool,
 ) -> usize {
     let Some(lora) = lora else {
         return 0;
     };
+    let copies = if kernels { 1 } else { 2 };
     let mut values = 0;
     for group in groups {
         let adapted = linears
@@ -319,7 +325,7 @@ fn adapters_token(
         let inputs: Vec<usize> = adapted.map(|&(_, d_in, _)| d_in).collect();
         values += inputs.len() * lora.r;
         values += if lora.lora_dropout > 0.0 {
-            2 * inputs.iter().sum::<usize>()
+            copies * inputs.iter().sum::<usize>()
         } else {
             inputs.first().copied().unwrap_or(0)
         };
@@ -427,13 +433,13 @@ mod tests {
         let blocks = memory.estimate(Blocks);
         assert_eq!(blocks.activations, 4 * (inputs + llm_layer));
         // The CPU's kernels: 4·4096 and 32 of attention, 2·11008 of the gate; in the tower 4·1024
-        // and 16, and 4096.
+        // and 16, and 4096; no masks.
         let kernels = StepMemory {
             kernels: true,
             ..memory.clone()
         };
-        let token = 8_192 + 16_416 + 22_016 + 71_168 + 896;
-        let patch = 2_048 + 4_112 + 4_096 + 18_432 + 192;
+        let token = 8_192 + 16_416 + 22_016 + 35_584 + 896;
+        let patch = 2_048 + 4_112 + 4_096 + 9_216 + 192;
         let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
         assert_eq!(kernels.activations(Keep), 4 * layers);
         // 543 GiB against 25 GiB of activations.

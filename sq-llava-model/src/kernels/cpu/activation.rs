@@ -92,9 +92,9 @@ fn value_loop<L: Level, F: Function>(x: &[f32], out: &mut [f32]) {
 }
 
 #[inline(always)]
-fn slope_loop<L: Level, F: Function>(x: &[f32], grad: &[f32], out: &mut [f32]) {
-    for ((out, &x), &grad) in out.iter_mut().zip(x).zip(grad) {
-        *out = grad * F::slope::<L>(x);
+fn slope_loop<L: Level, F: Function>(x: &mut [f32], grad: &[f32]) {
+    for (x, &grad) in x.iter_mut().zip(grad) {
+        *x = grad * F::slope::<L>(*x);
     }
 }
 
@@ -106,17 +106,11 @@ fn gated_loop<L: Level, F: Function>(gate: &[f32], up: &[f32], out: &mut [f32]) 
 }
 
 #[inline(always)]
-fn gated_back_loop<L: Level, F: Function>(
-    gate: &[f32],
-    up: &[f32],
-    grad: &[f32],
-    d_gate: &mut [f32],
-    d_up: &mut [f32],
-) {
-    let outputs = d_gate.iter_mut().zip(d_up);
-    for ((((d_gate, d_up), &gate), &up), &grad) in outputs.zip(gate).zip(up).zip(grad) {
-        *d_gate = grad * up * F::slope::<L>(gate);
-        *d_up = grad * F::value::<L>(gate);
+fn gated_back_loop<L: Level, F: Function>(gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+    for ((gate, up), &grad) in gate.iter_mut().zip(up).zip(grad) {
+        let (x, y) = (*gate, *up);
+        *gate = grad * y * F::slope::<L>(x);
+        *up = grad * F::value::<L>(x);
     }
 }
 
@@ -138,23 +132,18 @@ vectorised! {
         each!(which, value_loop, L, x, out)
     }
 
-    fn slopes<L>(which: Activation, x: &[f32], grad: &[f32], out: &mut [f32]) {
-        each!(which, slope_loop, L, x, grad, out)
+    /// The input's gradient in its place.
+    fn slopes<L>(which: Activation, x: &mut [f32], grad: &[f32]) {
+        each!(which, slope_loop, L, x, grad)
     }
 
     fn gated<L>(which: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         each!(which, gated_loop, L, gate, up, out)
     }
 
-    fn gated_back<L>(
-        which: Activation,
-        gate: &[f32],
-        up: &[f32],
-        grad: &[f32],
-        d_gate: &mut [f32],
-        d_up: &mut [f32],
-    ) {
-        each!(which, gated_back_loop, L, gate, up, grad, d_gate, d_up)
+    /// The inputs' gradients in their places.
+    fn gated_back<L>(which: Activation, gate: &mut [f32], up: &mut [f32], grad: &[f32]) {
+        each!(which, gated_back_loop, L, gate, up, grad)
     }
 }
 
@@ -181,12 +170,12 @@ impl Kernel<1> for Pointwise {
         _: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
         let grad = contiguous(grad);
-        let (x, g) = (elements(&input), elements(&grad));
-        let out = pieces::rows(x.len(), 1, |at, out| {
-            let end = at + out.len();
-            slopes(self.0, &x[at..end], &g[at..end], out);
+        let g = elements(&grad);
+        let d_x = pieces::over(input, 1, |at, x| {
+            let end = at + x.len();
+            slopes(self.0, x, &g[at..end]);
         });
-        [Some(filled(out, input.layout().shape().clone()))]
+        [Some(d_x)]
     }
 }
 
@@ -227,16 +216,12 @@ impl Kernel<2> for Gated {
         wanted: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
         let grad = contiguous(grad);
-        let (x, y, g) = (elements(&gate), elements(&up), elements(&grad));
-        let (d_gate, d_up) = pieces::rows2(x.len(), 1, |at, d_gate, d_up| {
-            let end = at + d_gate.len();
-            gated_back(self.0, &x[at..end], &y[at..end], &g[at..end], d_gate, d_up);
+        let g = elements(&grad);
+        let [d_gate, d_up] = pieces::over2([gate, up], 1, |at, gate, up| {
+            let end = at + gate.len();
+            gated_back(self.0, gate, up, &g[at..end]);
         });
-        let shape = gate.layout().shape();
-        [
-            wanted[0].then(|| filled(d_gate, shape.clone())),
-            wanted[1].then(|| filled(d_up, shape.clone())),
-        ]
+        [wanted[0].then_some(d_gate), wanted[1].then_some(d_up)]
     }
 }
 

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::level::vectorised;
 use super::math::dot;
-use super::view::{contiguous, elements, filled};
+use super::view::{contiguous, elements, filled, whole};
 use super::{float, pieces, same, tensor};
 use crate::kernels::adamw::AdamWStep;
 
@@ -91,16 +91,5 @@ pub(crate) fn square_sum<B: Backend, const D: usize>(
     match same(filled(sum, Shape::from(vec![1]))) {
         Ok(primitive) => Ok(tensor(primitive)),
         Err(_) => unreachable!("the types were found equal on the way in"),
-    }
-}
-
-/// The tensor if its elements in order are all that its storage holds, else such a copy.
-fn whole(tensor: FlexTensor) -> FlexTensor {
-    let layout = tensor.layout();
-    let all = layout.num_elements() * size_of::<f32>() == tensor.bytes().len();
-    if all && layout.start_offset() == 0 {
-        contiguous(tensor)
-    } else {
-        tensor.to_contiguous()
     }
 }

@@ -10,7 +10,7 @@ use super::Kernel;
 use super::level::vectorised;
 use super::math::{LANES, exp, max, total};
 use super::pieces;
-use super::view::{contiguous, elements, filled};
+use super::view::{contiguous, elements, filled, width};
 
 vectorised! {
     /// `log Σ eˣ`.
@@ -29,10 +29,10 @@ vectorised! {
         largest + total(lanes).ln()
     }
 
-    /// `g · softmax`.
-    fn scaled_softmax<L>(row: &[f32], log_sum: f32, grad: f32, out: &mut [f32]) {
-        for (out, &x) in out.iter_mut().zip(row) {
-            *out = grad * exp::<L>(x - log_sum);
+    /// `g · softmax` in the logits' place.
+    fn scaled_softmax<L>(row: &mut [f32], log_sum: f32, grad: f32) {
+        for x in row {
+            *x = grad * exp::<L>(*x - log_sum);
         }
     }
 }
@@ -82,15 +82,110 @@ impl Kernel<1> for CrossEntropyKernel {
         _: [bool; 1],
     ) -> [Option<FlexTensor>; 1] {
         let grad = contiguous(grad);
-        let (x, g) = (elements(&logits), elements(&grad));
-        let width = x.len() / sums.len().max(1);
-        let out = pieces::rows(x.len(), width.max(1), |first, out| {
-            for (index, out) in out.chunks_exact_mut(width.max(1)).enumerate() {
-                let row = first + index;
-                scaled_softmax(&x[row * width..][..width], sums[row], g[row], out);
-                out[self.0[row]] -= g[row];
+        let g = elements(&grad);
+        let width = width(&logits);
+        [Some(pieces::over(logits, width.max(1), |first, rows| {
+            for (index, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+                let place = first + index;
+                scaled_softmax(row, sums[place], g[place]);
+                row[self.0[place]] -= g[place];
             }
+        }))]
+    }
+}
+
+/// The same, where logits of other rows `[n, rows]` stand in place of the columns from `start` on,
+/// or behind the last.
+#[derive(Debug, Clone)]
+pub(crate) struct JoinedCrossEntropyKernel {
+    pub(crate) ids: Arc<[usize]>,
+    /// Not behind the last column.
+    pub(crate) start: usize,
+}
+
+impl JoinedCrossEntropyKernel {
+    /// Columns of the base that count are those before the first and from the second on.
+    fn gap(&self, base: usize, new: usize) -> [usize; 2] {
+        [self.start.min(base), (self.start + new).min(base)]
+    }
+
+    /// Losses and logarithms of the sums.
+    fn of(&self, [base, new]: &[FlexTensor; 2]) -> (FlexTensor, Vec<f32>) {
+        let [columns, rows] = [width(base), width(new)];
+        let [before, behind] = self.gap(columns, rows);
+        let (x, y) = (elements(base), elements(new));
+        let pairs = self.ids.par_iter().enumerate().map(|(row, &id)| {
+            let (x, y) = (&x[row * columns..][..columns], &y[row * rows..][..rows]);
+            let parts = [&x[..before], y, &x[behind..]];
+            let parts = parts.map(|part| match part {
+                [] => f32::NEG_INFINITY,
+                part => log_sum_exp(part),
+            });
+            let sum = log_sum_exp(&parts);
+            let own = id.checked_sub(self.start).and_then(|id| y.get(id));
+            (sum - own.unwrap_or_else(|| &x[id]), sum)
         });
-        [Some(filled(out, logits.layout().shape().clone()))]
+        let (losses, sums): (Vec<f32>, Vec<f32>) = pairs.unzip();
+        (filled(losses, Shape::from(vec![self.ids.len()])), sums)
+    }
+}
+
+impl Kernel<2> for JoinedCrossEntropyKernel {
+    type Saved = ([FlexTensor; 2], Arc<[f32]>);
+
+    fn accepts(&self, inputs: &[&FlexTensor; 2]) -> bool {
+        let [[n, base], [m, new]] = inputs.map(|logits| logits.layout().shape().dims::<2>());
+        let f32s = inputs.iter().all(|logits| logits.dtype() == DType::F32);
+        let all = base.max(self.start + new);
+        let rows = n == self.ids.len() && m == n && self.ids.iter().all(|&id| id < all);
+        f32s && rows && base > 0 && new > 0 && self.start <= base
+    }
+
+    fn forward(&self, inputs: [FlexTensor; 2]) -> FlexTensor {
+        self.of(&inputs.map(contiguous)).0
+    }
+
+    fn forward_saving(&self, inputs: [FlexTensor; 2], _: [bool; 2]) -> (FlexTensor, Self::Saved) {
+        let inputs = inputs.map(contiguous);
+        let (losses, sums) = self.of(&inputs);
+        (losses, (inputs, sums.into()))
+    }
+
+    fn backward(
+        &self,
+        ([base, new], sums): Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; 2],
+    ) -> [Option<FlexTensor>; 2] {
+        let grad = contiguous(grad);
+        let g = elements(&grad);
+        let [columns, rows] = [width(&base), width(&new)];
+        let [before, behind] = self.gap(columns, rows);
+        let own = self.start..self.start + rows;
+        let d_base = wanted[0].then(|| {
+            pieces::over(base, columns, |first, all| {
+                for (index, row) in all.chunks_exact_mut(columns).enumerate() {
+                    let place = first + index;
+                    scaled_softmax(row, sums[place], g[place]);
+                    row[before..behind].fill(0.0);
+                    let id = self.ids[place];
+                    if !own.contains(&id) {
+                        row[id] -= g[place];
+                    }
+                }
+            })
+        });
+        let d_new = wanted[1].then(|| {
+            pieces::over(new, rows, |first, all| {
+                for (index, row) in all.chunks_exact_mut(rows).enumerate() {
+                    let place = first + index;
+                    scaled_softmax(row, sums[place], g[place]);
+                    if own.contains(&self.ids[place]) {
+                        row[self.ids[place] - self.start] -= g[place];
+                    }
+                }
+            })
+        });
+        [d_base, d_new]
     }
 }

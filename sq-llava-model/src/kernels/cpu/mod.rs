@@ -16,6 +16,7 @@ mod attention;
 mod bf16;
 mod blocks;
 mod cross_entropy;
+mod dropout;
 mod gemm;
 mod huge_pages;
 mod level;
@@ -27,6 +28,7 @@ mod pieces;
 pub mod processor;
 mod rope;
 mod rows;
+mod sum;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -38,14 +40,17 @@ pub(crate) use activation::{Gated, Pointwise};
 pub(crate) use adamw::{adamw, square_sum};
 pub(crate) use append::append;
 pub(crate) use attention::{Attention, Hidden};
-pub(crate) use cross_entropy::CrossEntropyKernel;
+pub(crate) use cross_entropy::{CrossEntropyKernel, JoinedCrossEntropyKernel};
+pub(crate) use dropout::Dropout;
 pub(crate) use huge_pages::place;
 pub(crate) use linear::LinearKernel;
 pub(crate) use norm::{LayerNormKernel, RmsNormKernel};
 pub(crate) use rope::Rotate;
+pub(crate) use sum::{ScaledSum, Sum};
 
 use std::any::{Any, TypeId};
 use std::fmt::Debug;
+use std::sync::Arc;
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::base::Checkpointer;
@@ -88,6 +93,20 @@ pub(crate) trait Kernel<const N: usize>: Debug + Send + Sized + 'static {
         grad: FlexTensor,
         wanted: [bool; N],
     ) -> [Option<FlexTensor>; N];
+
+    /// As [`Kernel::backward`], added to what is `known` of the inputs' gradients from elsewhere in
+    /// the graph.
+    fn backward_onto(
+        &self,
+        saved: Self::Saved,
+        grad: FlexTensor,
+        wanted: [bool; N],
+        known: [Option<FlexTensor>; N],
+    ) -> [Option<FlexTensor>; N] {
+        let mut known = known.into_iter();
+        let found = self.backward(saved, grad, wanted);
+        found.map(|found| sum::onto(known.next().flatten(), found))
+    }
 }
 
 /// Runs a kernel, or gives the inputs back when they are not the CPU backend's or the kernel does
@@ -151,7 +170,16 @@ impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Step<K> {
     fn backward(self, ops: Ops<K::Saved, N>, grads: &mut Gradients, _: &mut Checkpointer) {
         let grad = grads.consume::<Flex>(&ops.node);
         let wanted = ops.parents.each_ref().map(Option::is_some);
-        let found = self.0.backward(ops.state, grad, wanted);
+        let known = ops.parents.each_ref().map(|parent| {
+            let node = parent.clone()?;
+            // Gradients are found by the node alone.
+            grads.remove::<Flex>(&Tracked {
+                primitive: grad.clone(),
+                rc: Arc::new(node.id),
+                node,
+            })
+        });
+        let found = self.0.backward_onto(ops.state, grad, wanted, known);
         for (parent, grad) in ops.parents.into_iter().zip(found) {
             if let (Some(parent), Some(grad)) = (parent, grad) {
                 grads.register::<Flex>(parent.id, grad);

@@ -4,9 +4,9 @@ use burn_flex::FlexTensor;
 
 use super::Kernel;
 use super::level::{Level, vectorised};
-use super::math::sum;
-use super::pieces;
+use super::math::sum as sum_of;
 use super::view::{contiguous, elements, filled, width};
+use super::{pieces, sum};
 
 vectorised! {
     /// `x / √(mean x² + ε) · w`, row by row.
@@ -20,16 +20,16 @@ vectorised! {
         }
     }
 
-    /// `r (w g) − x r³ mean(w g x)` with `r = 1 / √(mean x² + ε)`.
+    /// Adds `r (w g) − x r³ mean(w g x)` with `r = 1 / √(mean x² + ε)`.
     fn rms_back_rows<L>(x: &[f32], weight: &[f32], grad: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len();
         let rows = x.chunks_exact(n).zip(grad.chunks_exact(n));
         for ((x, grad), out) in rows.zip(out.chunks_exact_mut(n)) {
             let scale = inverse_rms::<L>(x, eps);
-            let along = sum(n, |i| weight[i] * grad[i] * x[i]) / n as f32;
+            let along = sum_of(n, |i| weight[i] * grad[i] * x[i]) / n as f32;
             let pull = scale * scale * scale * along;
             for i in 0..n {
-                out[i] = scale * weight[i] * grad[i] - pull * x[i];
+                out[i] += scale * weight[i] * grad[i] - pull * x[i];
             }
         }
     }
@@ -56,17 +56,17 @@ vectorised! {
         }
     }
 
-    /// `r (w g − mean(w g) − x̂ mean(w g x̂))` with `x̂` the normalised row and `r` its scale.
+    /// Adds `r (w g − mean(w g) − x̂ mean(w g x̂))` with `x̂` the normalised row and `r` its scale.
     fn layer_back_rows<L>(x: &[f32], weight: &[f32], grad: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len();
         let rows = x.chunks_exact(n).zip(grad.chunks_exact(n));
         for ((x, grad), out) in rows.zip(out.chunks_exact_mut(n)) {
             let (mean, scale) = moments(x, eps);
-            let shift = sum(n, |i| weight[i] * grad[i]) / n as f32;
-            let along = sum(n, |i| weight[i] * grad[i] * (x[i] - mean) * scale) / n as f32;
+            let shift = sum_of(n, |i| weight[i] * grad[i]) / n as f32;
+            let along = sum_of(n, |i| weight[i] * grad[i] * (x[i] - mean) * scale) / n as f32;
             for i in 0..n {
                 let normed = (x[i] - mean) * scale;
-                out[i] = scale * (weight[i] * grad[i] - shift - normed * along);
+                out[i] += scale * (weight[i] * grad[i] - shift - normed * along);
             }
         }
     }
@@ -94,8 +94,8 @@ fn inverse_rms<L: Level>(x: &[f32], eps: f32) -> f32 {
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let n = x.len();
-    let mean = sum(n, |i| x[i]) / n as f32;
-    let variance = sum(n, |i| (x[i] - mean) * (x[i] - mean)) / n as f32;
+    let mean = sum_of(n, |i| x[i]) / n as f32;
+    let variance = sum_of(n, |i| (x[i] - mean) * (x[i] - mean)) / n as f32;
     (mean, 1.0 / (variance + eps).sqrt())
 }
 
@@ -146,15 +146,25 @@ impl Kernel<2> for RmsNormKernel {
         grad: FlexTensor,
         wanted: [bool; 2],
     ) -> [Option<FlexTensor>; 2] {
+        self.backward_onto(inputs, grad, wanted, [None, None])
+    }
+
+    fn backward_onto(
+        &self,
+        inputs: [FlexTensor; 2],
+        grad: FlexTensor,
+        wanted: [bool; 2],
+        [known_x, known_weight]: [Option<FlexTensor>; 2],
+    ) -> [Option<FlexTensor>; 2] {
         let grad = contiguous(grad);
         let ([x, weight], g) = (inputs.each_ref().map(elements), elements(&grad));
         let (n, eps) = (weight.len(), self.eps as f32);
         let d_x = wanted[0].then(|| {
-            let out = pieces::rows(x.len(), n, |row, out| {
+            let shape = inputs[0].layout().shape();
+            pieces::onto(known_x, shape, n, |row, out| {
                 let range = row * n..row * n + out.len();
                 rms_back_rows(&x[range.clone()], weight, &g[range], eps, out);
-            });
-            filled(out, inputs[0].layout().shape().clone())
+            })
         });
         let d_weight = wanted[1].then(|| {
             let sums = pieces::sums(x.len() / n, n, n, |from, to, out| {
@@ -162,7 +172,7 @@ impl Kernel<2> for RmsNormKernel {
             });
             filled(sums, inputs[1].layout().shape().clone())
         });
-        [d_x, d_weight]
+        [d_x, sum::onto(known_weight, d_weight)]
     }
 }
 
@@ -207,15 +217,25 @@ impl Kernel<3> for LayerNormKernel {
         grad: FlexTensor,
         wanted: [bool; 3],
     ) -> [Option<FlexTensor>; 3] {
+        self.backward_onto(inputs, grad, wanted, [None, None, None])
+    }
+
+    fn backward_onto(
+        &self,
+        inputs: [FlexTensor; 2],
+        grad: FlexTensor,
+        wanted: [bool; 3],
+        [known_x, known_weight, known_bias]: [Option<FlexTensor>; 3],
+    ) -> [Option<FlexTensor>; 3] {
         let grad = contiguous(grad);
         let ([x, weight], g) = (inputs.each_ref().map(elements), elements(&grad));
         let (n, eps) = (weight.len(), self.eps as f32);
         let d_x = wanted[0].then(|| {
-            let out = pieces::rows(x.len(), n, |row, out| {
+            let shape = inputs[0].layout().shape();
+            pieces::onto(known_x, shape, n, |row, out| {
                 let range = row * n..row * n + out.len();
                 layer_back_rows(&x[range.clone()], weight, &g[range], eps, out);
-            });
-            filled(out, inputs[0].layout().shape().clone())
+            })
         });
         let (mut d_weight, mut d_bias) = (None, None);
         if wanted[1] || wanted[2] {
@@ -227,6 +247,10 @@ impl Kernel<3> for LayerNormKernel {
             d_weight = wanted[1].then(|| filled(sums, shape.clone()));
             d_bias = wanted[2].then(|| filled(second, shape.clone()));
         }
-        [d_x, d_weight, d_bias]
+        [
+            d_x,
+            sum::onto(known_weight, d_weight),
+            sum::onto(known_bias, d_bias),
+        ]
     }
 }

@@ -6,7 +6,11 @@
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 
+use burn::tensor::Shape;
+use burn_flex::FlexTensor;
 use rayon::prelude::*;
+
+use super::view::{contiguous, elements, filled, is_free};
 
 /// Elements of a piece: large against the cost of handing it to a thread, small against a cache.
 const PIECE: usize = 16 * 1024;
@@ -34,26 +38,67 @@ pub(super) fn rows(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Syn
     all
 }
 
-/// As [`rows`], with two results of the same shape.
-pub(super) fn rows2(
-    len: usize,
+/// A tensor `[.., width]` with what `f(first row, rows)` makes of its elements: in place where they
+/// may be written over, else in a copy.
+pub(super) fn over(
+    tensor: FlexTensor,
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) -> FlexTensor {
+    let mut tensor = owned(tensor);
+    let out = tensor.storage_mut::<f32>();
+    let rows = rows_of(width);
+    if out.len() <= rows * width {
+        f(0, out);
+    } else {
+        let pieces = out.par_chunks_mut(rows * width).enumerate();
+        pieces.for_each(|(piece, out)| f(piece * rows, out));
+    }
+    tensor
+}
+
+/// As [`over`], with two tensors of the same shape.
+pub(super) fn over2(
+    [a, b]: [FlexTensor; 2],
     width: usize,
     f: impl Fn(usize, &mut [f32], &mut [f32]) + Sync,
-) -> (Vec<f32>, Vec<f32>) {
+) -> [FlexTensor; 2] {
     let rows = rows_of(width);
-    let (mut a, mut b) = (Vec::with_capacity(len), Vec::with_capacity(len));
-    let pieces = a.spare_capacity_mut()[..len]
+    let (mut a, mut b) = (owned(a), owned(b));
+    let pieces = a
+        .storage_mut::<f32>()
         .par_chunks_mut(rows * width)
-        .zip(b.spare_capacity_mut()[..len].par_chunks_mut(rows * width));
-    pieces.enumerate().for_each(|(piece, (a, b))| {
-        f(piece * rows, zeros(a), zeros(b));
-    });
-    // SAFETY: the pieces are all of both, and each was set to zero.
-    unsafe {
-        a.set_len(len);
-        b.set_len(len);
+        .zip(b.storage_mut::<f32>().par_chunks_mut(rows * width));
+    pieces
+        .enumerate()
+        .for_each(|(piece, (a, b))| f(piece * rows, a, b));
+    [a, b]
+}
+
+/// What `f(first row, rows)` adds to the elements of a tensor of this shape, or to zeros.
+pub(super) fn onto(
+    known: Option<FlexTensor>,
+    shape: &Shape,
+    width: usize,
+    f: impl Fn(usize, &mut [f32]) + Sync,
+) -> FlexTensor {
+    match known {
+        Some(known) => over(known, width, f),
+        None => filled(rows(shape.num_elements(), width, f), shape.clone()),
     }
-    (a, b)
+}
+
+/// The tensor if it may be written over, else a copy.
+fn owned(tensor: FlexTensor) -> FlexTensor {
+    if is_free(&tensor) {
+        return tensor;
+    }
+    let tensor = contiguous(tensor);
+    let from = elements(&tensor);
+    let copy = rows(from.len(), 1, |at, out| {
+        out.copy_from_slice(&from[at..at + out.len()]);
+    });
+    filled(copy, tensor.layout().shape().clone())
 }
 
 fn zeros(out: &mut [MaybeUninit<f32>]) -> &mut [f32] {
@@ -138,10 +183,12 @@ mod tests {
             };
             let expected: Vec<f32> = (0..count * width).map(|i| i as f32).collect();
             assert_eq!(rows(count * width, width, fill), expected);
-            let (a, b) = rows2(count * width, width, |first, a, b| {
+            let zeros = || filled(vec![0.0; count * width], Shape::from(vec![count, width]));
+            let [a, b] = over2([zeros(), zeros()], width, |first, a, b| {
                 fill(first, a);
                 fill(first, b);
             });
+            let (a, b) = (elements(&a).to_vec(), elements(&b).to_vec());
             assert_eq!((&a, &b), (&expected, &expected));
         }
     }

@@ -12,6 +12,25 @@ pub(super) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     }
 }
 
+/// The tensor if its elements in order are all that its storage holds, else such a copy.
+pub(super) fn whole(tensor: FlexTensor) -> FlexTensor {
+    let layout = tensor.layout();
+    let all = layout.num_elements() * size_of::<f32>() == tensor.bytes().len();
+    if all && layout.start_offset() == 0 {
+        contiguous(tensor)
+    } else {
+        tensor.to_contiguous()
+    }
+}
+
+/// Whether the tensor's elements may be written over: nothing else holds them, and they are all
+/// that its storage holds, in order.
+pub(super) fn is_free(tensor: &FlexTensor) -> bool {
+    let layout = tensor.layout();
+    let all = layout.num_elements() * size_of::<f32>() == tensor.bytes().len();
+    tensor.dtype() == DType::F32 && tensor.is_unique() && all && tensor.is_contiguous()
+}
+
 /// The elements of a tensor from [`contiguous`].
 pub(super) fn elements(tensor: &FlexTensor) -> &[f32] {
     let layout = tensor.layout();

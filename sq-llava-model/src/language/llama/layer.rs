@@ -11,6 +11,7 @@ use crate::ops::activation::Activation;
 use crate::ops::attention::{AttentionMask, ScoreOptions, attention_with, join_heads, split_heads};
 use crate::ops::linear::{Linear, together};
 use crate::ops::norm::RmsNorm;
+use crate::ops::residual::add;
 use crate::ops::rope::Rotation;
 
 /// One decoder layer. In LLaMA the norms come before attention and MLP, and the second one is
@@ -201,16 +202,16 @@ impl<B: Backend> LlamaLayer<B> {
         };
         let attended = self.self_attn.forward(normed, rotation, mask, cache);
         let Some(behind) = &self.post_feedforward_layernorm else {
-            let hidden = hidden + attended;
+            let hidden = add(hidden, attended);
             let normed = self.post_attention_layernorm.forward(hidden.clone());
-            return hidden + self.mlp.forward(normed);
+            return add(hidden, self.mlp.forward(normed));
         };
-        let hidden = hidden + self.post_attention_layernorm.forward(attended);
+        let hidden = add(hidden, self.post_attention_layernorm.forward(attended));
         let normed = match &self.pre_feedforward_layernorm {
             Some(norm) => norm.forward(hidden.clone()),
             None => hidden.clone(),
         };
-        hidden + behind.forward(self.mlp.forward(normed))
+        add(hidden, behind.forward(self.mlp.forward(normed)))
     }
 
     /// Rotation and mask of this layer.

@@ -5,6 +5,7 @@ mod pictures;
 mod shape;
 mod step_memory;
 mod train_step;
+mod whole_step;
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -176,6 +177,9 @@ impl Work for Bench {
         }
         if let (Some(Shape::TrainStep), Some(step)) = (self.shape, self.one_step()) {
             return self.step_memory::<B>(&step, device);
+        }
+        if self.shape == Some(Shape::Train) {
+            return self.whole_step::<B>(device);
         }
         let limits = self.measure_limits::<B>(device)?;
         if self.limits {

@@ -70,6 +70,8 @@ pub(super) struct StepCost {
     pub seconds: f64,
     /// Growth of the process by the first forward and backward pass, where the system says.
     pub grown_bytes: Option<u64>,
+    /// Trainable values.
+    pub trainable: usize,
 }
 
 pub(super) fn llm_adapters_only() -> Trains {
@@ -98,9 +100,22 @@ impl Bench {
         shape: &TrainShape,
         device: &B::Device,
     ) -> Result<StepCost> {
-        let trains = llm_adapters_only();
-        let vocabulary = model.config.llama.vocab_size;
-        let (model, groups) = ParamGroups::mark(model.with_llm_lora(&shape.lora()), trains);
+        let batch = batch(shape, model.config.llama.vocab_size);
+        let model = model.with_llm_lora(&shape.lora());
+        self.step_cost(model, llm_adapters_only(), shape, &batch, device)
+    }
+
+    /// Cost of steps of a model with its adapters on one batch.
+    pub(super) fn step_cost<B: AutodiffBackend>(
+        &self,
+        model: SqLlava<B>,
+        trains: Trains,
+        shape: &TrainShape,
+        batch: &MicroBatch,
+        device: &B::Device,
+    ) -> Result<StepCost> {
+        let (model, groups) = ParamGroups::mark(model, trains);
+        let trainable = groups.iter().map(|(_, param)| param.values).sum();
         let stage = Recipe::published(Flavour::Paper).stage2;
         let mut optimizer = GroupedAdamW::<B>::new(&stage, Arc::new(groups));
         let failure = Failure::default();
@@ -117,7 +132,6 @@ impl Bench {
             failure: failure.clone(),
         };
         let mut model = Some(TrainModel { model, context });
-        let batch = batch(shape, vocabulary);
         sync::<B>(device)?;
         let resident = resident_from_here();
         let mut peak = None;
@@ -137,6 +151,7 @@ impl Bench {
         Ok(StepCost {
             seconds,
             grown_bytes: resident.and_then(grown),
+            trainable,
         })
     }
 }

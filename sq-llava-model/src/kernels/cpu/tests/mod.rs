@@ -4,6 +4,7 @@
 mod attention;
 mod linear;
 mod packed;
+mod sums;
 
 use attention::attend;
 use burn::backend::Autodiff;
@@ -334,6 +335,12 @@ fn results_do_not_depend_on_the_number_of_threads() {
         let grads = backward(&out);
         keep(values(&gradient(&x, &grads)));
         keep(values(&gradient(&w, &grads)));
+        let scale = draw([96], 10, 1.0).require_grad();
+        let inputs = [float(x.clone()), float(x.clone()), float(scale.clone())];
+        let sum: Tensor<Ad, 2> = by_kernel(super::ScaledSum, inputs);
+        let grads = backward(&sum);
+        keep(values(&gradient(&x, &grads)));
+        keep(values(&gradient(&scale, &grads)));
         for (rows, rank) in [(1, 4), (6, 4), (200, 64)] {
             let (out, grads) = linear_pass(&linear(300, 260, true, Some(rank)), rows, true);
             keep(values(&out));
