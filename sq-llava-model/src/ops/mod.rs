@@ -16,4 +16,5 @@ pub mod params;
 pub mod pool;
 pub(crate) mod product;
 pub mod rope;
+pub(crate) mod softmax;
 pub mod weight;

@@ -27,6 +27,7 @@ mod pieces;
 pub mod processor;
 mod rope;
 mod rows;
+mod softmax;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -43,6 +44,7 @@ pub(crate) use huge_pages::place;
 pub(crate) use linear::LinearKernel;
 pub(crate) use norm::{LayerNormKernel, RmsNormKernel};
 pub(crate) use rope::Rotate;
+pub(crate) use softmax::SoftmaxKernel;
 
 use std::any::{Any, TypeId};
 use std::fmt::Debug;
