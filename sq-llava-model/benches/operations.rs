@@ -200,6 +200,21 @@ fn linears(c: &mut Criterion) {
             });
         }
     }
+    // Of towers, of a prompt and of a training step.
+    for (rows, d_in, d_out) in [
+        (197, 768, 3072),
+        (197, 3072, 768),
+        (577, 1024, 1024),
+        (577, 4096, 1024),
+        (256, 1024, 2816),
+        (640, 2816, 1024),
+    ] {
+        let x = draw([rows, d_in]);
+        let linear = Linear::<Flex>::init(d_in, d_out, true, &device);
+        c.bench_function(&format!("linear {d_in}→{d_out}, {rows} rows"), |b| {
+            b.iter(|| black_box(linear.forward(x.clone())))
+        });
+    }
     for (rows, rank) in [(512, 16), (256, 128)] {
         let x = draw([rows, 1024]);
         let lora = LoraConfig::llm(rank, 2.0 * rank as f64, 0.0);

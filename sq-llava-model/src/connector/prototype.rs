@@ -2,13 +2,14 @@
 //! centres found by T steps of expectation maximisation.
 
 use burn::module::{Module, Param};
-use burn::tensor::{Tensor, activation::softmax, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
 use crate::config::{AssignmentSoftmax, PrototypeConfig};
 use crate::ops::draws::normal;
 use crate::ops::draws::shared_key;
 use crate::ops::linear::Linear;
 use crate::ops::norm::normalize;
+use crate::ops::softmax::softmax;
 
 /// φ.
 #[derive(Module, Debug)]
@@ -76,13 +77,8 @@ impl<B: Backend> PrototypeExtractor<B> {
     pub fn extract(&self, tokens: Tensor<B, 3>) -> Prototypes<B> {
         let [batch, _, hidden] = tokens.dims();
         let num_centers = self.centers.lazy_shape()[0];
-        let keys = self.k.forward(tokens.clone()).swap_dims(1, 2); // [batch, hidden, tokens]
+        let keys = self.k.forward(tokens.clone()); // [batch, tokens, hidden]
         let values = self.v.forward(tokens.clone()); // [batch, tokens, hidden]
-        let softmax_dim = match self.softmax {
-            AssignmentSoftmax::Clusters => 1,
-            AssignmentSoftmax::Tokens => 2,
-        };
-
         let mut centers =
             self.initial_centers(&tokens)
                 .unsqueeze::<3>()
@@ -90,11 +86,22 @@ impl<B: Backend> PrototypeExtractor<B> {
         let mut assignment = None;
         for _ in 0..self.num_iterations {
             // E: how much each token belongs to each centre.
-            let mut scores = self.q.forward(centers).matmul(keys.clone());
-            if self.scaled {
-                scores = scores.div_scalar((hidden as f64).sqrt());
-            }
-            let m = softmax(scores, softmax_dim); // [batch, K, tokens]
+            let queries = self.q.forward(centers);
+            let scale = |scores: Tensor<B, 3>| match self.scaled {
+                true => scores.div_scalar((hidden as f64).sqrt()),
+                false => scores,
+            };
+            // Scores stand so that the softmax runs along rows; m is [batch, K, tokens].
+            let m = match self.softmax {
+                AssignmentSoftmax::Clusters => {
+                    let scores = keys.clone().matmul(queries.swap_dims(1, 2));
+                    softmax(scale(scores)).swap_dims(1, 2)
+                }
+                AssignmentSoftmax::Tokens => {
+                    let scores = queries.matmul(keys.clone().swap_dims(1, 2));
+                    softmax(scale(scores))
+                }
+            };
             // M: centres are the tokens' values, weighted.
             centers = m.clone().matmul(values.clone());
             assignment = Some(m);

@@ -17,4 +17,5 @@ pub mod pool;
 pub(crate) mod product;
 pub mod residual;
 pub mod rope;
+pub(crate) mod softmax;
 pub mod weight;

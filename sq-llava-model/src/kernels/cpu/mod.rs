@@ -28,6 +28,7 @@ mod pieces;
 pub mod processor;
 mod rope;
 mod rows;
+mod softmax;
 mod sum;
 #[cfg(test)]
 mod tests;
@@ -46,6 +47,7 @@ pub(crate) use huge_pages::place;
 pub(crate) use linear::LinearKernel;
 pub(crate) use norm::{LayerNormKernel, RmsNormKernel};
 pub(crate) use rope::Rotate;
+pub(crate) use softmax::SoftmaxKernel;
 pub(crate) use sum::{ScaledSum, Sum};
 
 use std::any::{Any, TypeId};

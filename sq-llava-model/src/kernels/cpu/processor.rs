@@ -2,8 +2,8 @@
 //!
 //! A path stands for a set of instructions that kernels are written for, each with those before
 //! it. The best one of the machine is taken; the environment variable `SQ_LLAVA_CPU` takes another
-//! one of the machine's, for tests and comparisons. The f32 products of the `gemm` crate choose
-//! for themselves.
+//! one of the machine's, for tests and comparisons. f32 products that are left to the `gemm` crate
+//! choose for themselves.
 
 use std::fmt;
 use std::sync::OnceLock;

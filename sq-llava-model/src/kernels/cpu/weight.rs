@@ -7,7 +7,7 @@ use rayon::prelude::*;
 
 use super::bf16::{self as brain, Unit};
 use super::blocks::{Input, dots};
-use super::gemm::{Matrix, Threads, new_product, product, product_at};
+use super::gemm::{Matrix, Onto, Threads, new_product, product, product_at};
 use super::rows::Stored;
 use super::view::contiguous;
 use crate::kernels::blocks::{Blocks, QuantFormat};
@@ -99,22 +99,17 @@ impl<'a> Weight<'a> {
             return turned(vec![0.0; n * rows], rows, n, bias);
         }
         let mut out = Vec::with_capacity(rows * n);
-        if let Some(bias) = bias {
-            for _ in 0..rows {
-                out.extend_from_slice(bias);
-            }
-        }
         let start: *mut f32 = out.as_mut_ptr();
         let a = Matrix::rows(x, k);
         self.panels(|first, panel| {
             let width = panel.len() / k;
             let b = Matrix::rows(panel, k).transposed();
             let sizes = [rows, width, k];
-            // SAFETY: there is room for `rows` rows of `n`, of which these are columns inside;
-            // with a bias they have been written.
+            let onto = bias.map_or(Onto::Nothing, |bias| Onto::Row(&bias[first..]));
+            // SAFETY: there is room for `rows` rows of `n`, of which these are columns inside.
             unsafe {
-                let (at, add) = (start.add(first), bias.is_some());
-                product_at(sizes, 1.0, a, b, at, n, add, Threads::Pool);
+                let at = start.add(first);
+                product_at(sizes, 1.0, a, b, at, n, onto, Threads::Pool);
             }
         });
         // SAFETY: the panels are all columns, and each was written whole.

@@ -7,16 +7,18 @@ use super::super::gemm::{Matrix, Threads, product};
 use super::super::level::vectorised;
 use super::super::math::{dot, exp};
 use super::super::pieces::Scattered;
+use super::super::softmax::TINY;
 use super::super::view::{Heads, elements, token_major};
 
 use super::softcap::{limit, limit_back};
 use super::{BLOCK, Saved, Scores};
 
 vectorised! {
-    /// `P = e^{S − log sum}` in place of a row of scores.
+    /// `P = e^{S − log sum}` in place of a row of scores; weights that do not count are zero.
     fn weights_row<L>(scores: &mut [f32], log_sum: f32) {
         for score in scores {
-            *score = exp::<L>(*score - log_sum);
+            let weight = exp::<L>(*score - log_sum);
+            *score = if weight < TINY { 0.0 } else { weight };
         }
     }
 

@@ -21,6 +21,7 @@ use crate::ops::attention::AttentionMask;
 use crate::ops::cross_entropy;
 use crate::ops::norm::{layer_norm, rms_norm};
 use crate::ops::rope::RotaryEmbedding;
+use crate::ops::softmax;
 
 type Ad = Autodiff<Flex>;
 
@@ -263,6 +264,36 @@ fn rotation_as_the_portable_form() {
         close(&found.0, &expected.0, 1e-6, "rotation");
         close(&found.1, &expected.1, 1e-6, "rotation, input");
     }
+}
+
+#[test]
+fn softmax_as_the_portable_form() {
+    for (shape, scale) in [
+        ([1, 1, 1], 1.0),
+        ([2, 3, 17], 3.0),
+        ([2, 40, 1000], 5.0),
+        ([3, 5, 70], 200.0),
+    ] {
+        let pass = |kernel: bool| {
+            let x = draw(shape, 51, scale).require_grad();
+            // Turned, as scores may come.
+            let rows = x.clone().swap_dims(0, 1);
+            let out = match kernel {
+                true => by_kernel(super::SoftmaxKernel, [float(rows)]),
+                false => softmax::portable(rows),
+            };
+            let grads = backward(&out);
+            (out.inner(), gradient(&x, &grads))
+        };
+        let (found, expected) = (pass(true), pass(false));
+        close(&found.0, &expected.0, 2e-6, &format!("{shape:?}"));
+        close(&found.1, &expected.1, 4e-6, &format!("{shape:?}, scores"));
+        // Numbers that slow products down, and the products made of them, are not there.
+        let small = |v: f32| v != 0.0 && v.abs() < super::softmax::TINY;
+        assert!(!values(&found.0).into_iter().any(small), "{shape:?}");
+    }
+    let none = Tensor::<Flex, 2>::zeros([0, 8], &Default::default());
+    assert_eq!(softmax::softmax(none).dims(), [0, 8]);
 }
 
 #[test]
