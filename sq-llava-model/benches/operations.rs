@@ -7,7 +7,10 @@ use burn::module::Param;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_flex::Flex;
 use criterion::{Criterion, criterion_group, criterion_main};
+use sq_llava_model::config::LlamaConfig;
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
+use sq_llava_model::language::cache::KvCache;
+use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::activation::Activation;
 use sq_llava_model::ops::attention::{AttentionMask, attention};
 use sq_llava_model::ops::cross_entropy::{joined_token_losses, token_losses};
@@ -146,6 +149,7 @@ fn attentions(c: &mut Criterion) {
         ("causal 16×640×64", [16, 16, 640, 640], true),
         ("causal, 9 heads on 3, 640×64", [9, 3, 640, 640], true),
         ("one query on 640 keys, 16×64", [16, 16, 1, 640], false),
+        ("one query on 640 keys, 9 on 3, 64", [9, 3, 1, 640], false),
     ];
     for (name, [heads, kv_heads, queries, keys], causal) in cases {
         let q = draw([1, heads, queries, 64]);
@@ -227,5 +231,30 @@ fn linears(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, element_wise, sums, attentions, linears);
+/// One token behind 64 and behind 640 through two layers of SmolLM2-135M's sizes.
+fn steps(c: &mut Criterion) {
+    let device = Default::default();
+    let config = LlamaConfig::new()
+        .with_hidden_size(576)
+        .with_intermediate_size(1536)
+        .with_num_hidden_layers(2)
+        .with_num_attention_heads(9)
+        .with_num_key_value_heads(3)
+        .with_vocab_size(16);
+    let mut llama = config.init::<Flex>(&device);
+    llama.quantize(Quantize::Q8).expect("finite");
+    for context in [64, 640] {
+        let mut cache = KvCache::new(2, vec![0]);
+        llama.forward_layers(draw([1, context, 576]), &[0], Some(&mut cache));
+        let token = draw([1, 1, 576]);
+        c.bench_function(&format!("token behind {context}, two layers, int8"), |b| {
+            b.iter(|| {
+                cache.truncate(context);
+                black_box(llama.forward_layers(token.clone(), &[0], Some(&mut cache)))
+            });
+        });
+    }
+}
+
+criterion_group!(benches, element_wise, sums, attentions, linears, steps);
 criterion_main!(benches);

@@ -152,7 +152,7 @@ impl<B: Backend> SqLlava<B> {
         let (past, padding) = (cache.len(), cache.padding().to_vec());
         let llama = &self.language_model;
         let given = embeddings.clone();
-        let (last, logits) = on_pool::<B, _>(|| {
+        let (last, logits) = on_pool::<B, _>(batch * tokens, || {
             let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
             let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
             let last = last.reshape([batch, width]);
@@ -285,8 +285,11 @@ fn rows<B: Backend>(logits: Tensor<B, 2>) -> Result<Vec<Vec<f32>>, ModelError> {
     let values: Vec<f32> = logits
         .into_data()
         .convert::<f32>()
-        .to_vec()
+        .into_vec()
         .map_err(|e| ModelError::Argument(format!("logits could not be read back: {e:?}")))?;
+    if values.len() == width {
+        return Ok(vec![values]);
+    }
     Ok(values.chunks_exact(width).map(<[f32]>::to_vec).collect())
 }
 

@@ -159,6 +159,42 @@ impl<B: Backend> KvCache<B> {
 }
 
 impl<B: Backend> LayerCache<B> {
+    /// Tokens held.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Takes the buffers out, with room for `tokens`.
+    pub(crate) fn take(
+        &mut self,
+        [batch, heads, tokens, dim]: [usize; 4],
+        stored: DType,
+        device: &B::Device,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        let old = match self.buffers.take() {
+            Some((k, v)) if k.dims()[2] >= tokens => return (k, v),
+            old => old,
+        };
+        let shape = [batch, heads, tokens.div_ceil(BLOCK) * BLOCK, dim];
+        let options = (device, stored);
+        let grown = (Tensor::zeros(shape, options), Tensor::zeros(shape, options));
+        match old {
+            None => grown,
+            Some((k, v)) => {
+                let held = [0..batch, 0..heads, 0..k.dims()[2], 0..dim];
+                (write(grown.0, held.clone(), k), write(grown.1, held, v))
+            }
+        }
+    }
+
+    /// Puts buffers back that hold `tokens`.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn put(&mut self, buffers: (Tensor<B, 4>, Tensor<B, 4>), tokens: usize) {
+        self.buffers = Some(buffers);
+        self.len = tokens;
+    }
+
     /// Adds keys and values `[batch, kv_heads, new, head_dim]`, held in `stored`, and returns all
     /// of them, `[batch, kv_heads, len, head_dim]`: the first ones as they came, later in `stored`.
     pub(crate) fn append(
@@ -170,21 +206,7 @@ impl<B: Backend> LayerCache<B> {
         let [batch, heads, new, dim] = keys.dims();
         let end = self.len + new;
         let first = (self.len == 0).then(|| (keys.clone(), values.clone()));
-        let (mut k, mut v) = match self.buffers.take() {
-            Some((k, v)) if k.dims()[2] >= end => (k, v),
-            old => {
-                let shape = [batch, heads, end.div_ceil(BLOCK) * BLOCK, dim];
-                let options = (&keys.device(), stored);
-                let grown = (Tensor::zeros(shape, options), Tensor::zeros(shape, options));
-                match old {
-                    None => grown,
-                    Some((k, v)) => {
-                        let held = [0..batch, 0..heads, 0..k.dims()[2], 0..dim];
-                        (write(grown.0, held.clone(), k), write(grown.1, held, v))
-                    }
-                }
-            }
-        };
+        let (mut k, mut v) = self.take([batch, heads, end, dim], stored, &keys.device());
         let place = [0..batch, 0..heads, self.len..end, 0..dim];
         k = write(k, place.clone(), keys);
         v = write(v, place, values);

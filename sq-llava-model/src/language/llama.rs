@@ -4,6 +4,8 @@
 
 mod layer;
 mod new_tokens;
+#[cfg(feature = "cpu")]
+mod step;
 
 use burn::module::Module;
 use burn::tensor::backend::{AutodiffBackend, Backend};
@@ -165,6 +167,12 @@ impl<B: Backend> Llama<B> {
         let [_, tokens, _] = hidden.dims();
         let past = cache.as_ref().map_or(0, |cache| cache.len());
         let context = self.context(padding, past, tokens, &hidden.device());
+        #[cfg(feature = "cpu")]
+        if let Some(cache) = cache.as_mut()
+            && let Some(hidden) = self.step(&hidden, &context, cache)
+        {
+            return hidden;
+        }
         hidden = self.run_layers(hidden, &context, cache);
         match tokens - new {
             0 => hidden,

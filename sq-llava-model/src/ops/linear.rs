@@ -87,6 +87,26 @@ impl<B: Backend> Linear<B> {
         self.portable(input)
     }
 
+    /// The map for a step of decoding, where its tensors are flex's plain ones and it has no
+    /// adapter.
+    #[cfg(feature = "cpu")]
+    pub(crate) fn step(&self) -> Option<cpu::step::StepLinear> {
+        use cpu::step::{StepLinear, StepWeight};
+        if self.lora.is_some() {
+            return None;
+        }
+        let weight = match &self.weight {
+            Weight::Dense(param) => StepWeight::tensor(cpu::plain(param.val())?)?,
+            Weight::Blocks { matrix, .. } => StepWeight::Blocks(matrix.clone()),
+            Weight::OnDevice(_) => return None,
+        };
+        let bias = match &self.bias {
+            Some(bias) => Some(cpu::plain(bias.val().cast(DType::F32))?),
+            None => None,
+        };
+        Some(StepLinear { weight, bias })
+    }
+
     /// The operations that every backend has. `[rows, in]` → `[rows, out]`
     pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let dtype = input.dtype();

@@ -69,6 +69,15 @@ impl<B: Backend> RmsNorm<B> {
         }
     }
 
+    /// What normalised numbers are multiplied with, f32. `[hidden]`
+    pub(crate) fn factor(&self) -> Tensor<B, 1> {
+        let weight = self.weight.val().cast(DType::F32);
+        match self.offset {
+            true => weight.add_scalar(1.0),
+            false => weight,
+        }
+    }
+
     /// Factor one, as one more than the weight where there is an `offset`.
     pub fn init_offset(hidden: usize, eps: f64, offset: bool, device: &B::Device) -> Self {
         let mut norm = Self::init(hidden, eps, device);
@@ -82,10 +91,7 @@ impl<B: Backend> RmsNorm<B> {
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
         let dtype = input.dtype();
         let x = input.cast(DType::F32);
-        let mut weight = self.weight.val().cast(DType::F32);
-        if self.offset {
-            weight = weight.add_scalar(1.0);
-        }
+        let weight = self.factor();
         #[cfg(feature = "cpu")]
         let (x, weight) = {
             let inputs = [cpu::float(x), cpu::float(weight)];

@@ -2,16 +2,19 @@
 
 use burn::tensor::{DType, Tensor, TensorData, backend::Backend};
 
-/// Runs work on a thread of the CPU backend's pool; on other backends it runs where it is.
+/// Runs work over `rows` of input on a thread of the CPU backend's pool; on other backends it runs
+/// where it is.
 ///
 /// Kernels that share their work with the pool then start at once: called from outside they each
-/// wake a thread and wait for it, a hundred times for a decoded token. What a thread holds for
-/// itself ([`with_keys`](crate::ops::draws::with_keys)) is not seen inside, so enter first.
-pub fn on_pool<B: Backend, R: Send>(work: impl FnOnce() -> R + Send) -> R {
+/// wake a thread and wait for it. With a few rows they do not go through the pool, and entering it
+/// would cost what it saves. What a thread holds for itself
+/// ([`with_keys`](crate::ops::draws::with_keys)) is not seen inside, so enter first.
+pub fn on_pool<B: Backend, R: Send>(rows: usize, work: impl FnOnce() -> R + Send) -> R {
     #[cfg(feature = "cpu")]
-    if crate::kernels::blocks::is_native::<B>() {
+    if rows > crate::kernels::cpu::step::SAMPLES && crate::kernels::blocks::is_native::<B>() {
         return rayon::scope(|_| work());
     }
+    let _ = rows;
     work()
 }
 

@@ -188,6 +188,12 @@ impl<B: Backend> Rotation<B> {
         self.portable(x)
     }
 
+    /// Cosines and sines. `[batch or 1, 1, tokens, rotated]`
+    #[cfg(feature = "cpu")]
+    pub(crate) fn parts(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
+        (&self.cos, &self.sin)
+    }
+
     /// The operations that every backend has.
     pub(crate) fn portable(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
         let [batch, heads, tokens, width] = x.dims();

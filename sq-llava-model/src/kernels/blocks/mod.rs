@@ -89,10 +89,10 @@ impl Blocks {
         self.columns.div_ceil(BLOCK)
     }
 
-    /// Numbers of a row.
-    pub fn row_quants(&self, row: usize) -> &[u8] {
+    /// Numbers of some rows.
+    pub fn quants_of(&self, rows: Range<usize>) -> &[u8] {
         let width = self.row_blocks() * self.format.block_bytes();
-        &self.quants[row * width..(row + 1) * width]
+        &self.quants[rows.start * width..rows.end * width]
     }
 
     /// Scales from those of a row on.
@@ -118,7 +118,7 @@ impl Blocks {
 
     /// Values of a row.
     pub fn read_row(&self, row: usize, out: &mut [f32]) {
-        let (quants, scales) = (self.row_quants(row), self.scales_from(row));
+        let (quants, scales) = (self.quants_of(row..row + 1), self.scales_from(row));
         match self.format {
             QuantFormat::Q8 => encode::read_q8(quants, scales, out),
             QuantFormat::Q4 => encode::read_q4(quants, scales, self.mins_from(row), out),

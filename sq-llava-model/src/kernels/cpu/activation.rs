@@ -137,7 +137,7 @@ vectorised! {
         each!(which, slope_loop, L, x, grad)
     }
 
-    fn gated<L>(which: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
+    pub(super) fn gated<L>(which: Activation, gate: &[f32], up: &[f32], out: &mut [f32]) {
         each!(which, gated_loop, L, gate, up, out)
     }
 

@@ -29,7 +29,9 @@ pub mod processor;
 mod rope;
 mod rows;
 mod softmax;
+pub(crate) mod step;
 mod sum;
+mod team;
 #[cfg(test)]
 mod tests;
 #[cfg(test)]
@@ -61,7 +63,7 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bool, DType, Tensor, TensorPrimitive};
+use burn::tensor::{Bool, DType, Shape, Tensor, TensorPrimitive};
 use burn_flex::{Flex, FlexTensor};
 
 use crate::kernels::blocks::BlockMatrix;
@@ -212,6 +214,35 @@ fn back<A: 'static, B: 'static, const N: usize>(result: Result<A, [A; N]>) -> Re
         Ok(value) => Ok(whole(value)),
         Err(values) => Err(values.map(whole)),
     }
+}
+
+/// A tensor as flex's plain one, if it is that.
+pub(crate) fn plain<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Option<FlexTensor> {
+    same(float(tensor)).ok()
+}
+
+/// The way back from [`plain`].
+pub(crate) fn from_plain<B: Backend, const D: usize>(tensor: FlexTensor) -> Option<Tensor<B, D>> {
+    same(tensor).ok().map(self::tensor)
+}
+
+/// A tensor of these elements, if the backend's are flex's.
+pub(crate) fn from_rows<B: Backend, const D: usize>(
+    rows: Vec<f32>,
+    shape: [usize; D],
+) -> Option<Tensor<B, D>> {
+    from_plain(view::filled(rows, Shape::from(shape.to_vec())))
+}
+
+/// The elements of a plain tensor in f32.
+pub(crate) fn to_rows<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Option<Vec<f32>> {
+    let tensor = view::contiguous(plain(tensor)?);
+    (tensor.dtype() == DType::F32).then(|| view::elements(&tensor).to_vec())
+}
+
+/// Whether a backend's tensors are flex's plain ones.
+pub(crate) fn is_plain<B: Backend>() -> bool {
+    TypeId::of::<FloatTensor<B>>() == TypeId::of::<FlexTensor>()
 }
 
 /// Whether [`LinearKernel`] multiplies these: flex's tensors, an input in f32 and a weight in

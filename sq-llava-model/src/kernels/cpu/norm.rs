@@ -10,7 +10,7 @@ use super::{pieces, sum};
 
 vectorised! {
     /// `x / √(mean x² + ε) · w`, row by row.
-    fn rms_rows<L>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
+    pub(super) fn rms_rows<L>(x: &[f32], weight: &[f32], eps: f32, out: &mut [f32]) {
         let n = weight.len();
         for (x, out) in x.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
             let scale = inverse_rms::<L>(x, eps);

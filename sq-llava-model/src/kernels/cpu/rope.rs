@@ -10,7 +10,7 @@ use super::view::{Heads, contiguous, elements, head_rows, token_major};
 vectorised! {
     /// Turns the halves of a row's beginning by the angles of one token, and copies the rest;
     /// `sign` −1 turns back.
-    fn turn<L>(row: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
+    pub(super) fn turn<L>(row: &[f32], cos: &[f32], sin: &[f32], sign: f32, out: &mut [f32]) {
         let (row, rest) = row.split_at(cos.len());
         let (out, rest_out) = out.split_at_mut(cos.len());
         rest_out.copy_from_slice(rest);

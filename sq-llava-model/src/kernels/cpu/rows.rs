@@ -6,6 +6,8 @@
 //! Emerald Rapids reads 6 GB/s row by row, 9 in fours, 16 with the request, of 18 at most). A row's
 //! sum has the same order either way.
 
+mod keys;
+
 use burn::tensor::{bf16, f16};
 use half::slice::HalfFloatSliceExt;
 
@@ -56,7 +58,11 @@ impl Number for bf16 {
 
     #[inline(always)]
     fn widen<L: Level>(from: &[Self; LANES]) -> [f32; LANES] {
-        from.map(Self::full)
+        let mut to = [0.0; LANES];
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = from.full();
+        }
+        to
     }
 }
 
@@ -65,11 +71,19 @@ pub(super) trait Stored: Copy + Sync + Sized {
     /// Products of weight rows `[count, k]` with inputs `[rows, k]`: `out [count, rows]`.
     fn products(weight: &[Self], x: &[f32], rows: usize, k: usize, out: &mut [f32]);
 
-    /// `factor · key · query` for keys `stride` apart, one for each score.
-    fn scores(query: &[f32], keys: &[Self], stride: usize, factor: f32, scores: &mut [f32]);
+    /// `factor · key · query` for some queries `[queries, dim]` and keys `stride` apart:
+    /// `[queries, keys]`.
+    fn scores(
+        query: &[f32],
+        dim: usize,
+        keys: &[Self],
+        stride: usize,
+        factor: f32,
+        out: &mut [f32],
+    );
 
-    /// Adds values `stride` apart with these weights.
-    fn mix(weights: &[f32], values: &[Self], stride: usize, out: &mut [f32]);
+    /// Adds values `stride` apart with some rows of weights `[rows, keys]`: `[rows, dim]`.
+    fn mix(weights: &[f32], keys: usize, values: &[Self], stride: usize, out: &mut [f32]);
 
     /// Rows `stride` apart as f32 numbers, and how far apart those are: themselves, or in `space`.
     fn dense<'a>(
@@ -101,12 +115,19 @@ macro_rules! stored {
                 $module::products(weight, x, rows, k, out);
             }
 
-            fn scores(query: &[f32], keys: &[Self], stride: usize, factor: f32, out: &mut [f32]) {
-                $module::scores(query, keys, stride, factor, out);
+            fn scores(
+                query: &[f32],
+                dim: usize,
+                keys: &[Self],
+                stride: usize,
+                factor: f32,
+                out: &mut [f32],
+            ) {
+                $module::scores(query, dim, keys, stride, factor, out);
             }
 
-            fn mix(weights: &[f32], values: &[Self], stride: usize, out: &mut [f32]) {
-                $module::mix(weights, values, stride, out);
+            fn mix(weights: &[f32], keys: usize, values: &[Self], stride: usize, out: &mut [f32]) {
+                $module::mix(weights, keys, values, stride, out);
             }
 
             fn to_full(from: &[Self], to: &mut [f32]) {
@@ -134,16 +155,23 @@ macro_rules! stored {
 
                 pub fn scores<L>(
                     query: &[f32],
+                    dim: usize,
                     keys: &[$number],
                     stride: usize,
                     factor: f32,
                     out: &mut [f32],
                 ) {
-                    super::scores::<L, $number>(query, keys, stride, factor, out);
+                    super::keys::scores::<L, $number>(query, dim, keys, stride, factor, out);
                 }
 
-                pub fn mix<L>(weights: &[f32], values: &[$number], stride: usize, out: &mut [f32]) {
-                    super::mix::<L, $number>(weights, values, stride, out);
+                pub fn mix<L>(
+                    weights: &[f32],
+                    keys: usize,
+                    values: &[$number],
+                    stride: usize,
+                    out: &mut [f32],
+                ) {
+                    super::keys::mix::<L, $number>(weights, keys, values, stride, out);
                 }
 
                 pub fn widen<L>(from: &[$number], to: &mut [f32]) {
@@ -209,80 +237,14 @@ fn group<L: Level, T: Number, const R: usize>(
     k: usize,
     out: &mut [f32],
 ) {
-    let weights: [&[T]; R] = std::array::from_fn(|r| &weight[r * k..(r + 1) * k]);
+    let mut weights: [&[T]; R] = [&[]; R];
+    for (r, row) in weights.iter_mut().enumerate() {
+        *row = &weight[r * k..(r + 1) * k];
+    }
     for (row, x) in x.chunks_exact(k).enumerate() {
-        let sums = dots::<L, T, R>(weights, x, R * k);
-        for (i, sum) in sums.into_iter().enumerate() {
-            out[i * rows + row] = sum;
-        }
-    }
-}
-
-#[inline(always)]
-fn scores<L: Level, T: Number>(
-    query: &[f32],
-    keys: &[T],
-    stride: usize,
-    factor: f32,
-    out: &mut [f32],
-) {
-    let key = |i: usize| &keys[i * stride..][..query.len()];
-    let (groups, rest) = out.as_chunks_mut::<GROUP>();
-    let whole = groups.len() * GROUP;
-    for (i, scores) in groups.iter_mut().enumerate() {
-        let rows = std::array::from_fn(|r| key(i * GROUP + r));
-        *scores = dots::<L, T, GROUP>(rows, query, GROUP * stride).map(|sum| factor * sum);
-    }
-    for (i, score) in rest.iter_mut().enumerate() {
-        *score = factor * dots::<L, T, 1>([key(whole + i)], query, stride)[0];
-    }
-}
-
-#[inline(always)]
-fn mix<L: Level, T: Number>(weights: &[f32], values: &[T], stride: usize, out: &mut [f32]) {
-    let n = out.len();
-    let value = |i: usize| &values[i * stride..][..n];
-    let (groups, rest) = weights.as_chunks::<GROUP>();
-    for (i, weights) in groups.iter().enumerate() {
-        let rows = std::array::from_fn(|r| value(i * GROUP + r));
-        add::<L, T, GROUP>(*weights, rows, out, GROUP * stride);
-    }
-    for (i, weight) in rest.iter().enumerate() {
-        let row = value(groups.len() * GROUP + i);
-        add::<L, T, 1>([*weight], [row], out, stride);
-    }
-}
-
-/// Adds `R` rows one after the other; numbers `ahead` of them are asked for.
-#[inline(always)]
-#[allow(clippy::needless_range_loop)] // several arrays side by side
-fn add<L: Level, T: Number, const R: usize>(
-    weights: [f32; R],
-    rows: [&[T]; R],
-    out: &mut [f32],
-    ahead: usize,
-) {
-    let blocks = rows.map(|row| row.as_chunks::<LANES>().0);
-    let (out_blocks, out_rest) = out.as_chunks_mut::<LANES>();
-    let start = out_blocks.len() * LANES;
-    for (i, out) in out_blocks.iter_mut().enumerate() {
-        if i % blocks_of_a_line::<T>() == 0 {
-            for r in 0..R {
-                prefetch(blocks[r][i].as_ptr().wrapping_add(ahead));
-            }
-        }
-        let mut sums = *out;
-        for r in 0..R {
-            let wide = T::widen::<L>(&blocks[r][i]);
-            for lane in 0..LANES {
-                sums[lane] = L::fma(weights[r], wide[lane], sums[lane]);
-            }
-        }
-        *out = sums;
-    }
-    for (i, out) in out_rest.iter_mut().enumerate() {
-        for r in 0..R {
-            *out = L::fma(weights[r], rows[r][start + i].full(), *out);
+        let lanes = dots::<L, T, R>(weights, x, R * k);
+        for (i, lanes) in lanes.into_iter().enumerate() {
+            out[i * rows + row] = total(lanes);
         }
     }
 }
@@ -294,14 +256,23 @@ const fn blocks_of_a_line<T>() -> usize {
     if block < LINE { LINE / block } else { 1 }
 }
 
-/// Products of `R` rows with one; each as [`dot`](super::math::dot), in the same order. Numbers
-/// `ahead` of the rows are asked for.
+/// Products of `R` rows with one, lane by lane; their totals are as [`dot`](super::math::dot), in
+/// the same order. Numbers `ahead` of the rows are asked for. (Loops, since `map` of an array is a
+/// call, and compiled without the instructions of a level.)
 #[inline(always)]
 #[allow(clippy::needless_range_loop)] // several arrays side by side
-fn dots<L: Level, T: Number, const R: usize>(rows: [&[T]; R], x: &[f32], ahead: usize) -> [f32; R] {
-    let blocks = rows.map(|row| row.as_chunks::<LANES>().0);
+fn dots<L: Level, T: Number, const R: usize>(
+    rows: [&[T]; R],
+    x: &[f32],
+    ahead: usize,
+) -> [[f32; LANES]; R] {
     let mut lanes = [[0.0f32; LANES]; R];
     let (x_blocks, x_rest) = x.as_chunks::<LANES>();
+    let start = x_blocks.len() * LANES;
+    let mut blocks: [&[[T; LANES]]; R] = [&[]; R];
+    for r in 0..R {
+        blocks[r] = &rows[r].as_chunks().0[..x_blocks.len()];
+    }
     for (i, x) in x_blocks.iter().enumerate() {
         if i % blocks_of_a_line::<T>() == 0 {
             for r in 0..R {
@@ -315,13 +286,12 @@ fn dots<L: Level, T: Number, const R: usize>(rows: [&[T]; R], x: &[f32], ahead: 
             }
         }
     }
-    let start = x_blocks.len() * LANES;
     for r in 0..R {
         for (lane, (weight, &x)) in rows[r][start..].iter().zip(x_rest).enumerate() {
             lanes[r][lane] = L::fma(weight.full(), x, lanes[r][lane]);
         }
     }
-    lanes.map(total)
+    lanes
 }
 
 #[cfg(test)]
@@ -394,41 +364,6 @@ mod tests {
                 assert_eq!(found, full, "{k} {count}");
                 bf16::products(&brain, &x, 2, k, &mut found);
                 assert_eq!(found, full, "{k} {count}");
-            }
-        }
-    }
-
-    /// Scores and mixtures of keys and values that stand apart, in whatever they are stored in.
-    #[test]
-    fn keys_and_values_are_read_where_they_lie() {
-        for (dim, stride) in [(64, 64), (40, 72), (16, 16)] {
-            for keys in [1, 4, 7, 65] {
-                let number = |i: usize| (i * 29 % 97) as f32 / 64.0 - 0.7;
-                let stored: Vec<f32> = (0..keys * stride)
-                    .map(|i| f16::from_f32(number(i)).to_f32())
-                    .collect();
-                let query: Vec<f32> = (0..dim).map(|i| number(i + 3)).collect();
-                let weights: Vec<f32> = (0..keys).map(|i| number(i + 9)).collect();
-                let (mut scores, mut mixed) = (vec![0.0; keys], vec![0.0; dim]);
-                f32::scores(&query, &stored, stride, 0.5, &mut scores);
-                f32::mix(&weights, &stored, stride, &mut mixed);
-                let row = |key: usize| &stored[key * stride..][..dim];
-                for (key, score) in scores.iter().enumerate() {
-                    let products = row(key).iter().zip(&query);
-                    let exact: f64 = products.map(|(k, q)| f64::from(k * q)).sum();
-                    assert!((f64::from(*score) - 0.5 * exact).abs() < 1e-4, "{key}");
-                }
-                for (i, value) in mixed.iter().enumerate() {
-                    let exact: f64 = (0..keys)
-                        .map(|key| f64::from(weights[key]) * f64::from(row(key)[i]))
-                        .sum();
-                    assert!((f64::from(*value) - exact).abs() < 1e-4, "{i}");
-                }
-                let half: Vec<f16> = stored.iter().map(|v| f16::from_f32(*v)).collect();
-                let (mut again, mut other) = (vec![0.0; keys], vec![0.0; dim]);
-                f16::scores(&query, &half, stride, 0.5, &mut again);
-                f16::mix(&weights, &half, stride, &mut other);
-                assert_eq!((again, other), (scores, mixed), "{dim} {keys}");
             }
         }
     }

@@ -98,6 +98,23 @@ impl<'a, T: Element + bytemuck::Pod> Heads<'a, T> {
         }
     }
 
+    /// Rows in order, of which each head has room for `capacity`.
+    pub(super) fn of(
+        data: &'a [T],
+        [batch, heads, tokens, dim]: [usize; 4],
+        capacity: usize,
+    ) -> Self {
+        Self {
+            data,
+            start: 0,
+            strides: [heads * capacity * dim, capacity * dim, dim],
+            batch,
+            heads,
+            tokens,
+            dim,
+        }
+    }
+
     /// One head's rows from `token` on; they are [`Self::row_stride`] apart.
     pub(super) fn head(&self, batch: usize, head: usize, token: usize) -> &'a [T] {
         let [b, h, t] = self.strides;

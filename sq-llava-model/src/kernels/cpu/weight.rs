@@ -9,6 +9,7 @@ use super::bf16::{self as brain, Unit};
 use super::blocks::{Input, dots};
 use super::gemm::{Matrix, Onto, Threads, new_product, product, product_at};
 use super::rows::Stored;
+use super::team::share_each;
 use super::view::contiguous;
 use crate::kernels::blocks::{Blocks, QuantFormat};
 
@@ -241,11 +242,8 @@ pub(super) fn few(weights: &[Weight<'_>], rows: usize, x: &[f32]) -> Vec<Vec<f32
             pieces.push((weight, index * step, out));
         }
     }
-    match &mut pieces[..] {
-        [(weight, first, out)] => weight.piece(*first, &inputs, out),
-        pieces => pieces
-            .par_iter_mut()
-            .for_each(|(weight, first, out)| weight.piece(*first, &inputs, out)),
-    }
+    share_each(&mut pieces, |(weight, first, out)| {
+        weight.piece(*first, &inputs, out);
+    });
     outs
 }

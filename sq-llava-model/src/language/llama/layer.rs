@@ -1,8 +1,8 @@
 //! One layer of the decoder: attention and gated MLP, with norms around them.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 use super::LayerContext;
 use crate::config::{LlamaConfig, NormPlacement, QkNorm};
@@ -214,8 +214,14 @@ impl<B: Backend> LlamaLayer<B> {
         add(hidden, behind.forward(self.mlp.forward(normed)))
     }
 
+    /// How its attention's scores come about.
+    #[cfg(feature = "cpu")]
+    pub(super) fn scores(&self) -> ScoreOptions {
+        self.self_attn.scores
+    }
+
     /// Rotation and mask of this layer.
-    fn place<'a>(
+    pub(super) fn place<'a>(
         &self,
         context: &'a LayerContext<B>,
     ) -> (Option<&'a Rotation<B>>, &'a AttentionMask<B>) {
@@ -242,15 +248,25 @@ impl<B: Backend> LlamaAttention<B> {
         let value = split_heads(value, self.kv_heads);
         let (key, value) = match cache {
             Some(cache) => {
-                let keys = self.k_proj.as_ref().or(self.qkv_proj.as_ref());
-                let computed = key.dtype();
-                let stored = keys.map_or(computed, |linear| linear.cache_dtype(computed));
+                let stored = self.stored(key.dtype());
                 cache.append(key, value, stored)
             }
             None => (key, value),
         };
         let output = attention_with(query, key, value, mask, self.scores);
         self.o_proj.forward(join_heads(output))
+    }
+
+    /// What keys and values are kept in that are computed in a dtype.
+    pub(super) fn stored(&self, computed: DType) -> DType {
+        let keys = self.k_proj.as_ref().or(self.qkv_proj.as_ref());
+        keys.map_or(computed, |linear| linear.cache_dtype(computed))
+    }
+
+    /// Heads, heads of keys and values, and their width.
+    #[cfg(feature = "cpu")]
+    pub(super) fn sizes(&self) -> (usize, usize, usize) {
+        (self.heads, self.kv_heads, self.head_dim)
     }
 
     /// Queries, keys and values. `[batch, tokens, hidden]` → `[batch, tokens, heads · dim]` each
@@ -284,6 +300,12 @@ impl<B: Backend> LlamaAttention<B> {
 }
 
 impl<B: Backend> LlamaMlp<B> {
+    /// The gate's function.
+    #[cfg(feature = "cpu")]
+    pub(super) fn activation(&self) -> Activation {
+        self.act
+    }
+
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let [gate, up] = match (&self.gate_proj, &self.up_proj, &self.gate_up_proj) {

@@ -294,7 +294,7 @@ impl Bench {
         self.time(|| {
             cache.truncate(context);
             for _ in 0..self.tokens {
-                let logits = on_pool::<B, _>(|| {
+                let logits = on_pool::<B, _>(batch, || {
                     let ids = Tensor::<B, 1, Int>::from_data(&ids[..], device);
                     let embedded = llama.embed(ids).unsqueeze_dim::<3>(1);
                     let hidden = llama.forward_layers(embedded, &padding, Some(&mut cache));

@@ -12,7 +12,7 @@ use super::super::rows::Stored;
 use super::super::view::{Heads, token_major};
 
 use super::softcap::limit;
-use super::{BLOCK, Scores};
+use super::{BLOCK, Scores, step};
 
 vectorised! {
     /// Exponentials of a row of scores less their maximum, in place; the sum of them and the
@@ -47,6 +47,11 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
     log_sums: Option<&mut Vec<f32>>,
 ) -> FlexTensor {
     let (batch, heads, queries, dim) = (q.batch, q.heads, q.tokens, q.dim);
+    if queries == 1 && log_sums.is_none() && how.mask.is_span() {
+        let mut out = vec![0.0; batch * heads * dim];
+        step::attend(q, k, v, how, &mut out);
+        return token_major(out, [batch, heads, 1, dim]);
+    }
     let blocks = queries.div_ceil(BLOCK);
     let (out_len, logs_len) = (batch * queries * heads * dim, batch * heads * queries);
     let (mut out, mut logs) = (Vec::with_capacity(out_len), Vec::with_capacity(logs_len));
@@ -117,7 +122,7 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
     if few {
         for (row, scores) in scores.chunks_exact_mut(keys).enumerate() {
             let query = &query[row * q.row_stride()..][..dim];
-            T::scores(query, key, k.row_stride(), how.factor, scores);
+            T::scores(query, dim, key, k.row_stride(), how.factor, scores);
         }
     } else {
         let a = Matrix::rows(query, q.row_stride());
@@ -139,7 +144,7 @@ fn attend_block<T: Stored + Element + bytemuck::Pod>(
     if few {
         out = vec![0.0; rows * dim];
         for (weights, out) in scores.chunks_exact(keys).zip(out.chunks_exact_mut(dim)) {
-            T::mix(weights, value, v.row_stride(), out);
+            T::mix(weights, keys, value, v.row_stride(), out);
         }
     } else {
         let a = Matrix::rows(scores, keys);

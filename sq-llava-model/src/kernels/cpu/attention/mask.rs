@@ -46,6 +46,11 @@ impl<'a> Mask<'a> {
         }
     }
 
+    /// Whether a query sees all keys of [`Self::visible`].
+    pub(super) fn is_span(&self) -> bool {
+        !matches!(self, Self::Marked { .. })
+    }
+
     /// Keys that the queries `from..to` of a sample may see; `past` keys stand before the first
     /// query of all.
     pub(super) fn visible(

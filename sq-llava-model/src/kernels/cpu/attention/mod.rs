@@ -6,12 +6,14 @@ mod backward;
 mod forward;
 mod mask;
 mod softcap;
+mod step;
 
 use burn::tensor::ops::FloatTensorOps;
-use burn::tensor::{DType, FloatDType, Shape, bf16, f16};
+use burn::tensor::{DType, Element, FloatDType, Shape, bf16, f16};
 use burn_flex::{Flex, FlexTensor};
 
 use super::Kernel;
+use super::rows::Stored;
 use super::view::{Heads, filled, head_rows};
 use super::weight::readable;
 use crate::kernels::key_span::KeySpan;
@@ -45,6 +47,19 @@ pub(crate) struct Attention {
 }
 
 impl Attention {
+    /// One query for each head, behind which no key stands; the mask is none or a span.
+    /// `[batch, heads, dim]`
+    pub(super) fn step<T: Stored + Element + bytemuck::Pod>(
+        &self,
+        q: &Heads<'_>,
+        k: &Heads<'_, T>,
+        v: &Heads<'_, T>,
+    ) -> Vec<f32> {
+        let mut out = vec![0.0; q.batch * q.heads * q.dim];
+        step::attend(q, k, v, &self.scores(q.dim), &mut out);
+        out
+    }
+
     fn scores(&self, dim: usize) -> Scores<'_> {
         Scores {
             mask: Mask::new(&self.hidden),

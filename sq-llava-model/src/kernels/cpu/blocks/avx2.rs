@@ -16,7 +16,7 @@ const LINE: usize = 64;
 /// Products of rows with inputs, written behind each row.
 ///
 /// # Safety
-/// The machine has the features. Rows are from [`Row::of`], and inputs have as many blocks as they
+/// The machine has the features. Rows are from [`Rows::row`](super::Rows::row), and inputs have as many blocks as they
 /// and scales and sums for those, up to a multiple of [`STEP`](super::STEP).
 #[target_feature(enable = "avx2,fma,f16c")]
 pub(super) unsafe fn rows<'a, const Q4: bool, const M: usize>(

@@ -32,19 +32,45 @@ struct Row<'a> {
     mins: &'a [f16],
 }
 
-impl<'a> Row<'a> {
-    #[inline]
-    fn of(weight: &'a Blocks, row: usize) -> Self {
-        let row = Self {
-            blocks: weight.row_blocks(),
-            quants: weight.row_quants(row),
-            scales: weight.scales_from(row),
-            mins: weight.mins_from(row),
+/// All rows from one on, found once: where a weight's bytes lie is asked through its memory's owner,
+/// which for every row would cost as much as half of the row.
+struct Rows<'a> {
+    blocks: usize,
+    width: usize,
+    minima: bool,
+    quants: &'a [u8],
+    scales: &'a [f16],
+    mins: &'a [f16],
+}
+
+impl<'a> Rows<'a> {
+    fn from(weight: &'a Blocks, first: usize) -> Self {
+        let (blocks, rows) = (weight.row_blocks(), first..weight.rows);
+        Self {
+            blocks,
+            width: blocks * weight.format.block_bytes(),
+            minima: weight.format == QuantFormat::Q4,
+            quants: weight.quants_of(rows),
+            scales: weight.scales_from(first),
+            mins: weight.mins_from(first),
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, row: usize) -> Row<'a> {
+        let first = row * self.blocks;
+        let row = Row {
+            blocks: self.blocks,
+            quants: &self.quants[row * self.width..(row + 1) * self.width],
+            scales: &self.scales[first..],
+            mins: if self.minima {
+                &self.mins[first..]
+            } else {
+                &[]
+            },
         };
         let steps = row.blocks.next_multiple_of(STEP);
-        assert!(row.quants.len() == row.blocks * weight.format.block_bytes());
-        assert!(row.scales.len() >= steps);
-        assert!(weight.format == QuantFormat::Q8 || row.mins.len() >= steps);
+        assert!(row.scales.len() >= steps && (!self.minima || row.mins.len() >= steps));
         row
     }
 }
@@ -111,13 +137,14 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             assert!(self < Self::Vnni || input.bytes.reach(weight.format) >= blocks);
         }
+        let all = Rows::from(weight, first);
         let rows = out.chunks_mut(n).enumerate().map(|(i, out)| {
-            let row = Row::of(weight, first + i);
+            let row = all.row(i);
             (row, &mut out[start..start + M])
         });
         match (self, weight.format) {
             // SAFETY: `level` gives these only where the machine has the features; the
-            // inputs' lengths are asserted above, a row's in `Row::of`.
+            // inputs' lengths are asserted above, a row's in `Rows::row`.
             #[cfg(target_arch = "x86_64")]
             (Self::Vnni, QuantFormat::Q8) => unsafe { vnni::rows::<false, M>(rows, inputs) },
             #[cfg(target_arch = "x86_64")]

@@ -149,7 +149,7 @@ impl Narrow {
 /// Products of rows with inputs, written behind each row.
 ///
 /// # Safety
-/// The machine has the features. Rows are from [`Row::of`], and inputs have as many blocks as they,
+/// The machine has the features. Rows are from [`Rows::row`](super::Rows::row), and inputs have as many blocks as they,
 /// and scales and sums up to a multiple of [`STEP`].
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma,f16c")]
 pub(super) unsafe fn rows<'a, const Q4: bool, const M: usize>(
@@ -225,7 +225,12 @@ unsafe fn row_sums<const Q4: bool, const M: usize>(
             step::<Q4, M>(row, inputs, &mut sums, whole, row.blocks - whole);
         }
     }
-    sums.map(|[a, b]| _mm512_add_ps(a, b))
+    // A loop: `map` of an array is a call, and compiled without these instructions.
+    let mut totals = [_mm512_setzero_ps(); M];
+    for (total, [a, b]) in totals.iter_mut().zip(sums) {
+        *total = _mm512_add_ps(a, b);
+    }
+    totals
 }
 
 /// Adds `count` blocks from `first` on, a multiple of [`STEP`].

@@ -1,0 +1,259 @@
+//! Sharing short work: a decoded token has a hundred sections of some microseconds each, and waking
+//! a sleeping thread for one of them costs as much as the section.
+//!
+//! Threads of the pool that have been called stay awake for a while, look for the next section and
+//! take pieces of it, as the caller does. Nobody is waited for who has not taken a piece: a thread
+//! that comes late or never costs its help alone. One caller at a time has a team; others go through
+//! the pool.
+
+use std::hint::spin_loop;
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, TryLockError};
+use std::time::{Duration, Instant};
+
+use rayon::prelude::*;
+
+/// How long a thread looks for a section before it goes back to the pool.
+const PATIENCE: Duration = Duration::from_micros(400);
+/// Looks between two questions for the time, and between two offers of the core to others.
+const LOOKS: u32 = 256;
+
+/// Calls `f` for every piece below `pieces`, each once, by all threads that have time.
+pub(super) fn share(pieces: usize, f: &(dyn Fn(usize) + Sync)) {
+    static TEAM: Team = Team::new();
+    if pieces <= 1 || rayon::current_num_threads() == 1 {
+        return (0..pieces).for_each(f);
+    }
+    let free = match TEAM.caller.try_lock() {
+        Ok(caller) => Some(caller),
+        // A piece panicked; the section was ended all the same.
+        Err(TryLockError::Poisoned(caller)) => Some(caller.into_inner()),
+        Err(TryLockError::WouldBlock) => None,
+    };
+    match free {
+        Some(_caller) if u32::try_from(pieces).is_ok() => TEAM.section(pieces as u32, f),
+        _ => (0..pieces).into_par_iter().for_each(f),
+    }
+}
+
+/// As [`share`], with an item for every piece.
+pub(super) fn share_each<T: Send>(items: &mut [T], f: impl Fn(&mut T) + Sync) {
+    let start = Start(items.as_mut_ptr());
+    share(items.len(), &|piece| {
+        // SAFETY: the items are borrowed alone until all pieces are done, and each piece, a place
+        // inside, comes once.
+        f(unsafe { &mut *start.get().add(piece) });
+    });
+}
+
+/// Where items stand that threads take one by one.
+struct Start<T>(*mut T);
+
+// SAFETY: as `share_each` uses it, an item is used by one thread alone, which may have it.
+unsafe impl<T: Send> Sync for Start<T> {}
+
+impl<T> Start<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+/// A line of the cache of its own: what one thread writes often does not slow others' reading.
+#[repr(align(128))]
+struct Apart<T>(T);
+
+struct Team {
+    /// Held by who shares a section.
+    caller: Mutex<()>,
+    /// Number of the section in the high half, pieces of it that nobody has taken in the low half.
+    left: Apart<AtomicU64>,
+    /// Pieces of the section that are done.
+    done: Apart<AtomicU32>,
+    /// Threads that look for sections, or were asked to.
+    called: AtomicUsize,
+    /// Whether a piece panicked.
+    failed: AtomicBool,
+    pieces: AtomicU32,
+    /// The closure of the section: where a reference to it stands.
+    work: AtomicPtr<()>,
+}
+
+type Work<'a> = &'a (dyn Fn(usize) + Sync);
+
+impl Team {
+    const fn new() -> Self {
+        Self {
+            caller: Mutex::new(()),
+            left: Apart(AtomicU64::new(0)),
+            done: Apart(AtomicU32::new(0)),
+            called: AtomicUsize::new(0),
+            failed: AtomicBool::new(false),
+            pieces: AtomicU32::new(0),
+            work: AtomicPtr::new(std::ptr::null_mut()),
+        }
+    }
+
+    /// One section; the caller holds the lock.
+    fn section(&'static self, pieces: u32, f: Work<'_>) {
+        self.call(pieces as usize);
+        let work: *const Work<'_> = &f;
+        self.work.store(work.cast_mut().cast(), Ordering::Relaxed);
+        self.pieces.store(pieces, Ordering::Relaxed);
+        self.done.0.store(0, Ordering::Relaxed);
+        self.failed.store(false, Ordering::Relaxed);
+        let number = (self.left.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
+        let all = number << 32 | u64::from(pieces);
+        self.left.0.store(all, Ordering::Release);
+        // Whatever happens to a piece of the caller's own, others may still read `f`.
+        let ended = Ended(self, pieces);
+        while self.take() {}
+        drop(ended);
+        if self.failed.load(Ordering::Relaxed) {
+            panic!("a piece of shared work panicked");
+        }
+    }
+
+    /// Takes a piece and does it, if there is one.
+    fn take(&self) -> bool {
+        let now = self.left.0.load(Ordering::Acquire);
+        let left = now as u32;
+        if left == 0 {
+            return false;
+        }
+        let taken = self
+            .left
+            .0
+            .compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed);
+        if taken.is_ok() {
+            let _done = Done(self);
+            let pieces = self.pieces.load(Ordering::Relaxed);
+            // SAFETY: the section's number was in `left` with the piece, so its closure had been
+            // stored and nothing is stored again before this piece is done; the closure lives
+            // until then.
+            let work = unsafe { *self.work.load(Ordering::Relaxed).cast::<Work<'_>>() };
+            work((pieces - left) as usize);
+        }
+        true
+    }
+
+    /// Asks threads of the pool to help, as many as there are or have something to do beside the
+    /// caller.
+    fn call(&'static self, pieces: usize) {
+        let helpers = rayon::current_num_threads().min(pieces) - 1;
+        while self.called.load(Ordering::Relaxed) < helpers {
+            self.called.fetch_add(1, Ordering::Relaxed);
+            rayon::spawn(move || self.help());
+        }
+    }
+
+    /// Takes pieces until there have been none for a while.
+    fn help(&self) {
+        let mut last = Instant::now();
+        let mut looks = 0u32;
+        loop {
+            if self.take() {
+                looks = 0;
+                continue;
+            }
+            spin_loop();
+            looks += 1;
+            if looks % LOOKS != 0 {
+                continue;
+            }
+            if looks == LOOKS {
+                last = Instant::now();
+            } else if last.elapsed() > PATIENCE {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.called.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Counts a piece as done when it is dropped.
+struct Done<'a>(&'a Team);
+
+impl Drop for Done<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.failed.store(true, Ordering::Relaxed);
+        }
+        self.0.done.0.fetch_add(1, Ordering::Release);
+    }
+}
+
+/// Waits for the end of the section when it is dropped.
+struct Ended<'a>(&'a Team, u32);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        let Self(team, pieces) = self;
+        if std::thread::panicking() {
+            // What nobody has taken is not done any more.
+            let left = team.left.0.fetch_and(!0 << 32, Ordering::AcqRel) as u32;
+            team.done.0.fetch_add(left, Ordering::Relaxed);
+        }
+        let mut looks = 0u32;
+        while team.done.0.load(Ordering::Acquire) < *pieces {
+            spin_loop();
+            looks += 1;
+            // Who has the last piece may have lost its core.
+            if looks % LOOKS == 0 {
+                std::thread::yield_now();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_is_done_once_and_before_the_end() {
+        for round in 0..2000 {
+            let pieces = round % 23;
+            let counts: Vec<AtomicU32> = (0..pieces).map(|_| AtomicU32::new(0)).collect();
+            share(pieces, &|piece| {
+                counts[piece].fetch_add(1, Ordering::Relaxed);
+            });
+            let found: Vec<u32> = counts.into_iter().map(AtomicU32::into_inner).collect();
+            assert_eq!(found, vec![1; pieces], "round {round}");
+        }
+    }
+
+    #[test]
+    fn callers_at_the_same_time_and_inside_each_other_all_end() {
+        std::thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let sum = AtomicUsize::new(0);
+                        share(9, &|outer| {
+                            share(5, &|inner| {
+                                sum.fetch_add(outer * inner, Ordering::Relaxed);
+                            });
+                        });
+                        assert_eq!(sum.into_inner(), 36 * 10);
+                    }
+                });
+            }
+        });
+    }
+
+    #[test]
+    fn a_piece_that_panics_ends_the_section_and_leaves_the_team_whole() {
+        for bad in 0..8 {
+            let failed = std::panic::catch_unwind(|| {
+                share(8, &|piece| assert_ne!(piece, bad));
+            });
+            assert!(failed.is_err(), "{bad}");
+            let sum = AtomicUsize::new(0);
+            share(8, &|piece| {
+                sum.fetch_add(piece, Ordering::Relaxed);
+            });
+            assert_eq!(sum.into_inner(), 28);
+        }
+    }
+}
