@@ -7,3 +7,5 @@ pub mod blocks;
 pub(crate) mod cpu;
 pub(crate) mod finite;
 pub(crate) mod key_span;
+#[cfg(feature = "cpu")]
+pub(crate) mod primitive;
