@@ -6,6 +6,8 @@ pub mod blocks;
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu;
 pub(crate) mod finite;
+#[cfg(feature = "gpu")]
+pub(crate) mod gpu;
 pub(crate) mod key_span;
-#[cfg(feature = "cpu")]
+#[cfg(any(feature = "cpu", feature = "gpu"))]
 pub(crate) mod primitive;
