@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// Non-linearity of a feed-forward block.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Activation {
     /// `x · σ(1.702 x)`, OpenAI CLIP.

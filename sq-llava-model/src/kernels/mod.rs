@@ -7,4 +7,8 @@ pub mod blocks;
 pub(crate) mod cpu;
 pub(crate) mod dropout;
 pub(crate) mod finite;
+#[cfg(feature = "gpu")]
+pub(crate) mod gpu;
 pub(crate) mod key_span;
+#[cfg(any(feature = "cpu", feature = "gpu"))]
+pub(crate) mod primitive;

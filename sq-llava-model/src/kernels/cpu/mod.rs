@@ -52,7 +52,7 @@ pub(crate) use rope::Rotate;
 pub(crate) use softmax::SoftmaxKernel;
 pub(crate) use sum::{ScaledSum, Sum};
 
-use std::any::{Any, TypeId};
+use std::any::TypeId;
 use std::fmt::Debug;
 use std::sync::Arc;
 
@@ -63,10 +63,11 @@ use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Bool, DType, Shape, Tensor, TensorPrimitive};
+use burn::tensor::{Bool, DType, Shape, Tensor};
 use burn_flex::{Flex, FlexTensor};
 
 use crate::kernels::blocks::BlockMatrix;
+pub(crate) use crate::kernels::primitive::{float, same, tensor};
 
 type Tracked = FloatTensor<Autodiff<Flex>>;
 
@@ -192,18 +193,6 @@ impl<K: Kernel<N>, const N: usize> Backward<Flex, N> for Step<K> {
     }
 }
 
-/// `value` as a `T` if it is one.
-fn same<A: 'static, T: 'static>(value: A) -> Result<T, A> {
-    let mut slot = Some(value);
-    let found = (&mut slot as &mut dyn Any).downcast_mut::<Option<T>>();
-    match (found.and_then(Option::take), slot) {
-        (Some(found), _) => Ok(found),
-        (None, Some(value)) => Err(value),
-        // The slot was full, and only a found value leaves it.
-        (None, None) => unreachable!("a value is either taken or still there"),
-    }
-}
-
 /// The way back from [`same`].
 fn back<A: 'static, B: 'static, const N: usize>(result: Result<A, [A; N]>) -> Result<B, [B; N]> {
     let whole = |value| match same::<A, B>(value) {
@@ -281,16 +270,6 @@ pub(crate) fn together<B: Backend>(
         .into_iter()
         .map(|output| same(output).ok().map(tensor));
     outputs.collect()
-}
-
-/// The primitive of a float tensor.
-pub(crate) fn float<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
-    tensor.into_primitive().tensor()
-}
-
-/// A float tensor of its primitive.
-pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
-    Tensor::from_primitive(TensorPrimitive::Float(primitive))
 }
 
 /// A boolean tensor as flex's, if it is one.
