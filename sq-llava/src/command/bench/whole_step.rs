@@ -34,7 +34,7 @@ const SIDE: usize = 112;
 const CENTERS: usize = 64;
 /// Rank of the adapters.
 const RANK: usize = 16;
-/// Their dropout, as published.
+/// Their dropout: that of the LLM's as published.
 const DROPOUT: f64 = 0.05;
 /// Rows of the role tokens of template `sq`.
 const NEW_TOKENS: usize = 4;
