@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+#[cfg(feature = "gpu")]
+use crate::ops::{one_token, rope::Rotation};
+
 /// Tokens by which a full cache grows.
 const BLOCK: usize = 256;
 
@@ -158,6 +161,44 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
+#[cfg(feature = "gpu")]
+impl<B: Backend> LayerCache<B> {
+    /// Tokens held.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether nothing is held yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds one token behind others, where a GPU's kernel does it: queries `[batch, heads · dim]`,
+    /// keys and values `[batch, kv_heads · dim]` → rotated queries `[batch, heads, 1, dim]` and the
+    /// buffers. `None` leaves everything as it was.
+    pub(crate) fn append_one(
+        &mut self,
+        projected: [Tensor<B, 2>; 3],
+        rotation: Option<&Rotation<B>>,
+        stored: DType,
+    ) -> Option<(Tensor<B, 4>, [Tensor<B, 4>; 2])> {
+        let [batch, heads, _, dim] = self.buffers.as_ref()?.0.dims();
+        let device = projected[0].device();
+        let (k, v) = self.room([batch, heads, self.len + 1, dim], stored, &device);
+        match one_token::append(projected, rotation, [k, v], self.len) {
+            Ok((queries, [k, v])) => {
+                self.buffers = Some((k.clone(), v.clone()));
+                self.len += 1;
+                Some((queries, [k, v]))
+            }
+            Err([k, v]) => {
+                self.buffers = Some((k, v));
+                None
+            }
+        }
+    }
+}
+
 impl<B: Backend> LayerCache<B> {
     /// Adds keys and values `[batch, kv_heads, new, head_dim]`, held in `stored`, and returns all
     /// of them, `[batch, kv_heads, len, head_dim]`: the first ones as they came, later in `stored`.
@@ -170,11 +211,29 @@ impl<B: Backend> LayerCache<B> {
         let [batch, heads, new, dim] = keys.dims();
         let end = self.len + new;
         let first = (self.len == 0).then(|| (keys.clone(), values.clone()));
-        let (mut k, mut v) = match self.buffers.take() {
-            Some((k, v)) if k.dims()[2] >= end => (k, v),
+        let (mut k, mut v) = self.room([batch, heads, end, dim], stored, &keys.device());
+        let place = [0..batch, 0..heads, self.len..end, 0..dim];
+        k = write(k, place.clone(), keys);
+        v = write(v, place, values);
+        self.len = end;
+        let all = [0..batch, 0..heads, 0..end, 0..dim];
+        let views = first.unwrap_or_else(|| (k.clone().slice(all.clone()), v.clone().slice(all)));
+        self.buffers = Some((k, v));
+        views
+    }
+
+    /// The buffers, with room for so many tokens. `[batch, kv_heads, tokens, head_dim]`
+    fn room(
+        &mut self,
+        [batch, heads, tokens, dim]: [usize; 4],
+        stored: DType,
+        device: &B::Device,
+    ) -> (Tensor<B, 4>, Tensor<B, 4>) {
+        match self.buffers.take() {
+            Some((k, v)) if k.dims()[2] >= tokens => (k, v),
             old => {
-                let shape = [batch, heads, end.div_ceil(BLOCK) * BLOCK, dim];
-                let options = (&keys.device(), stored);
+                let shape = [batch, heads, tokens.div_ceil(BLOCK) * BLOCK, dim];
+                let options = (device, stored);
                 let grown = (Tensor::zeros(shape, options), Tensor::zeros(shape, options));
                 match old {
                     None => grown,
@@ -184,15 +243,7 @@ impl<B: Backend> LayerCache<B> {
                     }
                 }
             }
-        };
-        let place = [0..batch, 0..heads, self.len..end, 0..dim];
-        k = write(k, place.clone(), keys);
-        v = write(v, place, values);
-        self.len = end;
-        let all = [0..batch, 0..heads, 0..end, 0..dim];
-        let views = first.unwrap_or_else(|| (k.clone().slice(all.clone()), v.clone().slice(all)));
-        self.buffers = Some((k, v));
-        views
+        }
     }
 }
 

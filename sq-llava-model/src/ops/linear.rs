@@ -8,6 +8,8 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::ops::few_rows;
 use crate::ops::lora::{Lora, LoraConfig};
 use crate::ops::product::portable_product;
 use crate::ops::weight::Weight;
@@ -54,6 +56,13 @@ impl<B: Backend> Linear<B> {
     /// In what keys and values that it makes are kept: on the CPU in 16 bits where the weight has
     /// no more, else as they are computed.
     pub(crate) fn cache_dtype(&self, computed: DType) -> DType {
+        #[cfg(feature = "gpu")]
+        if crate::kernels::gpu::is_gpu::<B>() {
+            return match self.weight.dtype() {
+                stored @ (DType::F16 | DType::BF16) => stored,
+                _ => computed,
+            };
+        }
         if !crate::kernels::blocks::is_native::<B>() {
             return computed;
         }
@@ -81,6 +90,11 @@ impl<B: Backend> Linear<B> {
     fn flat(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         #[cfg(feature = "cpu")]
         let input = match self.on_cpu(input) {
+            Ok(output) => return output,
+            Err(input) => input,
+        };
+        #[cfg(feature = "gpu")]
+        let input = match few_rows::linear(self, input) {
             Ok(output) => return output,
             Err(input) => input,
         };
@@ -231,6 +245,11 @@ pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
             });
         }
     }
+    #[cfg(feature = "gpu")]
+    let input = match few_rows::together(linears, input) {
+        Ok(outputs) => return outputs,
+        Err(input) => input,
+    };
     linears.map(|linear| linear.forward(input.clone()))
 }
 
@@ -245,6 +264,11 @@ pub fn product<B: Backend>(input: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<
         }
     } else {
         input
+    };
+    #[cfg(feature = "gpu")]
+    let (input, weight) = match few_rows::product(input, weight) {
+        Ok(output) => return output,
+        Err(inputs) => inputs,
     };
     portable_product(input, weight)
 }

@@ -1,8 +1,8 @@
 //! One layer of the decoder: attention and gated MLP, with norms around them.
 
 use burn::module::Module;
-use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 
 use super::LayerContext;
 use crate::config::{LlamaConfig, NormPlacement, QkNorm};
@@ -56,16 +56,16 @@ pub struct LlamaAttention<B: Backend> {
     /// Norm of the keys.
     pub k_norm: Option<RmsNorm<B>>,
     #[module(skip)]
-    heads: usize,
+    pub(super) heads: usize,
     #[module(skip)]
-    kv_heads: usize,
+    pub(super) kv_heads: usize,
     #[module(skip)]
     head_dim: usize,
     /// Whether the norms run over all heads at once.
     #[module(skip)]
     joint_norm: bool,
     #[module(skip)]
-    scores: ScoreOptions,
+    pub(super) scores: ScoreOptions,
 }
 
 /// `down(act(gate(x)) · up(x))`.
@@ -80,7 +80,7 @@ pub struct LlamaMlp<B: Backend> {
     /// Output.
     pub down_proj: Linear<B>,
     #[module(skip)]
-    act: Activation,
+    pub(super) act: Activation,
 }
 
 impl LlamaConfig {
@@ -192,8 +192,15 @@ impl<B: Backend> LlamaLayer<B> {
         &self,
         hidden: Tensor<B, 3>,
         context: &LayerContext<B>,
-        cache: Option<&mut LayerCache<B>>,
+        #[allow(unused_mut)] // Reached by kernels alone.
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
+        #[cfg(feature = "gpu")]
+        if let Some(cache) = cache.as_mut()
+            && let Some(output) = self.decoded(&hidden, context, cache)
+        {
+            return output;
+        }
         let (rotation, mask) = self.place(context);
         let normed = match &self.input_layernorm {
             Some(norm) => norm.forward(hidden.clone()),
@@ -214,7 +221,7 @@ impl<B: Backend> LlamaLayer<B> {
     }
 
     /// Rotation and mask of this layer.
-    fn place<'a>(
+    pub(super) fn place<'a>(
         &self,
         context: &'a LayerContext<B>,
     ) -> (Option<&'a Rotation<B>>, &'a AttentionMask<B>) {
@@ -241,15 +248,19 @@ impl<B: Backend> LlamaAttention<B> {
         let value = split_heads(value, self.kv_heads);
         let (key, value) = match cache {
             Some(cache) => {
-                let keys = self.k_proj.as_ref().or(self.qkv_proj.as_ref());
-                let computed = key.dtype();
-                let stored = keys.map_or(computed, |linear| linear.cache_dtype(computed));
+                let stored = self.stored(key.dtype());
                 cache.append(key, value, stored)
             }
             None => (key, value),
         };
         let output = attention_with(query, key, value, mask, self.scores);
         self.o_proj.forward(join_heads(output))
+    }
+
+    /// In what the cache holds keys and values.
+    pub(super) fn stored(&self, computed: DType) -> DType {
+        let keys = self.k_proj.as_ref().or(self.qkv_proj.as_ref());
+        keys.map_or(computed, |linear| linear.cache_dtype(computed))
     }
 
     /// Queries, keys and values. `[batch, tokens, hidden]` → `[batch, tokens, heads · dim]` each
