@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor, backend::Backend};
 
+#[cfg(feature = "gpu")]
+use crate::ops::{one_token, rope::Rotation};
+
 /// Tokens by which a full cache grows.
 const BLOCK: usize = 256;
 
@@ -158,15 +161,48 @@ impl<B: Backend> KvCache<B> {
     }
 }
 
+#[cfg(feature = "gpu")]
+impl<B: Backend> LayerCache<B> {
+    /// Whether nothing is held yet.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Adds one token behind others, where a GPU's kernel does it: queries `[batch, heads · dim]`,
+    /// keys and values `[batch, kv_heads · dim]` → rotated queries `[batch, heads, 1, dim]` and the
+    /// buffers. `None` leaves everything as it was.
+    pub(crate) fn append_one(
+        &mut self,
+        projected: [Tensor<B, 2>; 3],
+        rotation: Option<&Rotation<B>>,
+        stored: DType,
+    ) -> Option<(Tensor<B, 4>, [Tensor<B, 4>; 2])> {
+        let [batch, heads, _, dim] = self.buffers.as_ref()?.0.dims();
+        let device = projected[0].device();
+        let (k, v) = self.room([batch, heads, self.len + 1, dim], stored, &device);
+        match one_token::append(projected, rotation, [k, v], self.len) {
+            Ok((queries, [k, v])) => {
+                self.buffers = Some((k.clone(), v.clone()));
+                self.len += 1;
+                Some((queries, [k, v]))
+            }
+            Err([k, v]) => {
+                self.buffers = Some((k, v));
+                None
+            }
+        }
+    }
+}
+
 impl<B: Backend> LayerCache<B> {
     /// Tokens held.
-    #[cfg(feature = "cpu")]
+    #[cfg(any(feature = "cpu", feature = "gpu"))]
     pub(crate) fn len(&self) -> usize {
         self.len
     }
 
-    /// Takes the buffers out, with room for `tokens`.
-    pub(crate) fn take(
+    /// Takes the buffers out, with room for `tokens`. `[batch, kv_heads, tokens, head_dim]`
+    pub(crate) fn room(
         &mut self,
         [batch, heads, tokens, dim]: [usize; 4],
         stored: DType,
@@ -206,7 +242,7 @@ impl<B: Backend> LayerCache<B> {
         let [batch, heads, new, dim] = keys.dims();
         let end = self.len + new;
         let first = (self.len == 0).then(|| (keys.clone(), values.clone()));
-        let (mut k, mut v) = self.take([batch, heads, end, dim], stored, &keys.device());
+        let (mut k, mut v) = self.room([batch, heads, end, dim], stored, &keys.device());
         let place = [0..batch, 0..heads, self.len..end, 0..dim];
         k = write(k, place.clone(), keys);
         v = write(v, place, values);

@@ -2,6 +2,8 @@
 //! grouped-query attention, SwiGLU) with what other families add, as their description says
 //! ([`crate::config::Family::preset`]).
 
+#[cfg(feature = "gpu")]
+mod decode;
 mod layer;
 mod new_tokens;
 #[cfg(feature = "cpu")]

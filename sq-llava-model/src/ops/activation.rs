@@ -5,6 +5,8 @@ use burn::tensor::{Tensor, activation, backend::Backend};
 pub use crate::kernels::activation::Activation;
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
 
 impl Activation {
     /// Element-wise.
@@ -12,7 +14,12 @@ impl Activation {
         #[cfg(feature = "cpu")]
         let input = match cpu::run::<B, _, 1>(cpu::Pointwise(self), [cpu::float(input)]) {
             Ok(output) => return cpu::tensor(output),
-            Err([input]) => cpu::tensor(input),
+            Err([input]) => cpu::tensor::<B, D>(input),
+        };
+        #[cfg(feature = "gpu")]
+        let input = match gpu::run::<B, _, 1>(gpu::Pointwise(self), [gpu::float(input)]) {
+            Ok(output) => return gpu::tensor(output),
+            Err([input]) => gpu::tensor(input),
         };
         self.portable(input)
     }
@@ -27,7 +34,13 @@ impl Activation {
         let [gate, up] =
             match cpu::run::<B, _, 2>(cpu::Gated(self), [cpu::float(gate), cpu::float(up)]) {
                 Ok(output) => return cpu::tensor(output),
-                Err(inputs) => inputs.map(cpu::tensor),
+                Err(inputs) => inputs.map(cpu::tensor::<B, D>),
+            };
+        #[cfg(feature = "gpu")]
+        let [gate, up] =
+            match gpu::run::<B, _, 2>(gpu::Gated(self), [gpu::float(gate), gpu::float(up)]) {
+                Ok(output) => return gpu::tensor(output),
+                Err(inputs) => inputs.map(gpu::tensor),
             };
         self.portable(gate) * up
     }

@@ -19,6 +19,12 @@ impl AdamWStep {
                 Ok(results) => return results,
                 Err(inputs) => inputs,
             };
+        #[cfg(feature = "gpu")]
+        let [parameter, first, second, grad] = match on_gpu(self, [parameter, first, second, grad])
+        {
+            Ok(results) => return results,
+            Err(inputs) => inputs,
+        };
         self.portable(parameter, first, second, grad)
     }
 
@@ -44,6 +50,26 @@ impl AdamWStep {
             decay => parameter * (1.0 - decay),
         };
         [kept - delta * self.rate, first, second]
+    }
+}
+
+/// Our kernel, where the tensors are a GPU's; they come back where it does not know them.
+#[cfg(feature = "gpu")]
+fn on_gpu<B: Backend, const D: usize>(
+    step: &AdamWStep,
+    tensors: [Tensor<B, D>; 4],
+) -> Result<[Tensor<B, D>; 3], [Tensor<B, D>; 4]> {
+    use crate::kernels::gpu;
+    let fixed = |values: Vec<_>| values.into_iter().map(gpu::tensor).collect::<Vec<_>>();
+    match gpu::launch::<B, _>(&gpu::AdamW(*step), tensors.map(gpu::float).into()) {
+        Ok(outputs) => match fixed(outputs).try_into() {
+            Ok(outputs) => Ok(outputs),
+            Err(_) => unreachable!("the launch has three outputs"),
+        },
+        Err(inputs) => match fixed(inputs).try_into() {
+            Ok(inputs) => Err(inputs),
+            Err(_) => unreachable!("as many come back as went in"),
+        },
     }
 }
 

@@ -8,6 +8,8 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::ops::few_rows;
 use crate::ops::lora::{Lora, LoraConfig};
 use crate::ops::product::portable_product;
 use crate::ops::weight::Weight;
@@ -54,6 +56,13 @@ impl<B: Backend> Linear<B> {
     /// In what keys and values that it makes are kept: on the CPU in 16 bits where the weight has
     /// no more, else as they are computed.
     pub(crate) fn cache_dtype(&self, computed: DType) -> DType {
+        #[cfg(feature = "gpu")]
+        if crate::kernels::gpu::is_gpu::<B>() {
+            return match self.weight.dtype() {
+                stored @ (DType::F16 | DType::BF16) => stored,
+                _ => computed,
+            };
+        }
         if !crate::kernels::blocks::is_native::<B>() {
             return computed;
         }
@@ -81,6 +90,11 @@ impl<B: Backend> Linear<B> {
     fn flat(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         #[cfg(feature = "cpu")]
         let input = match self.on_cpu(input) {
+            Ok(output) => return output,
+            Err(input) => input,
+        };
+        #[cfg(feature = "gpu")]
+        let input = match few_rows::linear(self, input) {
             Ok(output) => return output,
             Err(input) => input,
         };
@@ -241,7 +255,7 @@ pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
     })
 }
 
-/// The maps of few rows in one turn, where the CPU backend can. `[rows, in]` → `[rows, out]` each
+/// The maps of few rows in one turn, where the backend can. `[rows, in]` → `[rows, out]` each
 fn at_once<B: Backend, const N: usize>(
     linears: [&Linear<B>; N],
     flat: &Tensor<B, 2>,
@@ -253,8 +267,14 @@ fn at_once<B: Backend, const N: usize>(
             Weight::Blocks { matrix, .. } => Some(cpu::Factor::Blocks(matrix)),
             Weight::OnDevice(_) => None,
         });
-        let outputs = cpu::together(flat, weights.collect::<Option<Vec<_>>>()?)?;
-        return outputs.try_into().ok();
+        let weights: Option<Vec<_>> = weights.collect();
+        if let Some(outputs) = weights.and_then(|weights| cpu::together(flat, weights)) {
+            return outputs.try_into().ok();
+        }
+    }
+    #[cfg(feature = "gpu")]
+    if let Ok(outputs) = few_rows::together(linears, flat.clone()) {
+        return Some(outputs);
     }
     let _ = (linears, flat);
     None
@@ -271,6 +291,11 @@ pub fn product<B: Backend>(input: Tensor<B, 2>, weight: Tensor<B, 2>) -> Tensor<
         }
     } else {
         input
+    };
+    #[cfg(feature = "gpu")]
+    let (input, weight) = match few_rows::product(input, weight) {
+        Ok(output) => return output,
+        Err(inputs) => inputs,
     };
     portable_product(input, weight)
 }

@@ -7,11 +7,15 @@ pub mod cat;
 pub mod cross_entropy;
 pub mod draws;
 pub mod embedding;
+#[cfg(feature = "gpu")]
+pub(crate) mod few_rows;
 pub mod finite;
 pub mod linear;
 pub mod lora;
 pub mod norm;
 pub mod on_device;
+#[cfg(feature = "gpu")]
+pub(crate) mod one_token;
 pub mod params;
 pub mod pool;
 pub(crate) mod product;

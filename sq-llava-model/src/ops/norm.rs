@@ -5,6 +5,8 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
 
 /// Layer normalisation with weight and bias.
 #[derive(Module, Debug)]
@@ -89,6 +91,15 @@ impl<B: Backend> RmsNorm<B> {
 
     /// `[.., hidden]` → `[.., hidden]`
     pub fn forward<const D: usize>(&self, input: Tensor<B, D>) -> Tensor<B, D> {
+        #[cfg(feature = "gpu")]
+        let input = {
+            let (eps, offset) = (self.eps, self.offset);
+            let inputs = [gpu::float(input), gpu::float(self.weight.val())];
+            match gpu::run::<B, _, 2>(gpu::RmsNormKernel { eps, offset }, inputs) {
+                Ok(output) => return gpu::tensor(output),
+                Err([input, _]) => gpu::tensor::<B, D>(input),
+            }
+        };
         let dtype = input.dtype();
         let x = input.cast(DType::F32);
         let weight = self.factor();

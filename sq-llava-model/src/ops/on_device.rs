@@ -76,6 +76,15 @@ impl<B: Backend> OnDevice<B> {
         blocks * (self.format.block_bytes() + size_of::<f32>())
     }
 
+    /// The tensor as GPUs' backends know it: quantised ones are of the same type as floats.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn primitive(&self) -> Option<burn::tensor::ops::FloatTensor<B>> {
+        match self.tensor.val().into_primitive() {
+            TensorPrimitive::QFloat(tensor) => crate::kernels::primitive::same(tensor).ok(),
+            TensorPrimitive::Float(_) => None,
+        }
+    }
+
     /// The matrix in floats. `[out, in]`
     pub(crate) fn dense(&self) -> Tensor<B, 2> {
         let tensor = self.tensor.val();

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
 use crate::ops::cat::cat;
 use frequencies::{Frequencies, Plain};
 
@@ -173,6 +175,12 @@ impl<B: AutodiffBackend> Rotation<B> {
 }
 
 impl<B: Backend> Rotation<B> {
+    /// Cosines and sines. `[batch or 1, 1, tokens, rotated]` each
+    #[cfg(feature = "gpu")]
+    pub(crate) fn angles(&self) -> [Tensor<B, 4>; 2] {
+        [self.cos.clone(), self.sin.clone()]
+    }
+
     /// `x · cos + rotate_half(x) · sin` of the first `rotated` entries of each head; the others
     /// stay. `[batch, heads, tokens, head_dim]`
     pub fn apply(&self, x: Tensor<B, 4>) -> Tensor<B, 4> {
@@ -182,7 +190,16 @@ impl<B: Backend> Rotation<B> {
             let inputs = [cpu::float(x), cpu::float(cos), cpu::float(sin)];
             match cpu::run::<B, _, 3>(cpu::Rotate, inputs) {
                 Ok(output) => return cpu::tensor(output),
-                Err([x, ..]) => cpu::tensor(x),
+                Err([x, ..]) => cpu::tensor::<B, 4>(x),
+            }
+        };
+        #[cfg(feature = "gpu")]
+        let x = {
+            let (cos, sin) = (self.cos.clone(), self.sin.clone());
+            let inputs = [gpu::float(x), gpu::float(cos), gpu::float(sin)];
+            match gpu::run::<B, _, 3>(gpu::Rotate, inputs) {
+                Ok(output) => return gpu::tensor(output),
+                Err([x, ..]) => gpu::tensor(x),
             }
         };
         self.portable(x)

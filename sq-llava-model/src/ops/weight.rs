@@ -106,6 +106,16 @@ impl<B: Backend> Weight<B> {
         }
     }
 
+    /// The tensor that a GPU's kernels read: floats, or integers with their scales.
+    #[cfg(feature = "gpu")]
+    pub(crate) fn primitive(&self) -> Option<burn::tensor::ops::FloatTensor<B>> {
+        match self {
+            Self::Dense(param) => Some(crate::kernels::gpu::float(param.val())),
+            Self::Blocks { .. } => None,
+            Self::OnDevice(held) => held.primitive(),
+        }
+    }
+
     /// The same parameter with other values, in floats.
     #[must_use]
     pub fn map(self, f: impl FnOnce(Tensor<B, 2>) -> Tensor<B, 2>) -> Self {

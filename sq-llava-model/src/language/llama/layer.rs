@@ -57,16 +57,16 @@ pub struct LlamaAttention<B: Backend> {
     /// Norm of the keys.
     pub k_norm: Option<RmsNorm<B>>,
     #[module(skip)]
-    heads: usize,
+    pub(super) heads: usize,
     #[module(skip)]
-    kv_heads: usize,
+    pub(super) kv_heads: usize,
     #[module(skip)]
     head_dim: usize,
     /// Whether the norms run over all heads at once.
     #[module(skip)]
     joint_norm: bool,
     #[module(skip)]
-    scores: ScoreOptions,
+    pub(super) scores: ScoreOptions,
 }
 
 /// `down(act(gate(x)) · up(x))`.
@@ -81,7 +81,7 @@ pub struct LlamaMlp<B: Backend> {
     /// Output.
     pub down_proj: Linear<B>,
     #[module(skip)]
-    act: Activation,
+    pub(super) act: Activation,
 }
 
 impl LlamaConfig {
@@ -193,8 +193,15 @@ impl<B: Backend> LlamaLayer<B> {
         &self,
         hidden: Tensor<B, 3>,
         context: &LayerContext<B>,
-        cache: Option<&mut LayerCache<B>>,
+        #[allow(unused_mut)] // Reached by kernels alone.
+        mut cache: Option<&mut LayerCache<B>>,
     ) -> Tensor<B, 3> {
+        #[cfg(feature = "gpu")]
+        if let Some(cache) = cache.as_mut()
+            && let Some(output) = self.decoded(&hidden, context, cache)
+        {
+            return output;
+        }
         let (rotation, mask) = self.place(context);
         let normed = match &self.input_layernorm {
             Some(norm) => norm.forward(hidden.clone()),

@@ -139,7 +139,7 @@ impl<B: Backend> LlamaAttention<B> {
         let key = turned(key, self.k_norm.as_ref())?;
         let (at, shape) = (cache.len(), [samples, kv_heads, cache.len() + 1, dim]);
         let device = self.o_proj.weight.device();
-        let (keys, values) = cache.take(shape, self.stored(DType::F32), &device);
+        let (keys, values) = cache.room(shape, self.stored(DType::F32), &device);
         let mut held = StepCache::new(cpu::plain(keys)?, cpu::plain(values)?);
         held.write(at, &key, &value);
         let out = held.attend(&place.attention, &query, at + 1);
