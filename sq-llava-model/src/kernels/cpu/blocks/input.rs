@@ -32,12 +32,7 @@ impl Input {
         let padded = blocks.next_multiple_of(STEP);
         let mut values = vec![0; blocks.next_multiple_of(FOUR) * BLOCK];
         let (mut scales, mut sums) = (vec![0.0; padded], vec![0.0; padded]);
-        let targets = values.chunks_mut(BLOCK).zip(&mut scales).zip(&mut sums);
-        for (row, ((values, scale), sum)) in row.chunks(BLOCK).zip(targets) {
-            let mut block = [0.0; BLOCK];
-            block[..row.len()].copy_from_slice(row);
-            (*scale, *sum) = round(&block, values);
-        }
+        round(row, &mut values, &mut scales, &mut sums);
         #[cfg(target_arch = "x86_64")]
         let by_bytes = super::level() == super::Level::Vnni;
         Self {
@@ -55,30 +50,102 @@ impl Input {
 }
 
 vectorised! {
-    /// Rounds a block; its scale and its sum.
-    fn round<L>(row: &[f32; BLOCK], values: &mut [i16]) -> (f32, f32) {
-        let (parts, _) = row.as_chunks::<LANES>();
-        let (mut lanes, mut largest) = ([0.0f32; LANES], [0.0f32; LANES]);
-        for part in parts {
-            for lane in 0..LANES {
-                lanes[lane] += part[lane];
-                let size = part[lane].abs();
-                largest[lane] = if size > largest[lane] { size } else { largest[lane] };
+    /// Rounds a row block by block; each block's scale and sum.
+    fn round<L>(row: &[f32], values: &mut [i16], scales: &mut [f32], sums: &mut [f32]) {
+        let (blocks, rest) = row.as_chunks::<BLOCK>();
+        let targets = values.as_chunks_mut::<BLOCK>().0.iter_mut();
+        let mut targets = targets.zip(scales).zip(sums);
+        for (row, ((values, scale), sum)) in blocks.iter().zip(&mut targets) {
+            (*scale, *sum) = round_block(row, values);
+        }
+        if let (false, Some(((values, scale), sum))) = (rest.is_empty(), targets.next()) {
+            let mut block = [0.0; BLOCK];
+            block[..rest.len()].copy_from_slice(rest);
+            (*scale, *sum) = round_block(&block, values);
+        }
+    }
+}
+
+/// Rounds a block; its scale and its sum.
+#[inline(always)]
+fn round_block(row: &[f32; BLOCK], values: &mut [i16; BLOCK]) -> (f32, f32) {
+    let (parts, _) = row.as_chunks::<LANES>();
+    let (mut lanes, mut sizes) = ([0.0f32; LANES], [0.0f32; LANES]);
+    for part in parts {
+        for lane in 0..LANES {
+            lanes[lane] += part[lane];
+            sizes[lane] = larger(part[lane].abs(), sizes[lane]);
+        }
+    }
+    let mut width = LANES / 2;
+    while width > 0 {
+        for i in 0..width {
+            sizes[i] = larger(sizes[i + width], sizes[i]);
+        }
+        width /= 2;
+    }
+    let (sum, largest) = (total(lanes), sizes[0]);
+    if !(sum.is_finite() && largest.is_finite()) {
+        // What is not finite must not come out as a number.
+        values.fill(0);
+        return (f32::NAN, sum);
+    }
+    let scale = largest / LARGEST;
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    if inverse.is_infinite() {
+        // Below 10⁻³⁴, where the smallest numbers are near, nothing is left but zeros.
+        values.fill(0);
+        return (0.0, sum);
+    }
+    for (value, x) in values.iter_mut().zip(row) {
+        // To nearest: the conversion cuts. The inverse may be rounded up.
+        let near = x * inverse + 0.5f32.copysign(*x);
+        // SAFETY: no number of the row is larger than `largest`, so this is near `LARGEST` at most.
+        let near = unsafe { near.to_int_unchecked::<i32>() };
+        *value = near.clamp(-(LARGEST as i32), LARGEST as i32) as i16;
+    }
+    (scale, sum)
+}
+
+/// The larger number, the second where the first is NaN.
+#[inline(always)]
+fn larger(a: f32, b: f32) -> f32 {
+    if a > b { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Values of every size, a part block behind whole ones, and what has no inverse in f32.
+    #[test]
+    fn numbers_come_back_within_half_a_step() {
+        for size in [1.0f32, 3e-5, 1e30, 1e-37, 1e-39, 0.0] {
+            let row: Vec<f32> = (0..75)
+                .map(|i| size * ((i * 37 % 101) as f32 / 50.0 - 1.0))
+                .collect();
+            let input = Input::new(&row, &[]);
+            for (i, &x) in row.iter().enumerate() {
+                let (x, scale) = (f64::from(x), f64::from(input.scales[i / BLOCK]));
+                let found = f64::from(input.values[i]) * scale;
+                let largest = f64::from(size);
+                let step = largest / f64::from(LARGEST);
+                // So small a number is as good as zero.
+                let allowed = step * 0.51 + 1e-34;
+                assert!(
+                    (found - x).abs() <= allowed,
+                    "{size:e} {i}: {found:e}, {x:e}"
+                );
+            }
+            let blocks = row.chunks(BLOCK).zip(&input.sums);
+            for (block, &sum) in blocks {
+                let exact: f64 = block.iter().map(|x| f64::from(*x)).sum();
+                let bound = 1e-5 * f64::from(size);
+                assert!(
+                    (f64::from(sum) - exact).abs() <= bound,
+                    "{sum:e}, {exact:e}"
+                );
             }
         }
-        let sum = total(lanes);
-        let largest = largest.into_iter().fold(0.0f32, f32::max);
-        // What is not finite must not come out as a number.
-        let scale = match sum.is_finite() && largest.is_finite() {
-            true => largest / LARGEST,
-            false => f32::NAN,
-        };
-        let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
-        for (value, x) in values.iter_mut().zip(row) {
-            // To nearest: the cast cuts. The inverse may be rounded up.
-            let near = (x * inverse + 0.5f32.copysign(*x)) as i32;
-            *value = near.clamp(-(LARGEST as i32), LARGEST as i32) as i16;
-        }
-        (scale, sum)
     }
 }
