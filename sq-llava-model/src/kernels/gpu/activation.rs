@@ -1,4 +1,5 @@
 //! Activation functions, alone and as the gate of a product.
+#![allow(unstable_name_collisions)] // `erf` is CubeCL's, whatever the standard library adds.
 
 use burn::tensor::ops::FloatTensor;
 use burn_cubecl::tensor::CubeTensor;
