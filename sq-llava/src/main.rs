@@ -141,7 +141,7 @@ fn start_logging(verbose: u8, other_rank: bool) {
     let level = match verbose {
         0 if other_rank => "warn,wgpu=error,cubecl=error",
         0 => {
-            "sq_llava_train=info,sq_llava_model::generation::layout=info,sq_llava_model::weights::narrow=info,warn,wgpu=error,cubecl=error"
+            "sq_llava_train=info,sq_llava_model::generation::layout=info,warn,wgpu=error,cubecl=error"
         }
         1 => "info",
         _ => "debug",

@@ -6,6 +6,9 @@ use crate::kernels::gpu;
 use crate::ops::attention::ScoreOptions;
 use crate::ops::rope::Rotation;
 
+/// Keys and values of a layer. `[batch, kv_heads, capacity, dim]` each
+type Buffers<B> = [Tensor<B, 4>; 2];
+
 /// Rotates queries `[batch, heads · dim]` and keys `[batch, kv_heads · dim]`, and puts keys and
 /// values at token `past` of buffers `[batch, kv_heads, capacity, dim]`, which are not copied where
 /// nothing else holds them. → queries `[batch, heads, 1, dim]` and the buffers; `Err` gives the
@@ -13,9 +16,9 @@ use crate::ops::rope::Rotation;
 pub(crate) fn append<B: Backend>(
     [queries, keys, values]: [Tensor<B, 2>; 3],
     rotation: Option<&Rotation<B>>,
-    buffers: [Tensor<B, 4>; 2],
+    buffers: Buffers<B>,
     past: usize,
-) -> Result<(Tensor<B, 4>, [Tensor<B, 4>; 2]), [Tensor<B, 4>; 2]> {
+) -> Result<(Tensor<B, 4>, Buffers<B>), Buffers<B>> {
     let append = gpu::Append {
         past,
         rotates: rotation.is_some(),

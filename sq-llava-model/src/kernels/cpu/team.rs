@@ -159,7 +159,7 @@ impl Team {
             }
             spin_loop();
             looks += 1;
-            if looks % LOOKS != 0 {
+            if !looks.is_multiple_of(LOOKS) {
                 continue;
             }
             if looks == LOOKS {
@@ -201,7 +201,7 @@ impl Drop for Ended<'_> {
             spin_loop();
             looks += 1;
             // Who has the last piece may have lost its core.
-            if looks % LOOKS == 0 {
+            if looks.is_multiple_of(LOOKS) {
                 std::thread::yield_now();
             }
         }

@@ -51,7 +51,9 @@ fn packed<B: Backend>(
     let TensorPrimitive::QFloat(quantised) = quantised.into_primitive() else {
         panic!("a quantised tensor")
     };
-    let primitive = same(quantised).ok().expect("of one type with floats");
+    let Ok(primitive) = same(quantised) else {
+        panic!("of one type with floats")
+    };
     Weight { primitive, values }
 }
 
@@ -86,9 +88,9 @@ fn check<B: Backend>(
     expected: &[Vec<f64>],
     what: &str,
 ) {
-    let outputs = launch::<B, _>(product, inputs)
-        .ok()
-        .expect("the kernel knows these");
+    let Ok(outputs) = launch::<B, _>(product, inputs) else {
+        panic!("{what}: the kernel does not know these")
+    };
     assert_eq!(outputs.len(), expected.len(), "{what}");
     for (output, expected) in outputs.into_iter().zip(expected) {
         let found = tensor::<B, 2>(output).cast(DType::F32).into_data();
