@@ -26,8 +26,8 @@ use tile::{Ahead, Base, COLUMNS, Lanes, Place, ROWS};
 
 pub(super) use pack::Strip;
 
-/// Most depth of a strip: 128 KB of B.
-const DEPTH: usize = 1024;
+/// Most depth of a strip: 64 KB of B.
+const DEPTH: usize = 512;
 /// Depths are cut at multiples of this, the lines of a row.
 const UNIT: usize = 16;
 /// Most strips that a thread takes at once: it reads the block of A once for all of them.

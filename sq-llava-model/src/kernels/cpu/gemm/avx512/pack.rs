@@ -71,7 +71,10 @@ pub(super) unsafe fn pack(
             // innermost cache that a line would be gone before its second quarter is read.
             for d in (0..depth).step_by(LANES) {
                 let some = (depth - d).min(LANES);
-                let rows = starts.map(|start| _mm512_maskz_loadu_ps(first(some), start.add(d)));
+                let mut rows = [_mm512_setzero_ps(); LANES];
+                for (row, start) in rows.iter_mut().zip(starts) {
+                    *row = _mm512_maskz_loadu_ps(first(some), start.add(d));
+                }
                 for (i, values) in turned(rows).into_iter().enumerate().take(some) {
                     _mm512_mask_storeu_ps(to.add((d + i) * row), write, values);
                 }
@@ -103,7 +106,8 @@ fn turned(rows: [__m512; LANES]) -> [__m512; LANES] {
     // Blocks of 4×4 in each quarter of the vectors.
     let mut blocks = [zero; LANES];
     for four in 0..4 {
-        let [a, b, c, d] = [0, 1, 2, 3].map(|i| rows[4 * four + i]);
+        let at = 4 * four;
+        let (a, b, c, d) = (rows[at], rows[at + 1], rows[at + 2], rows[at + 3]);
         let low = |a, b| _mm512_castps_pd(_mm512_unpacklo_ps(a, b));
         let high = |a, b| _mm512_castps_pd(_mm512_unpackhi_ps(a, b));
         let (ab, cd) = (low(a, b), low(c, d));
@@ -117,7 +121,7 @@ fn turned(rows: [__m512; LANES]) -> [__m512; LANES] {
     // 4 q + i.
     let mut columns = [zero; LANES];
     for i in 0..4 {
-        let [a, b, c, d] = [0, 4, 8, 12].map(|four| blocks[four + i]);
+        let (a, b, c, d) = (blocks[i], blocks[4 + i], blocks[8 + i], blocks[12 + i]);
         let ab = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
         let cd = _mm512_shuffle_f32x4::<0b10_00_10_00>(c, d);
         columns[i] = _mm512_shuffle_f32x4::<0b10_00_10_00>(ab, cd);
