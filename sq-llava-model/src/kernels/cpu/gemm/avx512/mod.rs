@@ -60,6 +60,8 @@ pub(super) struct Job<'a> {
 // tiles of its own.
 unsafe impl Sync for Job<'_> {}
 
+/// Most rows: with more, whole models were not faster than with the crate.
+const ROWS_MOST: usize = 320;
 /// Columns and depth from which on a product is worth packing for.
 const COLUMNS_LEAST: usize = 33;
 const DEPTH_LEAST: usize = 32;
@@ -74,7 +76,7 @@ const OUT_SMALL: usize = 1 << 16;
 pub(super) fn is_faster([m, n, k]: [usize; 3], b: &Matrix<'_>) -> bool {
     let transposed = b.row == 1 && b.column != 1;
     let deep = k > DEPTH_SMALL || k >= DEPTH_LEAST && m * n <= OUT_SMALL;
-    transposed && deep && n >= COLUMNS_LEAST && is_there()
+    transposed && deep && m <= ROWS_MOST && n >= COLUMNS_LEAST && is_there()
 }
 
 /// Whether the path of this machine is one with AVX-512.
