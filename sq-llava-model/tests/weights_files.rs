@@ -222,6 +222,41 @@ fn assert_narrow(dir: &Path, stored: Dtype) {
 }
 
 #[test]
+fn what_is_stored_in_f32_stays_so_beside_16_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    tiny(dir.path(), u64::MAX);
+    let path = dir.path().join("model.safetensors");
+    let whole = Tensors::read(&path);
+    let bytes = |name: &str| -> (Dtype, Vec<u8>) {
+        let values = whole.f32(name).into_iter();
+        match name {
+            "model.norm.weight" => (Dtype::F32, values.flat_map(f32::to_le_bytes).collect()),
+            _ => {
+                let halves = values.flat_map(|v| bf16::from_f32(v).to_le_bytes());
+                (Dtype::BF16, halves.collect())
+            }
+        }
+    };
+    let encoded: Vec<_> = whole.names().map(|name| (name, bytes(name))).collect();
+    let views = encoded.iter().map(|(name, (dtype, bytes))| {
+        let view = TensorView::new(*dtype, whole.shape(name), bytes).unwrap();
+        (*name, view)
+    });
+    safetensors::serialize_to_file(views, None, &path).unwrap();
+    let options = LoadOptions {
+        narrow: Narrow::Fastest,
+        ..LoadOptions::default()
+    };
+    let model = load(dir.path(), &options).model.language_model.model;
+    assert_eq!(model.embed_tokens.weight.dtype(), DType::BF16);
+    assert_eq!(model.norm.weight.val().dtype(), DType::F32);
+    assert_eq!(
+        model.norm.weight.val().into_data().to_vec::<f32>().unwrap(),
+        whole.f32("model.norm.weight")
+    );
+}
+
+#[test]
 fn stored_and_wanted_dtypes_convert() {
     let (source, dir) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     tiny(source.path(), u64::MAX);

@@ -48,8 +48,9 @@ pub struct Assistant<
 #[cfg(feature = "cpu")]
 impl Assistant {
     /// Loads a checkpoint or run directory, or a GGUF file, on the CPU; a path, or a name on the
-    /// Hugging Face hub (`org/name`, `org/name@revision`; see [`Hub`]). Weights that are stored in
-    /// 16 bits stay so ([`Narrow::Fastest`]), others are in f32.
+    /// Hugging Face hub (`org/name`, `org/name@revision`; see [`Hub`]). Weights of towers
+    /// and language model that are stored in 16 bits stay so ([`Narrow::Fastest`]), others are in
+    /// f32.
     ///
     /// # Errors
     /// If there is no such model, or weights, tokenizer or processor are missing, damaged, or do

@@ -90,8 +90,9 @@ impl FromStr for Format {
 /// A dtype by name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Precision {
-    /// 16 bits where the language model is stored in them (bf16 on processors that multiply it
-    /// faster than f32); else f32 on the CPU while the model fits into half of the memory, and f16.
+    /// 16 bits for weights of towers and language model that are stored in them (bf16 on processors
+    /// that multiply it faster than f32); for others f32 on the CPU while the model fits into half
+    /// of the memory, else f16.
     Auto,
     /// 32 bits.
     F32,
@@ -102,7 +103,7 @@ pub enum Precision {
 }
 
 impl Precision {
-    /// The dtype of a model that is not stored in 16 bits; `bytes` is the size of its files.
+    /// The dtype of what is not kept as it is stored; `bytes` is the size of the model's files.
     pub fn resolve(self, device: DeviceChoice, bytes: u64) -> FloatDType {
         match self {
             Self::F32 => FloatDType::F32,

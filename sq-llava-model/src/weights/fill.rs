@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor, backend::Backend};
 
 use super::gguf::{self, GgufModel, Mmproj};
 use super::layout::{Key, Layout, Section, canonical, read_key, with_prefix};
+use super::narrow::Narrowed;
 use super::report::{LoadReport, Mismatch};
 use super::tensor::StoredTensor;
 use crate::config::{SqLlavaConfig, VisionConfig, VisionFamily, own_shape};
@@ -222,13 +223,6 @@ impl WeightMap {
             .any(|name| Section::of(name) == Some(section))
     }
 
-    /// The tensors of a section.
-    pub fn tensors(&self, section: Section) -> impl Iterator<Item = &StoredTensor> {
-        let all = self.weights.iter();
-        all.filter(move |(name, _)| Section::of(name) == Some(section))
-            .map(|(_, tensor)| tensor)
-    }
-
     /// Canonical names of a section without the section itself.
     pub fn names(&self, section: Section) -> impl Iterator<Item = &str> {
         self.weights
@@ -273,6 +267,8 @@ fn overridden(tensor: &StoredTensor) -> String {
 pub(super) struct FillOptions<'a> {
     /// Dtype of the frozen weights.
     pub dtype: DType,
+    /// Dtypes of those that are stored in 16 bits.
+    pub narrowed: Narrowed,
     /// Dtype of adapters, projector, prototype extractor and new tokens.
     pub trainable_dtype: DType,
     /// Whether the frozen weights take no gradient.
@@ -364,7 +360,10 @@ impl Filler<'_> {
             return None;
         }
         let dtype = match part {
-            Part::Base => self.options.dtype,
+            Part::Base => {
+                let options = self.options;
+                options.narrowed.dtype(stored.dtype, options.dtype)
+            }
             _ => self.options.trainable_dtype,
         };
         let data = match stored.read(dtype) {

@@ -8,13 +8,14 @@ use super::adapter::attach;
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::{FillOptions, fill};
 use super::layout::Section;
-use super::narrow::weight_dtype;
-use super::options::LoadOptions;
+use super::narrow::Narrowed;
+use super::options::{LoadOptions, Narrow};
 use super::plan::{ModelFiles, Plan, plan_whole};
 use super::quantized::fill_quantized;
 use super::report::LoadReport;
 use super::run::plan_run;
 use super::shapes::check_model;
+use super::write::file_dtype;
 use crate::config::PrototypeConfig;
 use crate::error::ModelError;
 use crate::language::llama::NewTokens;
@@ -45,9 +46,9 @@ pub fn load_model<B: Backend>(
     options: &LoadOptions,
     device: &B::Device,
 ) -> Result<Loaded<B>, ModelError> {
+    let dtype = file_dtype(options.dtype)?;
     let fresh = options.fresh.is_some();
     let mut plan = plan(dir, options)?;
-    let dtype = weight_dtype::<B>(&plan.weights, options, device)?;
     check_model::<B>(
         dir,
         &plan.config,
@@ -77,6 +78,7 @@ pub fn load_model<B: Backend>(
     )?;
     let fill_options = FillOptions {
         dtype,
+        narrowed: Narrowed::new::<B>(options.narrow, device),
         trainable_dtype: if options.trainable_f32 {
             DType::F32
         } else {
@@ -87,6 +89,10 @@ pub fn load_model<B: Backend>(
         progress: options.progress.as_deref().map(|f| f as &dyn Fn(u64, u64)),
     };
     let (model, mut report) = fill(model, plan.weights, &fill_options)?;
+    if options.narrow != Narrow::Never {
+        let embedding = &model.language_model.model.embed_tokens.weight;
+        tracing::info!("language model in {}", embedding.dtype().name());
+    }
     for note in &notes {
         tracing::warn!("{note}");
     }

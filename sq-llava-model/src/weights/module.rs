@@ -7,6 +7,7 @@ use burn::tensor::{FloatDType, backend::Backend};
 
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::{FillOptions, WeightMap, fill};
+use super::narrow::Narrowed;
 use super::options::Progress;
 use super::report::LoadReport;
 use super::shapes::check_module;
@@ -52,6 +53,7 @@ pub fn load_module<B: Backend, M: Module<B>>(
     check_module::<B, M>(dir, one, stacks, &weights, allow_unused)?;
     let options = FillOptions {
         dtype,
+        narrowed: Narrowed::default(),
         trainable_dtype: dtype,
         freeze_base: true,
         fresh: false,

@@ -2,53 +2,39 @@
 
 use burn::tensor::{DType, backend::Backend};
 
-use super::fill::WeightMap;
-use super::layout::Section;
-use super::options::{LoadOptions, Narrow};
-use super::tensor::{StoredTensor, StoredType};
-use super::write::file_dtype;
-use crate::error::ModelError;
+use super::options::Narrow;
+use super::tensor::StoredType;
 use crate::kernels::blocks::is_native;
 
-/// The dtype of the weights in memory.
-///
-/// # Errors
-/// If the options name one that checkpoints do not have.
-pub(super) fn weight_dtype<B: Backend>(
-    weights: &WeightMap,
-    options: &LoadOptions,
-    device: &B::Device,
-) -> Result<DType, ModelError> {
-    let given = file_dtype(options.dtype)?;
-    let stored = match options.narrow {
-        Narrow::Never => None,
-        Narrow::Stored => narrow(weights),
-        Narrow::Fastest => narrow(weights).map(|stored| match is_native::<B>() {
-            true if multiplies_bf16() => DType::BF16,
-            _ => stored,
-        }),
-    };
-    let dtype = match stored {
-        Some(stored) if B::supports_dtype(device, stored) => stored,
-        _ => given,
-    };
-    if options.narrow != Narrow::Never {
-        tracing::info!("weights in {}", dtype.name());
-    }
-    Ok(dtype)
+/// What weights that are stored in 16 bits are in memory; `None` where that is not to be told from
+/// how they are stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Narrowed {
+    f16: Option<DType>,
+    bf16: Option<DType>,
 }
 
-/// The dtype of 16 bits that most of the language model's bytes are stored in.
-fn narrow(weights: &WeightMap) -> Option<DType> {
-    let stored = |wanted: fn(StoredType) -> bool| -> u64 {
-        let all = weights.tensors(Section::Llm);
-        let found = all.filter(|tensor| wanted(tensor.dtype));
-        found.map(StoredTensor::stored_bytes).sum()
-    };
-    let f16 = stored(|dtype| dtype == StoredType::F16);
-    let bf16 = stored(|dtype| dtype == StoredType::BF16);
-    let most = if bf16 > f16 { DType::BF16 } else { DType::F16 };
-    (f16.max(bf16) > stored(|_| true) / 2).then_some(most)
+impl Narrowed {
+    /// As asked, where the device computes in it.
+    pub(super) fn new<B: Backend>(narrow: Narrow, device: &B::Device) -> Self {
+        let kept = |dtype: DType| B::supports_dtype(device, dtype).then_some(dtype);
+        let (f16, bf16) = (kept(DType::F16), kept(DType::BF16));
+        match narrow {
+            Narrow::Never => Self::default(),
+            Narrow::Fastest if is_native::<B>() && multiplies_bf16() => Self { f16: bf16, bf16 },
+            Narrow::Stored | Narrow::Fastest => Self { f16, bf16 },
+        }
+    }
+
+    /// The dtype in memory of a weight that is `wanted` otherwise.
+    pub(super) fn dtype(self, stored: StoredType, wanted: DType) -> DType {
+        let kept = match stored {
+            StoredType::F16 => self.f16,
+            StoredType::BF16 => self.bf16,
+            _ => None,
+        };
+        kept.unwrap_or(wanted)
+    }
 }
 
 /// Whether the processor's kernels multiply weights in bf16 in bf16.

@@ -21,7 +21,7 @@ pub type LookUp = Arc<dyn Fn(&str) -> Result<Option<PathBuf>, String> + Send + S
 pub struct LoadOptions {
     /// Dtype of the weights in memory: f32, f16 or bf16.
     pub dtype: FloatDType,
-    /// When the weights of a language model that is stored in 16 bits are in those in memory,
+    /// When weights of towers and language model that are stored in 16 bits are in those in memory,
     /// and not in `dtype`.
     pub narrow: Narrow,
     /// The LLM (or LLaVA) that a run directory was trained on.

@@ -7,6 +7,7 @@ use burn::tensor::{FloatDType, backend::Backend};
 
 use super::checkpoint_dir::CheckpointDir;
 use super::fill::{FillOptions, WeightMap, fill};
+use super::narrow::Narrowed;
 use super::report::LoadReport;
 use super::shapes::{VISION_LAYERS, check_module};
 use super::vision::{read_tower, tell_by_keys};
@@ -65,6 +66,7 @@ pub fn load_vision_tower<B: Backend>(
     check_module(dir, &one, &stacks, &weights, allow_unused)?;
     let options = FillOptions {
         dtype,
+        narrowed: Narrowed::default(),
         trainable_dtype: dtype,
         freeze_base: true,
         fresh: false,
