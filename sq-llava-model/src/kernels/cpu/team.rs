@@ -8,7 +8,7 @@
 
 use std::hint::spin_loop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering};
 use std::sync::{Mutex, TryLockError};
 use std::time::{Duration, Instant};
 
@@ -19,11 +19,15 @@ const PATIENCE: Duration = Duration::from_micros(400);
 /// Looks between two questions for the time, and between two offers of the core to others.
 const LOOKS: u32 = 256;
 
-/// Calls `f` for every piece below `pieces`, each once, by all threads that have time.
+/// Calls `f` for every piece below `pieces`, each once, by all threads that have time. From inside
+/// the pool its own way: what comes next needs its threads, which start at once there.
 pub(super) fn share(pieces: usize, f: &(dyn Fn(usize) + Sync)) {
     static TEAM: Team = Team::new();
     if pieces <= 1 || rayon::current_num_threads() == 1 {
         return (0..pieces).for_each(f);
+    }
+    if rayon::current_thread_index().is_some() {
+        return (0..pieces).into_par_iter().for_each(f);
     }
     let free = match TEAM.caller.try_lock() {
         Ok(caller) => Some(caller),
@@ -66,8 +70,8 @@ struct Apart<T>(T);
 struct Team {
     /// Held by who shares a section.
     caller: Mutex<()>,
-    /// Number of the section in the high half, pieces of it that nobody has taken in the low half.
-    left: Apart<AtomicU64>,
+    /// Pieces of the section that nobody has taken.
+    left: Apart<AtomicU32>,
     /// Pieces of the section that are done.
     done: Apart<AtomicU32>,
     /// Threads that look for sections, or were asked to.
@@ -85,7 +89,7 @@ impl Team {
     const fn new() -> Self {
         Self {
             caller: Mutex::new(()),
-            left: Apart(AtomicU64::new(0)),
+            left: Apart(AtomicU32::new(0)),
             done: Apart(AtomicU32::new(0)),
             called: AtomicUsize::new(0),
             failed: AtomicBool::new(false),
@@ -96,17 +100,16 @@ impl Team {
 
     /// One section; the caller holds the lock.
     fn section(&'static self, pieces: u32, f: Work<'_>) {
-        self.call(pieces as usize);
         let work: *const Work<'_> = &f;
         self.work.store(work.cast_mut().cast(), Ordering::Relaxed);
         self.pieces.store(pieces, Ordering::Relaxed);
         self.done.0.store(0, Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
-        let number = (self.left.0.load(Ordering::Relaxed) >> 32).wrapping_add(1);
-        let all = number << 32 | u64::from(pieces);
-        self.left.0.store(all, Ordering::Release);
+        self.left.0.store(pieces, Ordering::Release);
         // Whatever happens to a piece of the caller's own, others may still read `f`.
         let ended = Ended(self, pieces);
+        // Those that are awake begin meanwhile.
+        self.call(pieces as usize);
         while self.take() {}
         drop(ended);
         if self.failed.load(Ordering::Relaxed) {
@@ -116,21 +119,20 @@ impl Team {
 
     /// Takes a piece and does it, if there is one.
     fn take(&self) -> bool {
-        let now = self.left.0.load(Ordering::Acquire);
-        let left = now as u32;
+        let left = self.left.0.load(Ordering::Acquire);
         if left == 0 {
             return false;
         }
-        let taken = self
-            .left
-            .0
-            .compare_exchange(now, now - 1, Ordering::AcqRel, Ordering::Relaxed);
+        let taken =
+            self.left
+                .0
+                .compare_exchange(left, left - 1, Ordering::AcqRel, Ordering::Relaxed);
         if taken.is_ok() {
             let _done = Done(self);
             let pieces = self.pieces.load(Ordering::Relaxed);
-            // SAFETY: the section's number was in `left` with the piece, so its closure had been
-            // stored and nothing is stored again before this piece is done; the closure lives
-            // until then.
+            // SAFETY: the exchange took a piece of the section at hand, whose closure had been
+            // stored before it; nothing is stored again before this piece is done, and the closure
+            // lives until then.
             let work = unsafe { *self.work.load(Ordering::Relaxed).cast::<Work<'_>>() };
             work((pieces - left) as usize);
         }
@@ -193,7 +195,7 @@ impl Drop for Ended<'_> {
         let Self(team, pieces) = self;
         if std::thread::panicking() {
             // What nobody has taken is not done any more.
-            let left = team.left.0.fetch_and(!0 << 32, Ordering::AcqRel) as u32;
+            let left = team.left.0.swap(0, Ordering::AcqRel);
             team.done.0.fetch_add(left, Ordering::Relaxed);
         }
         let mut looks = 0u32;
