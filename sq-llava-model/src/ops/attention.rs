@@ -159,6 +159,24 @@ pub fn attention_with<B: Backend>(
     portable(query, key, value, mask, options)
 }
 
+/// Our kernel with this mask, unless the mask is a tensor of another backend.
+#[cfg(feature = "cpu")]
+pub(crate) fn kernel<B: Backend>(
+    mask: &AttentionMask<B>,
+    options: ScoreOptions,
+) -> Option<cpu::Attention> {
+    Some(cpu::Attention {
+        hidden: match mask {
+            AttentionMask::Full => cpu::Hidden::Nothing,
+            AttentionMask::Causal => cpu::Hidden::Later,
+            AttentionMask::Outside(span) => cpu::Hidden::Outside(span.clone()),
+            AttentionMask::Hidden(hidden) => cpu::Hidden::Marked(cpu::flex_bool(hidden)?),
+        },
+        scale: options.scale.map(|scale| scale as f32),
+        softcap: options.softcap.map(|cap| cap as f32),
+    })
+}
+
 /// Our kernel, where the tensors are the CPU backend's.
 #[cfg(feature = "cpu")]
 fn on_cpu<B: Backend>(
@@ -168,19 +186,8 @@ fn on_cpu<B: Backend>(
     mask: &AttentionMask<B>,
     options: ScoreOptions,
 ) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
-    let hidden = match mask {
-        AttentionMask::Full => cpu::Hidden::Nothing,
-        AttentionMask::Causal => cpu::Hidden::Later,
-        AttentionMask::Outside(span) => cpu::Hidden::Outside(span.clone()),
-        AttentionMask::Hidden(hidden) => match cpu::flex_bool(hidden) {
-            Some(hidden) => cpu::Hidden::Marked(hidden),
-            None => return Err([query, key, value]),
-        },
-    };
-    let kernel = cpu::Attention {
-        hidden,
-        scale: options.scale.map(|scale| scale as f32),
-        softcap: options.softcap.map(|cap| cap as f32),
+    let Some(kernel) = kernel(mask, options) else {
+        return Err([query, key, value]);
     };
     let inputs = [query, key, value].map(cpu::float);
     match cpu::run::<B, _, 3>(kernel, inputs) {

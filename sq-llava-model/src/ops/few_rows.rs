@@ -37,28 +37,19 @@ pub(crate) fn linear<B: Backend>(
     })
 }
 
-/// Several maps of one input. `[.., in]` → `[.., out]` each
-pub(crate) fn together<B: Backend, const D: usize, const N: usize>(
+/// Several maps of one input. `[rows, in]` → `[rows, out]` each
+pub(crate) fn together<B: Backend, const N: usize>(
     linears: [&Linear<B>; N],
-    input: Tensor<B, D>,
-) -> Result<[Tensor<B, D>; N], Tensor<B, D>> {
-    let mut dims = input.dims();
-    let rows = dims[..D - 1].iter().product();
-    if !fits::<B>(rows) || !linears.iter().all(|linear| is_plain(linear)) || N > gpu::MAX_WEIGHTS {
-        return Err(input);
+    input: &Tensor<B, 2>,
+) -> Option<[Tensor<B, 2>; N]> {
+    if !fits::<B>(input.dims()[0]) || !linears.iter().all(|linear| is_plain(linear)) {
+        return None;
     }
-    let flat = input.clone().reshape([rows, dims[D - 1]]);
     let product = RowProduct {
         weights: N,
         ..RowProduct::plain()
     };
-    let Some(outputs) = run(&product, flat, linears, []) else {
-        return Err(input);
-    };
-    Ok(outputs.map(|output| {
-        dims[D - 1] = output.dims()[1];
-        output.reshape(dims)
-    }))
+    run(&product, input.clone(), linears, [])
 }
 
 /// As [`crate::ops::linear::product`].
@@ -87,7 +78,7 @@ pub(crate) fn behind_norm<B: Backend, const N: usize>(
         norm: Some(normed(norm)),
         ..RowProduct::plain()
     };
-    let known = linears.iter().all(|linear| is_plain(linear)) && N <= gpu::MAX_WEIGHTS;
+    let known = linears.iter().all(|linear| is_plain(linear));
     let weight = gpu::float(norm.weight.val());
     known.then(|| run(&product, input, linears, [weight]))?
 }
@@ -105,7 +96,7 @@ pub(crate) fn gated_behind_norm<B: Backend>(
         gate: Some(act),
         ..RowProduct::plain()
     };
-    let known = is_plain(gate) && is_plain(up) && gate.d_out() == up.d_out();
+    let known = is_plain(gate) && is_plain(up);
     let weight = gpu::float(norm.weight.val());
     let [output] = known.then(|| run(&product, input, [gate, up], [weight]))??;
     Some(output)

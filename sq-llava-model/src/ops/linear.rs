@@ -53,17 +53,13 @@ impl<B: Backend> Linear<B> {
         self.weight.shape()[0]
     }
 
-    /// In what keys and values that it makes are kept: on the CPU in 16 bits where the weight has
-    /// no more, else as they are computed.
+    /// In what keys and values that it makes are kept: in 16 bits where the weight has no more and
+    /// kernels read such, else as they are computed.
     pub(crate) fn cache_dtype(&self, computed: DType) -> DType {
+        let reads = crate::kernels::blocks::is_native::<B>();
         #[cfg(feature = "gpu")]
-        if crate::kernels::gpu::is_gpu::<B>() {
-            return match self.weight.dtype() {
-                stored @ (DType::F16 | DType::BF16) => stored,
-                _ => computed,
-            };
-        }
-        if !crate::kernels::blocks::is_native::<B>() {
+        let reads = reads || crate::kernels::gpu::is_gpu::<B>();
+        if !reads {
             return computed;
         }
         match &self.weight {
@@ -261,7 +257,7 @@ fn at_once<B: Backend, const N: usize>(
     flat: &Tensor<B, 2>,
 ) -> Option<[Tensor<B, 2>; N]> {
     #[cfg(feature = "cpu")]
-    if linears.iter().all(|l| l.bias.is_none() && l.lora.is_none()) {
+    if cpu::is_plain::<B>() && linears.iter().all(|l| l.bias.is_none() && l.lora.is_none()) {
         let weights = linears.iter().map(|linear| match &linear.weight {
             Weight::Dense(param) => Some(cpu::Factor::Tensor(param.val())),
             Weight::Blocks { matrix, .. } => Some(cpu::Factor::Blocks(matrix)),
@@ -273,11 +269,12 @@ fn at_once<B: Backend, const N: usize>(
         }
     }
     #[cfg(feature = "gpu")]
-    if let Ok(outputs) = few_rows::together(linears, flat.clone()) {
-        return Some(outputs);
+    return few_rows::together(linears, flat);
+    #[cfg(not(feature = "gpu"))]
+    {
+        let _ = (linears, flat);
+        None
     }
-    let _ = (linears, flat);
-    None
 }
 
 /// `x Wᵀ` in the weight's dtype, returned in the input's. `[rows, in]`, `[out, in]` → `[rows, out]`

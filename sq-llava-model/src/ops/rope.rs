@@ -176,7 +176,7 @@ impl<B: AutodiffBackend> Rotation<B> {
 
 impl<B: Backend> Rotation<B> {
     /// Cosines and sines. `[batch or 1, 1, tokens, rotated]` each
-    #[cfg(feature = "gpu")]
+    #[cfg(any(feature = "cpu", feature = "gpu"))]
     pub(crate) fn angles(&self) -> [Tensor<B, 4>; 2] {
         [self.cos.clone(), self.sin.clone()]
     }
@@ -203,12 +203,6 @@ impl<B: Backend> Rotation<B> {
             }
         };
         self.portable(x)
-    }
-
-    /// Cosines and sines. `[batch or 1, 1, tokens, rotated]`
-    #[cfg(feature = "cpu")]
-    pub(crate) fn parts(&self) -> (&Tensor<B, 4>, &Tensor<B, 4>) {
-        (&self.cos, &self.sin)
     }
 
     /// The operations that every backend has.

@@ -26,29 +26,40 @@ pub(crate) fn append<B: Backend>(
         Ok(pair) => pair,
         Err([buffer, rows]) => return Err((tensor(buffer), tensor(rows))),
     };
-    let layout = buffer.layout();
-    if !(layout.is_contiguous() && layout.start_offset() == 0) {
-        buffer = buffer.to_contiguous();
-    }
+    buffer = in_order(buffer);
     let rows = head_rows(rows);
-    match buffer.dtype() {
-        DType::F16 => write::<f16>(&mut buffer, start, &rows),
-        DType::BF16 => write::<bf16>(&mut buffer, start, &rows),
-        _ => write::<f32>(&mut buffer, start, &rows),
-    }
+    put(&mut buffer, start, &Heads::new(&rows));
     match same(buffer) {
         Ok(primitive) => Ok(tensor(primitive)),
         Err(_) => unreachable!("the types were found equal on the way in"),
     }
 }
 
+/// The buffer with its elements in order from the first of its storage on, else such a copy.
+pub(super) fn in_order(buffer: FlexTensor) -> FlexTensor {
+    let layout = buffer.layout();
+    match layout.is_contiguous() && layout.start_offset() == 0 {
+        true => buffer,
+        false => buffer.to_contiguous(),
+    }
+}
+
+/// Writes rows into a buffer from [`in_order`] as tokens from `start` on, in its dtype: f16, bf16 or
+/// f32.
+pub(super) fn put(buffer: &mut FlexTensor, start: usize, rows: &Heads<'_>) {
+    match buffer.dtype() {
+        DType::F16 => write::<f16>(buffer, start, rows),
+        DType::BF16 => write::<bf16>(buffer, start, rows),
+        _ => write::<f32>(buffer, start, rows),
+    }
+}
+
 fn write<T: Stored + Element + bytemuck::Pod>(
     buffer: &mut FlexTensor,
     start: usize,
-    rows: &FlexTensor,
+    rows: &Heads<'_>,
 ) {
     let [_, _, capacity, _] = buffer.layout().shape().dims::<4>();
-    let rows = Heads::<f32>::new(rows);
     let out: &mut [T] = buffer.storage_mut();
     for batch in 0..rows.batch {
         for head in 0..rows.heads {

@@ -9,7 +9,7 @@ use super::gemm::{Matrix, Threads, new_product, product};
 use super::level::vectorised;
 use super::pieces;
 use super::view::{contiguous, elements, filled};
-use super::weight::{FEW, Weight, few, readable, weight_rows};
+use super::weight::{FEW, Weight, few, readable, turned, weight_rows};
 use super::{Factor, Kernel};
 use crate::kernels::blocks::BlockMatrix;
 
@@ -275,12 +275,8 @@ pub(crate) fn together(
     Some(
         outs.zip(&weights)
             .map(|(columns, weight)| {
-                if rows == 1 {
-                    return filled(columns, Shape::from(vec![1, weight.d_out]));
-                }
-                let columns = filled(columns, Shape::from(vec![weight.d_out, rows]));
-                let layout = columns.layout().transpose(0, 1);
-                contiguous(columns.with_layout(layout))
+                let out = turned(columns, rows, weight.d_out, None);
+                filled(out, Shape::from(vec![rows, weight.d_out]))
             })
             .collect(),
     )

@@ -5,12 +5,13 @@ use burn::tensor::{DType, Element, bf16, f16};
 use burn_flex::FlexTensor;
 
 use super::activation::gated;
+use super::append::{in_order, put};
 use super::attention::Attention;
 use super::norm::rms_rows;
 use super::rope::turn;
 use super::rows::Stored;
 use super::view::{Heads, elements};
-use super::weight::{FEW, Weight, few, readable};
+use super::weight::{FEW, Weight, few, readable, turned};
 use crate::kernels::activation::Activation;
 use crate::kernels::blocks::BlockMatrix;
 
@@ -50,30 +51,13 @@ pub(crate) struct StepLinear {
 /// Maps of the same rows `[rows, in]`, all weights read at once: `[rows, out]` each.
 pub(crate) fn products(linears: &[&StepLinear], rows: usize, x: &[f32]) -> Vec<Vec<f32>> {
     let weights: Vec<Weight<'_>> = linears.iter().map(|linear| linear.weight.read()).collect();
-    let columns = few(&weights, rows, x);
-    let outs = columns.into_iter().zip(linears).map(|(columns, linear)| {
-        let mut out = match rows {
-            1 => columns,
-            _ => turned(&columns, rows),
-        };
-        if let Some(bias) = &linear.bias {
-            let bias = elements(bias);
-            for out in out.chunks_exact_mut(bias.len()) {
-                out.iter_mut()
-                    .zip(bias)
-                    .for_each(|(out, bias)| *out += bias);
-            }
-        }
-        out
-    });
-    outs.collect()
-}
-
-/// `[columns, rows]` as `[rows, columns]`.
-fn turned(columns: &[f32], rows: usize) -> Vec<f32> {
-    let n = columns.len() / rows;
-    let place = |i: usize| i % n * rows + i / n;
-    (0..columns.len()).map(|i| columns[place(i)]).collect()
+    let columns = few(&weights, rows, x).into_iter();
+    let outs = columns.zip(&weights).zip(linears);
+    outs.map(|((columns, weight), linear)| {
+        let bias = linear.bias.as_ref().map(elements);
+        turned(columns, rows, weight.d_out, bias)
+    })
+    .collect()
 }
 
 /// Root-mean-square norm of rows as wide as its weight, f32 and in order.
@@ -119,24 +103,15 @@ pub(crate) struct StepCache {
 impl StepCache {
     /// A cache of buffers in order, in a dtype that kernels read.
     pub(crate) fn new(keys: FlexTensor, values: FlexTensor) -> Self {
-        let [keys, values] = [keys, values].map(|buffer| {
-            let layout = buffer.layout();
-            match layout.is_contiguous() && layout.start_offset() == 0 {
-                true => buffer,
-                false => buffer.to_contiguous(),
-            }
-        });
+        let [keys, values] = [keys, values].map(in_order);
         Self { keys, values }
     }
 
     /// Writes keys and values `[samples, heads, dim]` of a token as number `at`.
     pub(crate) fn write(&mut self, at: usize, keys: &[f32], values: &[f32]) {
         for (buffer, rows) in [(&mut self.keys, keys), (&mut self.values, values)] {
-            match buffer.dtype() {
-                DType::F16 => put::<f16>(buffer, at, rows),
-                DType::BF16 => put::<bf16>(buffer, at, rows),
-                _ => put::<f32>(buffer, at, rows),
-            }
+            let [samples, heads, _, dim] = buffer.layout().shape().dims::<4>();
+            put(buffer, at, &Heads::of(rows, [samples, heads, 1, dim], 1));
         }
     }
 
@@ -167,14 +142,5 @@ impl StepCache {
         let query_heads = queries.len() / (samples * dim);
         let queries = Heads::of(queries, [samples, query_heads, 1, dim], 1);
         attention.step(&queries, &keys, &values)
-    }
-}
-
-fn put<T: Stored + Element + bytemuck::Pod>(buffer: &mut FlexTensor, at: usize, rows: &[f32]) {
-    let [_, _, capacity, dim] = buffer.layout().shape().dims::<4>();
-    let out: &mut [T] = buffer.storage_mut();
-    let heads = out.chunks_exact_mut(capacity * dim);
-    for (head, row) in heads.zip(rows.chunks_exact(dim)) {
-        T::from_full(row, &mut head[at * dim..][..dim]);
     }
 }

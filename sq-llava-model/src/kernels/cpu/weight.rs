@@ -188,7 +188,7 @@ impl<'a> Weight<'a> {
 }
 
 /// `[columns, rows]` as `[rows, columns]`, and the bias added.
-fn turned(columns: Vec<f32>, rows: usize, n: usize, bias: Option<&[f32]>) -> Vec<f32> {
+pub(super) fn turned(columns: Vec<f32>, rows: usize, n: usize, bias: Option<&[f32]>) -> Vec<f32> {
     if rows == 1 && bias.is_none() {
         return columns;
     }

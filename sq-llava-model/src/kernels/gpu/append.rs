@@ -32,7 +32,11 @@ impl Launch for Append {
         let whole = queries.width().is_multiple_of(dim) && queries.rows() == rows;
         let fits = width(keys) && width(values) && kept == kept_values && self.past < capacity;
         let turns = match angles {
-            [cos, sin] => cos == sin && cos.width() <= dim && self.rotates,
+            [cos, sin] => {
+                let each = cos.rows() == 1 || cos.rows() == rows;
+                let even = cos.width() <= dim && cos.width().is_multiple_of(2);
+                cos == sin && each && even && self.rotates
+            }
             _ => angles.is_empty() && !self.rotates,
         };
         inputs.iter().all(Plain::is_float) && keys.dtype == values.dtype && whole && fits && turns

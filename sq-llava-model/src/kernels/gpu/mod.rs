@@ -29,7 +29,7 @@ pub(crate) use append::Append;
 pub(crate) use attend::Attend;
 pub(crate) use device::{Device, Launch, Plain};
 pub(crate) use norm::RmsNormKernel;
-pub(crate) use product::{MAX_ROWS, MAX_WEIGHTS, Normed, RowProduct};
+pub(crate) use product::{MAX_ROWS, Normed, RowProduct};
 pub(crate) use rope::Rotate;
 
 use std::fmt::Debug;

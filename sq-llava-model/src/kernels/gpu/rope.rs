@@ -16,8 +16,13 @@ pub(crate) struct Rotate;
 
 impl Kernel<3> for Rotate {
     fn accepts(&self, [x, cos, sin]: &[Plain; 3]) -> bool {
-        let known = [x, cos, sin].iter().all(|input| input.is_float());
-        known && x.shape.num_elements() > 0 && cos.width() <= x.width() && cos.dtype == sin.dtype
+        let known = x.is_float() && cos.is_float() && cos == sin && x.shape.num_elements() > 0;
+        if !known || x.shape.num_dims() != 4 || cos.shape.num_dims() != 4 {
+            return false;
+        }
+        let [batch, _, tokens, width] = x.shape.dims::<4>();
+        let [b, one, t, d] = cos.shape.dims::<4>();
+        (b == 1 || b == batch) && one == 1 && t == tokens && d <= width && d.is_multiple_of(2)
     }
 
     fn forward<D: Device>(&self, inputs: [FloatTensor<D>; 3]) -> FloatTensor<D> {

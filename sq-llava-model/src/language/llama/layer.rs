@@ -61,7 +61,7 @@ pub struct LlamaAttention<B: Backend> {
     #[module(skip)]
     pub(super) kv_heads: usize,
     #[module(skip)]
-    head_dim: usize,
+    pub(super) head_dim: usize,
     /// Whether the norms run over all heads at once.
     #[module(skip)]
     joint_norm: bool,
@@ -221,12 +221,6 @@ impl<B: Backend> LlamaLayer<B> {
         add(hidden, behind.forward(self.mlp.forward(normed)))
     }
 
-    /// How its attention's scores come about.
-    #[cfg(feature = "cpu")]
-    pub(super) fn scores(&self) -> ScoreOptions {
-        self.self_attn.scores
-    }
-
     /// Rotation and mask of this layer.
     pub(super) fn place<'a>(
         &self,
@@ -270,12 +264,6 @@ impl<B: Backend> LlamaAttention<B> {
         keys.map_or(computed, |linear| linear.cache_dtype(computed))
     }
 
-    /// Heads, heads of keys and values, and their width.
-    #[cfg(feature = "cpu")]
-    pub(super) fn sizes(&self) -> (usize, usize, usize) {
-        (self.heads, self.kv_heads, self.head_dim)
-    }
-
     /// Queries, keys and values. `[batch, tokens, hidden]` → `[batch, tokens, heads · dim]` each
     fn projected(&self, hidden: Tensor<B, 3>) -> [Tensor<B, 3>; 3] {
         let (width, shared) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
@@ -307,12 +295,6 @@ impl<B: Backend> LlamaAttention<B> {
 }
 
 impl<B: Backend> LlamaMlp<B> {
-    /// The gate's function.
-    #[cfg(feature = "cpu")]
-    pub(super) fn activation(&self) -> Activation {
-        self.act
-    }
-
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, hidden: Tensor<B, 3>) -> Tensor<B, 3> {
         let [gate, up] = match (&self.gate_proj, &self.up_proj, &self.gate_up_proj) {

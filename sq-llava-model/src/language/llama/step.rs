@@ -12,7 +12,7 @@ use super::{LayerContext, Llama};
 use crate::kernels::cpu;
 use crate::kernels::cpu::step::{SAMPLES, StepCache, StepLinear, gate, products, rms_norm, rotate};
 use crate::language::cache::{KvCache, LayerCache};
-use crate::ops::attention::{AttentionMask, ScoreOptions};
+use crate::ops::attention::{AttentionMask, ScoreOptions, kernel};
 use crate::ops::linear::Linear;
 use crate::ops::norm::RmsNorm;
 use crate::ops::rope::Rotation;
@@ -50,13 +50,17 @@ impl<B: Backend> Llama<B> {
         }
         let layers = self.model.layers.iter().map(|layer| {
             let (rotation, mask) = layer.place(context);
-            Some((layer, layer.maps()?, place(rotation, mask, layer.scores())?))
+            Some((
+                layer,
+                layer.maps()?,
+                place(rotation, mask, layer.self_attn.scores)?,
+            ))
         });
         // All or none: a cache must not be written in part.
         let layers: Vec<_> = layers.collect::<Option<_>>()?;
         let mut x = cpu::to_rows(hidden.clone())?;
         for (index, (layer, maps, place)) in layers.into_iter().enumerate() {
-            x = layer.step(x, samples, &maps, &place, cache.layer(index))?;
+            x = layer.step(x, samples, &maps, &place, cache.layer(index));
         }
         cpu::from_rows(x, [samples, 1, width])
     }
@@ -85,25 +89,25 @@ impl<B: Backend> LlamaLayer<B> {
         maps: &Maps,
         place: &Place,
         cache: &mut LayerCache<B>,
-    ) -> Option<Vec<f32>> {
+    ) -> Vec<f32> {
         let normed = match &self.input_layernorm {
-            Some(norm) => normed_by(norm, &x)?,
+            Some(norm) => normed_by(norm, &x),
             None => x.clone(),
         };
-        let attended = self.self_attn.step(&normed, samples, maps, place, cache)?;
+        let attended = self.self_attn.step(&normed, samples, maps, place, cache);
         let Some(behind) = &self.post_feedforward_layernorm else {
             let x = sum(x, &attended);
-            let normed = normed_by(&self.post_attention_layernorm, &x)?;
+            let normed = normed_by(&self.post_attention_layernorm, &x);
             let fed = self.mlp.step(&normed, samples, maps);
-            return Some(sum(x, &fed));
+            return sum(x, &fed);
         };
-        let x = sum(x, &normed_by(&self.post_attention_layernorm, &attended)?);
+        let x = sum(x, &normed_by(&self.post_attention_layernorm, &attended));
         let normed = match &self.pre_feedforward_layernorm {
-            Some(norm) => normed_by(norm, &x)?,
+            Some(norm) => normed_by(norm, &x),
             None => x.clone(),
         };
         let fed = self.mlp.step(&normed, samples, maps);
-        Some(sum(x, &normed_by(behind, &fed)?))
+        sum(x, &normed_by(behind, &fed))
     }
 }
 
@@ -116,36 +120,40 @@ impl<B: Backend> LlamaAttention<B> {
         maps: &Maps,
         place: &Place,
         cache: &mut LayerCache<B>,
-    ) -> Option<Vec<f32>> {
-        let (heads, kv_heads, dim) = self.sizes();
+    ) -> Vec<f32> {
+        let (heads, kv_heads, dim) = (self.heads, self.kv_heads, self.head_dim);
         let qkv: Vec<&StepLinear> = maps.qkv.iter().collect();
         let parts = columns(
             products(&qkv, samples, x),
             samples,
             &[heads * dim, kv_heads * dim, kv_heads * dim],
         );
-        let [query, key, value] = <[Vec<f32>; 3]>::try_from(parts).ok()?;
+        let Ok([query, key, value]) = <[Vec<f32>; 3]>::try_from(parts) else {
+            unreachable!("as many parts as widths")
+        };
         let turned = |mut x: Vec<f32>, norm: Option<&RmsNorm<B>>| {
             if let Some(norm) = norm {
                 // As wide as a head or as all of them: its weight says.
-                x = normed_by(norm, &x)?;
+                x = normed_by(norm, &x);
             }
             if let Some((cos, sin)) = &place.angles {
                 rotate(&mut x, [samples, dim], cos, sin);
             }
-            Some(x)
+            x
         };
-        let query = turned(query, self.q_norm.as_ref())?;
-        let key = turned(key, self.k_norm.as_ref())?;
+        let query = turned(query, self.q_norm.as_ref());
+        let key = turned(key, self.k_norm.as_ref());
         let (at, shape) = (cache.len(), [samples, kv_heads, cache.len() + 1, dim]);
         let device = self.o_proj.weight.device();
         let (keys, values) = cache.room(shape, self.stored(DType::F32), &device);
-        let mut held = StepCache::new(cpu::plain(keys)?, cpu::plain(values)?);
+        let mut held = StepCache::new(plain(keys), plain(values));
         held.write(at, &key, &value);
         let out = held.attend(&place.attention, &query, at + 1);
-        let buffers = (cpu::from_plain(held.keys)?, cpu::from_plain(held.values)?);
-        cache.put(buffers, at + 1);
-        products(&[&maps.o], samples, &out).pop()
+        let [Some(keys), Some(values)] = [held.keys, held.values].map(cpu::from_plain) else {
+            unreachable!("{PLAIN}")
+        };
+        cache.put((keys, values), at + 1);
+        products(&[&maps.o], samples, &out).swap_remove(0)
     }
 }
 
@@ -156,7 +164,7 @@ impl<B: Backend> LlamaMlp<B> {
         let both = products(&both, samples, x);
         let width = both.iter().map(Vec::len).sum::<usize>() / (2 * samples);
         let both = columns(both, samples, &[width, width]);
-        let gated = gate(self.activation(), &both[0], &both[1]);
+        let gated = gate(self.act, &both[0], &both[1]);
         products(&[&maps.down], samples, &gated).swap_remove(0)
     }
 }
@@ -167,24 +175,17 @@ fn place<B: Backend>(
     mask: &AttentionMask<B>,
     scores: ScoreOptions,
 ) -> Option<Place> {
-    let hidden = match mask {
-        // One query sees what a causal mask shows the last one.
-        AttentionMask::Full | AttentionMask::Causal => cpu::Hidden::Nothing,
-        AttentionMask::Outside(span) => cpu::Hidden::Outside(span.clone()),
-        AttentionMask::Hidden(_) => return None,
-    };
+    if matches!(mask, AttentionMask::Hidden(_)) {
+        return None;
+    }
     let angles = match rotation {
         Some(rotation) => {
-            let (cos, sin) = rotation.parts();
-            Some((cpu::plain(cos.clone())?, cpu::plain(sin.clone())?))
+            let [cos, sin] = rotation.angles();
+            Some((cpu::plain(cos)?, cpu::plain(sin)?))
         }
         None => None,
     };
-    let attention = cpu::Attention {
-        hidden,
-        scale: scores.scale.map(|scale| scale as f32),
-        softcap: scores.softcap.map(|cap| cap as f32),
-    };
+    let attention = kernel(mask, scores)?;
     Some(Place { angles, attention })
 }
 
@@ -206,8 +207,17 @@ fn columns(mut rows: Vec<Vec<f32>>, samples: usize, widths: &[usize]) -> Vec<Vec
     widths.iter().map(part).collect()
 }
 
-fn normed_by<B: Backend>(norm: &RmsNorm<B>, x: &[f32]) -> Option<Vec<f32>> {
-    Some(rms_norm(x, &cpu::plain(norm.factor())?, norm.eps))
+fn normed_by<B: Backend>(norm: &RmsNorm<B>, x: &[f32]) -> Vec<f32> {
+    rms_norm(x, &plain(norm.factor()), norm.eps)
+}
+
+const PLAIN: &str = "the backend's tensors were found plain before the first layer";
+
+fn plain<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FlexTensor {
+    match cpu::plain(tensor) {
+        Some(tensor) => tensor,
+        None => unreachable!("{PLAIN}"),
+    }
 }
 
 fn sum(mut x: Vec<f32>, y: &[f32]) -> Vec<f32> {

@@ -48,9 +48,7 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
 ) -> FlexTensor {
     let (batch, heads, queries, dim) = (q.batch, q.heads, q.tokens, q.dim);
     if queries == 1 && log_sums.is_none() && how.mask.is_span() {
-        let mut out = vec![0.0; batch * heads * dim];
-        step::attend(q, k, v, how, &mut out);
-        return token_major(out, [batch, heads, 1, dim]);
+        return token_major(step::attend(q, k, v, how), [batch, heads, 1, dim]);
     }
     let blocks = queries.div_ceil(BLOCK);
     let (out_len, logs_len) = (batch * queries * heads * dim, batch * heads * queries);

@@ -55,9 +55,7 @@ impl Attention {
         k: &Heads<'_, T>,
         v: &Heads<'_, T>,
     ) -> Vec<f32> {
-        let mut out = vec![0.0; q.batch * q.heads * q.dim];
-        step::attend(q, k, v, &self.scores(q.dim), &mut out);
-        out
+        step::attend(q, k, v, &self.scores(q.dim))
     }
 
     fn scores(&self, dim: usize) -> Scores<'_> {

@@ -25,6 +25,12 @@ vectorised! {
         let outs = maxima.iter_mut().zip(sums);
         for (scores, (maximum, sum)) in scores.chunks_exact_mut(keys).zip(outs) {
             *maximum = max(scores);
+            if *maximum == f32::NEG_INFINITY {
+                // Nothing is seen.
+                scores.fill(0.0);
+                *sum = 0.0;
+                continue;
+            }
             *sum = exp_in_place::<L>(scores, *maximum);
         }
     }
@@ -34,6 +40,9 @@ vectorised! {
     fn combine<L>(parts: &[Part<'_>], query: usize, out: &mut [f32]) {
         let largest = parts.iter().fold(f32::NEG_INFINITY, |m, part| m.max(part.maxima[query]));
         out.fill(0.0);
+        if largest == f32::NEG_INFINITY {
+            return;
+        }
         let mut total = 0.0;
         for part in parts {
             let mut factor = [part.maxima[query]];
@@ -64,15 +73,13 @@ struct Part<'a> {
     scores: &'a mut [f32],
 }
 
-/// Attention of one query for each head, where the mask is a span:
-/// `out [batch, heads, dim]`.
+/// Attention of one query for each head, where the mask is a span. `[batch, heads, dim]`
 pub(in super::super) fn attend<T: Stored + Element + bytemuck::Pod>(
     q: &Heads<'_>,
     k: &Heads<'_, T>,
     v: &Heads<'_, T>,
     how: &Scores<'_>,
-    out: &mut [f32],
-) {
+) -> Vec<f32> {
     let (dim, group) = (q.dim, q.heads / k.heads);
     let seen: Vec<Range<usize>> = (0..q.batch)
         .map(|batch| how.mask.visible(batch, [0, 1], k.tokens - 1, k.tokens))
@@ -121,6 +128,7 @@ pub(in super::super) fn attend<T: Stored + Element + bytemuck::Pod>(
         true => parts.iter_mut().for_each(work),
         false => share_each(&mut parts, work),
     }
+    let mut out = vec![0.0; q.batch * q.heads * dim];
     let mut parts = &parts[..];
     let mut outs = out.chunks_exact_mut(group * dim);
     for seen in &seen {
@@ -132,6 +140,7 @@ pub(in super::super) fn attend<T: Stored + Element + bytemuck::Pod>(
             }
         }
     }
+    out
 }
 
 /// Queries one behind the other. `[batch, heads, dim]`

@@ -1,9 +1,9 @@
 //! Products of f32 matrices, reading transposed and strided operands where they lie and adding to
 //! what is there.
 //!
-//! With AVX-512 they are this folder's own; elsewhere, and for the few shapes at which it was
-//! measured to be faster, those of the crate that flex multiplies with. Either way a sum is the
-//! same whichever number of threads computed it.
+//! With AVX-512 they are this folder's own in the shapes in which those were measured to be faster;
+//! elsewhere those of the crate that flex multiplies with. Either way a sum is the same whichever
+//! number of threads computed it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;

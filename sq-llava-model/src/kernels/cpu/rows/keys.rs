@@ -159,9 +159,6 @@ pub(super) fn mix<L: Level, T: Number>(
     stride: usize,
     out: &mut [f32],
 ) {
-    if keys == 0 {
-        return;
-    }
     let dim = out.len() * keys / weights.len();
     let shared = out.chunks_mut(SHARED * dim);
     for (weights, out) in weights.chunks(SHARED * keys).zip(shared) {
