@@ -280,7 +280,7 @@ impl<B: Backend> Assistant<B> {
     ///
     /// # Errors
     /// As [`Self::answer`].
-    pub(crate) fn answer_n(
+    pub fn answer_n(
         &self,
         request: &Request<'_>,
         n: usize,
@@ -333,17 +333,28 @@ impl<B: Backend> Assistant<B> {
         })
     }
 
-    /// Image features of each request; images of all requests run through the tower together.
+    /// Image features of each request; images of all requests run through the tower together, one
+    /// that several requests share once.
     fn image_features(
         &self,
         requests: &[Request<'_>],
     ) -> Result<Vec<Vec<Tensor<B, 2>>>, ModelError> {
-        let images: Vec<&PreparedImage> = requests.iter().flat_map(|r| r.images).collect();
-        let mut encoded = self.model.encode_prepared(&images)?.into_iter();
-        Ok(requests
-            .iter()
-            .map(|r| encoded.by_ref().take(r.images.len()).collect())
-            .collect())
+        let mut images: Vec<&PreparedImage> = Vec::new();
+        let mut places = Vec::with_capacity(requests.len());
+        for request in requests {
+            let mut own = Vec::with_capacity(request.images.len());
+            for image in request.images {
+                let known = images.iter().position(|&known| std::ptr::eq(known, image));
+                own.push(known.unwrap_or(images.len()));
+                if known.is_none() {
+                    images.push(image);
+                }
+            }
+            places.push(own);
+        }
+        let encoded = self.model.encode_prepared(&images)?;
+        let features = |places: &Vec<usize>| places.iter().map(|&p| encoded[p].clone()).collect();
+        Ok(places.iter().map(features).collect())
     }
 
     /// Names the part of the model that made image tokens which are not finite.
