@@ -24,7 +24,7 @@ pub struct Ablate {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Seeds of training.
-    #[arg(long, value_delimiter = ',', default_value = "0,1,2")]
+    #[arg(long, value_delimiter = ',', default_value = "0,1,2,3,4")]
     seeds: Vec<u64>,
     /// Scenes of the world to learn from.
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]

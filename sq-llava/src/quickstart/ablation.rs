@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use sq_llava_data::atomic::{sync_directory, write_atomic};
 use sq_llava_train::{Recipe, Ui};
 
+use super::spread::{self, Spread};
 use super::{Scores, Task, answers};
 
 /// A row of the table (paper, table 4).
@@ -92,36 +93,8 @@ pub struct RowScores {
     pub runs: Vec<RunScores>,
     /// Mean and spread of each column.
     pub columns: BTreeMap<String, Spread>,
-}
-
-/// Mean and sample standard deviation over seeds, in per cent.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    /// Mean.
-    pub mean: f64,
-    /// Standard deviation with n − 1; absent for one seed.
-    pub deviation: Option<f64>,
-}
-
-impl Spread {
-    fn of(values: &[f64]) -> Self {
-        let n = values.len().max(1) as f64;
-        let mean = values.iter().sum::<f64>() / n;
-        let squares: f64 = values.iter().map(|v| (v - mean).powi(2)).sum();
-        Self {
-            mean,
-            deviation: (values.len() > 1).then(|| (squares / (n - 1.0)).sqrt()),
-        }
-    }
-}
-
-impl std::fmt::Display for Spread {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.deviation {
-            Some(deviation) => write!(f, "{:.1} ± {deviation:.1}", self.mean),
-            None => write!(f, "{:.1}", self.mean),
-        }
-    }
+    /// The same of what each run has more than the first row's of the same seed.
+    pub ahead: BTreeMap<String, Spread>,
 }
 
 /// The file of a run's result.
@@ -162,7 +135,8 @@ pub fn run<B: Backend>(
             ));
             runs.push(scores);
         }
-        rows.push(summary(row.name, runs));
+        let baseline = rows.first().map_or(&runs, |first: &RowScores| &first.runs);
+        rows.push(summary(row.name, baseline, runs.clone()));
     }
     Ok(rows)
 }
@@ -227,57 +201,46 @@ fn one<B: Backend>(
     Ok(scores)
 }
 
-fn summary(name: &'static str, runs: Vec<RunScores>) -> RowScores {
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for run in &runs {
-        let mut put = |column: &str, part: f64| {
-            values.entry(column.into()).or_default().push(100.0 * part);
-        };
-        for (kind, score) in &run.scores.kinds {
-            put(kind, score.part());
-        }
-        put(ALL, run.scores.all.part());
-        if let Some(f1) = run.scores.yes_f1 {
-            put(F1, f1);
-        }
-    }
-    let spread = |(column, values): (String, Vec<f64>)| (column, Spread::of(&values));
+fn summary(name: &'static str, baseline: &[RunScores], runs: Vec<RunScores>) -> RowScores {
+    let (own, others) = (columns(&runs), columns(baseline));
+    let ahead = own.iter().filter_map(|(column, values)| {
+        let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
+        Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
+    });
     RowScores {
         name,
-        columns: values.into_iter().map(spread).collect(),
+        ahead: ahead.collect(),
+        columns: own
+            .iter()
+            .map(|(column, values)| (column.clone(), Spread::of(values)))
+            .collect(),
         runs,
     }
 }
 
-/// Column of all questions.
-const ALL: &str = "all";
-/// Column of the F1 of yes/no questions.
-const F1: &str = "yes/no F1";
-
-/// The table as Markdown.
-pub fn markdown(rows: &[RowScores]) -> String {
-    let mut columns: Vec<&str> = vec![ALL];
-    if let Some(first) = rows.first() {
-        columns.extend(
-            first
-                .columns
-                .keys()
-                .map(String::as_str)
-                .filter(|c| *c != ALL),
-        );
+/// A value of each run, in per cent, for each column.
+fn columns(runs: &[RunScores]) -> BTreeMap<String, Vec<f64>> {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for run in runs {
+        for (column, part) in run.scores.columns() {
+            values.entry(column).or_default().push(100.0 * part);
+        }
     }
-    let mut text = format!("| | {} |\n|---|", columns.join(" | "));
-    text += &format!("{}\n", "---|".repeat(columns.len()));
-    for row in rows {
-        let cells: Vec<String> = columns
-            .iter()
-            .map(|column| {
-                row.columns
-                    .get(*column)
-                    .map_or("-".into(), ToString::to_string)
-            })
-            .collect();
-        text += &format!("| {} | {} |\n", row.name, cells.join(" | "));
+    values
+}
+
+/// Both tables as Markdown: the rows, and how far they are ahead of the first.
+pub fn markdown(rows: &[RowScores]) -> String {
+    let mut text = spread::markdown(rows.iter().map(|row| (row.name, &row.columns)));
+    if let [first, others @ ..] = rows
+        && !others.is_empty()
+    {
+        let ahead = others.iter().map(|row| (row.name, &row.ahead));
+        text += &format!(
+            "\nAhead of \"{}\" of the same seed, with the 95 % interval of the mean:\n\n{}",
+            first.name,
+            spread::markdown_with_intervals(ahead)
+        );
     }
     text
 }
@@ -343,15 +306,27 @@ mod tests {
                 },
             }
         };
-        let row = summary("baseline", vec![run(0, 4), run(1, 6)]);
+        let base = vec![run(0, 4), run(1, 6)];
+        let row = summary("baseline", &base, base.clone());
         let all = row.columns["all"];
         assert_eq!(all.mean, 50.0);
         assert!((all.deviation.unwrap() - 200f64.sqrt()).abs() < 1e-9);
-        let table = markdown(&[row]);
+        assert_eq!(row.ahead["all"].mean, 0.0);
+        // A point and three ahead, pair by pair.
+        let other = summary("SQ", &base, vec![run(0, 5), run(1, 9)]);
+        let ahead = other.ahead["all"];
+        assert_eq!(ahead.mean, 20.0);
+        assert!((ahead.deviation.unwrap() - 200f64.sqrt()).abs() < 1e-9);
+        let table = markdown(&[row, other]);
+        let (first, second) = table.split_once("\nAhead").unwrap();
         assert_eq!(
-            table,
-            "| | all | color |\n|---|---|---|\n| baseline | 50.0 ± 14.1 | 50.0 ± 14.1 |\n"
+            first,
+            "| | all | color |\n|---|---|---|\n| baseline | 50.0 ± 14.1 | 50.0 ± 14.1 |\n| SQ | 70.0 ± 28.3 | 70.0 ± 28.3 |\n"
         );
-        assert_eq!(Spread::of(&[3.0]).to_string(), "3.0");
+        // Student's t of one degree of freedom is 12.706.
+        assert!(
+            second.contains("| SQ | +20.0 (−107.1 … +147.1) |"),
+            "{second}"
+        );
     }
 }

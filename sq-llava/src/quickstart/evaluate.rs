@@ -72,6 +72,25 @@ impl Scores {
     }
 }
 
+/// Column of all questions.
+pub const ALL: &str = "all";
+
+/// Column of the F1 of yes/no questions.
+const F1: &str = "yes/no F1";
+
+impl Scores {
+    /// What stands in a table's columns, as parts of 1.
+    pub fn columns(&self) -> BTreeMap<String, f64> {
+        let kinds = self.kinds.iter();
+        let mut columns: BTreeMap<String, f64> = kinds
+            .map(|(kind, score)| (kind.clone(), score.part()))
+            .collect();
+        columns.insert(ALL.into(), self.all.part());
+        columns.extend(self.yes_f1.map(|f1| (F1.into(), f1)));
+        columns
+    }
+}
+
 /// Whether an answer is right.
 pub fn is_right(question: &HeldOut, answer: &str) -> bool {
     plain(answer) == plain(&question.answer)

@@ -4,6 +4,7 @@ pub mod ablation;
 mod asking;
 mod evaluate;
 mod report;
+pub mod spread;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -19,7 +20,7 @@ use sq_llava_model::{Assistant, AssistantOptions};
 use sq_llava_train::{Recipe, StageOutcome, TrainPaths, Ui, train};
 
 pub use asking::{Asked, AskedCounts, ask};
-pub use evaluate::{Score, Scores, answers, chance, is_right};
+pub use evaluate::{ALL, Score, Scores, answers, chance, is_right};
 
 use crate::towers::unpack;
 use crate::world::{
