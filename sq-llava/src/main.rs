@@ -7,6 +7,7 @@ mod command;
 mod device;
 mod draw;
 mod histogram;
+mod improve;
 mod model;
 mod names;
 mod output;
@@ -59,6 +60,8 @@ enum Command {
     Quickstart(command::quickstart::Quickstart),
     /// Train with and without each of the method's parts, over several seeds.
     Ablate(command::ablate::Ablate),
+    /// Train a run again with questions that it asks and answers itself, round by round.
+    Improve(command::improve::Improve),
     /// Measure speed beside the machine's limits.
     Bench(command::bench::Bench),
     /// Print the logits of token ids, to compare with other implementations.
@@ -100,6 +103,7 @@ fn main() -> ExitCode {
             Command::Export(command) => command.run(),
             Command::Quickstart(command) => command.run(),
             Command::Ablate(command) => command.run(),
+            Command::Improve(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Logits(command) => command.run(),
             Command::ClipScore(command) => command.run(),

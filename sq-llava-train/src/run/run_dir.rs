@@ -147,13 +147,14 @@ impl RunDirectory {
     /// # Errors
     /// If there is no run, or its files cannot be read.
     pub fn asked(path: &Path) -> Result<(Recipe, TrainPaths), TrainError> {
-        let recipe = path.join(RECIPE);
-        if !recipe.is_file() {
+        let missing = |name: &&str| !path.join(name).is_file();
+        if let Some(missing) = [RECIPE, PATHS].into_iter().find(missing) {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),
-                reason: "there is no run here to go on with (recipe.toml is missing)".into(),
+                reason: format!("there is no run here to go on with ({missing} is missing)"),
             });
         }
+        let recipe = path.join(RECIPE);
         let recipe = Recipe::read(&recipe, &[])?;
         let file = path.join(PATHS);
         let text = files::read_to_string(&file)?;

@@ -11,6 +11,7 @@ pub mod clipscore;
 pub mod diversity;
 pub mod eval;
 pub mod export;
+pub mod improve;
 pub mod inspect;
 pub mod judge;
 pub mod logits;

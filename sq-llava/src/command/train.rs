@@ -27,7 +27,7 @@ pub const STOPPED: u8 = 130;
 
 /// A run that was asked to stop has saved what it learnt.
 #[derive(Debug)]
-pub struct Stopped(String);
+pub struct Stopped(pub String);
 
 impl std::fmt::Display for Stopped {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -158,7 +158,7 @@ pub fn end_other_ranks() {
 
 /// Ctrl-C, SIGTERM or SIGUSR1 (which `mpirun` passes on) asks the run to stop; a second one ends the
 /// process at once.
-fn stop_on_signals() -> Result<StopSignal> {
+pub fn stop_on_signals() -> Result<StopSignal> {
     let stop = StopSignal::new();
     let signals = [
         SIGINT,

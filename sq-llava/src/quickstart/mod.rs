@@ -3,6 +3,7 @@
 pub mod ablation;
 mod asking;
 mod evaluate;
+pub mod improvement;
 mod report;
 pub mod spread;
 

@@ -39,10 +39,10 @@ pub fn about(scene: &Scene, question: &str) -> About {
 }
 
 /// Shape, colour and place that a question names.
-type Subject = (Option<Shape>, Option<Color>, Option<Place>);
+pub(super) type Subject = (Option<Shape>, Option<Color>, Option<Place>);
 
 /// `None` if the words are no question of the world.
-fn subject(asked: &str) -> Option<Subject> {
+pub(super) fn subject(asked: &str) -> Option<Subject> {
     let shape = |word: &str| Shape::ALL.iter().copied().find(|s| s.word() == word);
     let color = |word: &str| Color::ALL.iter().copied().find(|c| c.word() == word);
     let named = |words: &str| {

@@ -3,6 +3,7 @@
 //! A scene is drawn from a seed and its number alone. What is asked and answered comes from the
 //! scene, never from its picture, so every answer can be checked.
 
+mod answer;
 mod asked;
 mod dataset;
 mod render;
