@@ -1,7 +1,7 @@
 //! What improving by questions of its own is worth in the small world, where few scenes are labelled
 //! and the truth about the others is known all the same.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -99,7 +99,8 @@ impl Trial {
             changes: self.changes.clone(),
             ui: Ui::Quiet,
         };
-        let task = plan.prepare()?.task;
+        let prepared = plan.prepare()?;
+        let task = &prepared.task;
         let run = folder.join("run");
         if !run.join("config.json").is_file() {
             if run.exists() {
@@ -107,7 +108,7 @@ impl Trial {
             }
             task.train::<B>(&task.recipe, &run, device, Ui::Quiet)?;
         }
-        let scenes = self.paint(seed, &folder)?;
+        let scenes = self.paint(seed, &folder, &prepared.files.held_out_scenes)?;
         let models = |run: &Path| task.load::<B>(run, None, device);
         let examine = |run: &Path| -> Result<Scores> {
             let said = answers(&models(run)?, &task.images, &task.questions, ANSWER_TOKENS)?;
@@ -168,13 +169,20 @@ impl Trial {
         Ok(())
     }
 
-    /// Pictures of scenes that are neither trained on nor held out, by their names.
-    fn paint(&self, seed: u64, folder: &Path) -> Result<BTreeMap<String, Scene>> {
+    /// Pictures of scenes that are neither labelled nor held out, by their names.
+    fn paint(
+        &self,
+        seed: u64,
+        folder: &Path,
+        held_out: &[Scene],
+    ) -> Result<BTreeMap<String, Scene>> {
         let pictures = folder.join("unlabelled");
         std::fs::create_dir_all(&pictures).with_context(|| pictures.display().to_string())?;
+        let held_out: BTreeSet<String> = held_out.iter().map(Scene::caption).collect();
+        let drawn = (FIRST_UNLABELLED..).map(|number| Scene::draw(seed, number));
+        let others = drawn.filter(|scene| !held_out.contains(&scene.caption()));
         let mut scenes = BTreeMap::new();
-        for number in 0..self.unlabelled as u64 {
-            let scene = Scene::draw(seed, FIRST_UNLABELLED + number);
+        for (number, scene) in others.take(self.unlabelled).enumerate() {
             let name = format!("{number:05}.png");
             let path = pictures.join(&name);
             if !path.is_file() {
