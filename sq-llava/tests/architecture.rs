@@ -11,7 +11,7 @@ const CRATES: &str = "sq-llava-data < sq-llava-model < sq-llava-train sq-llava-e
 const FLOORS: [(&str, &str); 4] = [
     (
         "sq-llava-data",
-        "error atomic foreign mix < files parallel < blob < gguf < image manifest < source < text shuffle \
+        "error atomic foreign mix < files parallel < blob < gguf < image manifest < source masks < text shuffle \
          < asking lengths < sampler < check",
     ),
     (
