@@ -1,0 +1,105 @@
+//! Masks on their way into batches.
+
+use sq_llava_data::masks::{MaskFolder, PatchGrid};
+
+use super::*;
+use crate::data::features::FeatureCache;
+use crate::data::masks::StageMasks;
+
+/// One mask over the whole picture, for the pictures of these numbers.
+fn masked(world: &World, numbers: &[usize]) -> StageData {
+    let mut data = world.data();
+    let folder = world.folder.path().join("masks");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    for number in numbers {
+        let picture = world.folder.path().join(format!("{number}.png"));
+        let (height, width) = data.processor.size(&picture).expect("a size");
+        let whole = json!([{"segmentation": {"size": [height, width],
+            "counts": [0, height * width]}}]);
+        let path = folder.join(format!("{number}.json"));
+        std::fs::write(path, whole.to_string()).expect("written");
+    }
+    data.masks = Some(StageMasks {
+        folder: MaskFolder::open(folder).expect("a folder"),
+        grid: PatchGrid {
+            patch_size: 14,
+            patches: 4,
+            class_token: true,
+            first_dropped: true,
+        },
+    });
+    data
+}
+
+fn labels(batches: &[MicroBatch]) -> Vec<(String, Option<Vec<u16>>)> {
+    let samples = batches.iter().flat_map(|batch| &batch.samples);
+    let pictures = samples.flat_map(|sample| &sample.pictures);
+    let mut found: Vec<_> = pictures
+        .map(|picture| {
+            let labels = picture.labels.as_ref().map(|labels| labels.to_vec());
+            (picture.name.to_string(), labels)
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn every_batch_knows_the_pictures_with_masks_of_its_step() {
+    let world = World::new(6, 2);
+    let data = Arc::new(masked(&world, &[0, 3, 4]));
+    let found = all(&data, 1);
+    assert_eq!(found.len(), 4);
+    for step in found.chunk_by(|a, b| a.step == b.step) {
+        let pictures = step.iter().flat_map(|batch| &batch.samples);
+        let pictures = pictures.flat_map(|sample| &sample.pictures);
+        let masked = pictures.filter(|picture| picture.labels.is_some()).count();
+        assert!(step.iter().all(|batch| batch.step_masked == masked));
+    }
+    let found = labels(&found);
+    for (name, labels) in &found {
+        let masked = ["0.png", "3.png", "4.png"].contains(&name.as_str());
+        assert_eq!(labels.is_some(), masked, "{name}");
+        // Padding is no mask.
+        let whole = labels.iter().flatten().filter(|&&label| label == 1).count();
+        assert!(!masked || whole > 3, "{name}: {whole}");
+    }
+    // Pictures that are not decoded, since their features are known, have the same.
+    let cache = FeatureCache::new(1 << 20);
+    for name in (0..6).map(|i| format!("{i}.png")) {
+        let key = world.folder.path().join(name).display().to_string();
+        cache.insert(&key.into(), &vec![0.0].into());
+    }
+    let known = StageData {
+        features: Some(Arc::new(cache)),
+        ..masked(&world, &[])
+    };
+    let batches = all(&Arc::new(known), 1);
+    let pictures = batches.iter().flat_map(|batch| &batch.samples);
+    let mut pictures = pictures.flat_map(|sample| &sample.pictures);
+    assert!(pictures.all(|picture| picture.pixels.is_none()));
+    assert_eq!(labels(&batches), found);
+}
+
+#[test]
+fn blank_pictures_and_silent_samples_have_no_masks() {
+    let world = World::new(4, 0);
+    let data = masked(&world, &[0, 1, 2, 3]);
+    world.spoil(1);
+    let data = StageData {
+        bad_images: BadImagePolicy::Blank,
+        labels: LabelOptions {
+            // Nothing of the longest is left to learn.
+            max_length: Some(20),
+            ..data.labels
+        },
+        ..data
+    };
+    let found = all(&Arc::new(data), 1);
+    for sample in found.iter().flat_map(|batch| &batch.samples) {
+        for picture in &sample.pictures {
+            let learnt = sample.learnable() > 0 && !picture.name.is_empty();
+            assert_eq!(picture.labels.is_some(), learnt, "{}", sample.id);
+        }
+    }
+}
