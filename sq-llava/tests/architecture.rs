@@ -25,7 +25,7 @@ const FLOORS: [(&str, &str); 4] = [
     ),
     (
         "sq-llava-eval",
-        "error problem published summary diversity \
+        "error problem published summary diversity prototypes \
          < jsonl layout table submission metric clip_score judge question_list < question < answer \
          < matched protocol shard < report < task < registry < run",
     ),

@@ -14,6 +14,7 @@ pub mod export;
 pub mod inspect;
 pub mod judge;
 pub mod logits;
+pub mod prototypes;
 pub mod quality;
 pub mod question;
 pub mod quickstart;
