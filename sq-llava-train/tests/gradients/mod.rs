@@ -219,7 +219,7 @@ pub fn failed(
     batch: MicroBatch,
 ) -> TrainError {
     let found = run(model, trains, checkpointing, batch, MASK_WEIGHT);
-    found.err().expect("an error")
+    found.expect_err("an error")
 }
 
 fn run(
