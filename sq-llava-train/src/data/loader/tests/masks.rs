@@ -91,20 +91,29 @@ fn blank_pictures_and_silent_samples_have_no_masks() {
     let world = World::new(4, 0);
     let data = masked(&world, &[0, 1, 2, 3]);
     world.spoil(1);
-    let data = StageData {
+    // A blank picture has no name.
+    let masks = world.folder.path().join("masks");
+    std::fs::write(masks.join(".json"), "[]").expect("written");
+    let data = Arc::new(StageData {
         bad_images: BadImagePolicy::Blank,
-        labels: LabelOptions {
-            // Nothing of the longest is left to learn.
-            max_length: Some(20),
-            ..data.labels
-        },
         ..data
-    };
-    let found = all(&Arc::new(data), 1);
+    });
+    let found = all(&data, 1);
     for sample in found.iter().flat_map(|batch| &batch.samples) {
-        for picture in &sample.pictures {
-            let learnt = sample.learnable() > 0 && !picture.name.is_empty();
-            assert_eq!(picture.labels.is_some(), learnt, "{}", sample.id);
-        }
+        let shown = *sample.id != *"s1";
+        assert_eq!(sample.pictures[0].labels.is_some(), shown, "{}", sample.id);
     }
+    let mut samples = found.iter().flat_map(|batch| &batch.samples);
+    let mut sample = samples.find(|s| *s.id == *"s2").expect("s2").clone();
+    let mut look = |learnt: bool| {
+        sample.pictures[0].labels = None;
+        if !learnt {
+            sample.roles.fill(TokenRole::Ignore);
+        }
+        let masked = data.masked_pictures(&sample).expect("a number");
+        data.label_pictures(2, &mut sample, &[]).expect("read");
+        (masked, sample.pictures[0].labels.is_some())
+    };
+    assert_eq!(look(true), (1, true));
+    assert_eq!(look(false), (0, false));
 }
