@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use image::{DynamicImage, GrayImage, ImageBuffer, ImageFormat, Luma, Rgb, RgbImage, RgbaImage};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
+use sq_llava_data::masks::MaskFolder;
 use sq_llava_data::{DataSet, Manifest, Template, TextTokenizer, conversation_of};
 
 use crate::{Reader, Seeds};
@@ -98,6 +99,35 @@ fn gif_picture() -> Vec<u8> {
     }
     drop(encoder);
     bytes
+}
+
+const MASKS: &str = "sq-llava-data/tests/fixtures/masks";
+
+/// Height and width of the pictures that the masks are of.
+const MASKED: (u32, u32) = (23, 37);
+
+/// Masks of a picture as a label map.
+pub static LABEL_MAP: Reader = Reader {
+    name: "label_map",
+    file: "masks.png",
+    beside: |_| {},
+    seeds: || files(MASKS, "png"),
+    read: masks,
+};
+
+/// Masks of a picture as COCO's annotations.
+pub static MASK_ANNOTATIONS: Reader = Reader {
+    name: "mask_annotations",
+    file: "masks.json",
+    beside: |_| {},
+    seeds: || files(MASKS, "json"),
+    read: masks,
+};
+
+fn masks(file: &Path, _: &Path) {
+    if let Ok(map) = MaskFolder::read(file, MASKED) {
+        let _ = map.masks();
+    }
 }
 
 /// How a checkpoint's pictures are prepared.

@@ -175,6 +175,8 @@ macro_rules! survives {
 survives! {
     pictures: data::PICTURE;
     settings_of_pictures: data::PICTURE_SETTINGS;
+    label_maps: data::LABEL_MAP;
+    annotations_of_masks: data::MASK_ANNOTATIONS;
     tokenizers_in_json: data::TOKENIZER_JSON;
     tokenizers_of_sentencepiece: data::TOKENIZER_MODEL;
     manifests: data::MANIFEST;

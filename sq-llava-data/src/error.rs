@@ -45,6 +45,14 @@ pub enum DataError {
         /// The limit in pixels.
         max_pixels: u64,
     },
+    /// The masks of a picture cannot be found or used.
+    #[error("masks {}: {reason}", path.display())]
+    Mask {
+        /// The file, or the folder of masks.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        reason: String,
+    },
     /// A `preprocessor_config.json` asks for what the image pipeline does not do.
     #[error("image processor configuration: {0}")]
     ImageConfig(String),

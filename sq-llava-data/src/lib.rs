@@ -1,4 +1,5 @@
-//! SQ-LLaVA on Burn: images, tokenizers, conversation templates, labels, manifests and samplers.
+//! SQ-LLaVA on Burn: images and their masks, tokenizers, conversation templates, labels,
+//! manifests and samplers.
 //!
 //! Pure data: nothing here knows a model or a tensor library.
 
@@ -13,6 +14,7 @@ pub mod gguf;
 pub mod image;
 pub mod lengths;
 pub mod manifest;
+pub mod masks;
 pub mod mix;
 mod parallel;
 pub mod sampler;

@@ -17,6 +17,7 @@ pub mod matched;
 pub mod metric;
 pub mod problem;
 pub mod protocol;
+pub mod prototypes;
 pub mod published;
 pub mod question;
 pub mod question_list;

@@ -160,11 +160,20 @@ impl<B: Backend> SqLlava<B> {
     }
 
     /// Image tokens as the LLM sees them. `[images, tokens, d]` → `[images, tokens, hidden]`
-    pub fn project(&self, mut features: Tensor<B, 3>) -> Tensor<B, 3> {
-        if let Some(prototype) = &self.prototype {
-            features = prototype.forward(features);
-        }
-        self.mm_projector.forward(features)
+    pub fn project(&self, features: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.project_assigned(features).0
+    }
+
+    /// [`Self::project`], and the soft assignment of tokens to prototypes in the last step of the
+    /// paper's extractor or the released one, `[images, K, tokens]`; `None` without prototypes, or
+    /// where they take no step.
+    pub fn project_assigned(&self, features: Tensor<B, 3>) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
+        let Some(prototype) = &self.prototype else {
+            return self.mm_projector.project(features);
+        };
+        let found = prototype.extract(features);
+        let projected = self.mm_projector.forward(found.tokens);
+        (projected, prototype.assigns().then_some(found.assignment))
     }
 
     /// Image tokens of pixels. `[images, 3, side, side]` → `images` × `[tokens, hidden]`

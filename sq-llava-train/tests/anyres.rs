@@ -76,6 +76,7 @@ fn context(checkpointing: GradientCheckpointing, trains: Trains) -> StepContext 
             answer_weight: 1.0,
             chunk_tokens: 5,
         },
+        mask_weight: 0.0,
         trains,
         features: Arc::new(FeatureCache::new(1 << 20)),
         checkpointing,
@@ -122,6 +123,7 @@ fn golden_gradients_of_the_connector() {
                     packing: image.packing,
                     tokens,
                     pixels: Some(image.data.into()),
+                    labels: None,
                 }],
             }
         })

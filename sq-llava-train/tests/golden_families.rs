@@ -76,6 +76,7 @@ impl Training {
         let failure = Failure::default();
         let context = StepContext {
             loss: LOSS,
+            mask_weight: 0.0,
             trains: LLM,
             features: Arc::new(FeatureCache::new(0)),
             checkpointing,

@@ -111,6 +111,7 @@ fn train_model<B: Backend>(
         model,
         context: StepContext {
             loss: settings(),
+            mask_weight: 0.0,
             trains,
             features: Arc::new(FeatureCache::new(0)),
             checkpointing,

@@ -68,6 +68,7 @@ fn a_step_allocates_little_and_recompute_holds_one_layer() {
                     answer_weight: 1.0,
                     chunk_tokens: 32,
                 },
+                mask_weight: 0.0,
                 trains,
                 features: Arc::new(FeatureCache::new(0)),
                 checkpointing,

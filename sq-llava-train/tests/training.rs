@@ -1,5 +1,7 @@
 //! Whole runs on a tiny LLaVA with real photographs.
 
+#[path = "training/masks.rs"]
+mod masks;
 #[path = "training/world.rs"]
 mod world;
 

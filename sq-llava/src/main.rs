@@ -71,6 +71,8 @@ enum Command {
     ClipScore(command::clipscore::ClipScoreCommand),
     /// Measure how varied questions are.
     Diversity(command::diversity::DiversityCommand),
+    /// Compare the prototypes of pictures with masks.
+    Prototypes(command::prototypes::Prototypes),
     /// Let a language model judge answers (MM-Vet, LLaVA-Bench).
     Judge(command::judge::JudgeCommand),
 }
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
             Command::Improve(command) => command.run(),
             Command::Bench(command) => command.run(),
             Command::Logits(command) => command.run(),
+            Command::Prototypes(command) => command.run(),
             Command::ClipScore(command) => command.run(),
             Command::Diversity(command) => command.run(),
             Command::Judge(command) => command.run(),

@@ -11,7 +11,7 @@ const CRATES: &str = "sq-llava-data < sq-llava-model < sq-llava-train sq-llava-e
 const FLOORS: [(&str, &str); 4] = [
     (
         "sq-llava-data",
-        "error atomic foreign mix < files parallel < blob < gguf < image manifest < source < text shuffle \
+        "error atomic foreign mix < files parallel < blob < gguf < image manifest < source masks < text shuffle \
          < asking lengths < sampler < check",
     ),
     (
@@ -25,7 +25,7 @@ const FLOORS: [(&str, &str); 4] = [
     ),
     (
         "sq-llava-eval",
-        "error problem published summary diversity \
+        "error problem published summary diversity prototypes \
          < jsonl layout table submission metric clip_score judge question_list < question < answer \
          < matched protocol shard < report < task < registry < run",
     ),

@@ -176,3 +176,53 @@ fn an_ablation_makes_its_table_and_goes_on_where_it_was() {
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(error.contains("another ablation"), "{error}");
 }
+
+#[test]
+fn a_quick_start_with_masks_is_guided_by_them() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let sizes = ["--steps", "2", "--scenes", "32", "--held-out", "12"];
+    let start = ["quickstart", "--device", "cpu", "--lines", "--masks", "0.5"];
+    let shown = said(&[&start[..], &sizes[..]].concat(), dir.path());
+    assert!(shown.contains(", masks "), "{shown}");
+    let out = dir.path().join("quickstart-run");
+    let log = read(&out.join("run/log.jsonl"));
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        assert!(line["loss_masks"].as_f64() > Some(0.0), "{line}");
+    }
+    let recipe = read(&out.join("run/recipe.toml"));
+    assert!(recipe.contains("weight = 0.5"), "{recipe}");
+
+    let world = |name: &str| format!("quickstart-run/world/{name}");
+    let [data, images, masks] = ["held-out.json", "images", "masks"].map(world);
+    let checked = said(
+        &["check", &data, "--images", &images, "--masks", &masks],
+        dir.path(),
+    );
+    assert!(checked.contains("masks: of 12 of 12 images"), "{checked}");
+    let measure = [
+        "prototypes",
+        "--model",
+        "quickstart-run/run",
+        "--device",
+        "cpu",
+        &data,
+        "--images",
+        &images,
+        "--masks",
+    ];
+    let found = said(&[&measure[..], &[&masks, "--json"]].concat(), dir.path());
+    let found: Value = serde_json::from_str(&found).expect("JSON");
+    let pictures = found["pictures"].as_u64();
+    assert!(pictures > Some(3) && pictures <= Some(12), "{found}");
+    for key in ["purity", "inverse_purity"] {
+        let part = found[key].as_f64().expect("a number");
+        assert!(part > 0.0 && part <= 1.0, "{found}");
+    }
+    let output = run(&[&measure[..], &["nowhere"]].concat(), dir.path());
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        !output.status.success() && error.contains("nowhere"),
+        "{error}"
+    );
+}

@@ -32,6 +32,8 @@ pub enum FindingKind {
     BadImage,
     /// A JPEG is damaged, but decodes as far as it goes.
     DamagedImage,
+    /// The masks of an image are damaged, of another size, or there twice.
+    BadMask,
     /// The extension of an image says another format than its content.
     WrongExtension,
     /// Several samples have one id: their draws of asked turns are the same.
@@ -69,6 +71,7 @@ impl FindingKind {
             Self::MissingImage => "missing_image",
             Self::BadImage => "bad_image",
             Self::DamagedImage => "damaged_image",
+            Self::BadMask => "bad_mask",
             Self::WrongExtension => "wrong_extension",
             Self::DuplicateId => "duplicate_id",
             Self::EmptyQuestion => "empty_question",
@@ -91,7 +94,8 @@ impl FindingKind {
             | Self::DamagedShard
             | Self::Conversation
             | Self::MissingImage
-            | Self::BadImage => Severity::Error,
+            | Self::BadImage
+            | Self::BadMask => Severity::Error,
             _ => Severity::Warning,
         }
     }

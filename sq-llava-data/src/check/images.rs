@@ -12,7 +12,8 @@ use super::findings::{Finding, FindingKind, Findings};
 use super::report::ImageSummary;
 use super::samples::{ImageUse, finding};
 use crate::foreign::guarded;
-use crate::image::ImageProcessor;
+use crate::image::{ImageFacts, ImageProcessor};
+use crate::masks::MaskFolder;
 use crate::parallel::on_threads;
 use crate::source::Picture;
 use crate::{DataError, DataSet};
@@ -23,6 +24,8 @@ pub(super) struct Look<'a> {
     pub processor: &'a ImageProcessor,
     /// Whether those that are files of their own are looked at.
     pub files: bool,
+    /// Masks that are looked at with them.
+    pub masks: Option<&'a MaskFolder>,
 }
 
 /// What was seen of some images.
@@ -108,6 +111,9 @@ impl Look<'_> {
                     add(FindingKind::DamagedImage, first.clone());
                 }
                 *summary.formats.entry(format).or_default() += 1;
+                if let Err(detail) = self.look_at_masks(name, &facts, summary) {
+                    add(FindingKind::BadMask, detail);
+                }
             }
             Err(DataError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
                 summary.samples_without += image.samples as usize;
@@ -125,11 +131,42 @@ impl Look<'_> {
     }
 }
 
+impl Look<'_> {
+    /// Reads the masks of an image, if it has any.
+    fn look_at_masks(
+        &self,
+        name: &str,
+        facts: &ImageFacts,
+        summary: &mut ImageSummary,
+    ) -> Result<(), String> {
+        let Some(masks) = self.masks else {
+            return Ok(());
+        };
+        let counts = summary.masks.get_or_insert_default();
+        counts.images += 1;
+        let read = || match masks.find(name)? {
+            None => Ok(None),
+            Some(path) => MaskFolder::read(&path, (facts.height, facts.width)).map(Some),
+        };
+        if let Some(map) = read().map_err(|error: DataError| error.to_string())? {
+            counts.with_masks += 1;
+            counts.masks += map.masks();
+        }
+        Ok(())
+    }
+}
+
 impl ImageSummary {
     fn merge(&mut self, other: Self) {
         self.decoded += other.decoded;
         self.pixels += other.pixels;
         self.samples_without += other.samples_without;
+        if let Some(other) = other.masks {
+            let counts = self.masks.get_or_insert_default();
+            counts.images += other.images;
+            counts.with_masks += other.with_masks;
+            counts.masks += other.masks;
+        }
         let formats: BTreeMap<String, usize> = other.formats;
         for (format, count) in formats {
             *self.formats.entry(format).or_default() += count;

@@ -14,10 +14,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use findings::{Finding, FindingKind, Severity};
 pub use report::{
-    CheckReport, FindingGroup, ImageSummary, LengthBin, LengthSummary, ManifestSummary,
+    CheckReport, FindingGroup, ImageSummary, LengthBin, LengthSummary, ManifestSummary, MaskCounts,
 };
 
 use crate::image::ImageProcessor;
+use crate::masks::MaskFolder;
 use crate::source::Source;
 use crate::{Conversation, DataError, DataSet, Ending, LabelOptions, TextTokenizer};
 
@@ -28,6 +29,8 @@ pub struct CheckOptions<'a> {
     pub images: Option<&'a ImageProcessor>,
     /// Whether images that are files of their own, not in shards, are decoded too.
     pub files: bool,
+    /// Masks of the images that are decoded; `None` leaves them alone.
+    pub masks: Option<&'a MaskFolder>,
     /// How samples are encoded, for their true lengths; `None` estimates lengths from the bytes.
     pub labels: Option<(&'a TextTokenizer, &'a LabelOptions)>,
     /// Threads to work on.
@@ -78,6 +81,7 @@ pub fn check(
                 data: &data,
                 processor,
                 files: options.files,
+                masks: options.masks,
             };
             Some(look.scan(&samples.images, options, &mut findings, &tick)?)
         }

@@ -65,6 +65,20 @@ pub struct ImageSummary {
     pub samples_without: usize,
     /// Seconds that it took.
     pub seconds: f64,
+    /// Their masks; `None` if none were to be looked at.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub masks: Option<MaskCounts>,
+}
+
+/// The masks of the image files that could be decoded.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct MaskCounts {
+    /// Images that could be decoded.
+    pub images: usize,
+    /// Those of them whose masks could be read.
+    pub with_masks: usize,
+    /// Masks of those.
+    pub masks: usize,
 }
 
 /// Findings of one kind.
@@ -284,6 +298,14 @@ impl CheckReport {
             formats.join(", "),
             images.decoded as f64 / images.seconds.max(1e-9),
             images.pixels as f64 / 1e6 / images.seconds.max(1e-9)
-        )
+        )?;
+        match &images.masks {
+            None => Ok(()),
+            Some(counts) => writeln!(
+                f,
+                "masks: of {} of {} images, {} in all",
+                counts.with_masks, counts.images, counts.masks
+            ),
+        }
     }
 }

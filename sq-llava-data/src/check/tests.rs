@@ -42,6 +42,7 @@ impl World {
 const PLAIN: CheckOptions<'_> = CheckOptions {
     images: None,
     files: true,
+    masks: None,
     labels: None,
     threads: 2,
     listed: 100,

@@ -10,6 +10,7 @@ mod config;
 mod decode;
 mod packing;
 mod resample;
+mod source_pixels;
 mod tiles;
 
 use std::io::Read;
@@ -20,6 +21,7 @@ pub use anyres::{AnyResolution, FeatureWindow, PatchMerge, TileGrid};
 pub use config::{DEFAULT_MAX_PIXELS, ImageAspect, ImageProcessorConfig, ImageSize};
 pub use image::{ImageFormat, Rgb, RgbImage};
 pub use packing::{Gather, ImagePacking, PackingPlan, TokenSource};
+pub use source_pixels::SourcePixels;
 pub use tiles::{ImageTiles, PreparedImage};
 
 use crate::{DataError, files};
@@ -295,16 +297,7 @@ impl ImageProcessor {
         if image.width() == 0 || image.height() == 0 {
             return filled(input_width, input_height, self.background);
         }
-        let (width, height) = image.dimensions();
-        let square = width.max(height);
-        let (canvas_width, canvas_height) = match aspect {
-            ImageAspect::Pad => (square, square),
-            ImageAspect::Crop | ImageAspect::Resize => (width, height),
-        };
-        let (resized_width, resized_height) = self.resized(aspect, canvas_width, canvas_height);
-        let kernel = self.config.resample;
-        let (x, before_x) = axis(kernel, width, canvas_width, resized_width, input_width);
-        let (y, before_y) = axis(kernel, height, canvas_height, resized_height, input_height);
+        let [(x, before_x), (y, before_y)] = self.axes((image.height(), image.width()), aspect);
         let window = resample(image, x, y, self.background);
         if window.dimensions() == (input_width, input_height) {
             return window;
@@ -313,6 +306,23 @@ impl ImageProcessor {
         let mut result = RgbImage::new(input_width, input_height);
         image::imageops::replace(&mut result, &window, before_x.into(), before_y.into());
         result
+    }
+
+    /// The way of a picture of this (height, width) to the input's size, across and down: what is
+    /// wanted of its resize, and how many pixels stand before that.
+    fn axes(&self, (height, width): (u32, u32), aspect: ImageAspect) -> [(Axis, u32); 2] {
+        let (input_height, input_width) = self.input_size;
+        let square = width.max(height);
+        let (canvas_width, canvas_height) = match aspect {
+            ImageAspect::Pad => (square, square),
+            ImageAspect::Crop | ImageAspect::Resize => (width, height),
+        };
+        let (resized_width, resized_height) = self.resized(aspect, canvas_width, canvas_height);
+        let kernel = self.config.resample;
+        [
+            axis(kernel, width, canvas_width, resized_width, input_width),
+            axis(kernel, height, canvas_height, resized_height, input_height),
+        ]
     }
 
     /// Resizes to the input size and normalises.

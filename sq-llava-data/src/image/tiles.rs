@@ -89,16 +89,7 @@ impl ImageProcessor {
     /// kept and the rest is black.
     fn grid_tiles(&self, image: &RgbImage, grid: &TileGrid) -> Vec<RgbImage> {
         let mut tiles = vec![self.fit(image, ImageAspect::Resize, resample_exactly)];
-        let axis = |canvas: u32, len: u32| Axis {
-            kernel: self.config.resample,
-            canvas,
-            offset: 0,
-            resized: len.into(),
-            start: 0,
-            len,
-        };
-        let x = axis(image.width(), grid.resized.1);
-        let y = axis(image.height(), grid.resized.0);
+        let [x, y] = self.grid_axes((image.height(), image.width()), grid);
         let resized = match image.is_empty() {
             true => filled(x.len, y.len, self.background),
             false => resample_exactly(image, x, y, self.background),
@@ -118,6 +109,19 @@ impl ImageProcessor {
             }
         }
         tiles
+    }
+
+    /// The way of a picture of this (height, width) to its place on the grid, across and down.
+    pub(super) fn grid_axes(&self, (height, width): (u32, u32), grid: &TileGrid) -> [Axis; 2] {
+        let axis = |canvas: u32, len: u32| Axis {
+            kernel: self.config.resample,
+            canvas,
+            offset: 0,
+            resized: len.into(),
+            start: 0,
+            len,
+        };
+        [axis(width, grid.resized.1), axis(height, grid.resized.0)]
     }
 
     /// Eight bits to the tower's numbers; the second half of [`Self::prepare`].

@@ -21,6 +21,7 @@ use burn::config::Config;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::AskingRole;
 use sq_llava_data::image::{AnyResolution, PatchMerge};
+use sq_llava_data::masks::PatchGrid;
 
 use crate::ops::activation::Activation;
 use crate::ops::rope::RopeScaling;
@@ -325,6 +326,17 @@ impl SqLlavaConfig {
     pub fn tokens_per_image(&self) -> usize {
         let tokens = self.vision.as_ref().map_or(0, VisionConfig::tokens);
         tokens.saturating_sub(usize::from(self.select_feature == SelectFeature::Patch))
+    }
+
+    /// The patches of a tile, and which of them become features; `None` without a tower.
+    pub fn patch_grid(&self) -> Option<PatchGrid> {
+        let vision = self.vision.as_ref()?;
+        Some(PatchGrid {
+            patch_size: vision.patch_size,
+            patches: vision.image_size / vision.patch_size.max(1),
+            class_token: vision.class_token,
+            first_dropped: self.select_feature == SelectFeature::Patch,
+        })
     }
 
     /// Tiles of the image that has most.

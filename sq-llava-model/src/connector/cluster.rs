@@ -62,6 +62,12 @@ impl<B: Backend> ClusterProjector<B> {
         self.forward_assigned(tokens, None)
     }
 
+    /// The forward pass, and the soft assignment of its last step, `[batch, K, tokens]`; `None` if it
+    /// takes none.
+    pub fn project(&self, tokens: Tensor<B, 3>) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
+        self.project_assigned(tokens, None)
+    }
+
     /// The forward pass with a given assignment of tokens to centres, `[batch, tokens]`, or, with
     /// `None`, the nearest centre's.
     pub fn forward_assigned(
@@ -69,8 +75,16 @@ impl<B: Backend> ClusterProjector<B> {
         tokens: Tensor<B, 3>,
         assignment: Option<Tensor<B, 2, Int>>,
     ) -> Tensor<B, 3> {
+        self.project_assigned(tokens, assignment).0
+    }
+
+    fn project_assigned(
+        &self,
+        tokens: Tensor<B, 3>,
+        assignment: Option<Tensor<B, 2, Int>>,
+    ) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
         let features = self.f.forward(tokens.clone()); // F, [batch, tokens, d]
-        let centers = self.centers_of(tokens.clone(), features.clone());
+        let (centers, soft) = self.centers_of(tokens.clone(), features.clone());
 
         // S[k, l] = σ(β + α cos(C_k, x_l)), kept for the token's best centre only.
         let cosine = normalize(centers, 2).matmul(normalize(tokens.clone(), 2).swap_dims(1, 2));
@@ -97,25 +111,32 @@ impl<B: Backend> ClusterProjector<B> {
             }
             hidden = linear.forward(hidden);
         }
-        hidden
+        (hidden, soft)
     }
 
     /// Centres after T steps. `[batch, tokens, d]` → `[batch, K, d]`
     pub fn centers(&self, tokens: Tensor<B, 3>) -> Tensor<B, 3> {
         let features = self.f.forward(tokens.clone());
-        self.centers_of(tokens, features)
+        self.centers_of(tokens, features).0
     }
 
-    fn centers_of(&self, tokens: Tensor<B, 3>, features: Tensor<B, 3>) -> Tensor<B, 3> {
+    /// Centres after T steps, and M of the last one.
+    fn centers_of(
+        &self,
+        tokens: Tensor<B, 3>,
+        features: Tensor<B, 3>,
+    ) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
         // The value path is normalised over the tokens, not over its width.
         let values = normalize(self.v.forward(tokens.clone()), 1).swap_dims(1, 2);
         let mut centers = self.pool(tokens);
+        let mut last = None;
         for _ in 0..self.num_iterations {
             let queries = normalize(self.c.forward(centers), 2);
             let assignment = activation::softmax(queries.matmul(values.clone()), 1);
-            centers = assignment.matmul(features.clone());
+            centers = assignment.clone().matmul(features.clone());
+            last = Some(assignment);
         }
-        centers
+        (centers, last)
     }
 
     /// Adaptive average pooling over tokens as one product. `[batch, tokens, d]` → `[batch, K, d]`

@@ -56,11 +56,17 @@ impl ProjectorConfig {
 impl<B: Backend> Projector<B> {
     /// `[batch, tokens, d_in]` → `[batch, tokens, d_out]`
     pub fn forward(&self, tokens: Tensor<B, 3>) -> Tensor<B, 3> {
+        self.project(tokens).0
+    }
+
+    /// [`Self::forward`], and the soft assignment of tokens to prototypes, `[batch, K, tokens]`, of a
+    /// projector that has prototypes.
+    pub fn project(&self, tokens: Tensor<B, 3>) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
         match self {
-            Self::Identity(_) => tokens,
-            Self::Linear(linear) => linear.forward(tokens),
-            Self::Mlp(mlp) => mlp.forward(tokens),
-            Self::Cluster(cluster) => cluster.forward(tokens),
+            Self::Identity(_) => (tokens, None),
+            Self::Linear(linear) => (linear.forward(tokens), None),
+            Self::Mlp(mlp) => (mlp.forward(tokens), None),
+            Self::Cluster(cluster) => cluster.project(tokens),
         }
     }
 }

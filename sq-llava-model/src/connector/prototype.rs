@@ -41,7 +41,7 @@ pub struct Prototypes<B: Backend> {
     pub tokens: Tensor<B, 3>,
     /// Centres after the last step `[batch, K, hidden]`.
     pub centers: Tensor<B, 3>,
-    /// Soft assignment of the last step `[batch, K, tokens]`.
+    /// Soft assignment of the last step `[batch, K, tokens]`; the similarity if there is no step.
     pub assignment: Tensor<B, 3>,
     /// `cos(Z, C)`, `[batch, tokens, K]`.
     pub similarity: Tensor<B, 3>,
@@ -71,6 +71,11 @@ impl<B: Backend> PrototypeExtractor<B> {
     /// `[batch, tokens, hidden]` → `[batch, tokens, hidden]`
     pub fn forward(&self, tokens: Tensor<B, 3>) -> Tensor<B, 3> {
         self.extract(tokens).tokens
+    }
+
+    /// Whether it takes a step, and so assigns tokens to centres.
+    pub fn assigns(&self) -> bool {
+        self.num_iterations > 0
     }
 
     /// The forward pass with its intermediate results. `[batch, tokens, hidden]`

@@ -22,6 +22,9 @@ pub struct Picture {
     /// Normalised pixels of its tiles, channels first, `tiles · 3 · side · side`; `None` where the
     /// features of a frozen tower are already known.
     pub pixels: Option<Arc<[f32]>>,
+    /// Which mask each feature of its tiles belongs to, 0 for none, `tiles · features`; `None` where
+    /// it has no masks.
+    pub labels: Option<Arc<[u16]>>,
 }
 
 impl Picture {
@@ -33,6 +36,7 @@ impl Picture {
             packing: ImagePacking::One { newline: false },
             tokens,
             pixels,
+            labels: None,
         }
     }
 }
@@ -68,6 +72,9 @@ pub struct MicroBatch {
     pub micros: usize,
     /// Learnable tokens of the whole optimizer step: the loss's denominator.
     pub step_tokens: usize,
+    /// Pictures with masks of the whole optimizer step, as often as its samples show them: the
+    /// denominator of their loss.
+    pub step_masked: usize,
     /// Samples of the whole optimizer step, those left out included.
     pub step_samples: usize,
     /// Those of them that were left out because of a picture.
@@ -120,6 +127,15 @@ impl TrainSample {
             .skip(1)
             .filter(|&&role| role != TokenRole::Ignore)
             .count()
+    }
+
+    /// How many of its pictures have masks.
+    fn masked(&self) -> usize {
+        let labels = self
+            .pictures
+            .iter()
+            .filter_map(|picture| picture.labels.as_ref());
+        labels.count()
     }
 
     /// Length once each image takes as many places as it has tokens.
@@ -178,6 +194,7 @@ impl MicroBatch {
     pub fn whole_step(samples: Vec<TrainSample>) -> Self {
         Self {
             step_tokens: samples.iter().map(TrainSample::learnable).sum(),
+            step_masked: samples.iter().map(TrainSample::masked).sum(),
             step_samples: samples.len(),
             step_skipped: 0,
             rows: None,

@@ -13,6 +13,7 @@ use sq_llava_data::{
 use crate::data::bad_images::{BadImage, BadImagePolicy};
 use crate::data::batch::{Picture, TrainSample};
 use crate::data::features::FeatureCache;
+use crate::data::masks::StageMasks;
 use crate::error::TrainError;
 use crate::recipe::StageRecipe;
 
@@ -45,6 +46,8 @@ pub struct StageData {
     pub bad_images: BadImagePolicy,
     /// Where the vision tower is frozen, the features that are known already.
     pub features: Option<Arc<FeatureCache>>,
+    /// Masks that guide the prototypes.
+    pub masks: Option<StageMasks>,
 }
 
 /// Which pass over the data it is, and how much of the training is done, from 0 to 1.
@@ -204,6 +207,7 @@ impl StageData {
                 packing,
                 tokens,
                 pixels: None,
+                labels: None,
             });
         let train = TrainSample {
             pictures: pictures.collect(),
@@ -378,7 +382,7 @@ fn blank_name(blank: &ImageTiles) -> String {
 }
 
 /// A number of pictures in a prompt with which a picture becomes tokens so.
-fn pictures_of(packing: &ImagePacking) -> usize {
+pub(crate) fn pictures_of(packing: &ImagePacking) -> usize {
     match packing {
         ImagePacking::One { .. } => 2,
         ImagePacking::Grid { .. } => 1,

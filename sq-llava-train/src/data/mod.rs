@@ -6,6 +6,7 @@ pub mod batch;
 pub(crate) mod dataset;
 pub mod features;
 pub(crate) mod loader;
+pub(crate) mod masks;
 pub(crate) mod packs;
 pub(crate) mod padding;
 pub(crate) mod stall;

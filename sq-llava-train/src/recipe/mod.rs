@@ -21,7 +21,7 @@ mod validate;
 pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
-pub use model::{FeatureLayers, ModelRecipe};
+pub use model::{FeatureLayers, MaskRecipe, ModelRecipe};
 pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
 pub use report::{ReportRecipe, SamplesRecipe};
 pub use sources::{Shards, SourceRecipe};

@@ -1,5 +1,7 @@
 //! What stands between the vision tower and the LLM.
 
+use std::path::PathBuf;
+
 use serde::{Deserialize, Serialize};
 use sq_llava_data::image::AnyResolution;
 use sq_llava_model::SqLlavaConfig;
@@ -34,6 +36,28 @@ pub struct ModelRecipe {
     /// published ones in tiles of that size.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_grid_pinpoints: Option<Vec<(u32, u32)>>,
+    /// Masks that guide the prototypes; none by default. Last, as TOML has tables behind values.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub masks: Option<MaskRecipe>,
+}
+
+/// Masks of the pictures, by any segmenter: tokens of one mask learn to share prototypes, tokens of
+/// different masks to have different ones.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MaskRecipe {
+    /// Folder of the masks: of the picture `a/b.jpg` those in `a/b.png`, a label map, or in
+    /// `a/b.json`, COCO's annotations.
+    pub folder: PathBuf,
+    /// Weight of their loss beside that of the text. 0 measures it, and learns nothing from it.
+    #[serde(default = "MaskRecipe::usual_weight")]
+    pub weight: f64,
+}
+
+impl MaskRecipe {
+    fn usual_weight() -> f64 {
+        0.1
+    }
 }
 
 /// One layer of the vision tower, or several.

@@ -85,6 +85,7 @@ fn model(paper: bool) -> ModelRecipe {
         // Stage 2 of the released scripts pads what stage 1 cropped.
         image_aspect_ratio: (!paper).then(|| Recipe::IMAGE_ASPECT_RATIO.into()),
         image_grid_pinpoints: None,
+        masks: None,
     }
 }
 

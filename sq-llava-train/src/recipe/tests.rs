@@ -172,6 +172,28 @@ fn layers_and_targets_of_the_tower() {
     assert!(parse("", &["lora.llm.targets=[\"query\"]"]).is_err());
 }
 
+#[test]
+fn masks_are_off_until_a_folder_is_named() {
+    assert!(parse("", &[]).unwrap().model.masks.is_none());
+    let named = parse("[model.masks]\nfolder = 'm'", &[]).unwrap();
+    let masks = named.model.masks.clone().unwrap();
+    assert_eq!((masks.folder.to_str(), masks.weight), (Some("m"), 0.1));
+    let text = named.to_toml().unwrap();
+    assert_eq!(parse(&text, &[]).unwrap(), named);
+    let folder = "model.masks.folder=m";
+    for (more, word) in [
+        (&["model.masks.weight=1"][..], "folder"),
+        (&[folder, "model.masks.weight=-1"], "model.masks.weight"),
+        (&[folder, "model.masks.size=1"], "size"),
+        (&[folder, "model.prototype=false"], "model.prototype"),
+        (&[folder, "model.num_iterations=0"], "model.num_iterations"),
+    ] {
+        let error = parse("", more).unwrap_err().to_string();
+        assert!(error.contains(word), "{more:?}: {error}");
+    }
+    parse("", &["flavour=released", folder]).unwrap();
+}
+
 /// Numbers that would overflow, or end the process where they are allocated.
 #[test]
 fn fault_29_numbers_that_no_machine_serves_name_their_key() {

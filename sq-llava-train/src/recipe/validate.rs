@@ -83,10 +83,28 @@ impl Recipe {
         if self.model.select_layer.list().is_empty() {
             return refuse("model.select_layer names no layer of the vision tower");
         }
-        match &self.model.image_aspect_ratio {
-            Some(name) => aspect("model.image_aspect_ratio", name),
-            None => Ok(()),
+        if let Some(name) = &self.model.image_aspect_ratio {
+            aspect("model.image_aspect_ratio", name)?;
         }
+        self.validate_masks()
+    }
+
+    fn validate_masks(&self) -> Result<(), TrainError> {
+        let Some(masks) = &self.model.masks else {
+            return Ok(());
+        };
+        within("model.masks.weight", masks.weight, 0.0, most::FACTOR)?;
+        if !self.model.prototype && self.model.mm_projector_type != "cluster" {
+            return refuse(
+                "model.masks guides prototypes, and there are none: set model.prototype, or model.mm_projector_type to \"cluster\"",
+            );
+        }
+        if self.model.num_iterations == 0 {
+            return refuse(
+                "model.masks guides the assignment of tokens to prototypes, which model.num_iterations = 0 leaves out: set it to 1 or more",
+            );
+        }
+        Ok(())
     }
 
     fn validate_counts(&self) -> Result<(), TrainError> {

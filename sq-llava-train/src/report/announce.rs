@@ -40,6 +40,7 @@ impl StageAnnouncement<'_> {
         self.say_trainable();
         let learnable = self.say_data()?;
         self.say_padding()?;
+        self.say_masks()?;
         let Some((what, _)) = learnable.into_iter().find(|(_, tokens)| *tokens == 0.0) else {
             return Ok(());
         };
@@ -98,6 +99,44 @@ impl StageAnnouncement<'_> {
             learnable.push(("validation split", estimate.learnable));
         }
         Ok(learnable)
+    }
+
+    /// How many pictures have masks.
+    fn say_masks(&self) -> Result<(), TrainError> {
+        let Some(found) = self.data.count_masks(ESTIMATE_SAMPLES)? else {
+            return Ok(());
+        };
+        let (stage, settings) = (self.stage, self.recipe.stage(self.stage));
+        let looked = match found.exact {
+            true => "",
+            false => " that were looked at",
+        };
+        tracing::info!(
+            "stage {stage}: {} of {} pictures{looked} have masks",
+            found.masked,
+            found.pictures
+        );
+        let masks = self.recipe.model.masks.as_ref();
+        let folder = masks.map(|masks| masks.folder.display().to_string());
+        let folder = folder.unwrap_or_default();
+        if found.pictures > 0 && found.masked == 0 {
+            let reason = format!(
+                "model.masks.folder is {folder}, but none of the pictures has a file there: the masks \
+                 of a/b.jpg are a/b.png or a/b.json"
+            );
+            if found.exact {
+                return Err(TrainError::Recipe(reason));
+            }
+            tracing::warn!("stage {stage}: {reason}");
+        }
+        let prototypes = settings.lr_projector > 0.0 && !settings.freeze_projector;
+        if !prototypes && self.trainable[ParamGroup::Vision.index()] == 0 {
+            tracing::info!(
+                "stage {stage}: neither prototypes nor vision tower train, so that masks are measured \
+                 alone"
+            );
+        }
+        Ok(())
     }
 
     /// How much of the batches is padding, and what packing makes of it.

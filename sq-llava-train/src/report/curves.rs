@@ -20,7 +20,7 @@ const PANEL: (u32, u32) = (640, 420);
 const POINTS: usize = 640;
 
 /// Curves of a stage: what the log calls it, how the legend does, and its colour.
-const LINES: [(Curve, &str, &str, RGBColor); 6] = [
+const LINES: [(Curve, &str, &str, RGBColor); 8] = [
     (Curve::Training, "loss", "loss", RGBColor(31, 119, 180)),
     (
         Curve::Training,
@@ -34,6 +34,12 @@ const LINES: [(Curve, &str, &str, RGBColor); 6] = [
         "answering",
         RGBColor(255, 127, 14),
     ),
+    (
+        Curve::Training,
+        "loss_masks",
+        "masks, per picture",
+        RGBColor(148, 103, 189),
+    ),
     (Curve::Validation, "loss", "validation", RGBColor(0, 0, 0)),
     (
         Curve::Validation,
@@ -46,6 +52,12 @@ const LINES: [(Curve, &str, &str, RGBColor); 6] = [
         "loss_answer",
         "validation, answering",
         RGBColor(160, 70, 0),
+    ),
+    (
+        Curve::Validation,
+        "loss_masks",
+        "validation, masks",
+        RGBColor(80, 50, 110),
     ),
 ];
 
@@ -164,7 +176,7 @@ fn read(run: &Path, curve: Curve) -> Result<Stages, TrainError> {
             continue;
         };
         let of_stage = stages.entry(stage).or_default();
-        for name in ["loss", "loss_question", "loss_answer"] {
+        for name in ["loss", "loss_question", "loss_answer", "loss_masks"] {
             if let Some(value) = line[name].as_f64() {
                 let points = of_stage.entry(name.to_owned()).or_default();
                 points.push((step, value));

@@ -71,11 +71,13 @@ pub enum Quantity {
     Truncated,
     /// Samples that were left out.
     Skipped,
+    /// Loss per picture with masks.
+    LossMasks,
 }
 
 impl Quantity {
     /// Those of an optimizer step.
-    pub const TRAINING: [Self; 19] = [
+    pub const TRAINING: [Self; 20] = [
         Self::Loss,
         Self::LossQuestion,
         Self::LossAnswer,
@@ -95,10 +97,11 @@ impl Quantity {
         Self::Samples,
         Self::Truncated,
         Self::Skipped,
+        Self::LossMasks,
     ];
 
     /// Those of a validation.
-    pub const VALIDATION: [Self; 11] = [
+    pub const VALIDATION: [Self; 12] = [
         Self::Loss,
         Self::LossQuestion,
         Self::LossAnswer,
@@ -110,10 +113,11 @@ impl Quantity {
         Self::Samples,
         Self::Truncated,
         Self::Skipped,
+        Self::LossMasks,
     ];
 
     /// Those of an optimizer step that a person watches.
-    pub const DASHBOARD: [Self; 15] = [
+    pub const DASHBOARD: [Self; 16] = [
         Self::Loss,
         Self::LossQuestion,
         Self::LossAnswer,
@@ -129,15 +133,17 @@ impl Quantity {
         Self::Memory,
         Self::Truncated,
         Self::Skipped,
+        Self::LossMasks,
     ];
 
     /// Those of a validation that a person watches.
-    pub const DASHBOARD_VALIDATION: [Self; 5] = [
+    pub const DASHBOARD_VALIDATION: [Self; 6] = [
         Self::Loss,
         Self::LossQuestion,
         Self::LossAnswer,
         Self::AnswerAccuracy,
         Self::ExactAnswers,
+        Self::LossMasks,
     ];
 
     /// Name in dashboards and logs.
@@ -164,6 +170,7 @@ impl Quantity {
             Self::Samples => "samples",
             Self::Truncated => "truncated",
             Self::Skipped => "skipped",
+            Self::LossMasks => "loss_masks",
         }
     }
 
@@ -204,6 +211,7 @@ impl Quantity {
             Self::Samples => Some(report.samples as f64),
             Self::Truncated => Some(report.truncated as f64),
             Self::Skipped => Some(report.skipped as f64),
+            Self::LossMasks => report.masks.mean(),
         }
     }
 }

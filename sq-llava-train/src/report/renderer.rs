@@ -82,6 +82,7 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
         .filter(|(_, name)| value(name) > 0.0)
         .map(|(group, name)| format!("{group} {:.2}", value(name)))
         .collect();
+        let masks = masks(&self.values);
         let mut lost = String::new();
         for (count, what) in self.lost.iter().zip(["cut", "left out"]) {
             if *count > 0.0 {
@@ -90,7 +91,7 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
         }
         format!(
             "stage {} step {step}/{} epoch {epoch}/{epochs}: loss {:.4} (asking {:.4}, answering \
-             {:.4}), gradient {:.2} ({}), rate {}, {:.0} tokens/s, {:.1} samples/s, {:.0} MiB{lost}{left}",
+             {:.4}{masks}), gradient {:.2} ({}), rate {}, {:.0} tokens/s, {:.1} samples/s, {:.0} MiB{lost}{left}",
             self.stage,
             self.steps,
             value("loss"),
@@ -111,8 +112,9 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
 
     fn validation_line(&self, step: usize) -> String {
         let value = |name: &str| self.validation.get(name).copied().unwrap_or(0.0);
+        let masks = masks(&self.validation);
         format!(
-            "stage {} step {step}/{} validation: loss {:.4} (asking {:.4}, answering {:.4}), {:.1} % \
+            "stage {} step {step}/{} validation: loss {:.4} (asking {:.4}, answering {:.4}{masks}), {:.1} % \
              of the answers' tokens and {:.1} % of the answers right",
             self.stage,
             self.steps,
@@ -123,6 +125,12 @@ impl<W: Write + Send + Sync> LineRenderer<W> {
             100.0 * value("exact_answers"),
         )
     }
+}
+
+/// The loss of masks, where it is measured.
+fn masks(values: &HashMap<String, f64>) -> String {
+    let loss = values.get("loss_masks");
+    loss.map_or_else(String::new, |loss| format!(", masks {loss:.4}"))
 }
 
 impl<W: Write + Send + Sync> MetricsRendererTraining for LineRenderer<W> {

@@ -27,6 +27,7 @@ use self::world::World;
 use crate::error::TrainError;
 use crate::run::stop::StopSignal;
 use crate::step::loss::LossSums;
+use crate::step::masks::MaskSums;
 use crate::step::report::StepReport;
 
 pub(crate) use self::gradients::{Order, Trainable};
@@ -64,12 +65,15 @@ impl std::fmt::Debug for Nodes {
 struct StepNews {
     step: usize,
     step_tokens: usize,
+    step_masked: usize,
     /// Whether it was asked to stop.
     stop: bool,
-    /// Bits of the sums over asked questions and over answers: JSON knows no NaN.
-    loss: [u64; 2],
-    /// Tokens of asked questions and of answers, samples, tokens, samples cut, samples left out.
-    counts: [usize; 6],
+    /// Bits of the sums over asked questions, over answers and over pictures with masks: JSON knows
+    /// no NaN.
+    loss: [u64; 3],
+    /// Tokens of asked questions and of answers, samples, tokens, samples cut, samples left out,
+    /// pictures with masks.
+    counts: [usize; 7],
 }
 
 impl StepNews {
@@ -78,8 +82,9 @@ impl StepNews {
         Self {
             step: id.step,
             step_tokens: id.step_tokens,
+            step_masked: id.step_masked,
             stop,
-            loss: [sums.question, sums.answer].map(f64::to_bits),
+            loss: [sums.question, sums.answer, report.masks.loss].map(f64::to_bits),
             counts: [
                 sums.question_tokens,
                 sums.answer_tokens,
@@ -87,12 +92,13 @@ impl StepNews {
                 report.tokens,
                 report.truncated,
                 report.skipped,
+                report.masks.pictures,
             ],
         }
     }
 
     fn report(&self) -> StepReport {
-        let [question, answer] = self.loss.map(f64::from_bits);
+        let [question, answer, loss] = self.loss.map(f64::from_bits);
         let [
             question_tokens,
             answer_tokens,
@@ -100,6 +106,7 @@ impl StepNews {
             tokens,
             truncated,
             skipped,
+            pictures,
         ] = self.counts;
         StepReport {
             sums: LossSums {
@@ -108,6 +115,7 @@ impl StepNews {
                 question_tokens,
                 answer_tokens,
             },
+            masks: MaskSums { loss, pictures },
             samples,
             tokens,
             truncated,
@@ -124,6 +132,8 @@ pub(crate) struct StepId {
     pub step: usize,
     /// Learnable tokens of the whole step, over all nodes.
     pub step_tokens: usize,
+    /// Pictures with masks of the whole step, over all nodes.
+    pub step_masked: usize,
 }
 
 /// What a node has of a step, or all of them together.
@@ -278,6 +288,14 @@ fn check(all: &[StepNews]) -> Result<(), TrainError> {
                 first.step + 1,
                 first.step_tokens,
                 news.step_tokens
+            )
+        } else if news.step_masked != first.step_masked {
+            format!(
+                "step {} has {} pictures with masks on rank 0 and {} on rank {rank}: not all of them \
+                 have the same masks",
+                first.step + 1,
+                first.step_masked,
+                news.step_masked
             )
         } else {
             continue;

@@ -41,7 +41,7 @@ pub(crate) struct ResumePoint {
 }
 
 /// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
-const HOW: [&str; 13] = [
+const HOW: [&str; 14] = [
     "log_every",
     "save_every",
     "keep_checkpoints",
@@ -49,6 +49,7 @@ const HOW: [&str; 13] = [
     "max_bad_images",
     "feature_cache_mib",
     "init_from",
+    "model.masks.folder",
     "stage1.data",
     "stage1.images",
     "stage1.validation",

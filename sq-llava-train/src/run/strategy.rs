@@ -176,6 +176,7 @@ impl<B: AutodiffBackend> StepStrategy<B> {
                 id: StepId {
                     step: batch.step,
                     step_tokens: batch.step_tokens,
+                    step_masked: batch.step_masked,
                 },
             };
             if !is_last {

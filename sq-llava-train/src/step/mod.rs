@@ -4,9 +4,11 @@
 pub(crate) mod counts;
 pub mod groups;
 pub mod loss;
+pub mod masks;
 pub mod memory;
 pub(crate) mod moments;
 pub mod optimizer;
+pub(crate) mod pictures;
 pub(crate) mod recompute;
 pub mod report;
 pub(crate) mod schedule;

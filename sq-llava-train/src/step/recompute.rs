@@ -93,6 +93,8 @@ pub(crate) struct Pass<B: AutodiffBackend> {
     /// States after the last layer. `[batch, tokens, hidden]`
     pub(crate) output: Tensor<B::InnerBackend, 3>,
     back: Back<B>,
+    /// A loss of what lies below the layers, whose way back is that of the pass.
+    below: Option<Tensor<B, 1>>,
 }
 
 /// How a gradient goes back.
@@ -115,6 +117,12 @@ impl<B: AutodiffBackend> Pass<B> {
             Back::Graph(output) => output.clone(),
             Back::Kept { .. } => Tensor::from_inner(self.output.clone()).require_grad(),
         }
+    }
+
+    /// The pass with a loss of what lies below the layers, whose gradient joins theirs there. A graph
+    /// can be gone back through only once.
+    pub(crate) fn with_loss_below(self, below: Option<Tensor<B, 1>>) -> Self {
+        Self { below, ..self }
     }
 
     /// Whether the way back is one of its own, not that of the graph above.
@@ -171,6 +179,7 @@ impl<'a, L> Blocks<'a, L> {
                 Pass {
                     output: output.clone().inner(),
                     back: Back::Graph(output),
+                    below: None,
                 }
             }
             GradientCheckpointing::Blocks => {
@@ -182,6 +191,7 @@ impl<'a, L> Blocks<'a, L> {
                 Pass {
                     output,
                     back: Back::Kept { inputs, below },
+                    below: None,
                 }
             }
         }
@@ -230,7 +240,12 @@ impl<'a, L> Blocks<'a, L> {
                 self.below.then_some(below)?
             }
         };
-        let mut found = seeded(root, gradient).backward();
+        let mut start = seeded(root, gradient);
+        if let Some(loss) = pass.below {
+            let dtype = start.dtype();
+            start = start + loss.cast(dtype);
+        }
+        let mut found = start.backward();
         collect(module, &mut found, collected);
         Some(found)
     }

@@ -1,6 +1,7 @@
 //! What is measured at an optimizer step.
 
 use crate::step::loss::{AnswerCounts, LossSums};
+use crate::step::masks::MaskSums;
 use crate::step::optimizer::StepNorms;
 
 /// A step of a stage, in the order in which they are logged.
@@ -19,6 +20,8 @@ pub struct StepReport {
     pub sums: LossSums,
     /// How answers were predicted; counted in validation only.
     pub answers: AnswerCounts,
+    /// Sums of the loss of masks, which `loss` leaves out.
+    pub masks: MaskSums,
     /// The weighted loss per token.
     pub loss: f64,
     /// Samples.
@@ -44,6 +47,7 @@ impl StepReport {
     pub fn merge(&mut self, other: &Self) {
         self.sums.merge(&other.sums);
         self.answers.merge(&other.answers);
+        self.masks.merge(&other.masks);
         self.samples += other.samples;
         self.tokens += other.tokens;
         self.truncated += other.truncated;

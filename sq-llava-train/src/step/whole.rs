@@ -6,21 +6,22 @@ use std::sync::Arc;
 use burn::module::{Module, ParamId, list_param_ids};
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::{DType, IndexingUpdateOp, Int, Tensor, TensorData};
+use burn::tensor::{IndexingUpdateOp, Int, Tensor, TensorData};
 use burn::train::{InferenceStep, TrainOutput, TrainStep};
-use sq_llava_data::image::ImagePacking;
 use sq_llava_model::language::llama::LayerContext;
 use sq_llava_model::ops::cat::cat;
 use sq_llava_model::ops::draws::{key, with_keys, with_packed_keys};
 use sq_llava_model::{ModelError, Sample, SqLlava};
 
-use crate::data::batch::{MicroBatch, Picture, Targets, TrainSample, row_tokens};
+use crate::data::batch::{MicroBatch, Targets, TrainSample, row_tokens};
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::GradientCheckpointing;
 use crate::step::groups::Trains;
 use crate::step::loss::{LossSettings, host};
+use crate::step::masks::{MaskLoss, masked_pictures};
+use crate::step::pictures::{Pictures, SeenPicture};
 use crate::step::recompute::{Blocks, LayersDone, LlamaContext};
 use crate::step::report::StepReport;
 use crate::step::tower::{self, TowerPass};
@@ -30,6 +31,8 @@ use crate::step::tower::{self, TowerPass};
 pub struct StepContext {
     /// Weights and chunks of the loss.
     pub loss: LossSettings,
+    /// Weight of the loss of masks beside that of the text.
+    pub mask_weight: f64,
     /// The parts that train.
     pub trains: Trains,
     /// Features of a frozen tower.
@@ -52,31 +55,6 @@ pub struct TrainModel<B: Backend> {
     pub context: StepContext,
 }
 
-/// A batch's pictures, each once, in order of appearance.
-struct Pictures<B: Backend, const D: usize> {
-    pictures: Vec<SeenPicture>,
-    /// Pixels or features, a row for each tile; `None` if there are none.
-    values: Option<Tensor<B, D>>,
-}
-
-/// A picture without its pixels.
-#[derive(Clone)]
-struct SeenPicture {
-    name: Arc<str>,
-    key: Arc<str>,
-    packing: ImagePacking,
-}
-
-impl From<&Picture> for SeenPicture {
-    fn from(picture: &Picture) -> Self {
-        Self {
-            name: picture.name.clone(),
-            key: picture.key.clone(),
-            packing: picture.packing,
-        }
-    }
-}
-
 /// The batch's rows as the first layer sees them.
 struct Sequences<B: Backend> {
     /// Padded at the right to the longest. `[rows, tokens, hidden]`
@@ -87,6 +65,13 @@ struct Sequences<B: Backend> {
     targets: Targets,
     /// Tokens without padding.
     used: usize,
+}
+
+/// What the LLM sees of the batch's pictures.
+struct Projected<B: Backend> {
+    /// Its image tokens by picture, each `[tokens, hidden]`.
+    images: HashMap<Arc<str>, Tensor<B, 2>>,
+    masks: MaskLoss<B>,
 }
 
 /// What the vision tower made of the batch's pictures.
@@ -149,102 +134,39 @@ impl<B: Backend> TrainModel<B> {
         })
     }
 
-    /// Pixels of the batch's pictures, each once, in order of appearance.
-    fn pixels(&self, batch: &MicroBatch) -> Result<Pictures<B, 4>, TrainError> {
-        let mut seen: Vec<SeenPicture> = Vec::new();
-        let mut pixels: Vec<&[f32]> = Vec::new();
-        for (sample, picture) in pictures(batch) {
-            if seen.iter().any(|one| one.key == picture.key) {
-                continue;
-            }
-            let Some(values) = &picture.pixels else {
-                return Err(missing(sample, &picture.name));
-            };
-            seen.push(picture.into());
-            pixels.extend(tiles_of(values, &picture.packing));
-        }
-        let values = match pixels.is_empty() {
-            true => None,
-            false => Some(self.model.pixels(&pixels)?),
-        };
-        Ok(Pictures {
-            pictures: seen,
-            values,
-        })
-    }
-
-    /// Features of a frozen tower, those known from before and new ones, which `see` makes of
-    /// pixels of tiles. `[tiles, tokens, d]`
-    fn frozen_features(
-        &self,
-        batch: &MicroBatch,
-        see: impl FnOnce(&[&[f32]]) -> Result<Vec<f32>, ModelError>,
-    ) -> Result<Pictures<B, 3>, TrainError> {
-        let cache = &self.context.features;
-        let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
-        let mut seen: Vec<SeenPicture> = Vec::new();
-        let mut fresh: Vec<SeenPicture> = Vec::new();
-        let mut pixels: Vec<&[f32]> = Vec::new();
-        for (sample, picture) in pictures(batch) {
-            if seen.iter().any(|one| one.key == picture.key) {
-                continue;
-            }
-            seen.push(picture.into());
-            match (cache.get(&picture.key), &picture.pixels) {
-                (Some(features), _) => {
-                    found.insert(picture.key.clone(), features);
-                }
-                (None, Some(values)) => {
-                    fresh.push(picture.into());
-                    pixels.extend(tiles_of(values, &picture.packing));
-                }
-                (None, None) => return Err(missing(sample, &picture.name)),
-            }
-        }
-        let tiles: usize = seen.iter().map(|one| one.packing.tiles()).sum();
-        if tiles == 0 {
-            return Ok(Pictures {
-                pictures: seen,
-                values: None,
-            });
-        }
-        if !pixels.is_empty() {
-            let values = see(&pixels)?;
-            let each = values.len() / pixels.len();
-            let mut rest = &values[..];
-            for picture in fresh {
-                let (own, behind) = rest.split_at(each * picture.packing.tiles());
-                let features: Arc<[f32]> = own.into();
-                cache.insert(&picture.key, &features);
-                found.insert(picture.key, features);
-                rest = behind;
-            }
-        }
-        let tokens = self.model.config.tokens_per_image().max(1);
-        let own = seen.iter().filter_map(|one| found.get(&one.key));
-        let all: Vec<f32> = own.flat_map(|features| features.iter().copied()).collect();
-        let width = all.len() / (tiles * tokens);
-        let data = TensorData::new(all, [tiles, tokens, width]);
-        let features = Tensor::from_data(data, (&self.model.device(), DType::F32));
-        Ok(Pictures {
-            pictures: seen,
-            values: Some(features),
-        })
-    }
-
-    /// The LLM's image tokens of features, by picture.
+    /// The LLM's image tokens of features, by picture, and the loss of the pictures' masks.
     fn project(
         &self,
+        batch: &MicroBatch,
         pictures: Pictures<B, 3>,
-    ) -> Result<HashMap<Arc<str>, Tensor<B, 2>>, ModelError> {
+    ) -> Result<Projected<B>, TrainError> {
         let Some(features) = pictures.values else {
-            return Ok(HashMap::new());
+            return Ok(Projected {
+                images: HashMap::new(),
+                masks: MaskLoss::default(),
+            });
         };
-        let projected = self.model.project(features);
+        let (projected, assignment) = self.model.project_assigned(features);
         let packings = pictures.pictures.iter().map(|picture| &picture.packing);
         let packed = self.model.pack_each(projected, packings)?;
+        let masked = masked_pictures(batch, &pictures.pictures);
         let keys = pictures.pictures.iter().map(|picture| picture.key.clone());
-        Ok(keys.zip(packed).collect())
+        let masks = match (masked.is_empty(), assignment) {
+            (true, _) => MaskLoss::default(),
+            (false, Some(assignment)) => {
+                let weight = self.context.mask_weight / batch.step_masked.max(1) as f64;
+                MaskLoss::of(assignment, &masked, weight)
+            }
+            (false, None) => {
+                return Err(TrainError::Recipe(
+                    "model.masks guides prototypes, and the model has none".into(),
+                ));
+            }
+        };
+        Ok(Projected {
+            images: keys.zip(packed).collect(),
+            masks,
+        })
     }
 
     fn report(&self, batch: &MicroBatch, tokens: usize) -> StepReport {
@@ -299,7 +221,9 @@ impl<B: AutodiffBackend> TrainModel<B> {
             tower: tower_pass,
         } = self.see(batch)?;
         let tile_keys = self.tile_keys(batch, &features.pictures);
-        let images = with_keys(&[self.key(batch, "centers")], || self.project(features))?;
+        let Projected { images, masks } = with_keys(&[self.key(batch, "centers")], || {
+            self.project(batch, features)
+        })?;
         let image_side = trains.projector || trains.vision;
         let below = trains.new_tokens || (image_side && !images.is_empty());
         let sequences = self.sequences(batch, &images)?;
@@ -312,6 +236,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
             used,
         } = sequences;
         let mut report = self.report(batch, used);
+        report.masks = masks.sums;
 
         let llama = &self.model.language_model;
         let blocks = Blocks::new(&llama.model.layers, below, self.context.checkpointing);
@@ -323,6 +248,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
             .map(|sample| self.key(batch, &sample.id))
             .collect();
         let pass = with_packed_keys(&keys, &lengths, || blocks.forward(hidden, &context));
+        let pass = pass.with_loss_below(masks.total);
         let states = at_rows(pass.output.clone(), &targets);
         if !blocks.trains() {
             (report.sums, _) = loss.evaluate(llama, Tensor::from_inner(states), &targets);
@@ -418,10 +344,12 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
                 // The loader leaves out the pixels of pictures whose features are known.
                 self.frozen_features(&batch, |pixels| see(self.model.pixels(pixels)?).map(host))?
             };
-            let sequences = self.sequences(&batch, &self.project(features)?)?;
+            let Projected { images, masks } = self.project(&batch, features)?;
+            let sequences = self.sequences(&batch, &images)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
             let hidden = llama.forward_at(sequences.hidden, &sequences.context);
             let mut report = self.report(&batch, sequences.used);
+            report.masks = masks.sums;
             let states = at_rows(hidden, targets);
             (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);
             Ok(report)
@@ -430,26 +358,6 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             self.context.failure.set(error);
             StepReport::default()
         })
-    }
-}
-
-fn pictures(batch: &MicroBatch) -> impl Iterator<Item = (&TrainSample, &Picture)> {
-    batch
-        .samples
-        .iter()
-        .flat_map(|sample| sample.pictures.iter().map(move |picture| (sample, picture)))
-}
-
-/// The pixels of each tile of a picture.
-fn tiles_of<'a>(pixels: &'a [f32], packing: &ImagePacking) -> impl Iterator<Item = &'a [f32]> {
-    let each = pixels.len() / packing.tiles().max(1);
-    pixels.chunks_exact(each.max(1))
-}
-
-fn missing(sample: &TrainSample, name: &str) -> TrainError {
-    TrainError::Sample {
-        sample: sample.id.to_string(),
-        reason: format!("the picture {name} was not read"),
     }
 }
 

@@ -21,15 +21,19 @@ use sq_llava_model::language::llama::NewTokens;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::ops::params::{ParamPath, ParamVisitor, visit_params};
 use sq_llava_model::weights::{LoadOptions, load_model};
-use sq_llava_train::GradientCheckpointing;
 use sq_llava_train::data::batch::{MicroBatch, Picture, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::{LossSettings, LossSums};
+use sq_llava_train::step::report::StepReport;
 use sq_llava_train::step::whole::{StepContext, TrainModel};
+use sq_llava_train::{GradientCheckpointing, TrainError};
 
 pub type Ad = Autodiff<Flex>;
+/// Of samples whose pictures have labels.
+pub const MASK_WEIGHT: f64 = 0.7;
+
 pub type Gradients = BTreeMap<String, Vec<f32>>;
 
 pub const ALL: Trains = Trains {
@@ -85,6 +89,11 @@ pub fn with_dropout(base: &Path, trains: Trains, llm: f64, vision: f64) -> SqLla
     }
     let start = model.language_model.vocabulary();
     model.language_model.new_tokens = Some(NewTokens::init(&model.language_model, start, 4, 1));
+    marked(model, trains)
+}
+
+/// A model of which these parts train, with numbers of their own.
+pub fn marked(model: SqLlava<Ad>, trains: Trains) -> SqLlava<Ad> {
     ParamGroups::mark(model, trains).0.map(&mut Waves(0.0))
 }
 
@@ -176,6 +185,50 @@ pub fn step(
     checkpointing: GradientCheckpointing,
     batch: MicroBatch,
 ) -> (Gradients, LossSums) {
+    let (gradients, report) = report(model, trains, checkpointing, batch);
+    (gradients, report.sums)
+}
+
+/// Gradients of a step and what is told of it.
+pub fn report(
+    model: &SqLlava<Ad>,
+    trains: Trains,
+    checkpointing: GradientCheckpointing,
+    batch: MicroBatch,
+) -> (Gradients, StepReport) {
+    weighted(model, trains, checkpointing, batch, MASK_WEIGHT)
+}
+
+/// The same with another weight of masks.
+pub fn weighted(
+    model: &SqLlava<Ad>,
+    trains: Trains,
+    checkpointing: GradientCheckpointing,
+    batch: MicroBatch,
+    mask_weight: f64,
+) -> (Gradients, StepReport) {
+    let found = run(model, trains, checkpointing, batch, mask_weight);
+    found.unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// Why a step cannot be taken.
+pub fn failed(
+    model: &SqLlava<Ad>,
+    trains: Trains,
+    checkpointing: GradientCheckpointing,
+    batch: MicroBatch,
+) -> TrainError {
+    let found = run(model, trains, checkpointing, batch, MASK_WEIGHT);
+    found.expect_err("an error")
+}
+
+fn run(
+    model: &SqLlava<Ad>,
+    trains: Trains,
+    checkpointing: GradientCheckpointing,
+    batch: MicroBatch,
+    mask_weight: f64,
+) -> Result<(Gradients, StepReport), TrainError> {
     let failure = Failure::default();
     let model = TrainModel {
         model: model.clone(),
@@ -185,6 +238,7 @@ pub fn step(
                 answer_weight: 1.0,
                 chunk_tokens: 6,
             },
+            mask_weight,
             trains,
             features: Arc::new(FeatureCache::new(1 << 20)),
             checkpointing,
@@ -194,7 +248,7 @@ pub fn step(
     };
     let output = TrainStep::step(&model, batch);
     if let Some(error) = failure.take() {
-        panic!("{error}");
+        return Err(error);
     }
     let mut read = Read {
         grads: &output.grads,
@@ -202,7 +256,7 @@ pub fn step(
     };
     visit_params(&model, &mut read);
     assert_eq!(read.found.len(), output.grads.len());
-    (read.found, output.item.sums)
+    Ok((read.found, output.item))
 }
 
 /// Gradients and losses of the parts of a step, added up.

@@ -92,6 +92,7 @@ impl Ablate {
             held_out: self.held_out as usize,
             seed: 0,
             towers: None,
+            masks: None,
             changes: self.changes.clone(),
             ui: Ui::Quiet,
         };

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::check::{CheckOptions, CheckPhase, Severity, check};
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
+use sq_llava_data::masks::MaskFolder;
 use sq_llava_data::source::{Columns, Source};
 use sq_llava_data::{
     AskingRole, LabelOptions, Layout, TemplateChoice, TextTokenizer, machine_threads,
@@ -25,6 +26,10 @@ pub struct Check {
     /// Folder of the pictures; without it only those inside Parquet and tar files are looked at.
     #[arg(long, value_name = "DIR")]
     images: Option<PathBuf>,
+    /// Folder of the pictures' masks, as model.masks.folder of a training; those of the pictures
+    /// that are looked at are read.
+    #[arg(long, value_name = "DIR")]
+    masks: Option<PathBuf>,
     /// What a column is called: question=Q, answer=A, image=I, id=K, conversations=C or messages=M;
     /// may be repeated.
     #[arg(long = "column", value_name = "WHAT=NAME", value_parser = column)]
@@ -83,9 +88,11 @@ impl Check {
         let folder = names::given_tokenizer(self.tokenizer.as_deref())?;
         let tokenizer = folder.map(|dir| self.labels(&dir)).transpose()?;
         let processor = ImageProcessor::new(ImageProcessorConfig::default())?;
+        let masks = self.masks.clone().map(MaskFolder::open).transpose()?;
         let options = CheckOptions {
             images: Some(&processor),
             files: self.images.is_some(),
+            masks: masks.as_ref(),
             labels: tokenizer
                 .as_ref()
                 .map(|(tokenizer, labels)| (tokenizer, labels)),

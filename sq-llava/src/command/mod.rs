@@ -15,6 +15,7 @@ pub mod improve;
 pub mod inspect;
 pub mod judge;
 pub mod logits;
+pub mod prototypes;
 pub mod quality;
 pub mod question;
 pub mod quickstart;

@@ -36,6 +36,10 @@ pub struct Quickstart {
     /// Seed of the world and the training.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Weight of the loss by which the masks of the shapes guide the prototypes; the masks are then
+    /// written with the world.
+    #[arg(long, value_name = "WEIGHT")]
+    masks: Option<f64>,
     /// A change to the recipe, such as stage2.epochs=2; may be repeated.
     #[arg(long = "set", value_name = "KEY=VALUE")]
     changes: Vec<String>,
@@ -126,6 +130,7 @@ impl Work for Quickstart {
             held_out: self.held_out as usize,
             seed: self.seed,
             towers: self.towers,
+            masks: self.masks,
             changes: self.changes,
             ui: match (self.quiet, self.lines) {
                 (true, _) => Ui::Quiet,

@@ -49,6 +49,8 @@ pub struct Plan {
     pub seed: u64,
     /// Towers in place of the shipped ones: a folder with `llm` and `vision`.
     pub towers: Option<PathBuf>,
+    /// Weight of the loss of masks, which are then written with the world.
+    pub masks: Option<f64>,
     /// Changes to the recipe.
     pub changes: Vec<String>,
     /// How progress is shown.
@@ -112,12 +114,17 @@ impl Plan {
             format!("stage1.data={}", path("captions.json")),
             format!("stage2.data={}", path("conversations.json")),
         ];
+        if let Some(weight) = self.masks {
+            changes.push(format!("model.masks.folder={}", path("masks")));
+            changes.push(format!("model.masks.weight={weight}"));
+        }
         changes.extend(self.changes.iter().cloned());
         let mut recipe = Recipe::parse(RECIPE, &changes)?;
         let mut size = WorldSize {
             captions: self.scenes,
             conversations: self.scenes,
             held_out: self.held_out,
+            masks: self.masks.is_some(),
         };
         if let Some(steps) = self.steps {
             let parts = [

@@ -3,6 +3,7 @@
 //! ```text
 //! DIR/
 //!   images/train-00000.png …, images/held-out-00000.png …
+//!   masks/train-00000.png …   where masks are asked for: which thing each pixel is of
 //!   captions.json        stage 1: a picture and its caption
 //!   conversations.json   stage 2: several turns about a picture
 //!   held-out.json        questions about pictures that no training file names
@@ -17,7 +18,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use sq_llava_data::files;
 
-use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, render, rng};
+use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, masks, render, rng};
 use sq_llava_data::atomic::write_atomic;
 
 /// How much of the world is written.
@@ -29,6 +30,8 @@ pub struct WorldSize {
     pub conversations: usize,
     /// Scenes kept for questions at the end.
     pub held_out: usize,
+    /// Whether the masks of the pictures are written too.
+    pub masks: bool,
 }
 
 /// Where the world lies.
@@ -36,6 +39,8 @@ pub struct WorldSize {
 pub struct WorldFiles {
     /// Folder of the pictures.
     pub images: PathBuf,
+    /// Folder of their masks; it is there if they are asked for.
+    pub masks: PathBuf,
     /// Data of stage 1.
     pub captions: PathBuf,
     /// Data of stage 2.
@@ -69,19 +74,35 @@ const FIRST_HELD_OUT: u64 = 1 << 32;
 pub fn write_world(dir: &Path, seed: u64, size: WorldSize) -> Result<WorldFiles> {
     let files = WorldFiles {
         images: dir.join("images"),
+        masks: dir.join("masks"),
         captions: dir.join("captions.json"),
         conversations: dir.join("conversations.json"),
         held_out: dir.join("held-out.json"),
         held_out_scenes: held_out_scenes(seed, size),
     };
-    std::fs::create_dir_all(&files.images)
-        .with_context(|| format!("{} cannot be made", files.images.display()))?;
+    for (folder, wanted) in [(&files.images, true), (&files.masks, size.masks)] {
+        if wanted {
+            std::fs::create_dir_all(folder)
+                .with_context(|| format!("{} cannot be made", folder.display()))?;
+        }
+    }
+    let paint = |scene: &Scene, name: &str| -> Result<()> {
+        save(&files.images.join(name), |path| {
+            render(scene, SIDE).save(path)
+        })?;
+        match size.masks {
+            true => save(&files.masks.join(name), |path| {
+                masks(scene, SIDE).save(path)
+            }),
+            false => Ok(()),
+        }
+    };
 
     let (mut captions, mut conversations) = (Vec::new(), Vec::new());
     for number in 0..size.captions.max(size.conversations) {
         let scene = Scene::draw(seed, number as u64);
         let name = train_image(number as u64);
-        paint(&scene, &files.images.join(&name))?;
+        paint(&scene, &name)?;
         if number < size.captions {
             let turns = [(DESCRIBE.to_owned(), scene.caption())];
             captions.push(sample(&format!("caption-{number:05}"), &name, &turns));
@@ -99,7 +120,7 @@ pub fn write_world(dir: &Path, seed: u64, size: WorldSize) -> Result<WorldFiles>
     let mut questions = Vec::new();
     for (number, scene) in files.held_out_scenes.iter().enumerate() {
         let name = format!("held-out-{number:05}.png");
-        paint(scene, &files.images.join(&name))?;
+        paint(scene, &name)?;
         for (turn, one) in exam(scene, seed, number as u64).into_iter().enumerate() {
             let id = format!("held-out-{number:05}-{turn}");
             let mut value = sample(&id, &name, &[(one.question, one.answer)]);
@@ -179,10 +200,9 @@ fn sample(id: &str, image: &str, turns: &[(String, String)]) -> Value {
     json!({"id": id, "image": image, "conversations": messages})
 }
 
-fn paint(scene: &Scene, path: &Path) -> Result<()> {
-    render(scene, SIDE)
-        .save(path)
-        .with_context(|| format!("{} cannot be written", path.display()))
+/// Writes a picture.
+fn save(path: &Path, write: impl FnOnce(&Path) -> image::ImageResult<()>) -> Result<()> {
+    write(path).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 fn write_json(path: &Path, samples: Vec<Value>) -> Result<()> {
@@ -253,6 +273,7 @@ mod tests {
         captions: 12,
         conversations: 8,
         held_out: 5,
+        masks: false,
     };
 
     fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -303,6 +324,30 @@ mod tests {
         for scene in &files.held_out_scenes {
             assert!(!trained.contains(&scene.caption()));
         }
+    }
+
+    #[test]
+    fn masks_are_written_beside_the_pictures_if_asked_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = write_world(dir.path(), 0, SIZE).unwrap();
+        assert!(!files.masks.exists());
+        let size = WorldSize {
+            masks: true,
+            ..SIZE
+        };
+        let files = write_world(dir.path(), 0, size).unwrap();
+        let folder = sq_llava_data::masks::MaskFolder::open(&files.masks).unwrap();
+        for (number, scene) in files.held_out_scenes.iter().enumerate() {
+            let name = format!("held-out-{number:05}.png");
+            let path = folder.find(&name).unwrap().unwrap();
+            let map = sq_llava_data::masks::MaskFolder::read(&path, (SIDE, SIDE)).unwrap();
+            assert_eq!(map.masks(), scene.things.len());
+            let at = |v: f32| (v * SIDE as f32) as u32;
+            for (label, thing) in (1..).zip(&scene.things) {
+                assert_eq!(map.at(at(thing.y), at(thing.x)), label);
+            }
+        }
+        assert_eq!(std::fs::read_dir(&files.masks).unwrap().count(), 12 + 5);
     }
 
     #[test]

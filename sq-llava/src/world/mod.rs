@@ -12,7 +12,7 @@ mod talk;
 
 pub use asked::{About, about};
 pub use dataset::{HeldOut, WorldFiles, WorldSize, read_held_out, training_questions, write_world};
-pub use render::{SIDE, render};
+pub use render::{SIDE, masks, render};
 pub use scene::{MOST_THINGS, Scene, Thing, rng};
 pub use talk::{DESCRIBE, Exchange, Kind};
 

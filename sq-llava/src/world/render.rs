@@ -1,6 +1,6 @@
 //! From a scene to pixels.
 
-use image::{Rgb, RgbImage};
+use image::{GrayImage, Luma, Rgb, RgbImage};
 
 use super::{Scene, Shape, Thing};
 
@@ -20,22 +20,41 @@ pub fn render(scene: &Scene, side: u32) -> RgbImage {
     picture
 }
 
+/// The masks of a scene's picture: 1 for the pixels of its first thing, 2 for those of the second …,
+/// 0 for the background. A pixel is a thing's if that covers more than half of it.
+pub fn masks(scene: &Scene, side: u32) -> GrayImage {
+    let mut masks = GrayImage::new(side, side);
+    for (label, thing) in (1u8..).zip(&scene.things) {
+        for_each_pixel(thing, side, |x, y, part| {
+            if part > 0.5 {
+                masks.put_pixel(x, y, Luma([label]));
+            }
+        });
+    }
+    masks
+}
+
 fn paint(thing: &Thing, picture: &mut RgbImage) {
-    let side = picture.width();
+    let color = thing.color.rgb();
+    for_each_pixel(thing, picture.width(), |x, y, part| {
+        let pixel = picture.get_pixel_mut(x, y);
+        for (old, new) in pixel.0.iter_mut().zip(color) {
+            *old = (f32::from(*old) * (1.0 - part) + f32::from(new) * part).round() as u8;
+        }
+    });
+}
+
+/// Calls `each` with the pixels around a thing, and which part of each it covers.
+fn for_each_pixel(thing: &Thing, side: u32, mut each: impl FnMut(u32, u32, f32)) {
     let scale = side as f32;
     let range = |centre: f32| {
         let low = ((centre - thing.radius) * scale).floor().max(0.0) as u32;
         let high = ((centre + thing.radius) * scale).ceil() as u32;
         low..high.min(side)
     };
-    let color = thing.color.rgb();
     for y in range(thing.y) {
         for x in range(thing.x) {
-            let part = coverage(thing, x, y, scale);
-            let pixel = picture.get_pixel_mut(x, y);
-            for (old, new) in pixel.0.iter_mut().zip(color) {
-                *old = (f32::from(*old) * (1.0 - part) + f32::from(new) * part).round() as u8;
-            }
+            each(x, y, coverage(thing, x, y, scale));
         }
     }
 }
@@ -110,6 +129,35 @@ mod tests {
                 .map(|t| t.place.index() as u32)
                 .collect();
             assert_eq!(cells, said, "scene {number}");
+        }
+    }
+
+    #[test]
+    fn masks_cover_what_is_painted() {
+        for number in 0..50 {
+            let scene = Scene::draw(5, number);
+            let (picture, masks) = (render(&scene, SIDE), masks(&scene, SIDE));
+            let mut seen = vec![0; scene.things.len() + 1];
+            for (x, y, label) in masks.enumerate_pixels() {
+                seen[usize::from(label.0[0])] += 1;
+                let pixel = picture.get_pixel(x, y);
+                match scene.things.get(usize::from(label.0[0]).wrapping_sub(1)) {
+                    // Half of a colour may be nearer to another.
+                    Some(thing) if is_colored(pixel) => {
+                        let [r, g, b] = thing.color.rgb();
+                        let near = |a: u8, b: u8| i32::from(a.abs_diff(b)) < 128;
+                        let [x, y, z] = pixel.0;
+                        assert!(near(r, x) && near(g, y) && near(b, z), "scene {number}");
+                    }
+                    Some(_) => {}
+                    // At most half of another colour.
+                    None => assert!(
+                        pixel.0.iter().all(|&v| v > 100),
+                        "scene {number}: {pixel:?}"
+                    ),
+                }
+            }
+            assert!(seen[1..].iter().all(|&pixels| pixels > 80), "{seen:?}");
         }
     }
 

@@ -11,6 +11,7 @@ use super::*;
 use crate::data::batch::TrainSample;
 
 mod bad_images;
+mod masks;
 mod packing;
 
 /// Photographs and conversations about them.
@@ -81,6 +82,7 @@ impl World {
             }),
             bad_images: BadImagePolicy::Error,
             features: None,
+            masks: None,
             shuffle_turns: None,
         }
     }

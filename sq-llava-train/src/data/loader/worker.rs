@@ -84,6 +84,10 @@ impl Worker {
         let batches = self.plan.batches(&lengths);
         let (micros, packed) = (batches.len(), self.plan.row_tokens.is_some());
         let step_tokens = samples.iter().map(|p| p.sample.learnable()).sum();
+        let mut step_masked = 0;
+        for prepared in &samples {
+            step_masked += self.data.masked_pictures(&prepared.sample)?;
+        }
         let mut samples: Vec<Option<Prepared>> = samples.into_iter().map(Some).collect();
         let Shard { index, count } = self.shard;
         // A device without a batch of its own still takes part in the step.
@@ -103,6 +107,7 @@ impl Worker {
                 micros,
                 stride: count,
                 step_tokens,
+                step_masked,
                 step_samples: chosen.len(),
                 step_skipped: skipped,
                 truncated: part.iter().filter(|p| p.cut_tokens > 0).count(),
@@ -226,6 +231,11 @@ impl Worker {
                 pictures
             }
         };
+        let labelled = self.data.label_pictures(index, &mut sample, &pictures);
+        labelled.map_err(|error| TrainError::Sample {
+            sample: sample.id.to_string(),
+            reason: error.to_string(),
+        })?;
         self.data.fill_pictures(&mut sample, &pictures);
         Ok(sample)
     }

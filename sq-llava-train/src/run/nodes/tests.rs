@@ -218,6 +218,7 @@ fn gradients_are_summed_whatever_the_buckets_and_however_early_they_go() {
             let id = StepId {
                 step: 6,
                 step_tokens: 9,
+                step_masked: 0,
             };
             let trainable = || Trainable {
                 model: &model,
@@ -277,6 +278,10 @@ fn reports_are_added_up_and_one_wish_is_enough() {
             question_tokens: many,
             answer_tokens: rank,
         },
+        masks: MaskSums {
+            loss: 0.25,
+            pictures: 1 + rank,
+        },
         samples: rank + 1,
         tokens: many + rank,
         truncated: rank,
@@ -288,6 +293,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
         let place = StepId {
             step: 0,
             step_tokens: 2,
+            step_masked: 0,
         };
         let wish = nodes.rank() == 1;
         let mine = NodeStep {
@@ -309,6 +315,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
         assert_eq!(report.sums.answer_tokens, 1);
         assert_eq!((report.samples, report.tokens), (3, 2 * many + 1));
         assert_eq!((report.truncated, report.skipped), (1, 1));
+        assert_eq!((report.masks.loss, report.masks.pictures), (0.5, 3));
     }
 }
 
@@ -324,7 +331,21 @@ fn errors(news: impl Fn(usize) -> StepId + Sync) -> Vec<String> {
 
 #[test]
 fn nodes_at_different_steps_stop() {
-    let place = |step, step_tokens| StepId { step, step_tokens };
+    let place = |step, step_tokens| StepId {
+        step,
+        step_tokens,
+        step_masked: 3,
+    };
+    let masks = |rank| StepId {
+        step_masked: 2 + rank,
+        ..place(4, 2)
+    };
+    for error in errors(masks) {
+        assert!(
+            error.contains("2 pictures with masks on rank 0 and 3"),
+            "{error}"
+        );
+    }
     for error in errors(|rank| place(4 + rank, 2)) {
         assert!(
             error.contains("rank 0 is at step 5, rank 1 at step 6"),

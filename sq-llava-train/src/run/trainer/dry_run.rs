@@ -146,6 +146,7 @@ fn check_samples(sources: Vec<Source>) -> Result<CheckReport, TrainError> {
     let options = CheckOptions {
         images: None,
         files: false,
+        masks: None,
         labels: None,
         threads: machine_threads().max(1),
         listed: 1,

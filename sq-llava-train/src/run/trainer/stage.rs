@@ -8,6 +8,7 @@ use std::time::Instant;
 use burn::lr_scheduler::LrScheduler;
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
+use sq_llava_data::masks::MaskFolder;
 use sq_llava_data::{DataSet, LabelOptions};
 use sq_llava_model::SqLlava;
 use sq_llava_model::kernels::blocks::is_native;
@@ -17,6 +18,7 @@ use crate::data::bad_images::BadImageLog;
 use crate::data::dataset::{Shown, StageData, check_sources, sampler};
 use crate::data::features::FeatureCache;
 use crate::data::loader::{BatchLoader, Plan};
+use crate::data::masks::StageMasks;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::recipe::StageRecipe;
@@ -219,6 +221,11 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             model: prepared.model,
             context: StepContext {
                 loss: self.loss(),
+                mask_weight: recipe
+                    .model
+                    .masks
+                    .as_ref()
+                    .map_or(0.0, |masks| masks.weight),
                 trains: prepared.trains,
                 features: self.features.clone(),
                 checkpointing: recipe.gradient_checkpointing,
@@ -395,14 +402,17 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         .with_application_logger(None)
         .with_metric_logger(SilentLogger)
         .with_training_strategy(TrainingStrategy::Custom(Arc::new(strategy)));
-        for quantity in Quantity::DASHBOARD {
+        // A run without masks has no curve of them.
+        let masks = self.data.masks.is_some();
+        let shown = |quantity: &Quantity| masks || *quantity != Quantity::LossMasks;
+        for quantity in Quantity::DASHBOARD.into_iter().filter(shown) {
             training = training.metric_train_numeric(StepMetric::new(quantity));
         }
         for topic in Topic::ALL {
             training = training.metric_train(NoteMetric::new(topic, notes));
         }
         if self.validation.is_some() {
-            for quantity in Quantity::DASHBOARD_VALIDATION {
+            for quantity in Quantity::DASHBOARD_VALIDATION.into_iter().filter(shown) {
                 training = training.metric_valid_numeric(StepMetric::new(quantity));
             }
         }
@@ -443,6 +453,14 @@ impl Trainer<'_> {
         if let Some(policy) = &asking {
             check_sources(&data, policy)?;
         }
+        let masks = match (&recipe.model.masks, prepared.model.config.patch_grid()) {
+            (Some(masks), Some(grid)) => Some(StageMasks {
+                folder: MaskFolder::open(&masks.folder)
+                    .map_err(|error| TrainError::Recipe(format!("model.masks.folder: {error}")))?,
+                grid,
+            }),
+            _ => None,
+        };
         let shown = Shown {
             data: &data,
             processor: &self.processor,
@@ -464,6 +482,7 @@ impl Trainer<'_> {
             },
             asking,
             features: (!prepared.trains.vision).then(|| features.clone()),
+            masks,
         })
     }
 }

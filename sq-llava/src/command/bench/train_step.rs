@@ -125,6 +125,7 @@ impl Bench {
                 answer_weight: 1.0,
                 chunk_tokens: shape.chunk_tokens,
             },
+            mask_weight: 0.0,
             trains,
             features: Arc::new(FeatureCache::new(0)),
             checkpointing: shape.checkpointing,
