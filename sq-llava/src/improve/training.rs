@@ -85,6 +85,13 @@ pub fn round(
             run.display()
         );
     }
+    if recipe.model.masks.is_some() {
+        bail!(
+            "{}: the run trains with model.masks, which are found by the names of pictures; one of the same name in {} would take another's, so it cannot be improved",
+            run.display(),
+            pictures.display()
+        );
+    }
     if recipe.stages.contains(&1) {
         let stage1 = run.join(STAGE1);
         if !stage1.join("config.json").is_file() {

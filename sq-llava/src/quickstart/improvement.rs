@@ -97,6 +97,7 @@ impl Trial {
             seed,
             towers: None,
             changes: self.changes.clone(),
+            masks: None,
             ui: Ui::Quiet,
         };
         let prepared = plan.prepare()?;
