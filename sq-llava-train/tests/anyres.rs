@@ -123,6 +123,7 @@ fn golden_gradients_of_the_connector() {
                     tokens,
                     pixels: Some(image.data.into()),
                 }],
+                source: None,
             }
         })
         .collect();

@@ -210,6 +210,7 @@ impl StageData {
             id: sample.id.into(),
             ids: encoded.input_ids,
             roles: encoded.roles,
+            source: None,
         };
         if encoded.images != train.pictures.len() {
             return Err(TrainError::Sample {

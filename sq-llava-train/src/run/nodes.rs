@@ -28,6 +28,7 @@ use crate::error::TrainError;
 use crate::run::stop::StopSignal;
 use crate::step::loss::LossSums;
 use crate::step::report::StepReport;
+use crate::step::source_sums::SourceSums;
 
 pub(crate) use self::gradients::{Order, Trainable};
 pub use self::launcher::Launcher;
@@ -60,29 +61,27 @@ impl std::fmt::Debug for Nodes {
 }
 
 /// What a node says about a step beside the gradients.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct StepNews {
     step: usize,
     step_tokens: usize,
     /// Whether it was asked to stop.
     stop: bool,
-    /// Bits of the sums over asked questions and over answers: JSON knows no NaN.
-    loss: [u64; 2],
-    /// Tokens of asked questions and of answers, samples, tokens, samples cut, samples left out.
-    counts: [usize; 6],
+    sums: LossSums,
+    by_source: SourceSums,
+    /// Samples, tokens, samples cut, samples left out.
+    counts: [usize; 4],
 }
 
 impl StepNews {
     fn new(id: StepId, stop: bool, report: &StepReport) -> Self {
-        let sums = &report.sums;
         Self {
             step: id.step,
             step_tokens: id.step_tokens,
             stop,
-            loss: [sums.question, sums.answer].map(f64::to_bits),
+            sums: report.sums,
+            by_source: report.by_source.clone(),
             counts: [
-                sums.question_tokens,
-                sums.answer_tokens,
                 report.samples,
                 report.tokens,
                 report.truncated,
@@ -92,22 +91,10 @@ impl StepNews {
     }
 
     fn report(&self) -> StepReport {
-        let [question, answer] = self.loss.map(f64::from_bits);
-        let [
-            question_tokens,
-            answer_tokens,
-            samples,
-            tokens,
-            truncated,
-            skipped,
-        ] = self.counts;
+        let [samples, tokens, truncated, skipped] = self.counts;
         StepReport {
-            sums: LossSums {
-                question,
-                answer,
-                question_tokens,
-                answer_tokens,
-            },
+            sums: self.sums,
+            by_source: self.by_source.clone(),
             samples,
             tokens,
             truncated,

@@ -1,6 +1,7 @@
 //! One optimizer step: the joint loss, its gradients with or without recompute, and AdamW over the
 //! parameters that train.
 
+pub(crate) mod bits;
 pub(crate) mod counts;
 pub mod groups;
 pub mod loss;
@@ -10,6 +11,7 @@ pub mod optimizer;
 pub(crate) mod recompute;
 pub mod report;
 pub(crate) mod schedule;
+pub mod source_sums;
 pub(crate) mod tower;
 pub mod whole;
 pub(crate) mod work;

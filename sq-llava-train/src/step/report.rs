@@ -2,6 +2,7 @@
 
 use crate::step::loss::{AnswerCounts, LossSums};
 use crate::step::optimizer::StepNorms;
+use crate::step::source_sums::SourceSums;
 
 /// A step of a stage, in the order in which they are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -17,6 +18,8 @@ pub struct LoggedStep {
 pub struct StepReport {
     /// Sums of the loss.
     pub sums: LossSums,
+    /// The same of each source that is followed.
+    pub by_source: SourceSums,
     /// How answers were predicted; counted in validation only.
     pub answers: AnswerCounts,
     /// The weighted loss per token.
@@ -43,6 +46,7 @@ impl StepReport {
     /// Adds another batch of the same step.
     pub fn merge(&mut self, other: &Self) {
         self.sums.merge(&other.sums);
+        self.by_source.merge(&other.by_source);
         self.answers.merge(&other.answers);
         self.samples += other.samples;
         self.tokens += other.tokens;
