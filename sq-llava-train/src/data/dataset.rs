@@ -141,8 +141,11 @@ pub fn sampler(stage: &StageRecipe, shown: Shown<'_>, seed: u64) -> Result<Sampl
 ///
 /// # Errors
 /// If there is one, or a sample cannot be read.
-pub fn check_sources(data: &DataSet, policy: &AskingPolicy) -> Result<(), TrainError> {
-    let unused = policy.unused_sources(data, machine_threads())?;
+pub fn check_sources(data: &StageData) -> Result<(), TrainError> {
+    let Some(policy) = &data.asking else {
+        return Ok(());
+    };
+    let unused = policy.unused_sources(&data.data, machine_threads())?;
     if unused.is_empty() {
         return Ok(());
     }

@@ -114,6 +114,8 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             None => None,
         };
         let data = open(split.training)?;
+        // A few samples held out need not be of every source.
+        check_sources(&data)?;
         let plan = Plan::new(settings, data.len());
         let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
         let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
@@ -440,9 +442,6 @@ impl Trainer<'_> {
             );
         }
         let asking = asking.filter(|_| prepared.layout.asks());
-        if let Some(policy) = &asking {
-            check_sources(&data, policy)?;
-        }
         let shown = Shown {
             data: &data,
             processor: &self.processor,
