@@ -1,6 +1,7 @@
 //! One optimizer step: the joint loss, its gradients with or without recompute, and AdamW over the
 //! parameters that train.
 
+pub mod adaptive;
 pub(crate) mod bits;
 pub(crate) mod counts;
 pub mod groups;

@@ -1,5 +1,8 @@
 //! What is measured at an optimizer step.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::step::loss::{AnswerCounts, LossSums};
 use crate::step::optimizer::StepNorms;
 use crate::step::source_sums::SourceSums;
@@ -20,6 +23,8 @@ pub struct StepReport {
     pub sums: LossSums,
     /// The same of each source that is followed.
     pub by_source: SourceSums,
+    /// δ of each source that is followed, by its name.
+    pub deltas: Arc<BTreeMap<String, f64>>,
     /// How answers were predicted; counted in validation only.
     pub answers: AnswerCounts,
     /// The weighted loss per token.

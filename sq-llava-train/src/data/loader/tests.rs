@@ -10,6 +10,7 @@ use sq_llava_data::{
 use super::*;
 use crate::data::batch::TrainSample;
 
+mod adaptive;
 mod bad_images;
 mod packing;
 
@@ -79,6 +80,7 @@ impl World {
                 seed: 3,
                 ..AskingPolicy::default()
             }),
+            followed: None,
             bad_images: BadImagePolicy::Error,
             features: None,
             shuffle_turns: None,
