@@ -3,8 +3,8 @@
     pip install tensorboard
     python scripts/check_tensorboard.py RUN
 
-Every scalar of every step must be that of log.jsonl and validation.jsonl, once; texts and pictures
-those of samples.jsonl.
+Every scalar of every step must be that of log.jsonl and validation.jsonl, once, delta of each data
+source too; texts and pictures those of samples.jsonl.
 """
 
 import json
@@ -22,6 +22,13 @@ KEYS = {"stage", "step", "epoch"}
 
 def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+
+def named(line):
+    """The numbers of a line with the names that TensorBoard has for them."""
+    deltas = line.get("delta") or {}
+    own = {name: value for name, value in line.items() if name not in KEYS | {"delta"}}
+    return own | {f"asking/delta/{source}": delta for source, delta in deltas.items()}
 
 
 def read(folder):
@@ -42,8 +49,8 @@ def scalars(run, stage, kind, log):
     events = read(run / "tensorboard" / f"stage{stage}{kind}")
     wanted = {}
     for line in log:
-        for name, value in line.items():
-            if name not in KEYS and value is not None:
+        for name, value in named(line).items():
+            if value is not None:
                 wanted.setdefault(name, []).append((line["step"], value))
     found = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
     assert found.keys() == wanted.keys(), f"stage {stage}{kind}: {found.keys()} for {wanted.keys()}"

@@ -1,19 +1,19 @@
 //! Visual self-questioning: which human turns become questions that the model asks.
 //!
 //! Each eligible turn is asked with probability δ. The draw is a pure function of (seed, epoch,
-//! sample id, turn) and δ one of the progress of the training, so that a resumed run and any
-//! number of workers see the same questions, whatever order they come in.
+//! sample id, turn) and δ one of the progress of the training, or of what was measured up to an
+//! optimizer step, so that a resumed run and any number of workers see the same questions, whatever
+//! order they come in.
 
-use std::collections::{BTreeMap, BTreeSet};
+mod sources;
 
-use rayon::prelude::*;
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
-use crate::DataError;
+pub use self::sources::FollowedSources;
 use crate::manifest::{Author, LlavaSample};
 use crate::mix::{fnv1a, splitmix64};
-use crate::parallel::on_threads;
-use crate::source::DataSet;
 use crate::text::sample::spoken;
 
 /// How δ goes from its first to its last value over the training.
@@ -27,6 +27,9 @@ pub enum DeltaSchedule {
     Linear,
     /// Along half a cosine: slowly at both ends.
     Cosine,
+    /// As is measured: each source's follows how far its questions have been learnt against its
+    /// answers.
+    Adaptive,
 }
 
 /// Draws which questions the model asks (the paper's δ).
@@ -36,7 +39,7 @@ pub struct AskingPolicy {
     pub delta: f64,
     /// How it changes.
     pub schedule: DeltaSchedule,
-    /// What a schedule that is not constant ends at.
+    /// What a linear schedule or a cosine ends at.
     pub delta_end: f64,
     /// Probabilities of single data sources, constant. A source is called by the first folder of
     /// a sample's first image path (`coco` of `coco/train2017/1.jpg`), or else by the file name of
@@ -71,14 +74,17 @@ pub struct DrawContext<'a> {
     pub progress: f64,
     /// File name of the manifest.
     pub manifest: &'a str,
+    /// δ of the sample's source, where that is measured.
+    pub measured: Option<f64>,
 }
 
 impl AskingPolicy {
-    /// δ where the part `progress` of the training is done, for sources without their own.
+    /// δ where the part `progress` of the training is done, for sources without their own; of an
+    /// adaptive one the δ that it starts at.
     pub fn delta_at(&self, progress: f64) -> f64 {
         let done = progress.clamp(0.0, 1.0);
         let weight = match self.schedule {
-            DeltaSchedule::Constant => return self.delta,
+            DeltaSchedule::Constant | DeltaSchedule::Adaptive => return self.delta,
             DeltaSchedule::Linear => done,
             DeltaSchedule::Cosine => 0.5 * (1.0 - (std::f64::consts::PI * done).cos()),
         };
@@ -92,42 +98,6 @@ impl AskingPolicy {
         let find = |name| self.sources.get_key_value(name);
         let (name, &delta) = folder.and_then(find).or_else(|| find(manifest))?;
         Some((name, delta))
-    }
-
-    /// Names among [`Self::sources`] that no sample of a manifest falls under: misspelt, most
-    /// likely. Reads the whole manifest on `threads` threads.
-    ///
-    /// # Errors
-    /// For a sample that is not LLaVA's, or if the threads cannot be started.
-    pub fn unused_sources(&self, data: &DataSet, threads: usize) -> Result<Vec<String>, DataError> {
-        if self.sources.is_empty() {
-            return Ok(Vec::new());
-        }
-        let look = |index| -> Result<Option<&str>, DataError> {
-            let sample = match data.get(index) {
-                // The loader says what becomes of it.
-                Err(error) if error.is_damage() => return Ok(None),
-                sample => sample?,
-            };
-            let found = self.source(&data.file_name(index), &sample);
-            Ok(found.map(|(name, _)| name))
-        };
-        let found = on_threads(threads, || {
-            let samples = (0..data.len()).into_par_iter();
-            let parts = samples.try_fold(BTreeSet::new, |mut names, index| {
-                names.extend(look(index)?);
-                Ok::<_, DataError>(names)
-            });
-            parts.try_reduce(BTreeSet::new, |mut names, more| {
-                names.extend(more);
-                Ok(names)
-            })
-        })?;
-        let unused = self
-            .sources
-            .keys()
-            .filter(|name| !found.contains(name.as_str()));
-        Ok(unused.cloned().collect())
     }
 
     /// A number in `[0, 1)` that depends on its arguments and the seed alone.
@@ -145,7 +115,8 @@ impl AskingPolicy {
     /// the draw is below δ.
     pub fn asked(&self, context: DrawContext, sample: &LlavaSample) -> Vec<bool> {
         let own = self.source(context.manifest, sample);
-        let delta = own.map_or_else(|| self.delta_at(context.progress), |(_, delta)| delta);
+        let own = own.map(|(_, delta)| delta).or(context.measured);
+        let delta = own.unwrap_or_else(|| self.delta_at(context.progress));
         let speakers = spoken(sample).iter().filter(|m| m.from != Author::Gpt);
         speakers
             .enumerate()
@@ -176,6 +147,7 @@ mod tests {
         epoch: 0,
         progress: 0.0,
         manifest: "data.json",
+        measured: None,
     };
 
     fn sample(images: &[&str], turns: usize) -> LlavaSample {
@@ -301,12 +273,31 @@ mod tests {
         assert!(!asked("gqa/1.jpg", "text.json"));
         let found = policy.source("text.json", &sample(&["vg/1.jpg"], 1));
         assert_eq!(found, Some(("text.json", 1.0)));
+    }
 
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("text.json");
-        let one = |image: &str| format!(r#"{{"image": "{image}", "conversations": []}}"#);
-        std::fs::write(&path, format!("[{}, {}]", one("coco/1.jpg"), one("x.jpg"))).unwrap();
-        let manifest = DataSet::open_one(&path, "").unwrap();
-        assert_eq!(policy.unused_sources(&manifest, 2).unwrap(), ["gqa"]);
+    #[test]
+    fn what_is_measured_stands_in_for_delta_but_not_for_a_sources_own() {
+        let policy = AskingPolicy {
+            delta: 0.5,
+            delta_end: 1.0,
+            schedule: DeltaSchedule::Adaptive,
+            sources: [("gqa".to_owned(), 0.0)].into(),
+            ..AskingPolicy::default()
+        };
+        let count = |folder: &str, measured| {
+            let context = DrawContext {
+                progress: 0.9,
+                measured,
+                ..START
+            };
+            let shown = sample(&[&format!("{folder}/1.jpg")], 200);
+            let asked = policy.asked(context, &shown);
+            asked.into_iter().filter(|asked| *asked).count()
+        };
+        assert_eq!(count("coco", Some(0.0)), 0);
+        assert_eq!(count("coco", Some(1.0)), 200);
+        assert_eq!(count("gqa", Some(1.0)), 0);
+        // Without a measurement it is the first value; six standard deviations of 200 draws are 43.
+        assert!((57..=143).contains(&count("coco", None)));
     }
 }

@@ -22,7 +22,7 @@ mod shuffle;
 pub mod source;
 pub mod text;
 
-pub use asking::{AskingPolicy, DeltaSchedule, DrawContext};
+pub use asking::{AskingPolicy, DeltaSchedule, DrawContext, FollowedSources};
 pub use error::DataError;
 pub use lengths::LengthIndex;
 pub use manifest::{Author, LlavaSample, Manifest, Message};

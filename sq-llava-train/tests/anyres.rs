@@ -125,6 +125,7 @@ fn golden_gradients_of_the_connector() {
                     pixels: Some(image.data.into()),
                     labels: None,
                 }],
+                source: None,
             }
         })
         .collect();

@@ -57,6 +57,7 @@ fn a_step_allocates_little_and_recompute_holds_one_layer() {
         ids: (0..TOKENS as i64).map(|i| 3 + i % 250).collect(),
         roles: vec![TokenRole::Answer; TOKENS],
         pictures: vec![],
+        source: None,
     }]);
     let step = |checkpointing| -> Used {
         let failure = Failure::default();

@@ -283,6 +283,18 @@ impl DataSet {
         name.map_or(Cow::Borrowed(""), |name| name.to_string_lossy())
     }
 
+    /// File name of the first file of a sample's source: what all its shards are called by.
+    pub fn source_name(&self, index: usize) -> Cow<'_, str> {
+        let first = self.find(index).and_then(|(_, part, _)| {
+            let before = self
+                .parts
+                .partition_point(|other| other.source < part.source);
+            self.parts.get(before)
+        });
+        let name = first.and_then(|first| first.path.file_name());
+        name.map_or(Cow::Borrowed(""), |name| name.to_string_lossy())
+    }
+
     /// Where a sample begins in its file: in bytes, in Parquet its row.
     pub fn offset(&self, index: usize) -> Option<u64> {
         let (_, part, row) = self.find(index)?;

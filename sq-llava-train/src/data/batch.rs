@@ -52,6 +52,8 @@ pub struct TrainSample {
     pub roles: Vec<TokenRole>,
     /// One picture for each −200, in order.
     pub pictures: Vec<Picture>,
+    /// Place of its source among those whose δ is measured.
+    pub source: Option<usize>,
 }
 
 /// Samples that go through the model together, a part of one optimizer step.
@@ -100,6 +102,8 @@ pub(crate) struct Targets {
     pub ids: Vec<i64>,
     /// Whether it belongs to an asked question (else to an answer).
     pub asked: Vec<bool>,
+    /// As [`TrainSample::source`] of its sample.
+    pub sources: Vec<Option<usize>>,
 }
 
 impl Targets {
@@ -166,6 +170,7 @@ impl TrainSample {
             ids: vec![token],
             roles: vec![TokenRole::Ignore],
             pictures: Vec::new(),
+            source: None,
         }
     }
 
@@ -183,6 +188,7 @@ impl TrainSample {
                 out.rows.push(place as i64 - 1);
                 out.ids.push(id);
                 out.asked.push(role == TokenRole::Question);
+                out.sources.push(self.source);
             }
             place += 1;
         }
@@ -271,6 +277,7 @@ pub(crate) mod tests {
             pictures: (0..images)
                 .map(|i| Picture::of_one_tile(&format!("p{i}"), 4, None))
                 .collect(),
+            source: None,
         }
     }
 
@@ -309,7 +316,10 @@ pub(crate) mod tests {
     #[test]
     fn samples_of_a_row_are_predicted_from_their_own_places() {
         let short = || sample(&[5, 6], &[Answer, Answer]);
-        let shown = sample(&[1, -200, 7], &[Ignore, Ignore, Answer]);
+        let shown = TrainSample {
+            source: Some(3),
+            ..sample(&[1, -200, 7], &[Ignore, Ignore, Answer])
+        };
         let packed = MicroBatch {
             rows: Some(vec![2, 1]),
             ..batch(vec![short(), shown.clone(), short()])
@@ -320,9 +330,11 @@ pub(crate) mod tests {
         // 5 starts a sample, wherever it stands: nothing predicts it.
         assert_eq!(targets.rows, [0, 2 + 4, 8]);
         assert_eq!(targets.ids, [6, 7, 6]);
+        assert_eq!(targets.sources, [None, Some(3), None]);
         assert_eq!(targets.answers(), [0..1, 1..2, 2..3]);
         let alone = batch(vec![short(), shown, short()]).targets();
         assert_eq!((alone.ids, alone.asked), (targets.ids, targets.asked));
+        assert_eq!(alone.sources, targets.sources);
     }
 
     #[test]

@@ -6,16 +6,18 @@ use sq_llava_data::foreign::guarded;
 use sq_llava_data::image::{ImagePacking, ImageProcessor, ImageTiles};
 use sq_llava_data::source;
 use sq_llava_data::{
-    AskingPolicy, DataError, DataSet, Draw, DrawContext, LabelOptions, LengthIndex, LlavaSample,
-    Sampler, TextTokenizer, encode_sample_with_images, machine_threads, shuffle_turns,
+    AskingPolicy, DataError, DataSet, Draw, DrawContext, FollowedSources, LabelOptions,
+    LengthIndex, LlavaSample, Sampler, TextTokenizer, encode_sample_with_images, machine_threads,
+    shuffle_turns,
 };
 
 use crate::data::bad_images::{BadImage, BadImagePolicy};
 use crate::data::batch::{Picture, TrainSample};
+use crate::data::deltas::{DeltaBoard, Followed};
 use crate::data::features::FeatureCache;
 use crate::data::masks::StageMasks;
 use crate::error::TrainError;
-use crate::recipe::StageRecipe;
+use crate::recipe::{AskingRecipe, StageRecipe};
 
 /// Ends the path in a key; in front of it a blank picture has none.
 const KEY_END: char = '\0';
@@ -38,6 +40,8 @@ pub struct StageData {
     pub labels: LabelOptions,
     /// Which questions are asked; `None` where the template cannot ask.
     pub asking: Option<AskingPolicy>,
+    /// The sources whose δ is measured; `None` where none is.
+    pub followed: Option<Followed>,
     /// Seed of the order of the turns in each epoch; `None` keeps it as it is.
     pub shuffle_turns: Option<u64>,
     /// The order of the samples.
@@ -50,13 +54,15 @@ pub struct StageData {
     pub masks: Option<StageMasks>,
 }
 
-/// Which pass over the data it is, and how much of the training is done, from 0 to 1.
+/// When a sample is drawn.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Moment {
-    /// From 0.
+pub struct Moment<'a> {
+    /// Pass over the data, from 0.
     pub epoch: usize,
-    /// Optimizer step / all steps.
+    /// Optimizer step / all steps, from 0 to 1.
     pub progress: f64,
+    /// δ of each source that is followed; without it that of the recipe.
+    pub deltas: Option<&'a [f64]>,
 }
 
 /// Numbers of a data set, from a part of it.
@@ -144,8 +150,11 @@ pub fn sampler(stage: &StageRecipe, shown: Shown<'_>, seed: u64) -> Result<Sampl
 ///
 /// # Errors
 /// If there is one, or a sample cannot be read.
-pub fn check_sources(data: &DataSet, policy: &AskingPolicy) -> Result<(), TrainError> {
-    let unused = policy.unused_sources(data, machine_threads())?;
+pub fn check_sources(data: &StageData) -> Result<(), TrainError> {
+    let Some(policy) = &data.asking else {
+        return Ok(());
+    };
+    let unused = policy.unused_sources(&data.data, machine_threads())?;
     if unused.is_empty() {
         return Ok(());
     }
@@ -154,6 +163,30 @@ pub fn check_sources(data: &DataSet, policy: &AskingPolicy) -> Result<(), TrainE
          first image path, or else the file name of its manifest",
         unused.join(", ")
     )))
+}
+
+/// The sources of the data whose δ is measured; `None` where it is not, or nothing is asked.
+///
+/// # Errors
+/// If there are too many, or a sample cannot be read.
+pub fn followed(asking: &AskingRecipe, data: &StageData) -> Result<Option<Followed>, TrainError> {
+    let Some(policy) = data.asking.as_ref().filter(|_| asking.is_adaptive()) else {
+        return Ok(None);
+    };
+    let sources = policy.followed_sources(&data.data, machine_threads())?;
+    let (count, most) = (sources.names().len(), FollowedSources::MOST);
+    if count > most {
+        return Err(TrainError::Recipe(format!(
+            "asking.schedule is \"adaptive\", and the data are {count} files that are sources of their \
+             own; at most {most} are followed: name several of them in one data = [...], or take another \
+             schedule"
+        )));
+    }
+    Ok(Some(Followed {
+        sources,
+        every: asking.every,
+        deltas: DeltaBoard::default(),
+    }))
 }
 
 impl StageData {
@@ -170,11 +203,17 @@ impl StageData {
         }
     }
 
+    /// Place of a sample's source among those that are followed.
+    fn source(&self, index: usize, sample: &LlavaSample) -> Option<usize> {
+        let (followed, policy) = (self.followed.as_ref()?, self.asking.as_ref()?);
+        followed.sources.place(policy, &self.data, index, sample)
+    }
+
     /// Ids and roles of a sample, and how many tokens were cut off. Pictures are named, not decoded.
     ///
     /// # Errors
     /// If the sample cannot be read or does not fit the template.
-    pub fn encode(&self, at: Moment, draw: Draw) -> Result<(TrainSample, usize), TrainError> {
+    pub fn encode(&self, at: Moment<'_>, draw: Draw) -> Result<(TrainSample, usize), TrainError> {
         let index = draw.index;
         let mut sample = self.data.get(index)?;
         // What comes once more in a pass is asked and shuffled as if it were another one.
@@ -182,12 +221,15 @@ impl StageData {
         if let Some(seed) = self.shuffle_turns {
             shuffle_turns(&mut sample, seed, pass);
         }
+        let source = self.source(index, &sample);
         let asked = match &self.asking {
             Some(policy) => {
+                let measured = source.zip(at.deltas);
                 let context = DrawContext {
                     epoch: pass,
                     progress: at.progress,
                     manifest: &self.data.file_name(index),
+                    measured: measured.and_then(|(source, deltas)| deltas.get(source).copied()),
                 };
                 policy.asked(context, &sample)
             }
@@ -214,6 +256,7 @@ impl StageData {
             id: sample.id.into(),
             ids: encoded.input_ids,
             roles: encoded.roles,
+            source,
         };
         if encoded.images != train.pictures.len() {
             return Err(TrainError::Sample {
@@ -235,7 +278,7 @@ impl StageData {
     /// As [`Self::encode`] otherwise.
     pub(crate) fn encode_whole(
         &self,
-        at: Moment,
+        at: Moment<'_>,
         draw: Draw,
     ) -> Result<Option<TrainSample>, TrainError> {
         match self.encode(at, draw) {
@@ -352,6 +395,7 @@ impl StageData {
         let halfway = Moment {
             epoch: 0,
             progress: 0.5,
+            deltas: None,
         };
         for draw in self.sampler.in_file_order(0).into_iter().step_by(stride) {
             let Some(sample) = self.encode_whole(halfway, draw)? else {

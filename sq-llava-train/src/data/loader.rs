@@ -213,6 +213,7 @@ impl BatchLoader {
 
     fn start(&self) -> Batches {
         let steps = self.plan.steps();
+        let listener = Arc::new(());
         let channels = match &self.data {
             None => VecDeque::new(),
             Some(data) => (0..self.workers)
@@ -226,6 +227,7 @@ impl BatchLoader {
                         shard: self.shard,
                         sender,
                         activity: activity.clone(),
+                        listener: Arc::downgrade(&listener),
                     };
                     let own = (self.first_step + number..steps).step_by(self.workers);
                     // Ends when its steps are done or the receiver is gone.
@@ -254,6 +256,7 @@ impl BatchLoader {
             failure: self.failure.clone(),
             done: self.first_step * self.plan.samples_per_step,
             total: self.plan.all_samples(),
+            _listener: listener,
         }
     }
 }
@@ -275,6 +278,8 @@ struct Batches {
     failure: Failure,
     done: usize,
     total: usize,
+    /// Threads that wait end when it is gone.
+    _listener: Arc<()>,
 }
 
 impl Iterator for Batches {

@@ -4,6 +4,7 @@ pub mod bad_images;
 pub(crate) mod bad_share;
 pub mod batch;
 pub(crate) mod dataset;
+pub mod deltas;
 pub mod features;
 pub(crate) mod loader;
 pub(crate) mod masks;

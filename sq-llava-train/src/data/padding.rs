@@ -58,6 +58,7 @@ impl PaddingShare {
         let at = Moment {
             epoch: 0,
             progress: 0.5,
+            deltas: None,
         };
         let mut tokens = [Tokens::default(); 2];
         for number in 0..looked_at {

@@ -30,13 +30,26 @@ impl AskingRoleKind {
 #[serde(deny_unknown_fields)]
 pub struct AskingRecipe {
     /// Probability δ that an eligible human turn is asked by the model. 0 switches asking off,
-    /// whatever `delta_end` and `sources` say: a schedule that rises from nothing starts at a small
+    /// whatever `schedule`, `delta_end` and `sources` say: a schedule that rises from nothing starts at a small
     /// number such as 1e-6.
     pub delta: f64,
-    /// How δ changes over a stage: `constant`, `linear` or `cosine`, by optimizer step / all steps.
+    /// How δ changes over a stage: `constant`; `linear` or `cosine`, by optimizer step / all steps;
+    /// `adaptive`, by how far the questions of each data source have been learnt against its
+    /// answers.
     pub schedule: DeltaSchedule,
     /// What a `linear` or `cosine` δ ends at.
     pub delta_end: f64,
+    /// The least that an `adaptive` δ becomes: what is never asked cannot be measured.
+    pub delta_min: f64,
+    /// The most that an `adaptive` δ becomes.
+    pub delta_max: f64,
+    /// Optimizer steps that an `adaptive` δ is measured over, and after which it moves.
+    pub every: usize,
+    /// The part of its means that an `adaptive` δ keeps each time, from 0.
+    pub smoothing: f64,
+    /// The power of the measured ratio that an `adaptive` δ follows: 0 keeps it where it starts, 1
+    /// moves it in proportion.
+    pub strength: f64,
     /// Whether the first turn is eligible (paper) or not (released code).
     pub first_turn: bool,
     /// How template `checkpoint` tells an asked question from a given one: `token` (`[vusr]`) or
@@ -50,8 +63,17 @@ pub struct AskingRecipe {
 impl AskingRecipe {
     /// Whether a δ of 0 stands against others that would ask.
     pub(crate) fn is_overruled(&self) -> bool {
-        let later = self.schedule != DeltaSchedule::Constant && self.delta_end > 0.0;
+        let later = match self.schedule {
+            DeltaSchedule::Constant => false,
+            DeltaSchedule::Linear | DeltaSchedule::Cosine => self.delta_end > 0.0,
+            DeltaSchedule::Adaptive => true,
+        };
         self.delta == 0.0 && (later || self.sources.values().any(|&delta| delta > 0.0))
+    }
+
+    /// Whether δ follows what is measured.
+    pub fn is_adaptive(&self) -> bool {
+        self.delta > 0.0 && self.schedule == DeltaSchedule::Adaptive
     }
 
     /// How questions are drawn; `None` where none ever is.

@@ -106,6 +106,7 @@ fn fault_16_a_delta_of_nothing_never_asks() {
         "asking.sources={coco=0.5}",
         "asking.delta_end=1",
         "asking.first_turn=true",
+        "asking.schedule=adaptive",
     ] {
         let changes = ["asking.delta=0", "asking.schedule=linear", more];
         let recipe = parse("", &changes).unwrap();
@@ -114,6 +115,41 @@ fn fault_16_a_delta_of_nothing_never_asks() {
     let rising = ["asking.delta=1e-6", "asking.schedule=linear"];
     let policy = parse("", &rising).unwrap().asking.policy(0).unwrap();
     assert!(policy.delta_at(1.0) > 0.49);
+}
+
+#[test]
+fn adaptive_asking_has_bounds_around_its_start_and_two_losses_to_compare() {
+    let asking = |more: &[&str]| parse("", &[&["asking.schedule=adaptive"], more].concat());
+    let recipe = asking(&["asking.every=7"]).unwrap();
+    assert!(recipe.asking.is_adaptive());
+    let again = Recipe::parse(&recipe.to_toml().unwrap(), &[]).unwrap();
+    assert_eq!(again, recipe);
+    for (changes, key) in [
+        (vec!["asking.delta=0.05"], "asking.delta_min, 0.1"),
+        (vec!["asking.delta=0.95"], "asking.delta_max, 0.9"),
+        (
+            vec!["asking.delta_min=0.6", "asking.delta_max=0.4"],
+            "asking.delta ",
+        ),
+        (vec!["asking.delta_min=0"], "asking.delta_min"),
+        (vec!["asking.delta_max=1.5"], "asking.delta_max"),
+        (vec!["asking.every=0"], "asking.every"),
+        (vec!["asking.smoothing=1"], "asking.smoothing"),
+        (vec!["asking.smoothing=-0.1"], "asking.smoothing"),
+        (vec!["asking.strength=-1"], "asking.strength"),
+        (vec!["asking.strength=nan"], "asking.strength"),
+        (vec!["loss.question_weight=0"], "loss.question_weight"),
+        (vec!["loss.answer_weight=0"], "loss.answer_weight"),
+        (vec!["asking.schedule=adaptative"], "adaptative"),
+    ] {
+        let error = asking(&changes).unwrap_err().to_string();
+        assert!(error.contains(key), "{changes:?}: {error}");
+    }
+    // Off, or constant, it needs none of that.
+    for change in ["asking.delta=0", "asking.schedule=constant"] {
+        let off = ["loss.question_weight=0", change];
+        assert!(!asking(&off).unwrap().asking.is_adaptive());
+    }
 }
 
 #[test]

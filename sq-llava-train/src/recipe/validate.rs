@@ -35,6 +35,10 @@ mod most {
     pub const EPOCHS: f64 = 1e6;
     /// Factors of the loss and of adapters.
     pub const FACTOR: f64 = 1e6;
+    /// Optimizer steps that δ is measured over.
+    pub const EVERY: usize = 1 << 30;
+    /// Power of a ratio of losses; with a larger one δ jumps between its bounds.
+    pub const STRENGTH: f64 = 100.0;
     /// TOML's largest integer: the recipe is saved with the run.
     pub const SEED: u64 = i64::MAX as u64;
 }
@@ -161,8 +165,44 @@ impl Recipe {
     fn validate_asking(&self) -> Result<(), TrainError> {
         within("asking.delta", self.asking.delta, 0.0, 1.0)?;
         within("asking.delta_end", self.asking.delta_end, 0.0, 1.0)?;
+        self.validate_adaptive()?;
         for (source, delta) in &self.asking.sources {
             within(&format!("asking.sources.{source}"), *delta, 0.0, 1.0)?;
+        }
+        Ok(())
+    }
+
+    fn validate_adaptive(&self) -> Result<(), TrainError> {
+        let (asking, loss) = (&self.asking, &self.loss);
+        for (key, value, low, high) in [
+            ("delta_min", asking.delta_min, 1e-6, 1.0),
+            ("delta_max", asking.delta_max, 1e-6, 1.0),
+            ("smoothing", asking.smoothing, 0.0, 0.999_999),
+            ("strength", asking.strength, 0.0, most::STRENGTH),
+        ] {
+            within(&format!("asking.{key}"), value, low, high)?;
+        }
+        count("asking.every", asking.every, 1, most::EVERY)?;
+        if !asking.is_adaptive() {
+            return Ok(());
+        }
+        if !(asking.delta_min..=asking.delta_max).contains(&asking.delta) {
+            return refuse(format!(
+                "asking.delta is {}, where an adaptive one starts; it must be from asking.delta_min, {}, to \
+                 asking.delta_max, {}",
+                asking.delta, asking.delta_min, asking.delta_max
+            ));
+        }
+        for (key, weight) in [
+            ("loss.question_weight", loss.question_weight),
+            ("loss.answer_weight", loss.answer_weight),
+        ] {
+            if weight == 0.0 {
+                return refuse(format!(
+                    "{key} is 0, and asking.schedule = \"adaptive\" compares how far questions and answers \
+                     are learnt: give it a weight, or take another schedule"
+                ));
+            }
         }
         Ok(())
     }

@@ -38,6 +38,7 @@ impl StageAnnouncement<'_> {
     /// If nothing would be learnt, or a sample cannot be used.
     pub fn say(&self) -> Result<(), TrainError> {
         self.say_trainable();
+        self.say_asking();
         let learnable = self.say_data()?;
         self.say_padding()?;
         self.say_masks()?;
@@ -70,6 +71,42 @@ impl StageAnnouncement<'_> {
                     fresh[group.index()]
                 );
             }
+        }
+    }
+
+    /// What moves δ.
+    fn say_asking(&self) {
+        let (stage, asking) = (self.stage, &self.recipe.asking);
+        let Some(followed) = &self.data.followed else {
+            return;
+        };
+        let names = followed.sources.names();
+        if names.is_empty() {
+            tracing::warn!(
+                "stage {stage}: adaptive asking has no data source to follow: samples have no picture, or \
+                 their sources have a constant in asking.sources"
+            );
+            return;
+        }
+        // The first interval is where they start; the second moves the fourth.
+        let moves = followed.every.saturating_mul(3);
+        tracing::info!(
+            "stage {stage}: asking starts at {} and follows the losses of {} data sources ({}) every {} \
+             steps, from step {} on, between {} and {}",
+            asking.delta,
+            names.len(),
+            names.join(", "),
+            followed.every,
+            moves.saturating_add(1),
+            asking.delta_min,
+            asking.delta_max,
+        );
+        if moves >= self.plan.steps() {
+            tracing::warn!(
+                "stage {stage}: its {} steps end before adaptive asking moves: lower asking.every below {}",
+                self.plan.steps(),
+                self.plan.steps().div_ceil(3).max(1)
+            );
         }
     }
 

@@ -9,13 +9,14 @@ use serde_json::Value;
 use sq_llava_data::atomic::write_atomic;
 
 use crate::error::TrainError;
-use crate::report::loss_log::Curve;
+use crate::report::delta_panel;
+use crate::report::loss_log::{Curve, DELTAS};
 
 /// Name of the plot in a run directory.
 pub(crate) const PLOT: &str = "loss.svg";
 
 /// Size of one stage's panel in pixels.
-const PANEL: (u32, u32) = (640, 420);
+pub(crate) const PANEL: (u32, u32) = (640, 420);
 /// Points of a curve; more are averaged.
 const POINTS: usize = 640;
 
@@ -61,8 +62,14 @@ const LINES: [(Curve, &str, &str, RGBColor); 8] = [
     ),
 ];
 
-/// Points `(step, value)` of each quantity of a log, by stage.
-type Stages = BTreeMap<u64, BTreeMap<String, Vec<(f64, f64)>>>;
+/// Points `(step, value)` of a curve.
+pub(crate) type Points = Vec<(f64, f64)>;
+
+/// The curves of each quantity of a log, by stage; δ of a source behind [`DELTA_OF`].
+type Stages = BTreeMap<u64, BTreeMap<String, Points>>;
+
+/// Before the name of a source: no quantity's name begins so.
+const DELTA_OF: &str = "delta/";
 
 /// Plots the loss over the steps, a panel for each stage; nothing if no step was taken.
 ///
@@ -81,19 +88,29 @@ pub(crate) fn plot(run: &Path) -> Result<(), TrainError> {
     write_atomic(&path, svg).map_err(|e| TrainError::io(path, e))
 }
 
-/// The plot of each stage on its own.
+/// The plot of each stage on its own, and behind it that of δ where it was measured.
 ///
 /// # Errors
 /// As [`plot`].
 pub(crate) fn panels(run: &Path) -> Result<Vec<(u64, String)>, TrainError> {
     let validation = read(run, Curve::Validation)?;
-    let panel = |(stage, curves)| {
+    let mut panels = Vec::new();
+    for (stage, curves) in read(run, Curve::Training)? {
+        let failed = |e| TrainError::Internal(format!("the plot of stage {stage}: {e}"));
+        let sources: Vec<(&str, &Points)> = curves
+            .iter()
+            .filter_map(|(name, points)| Some((name.strip_prefix(DELTA_OF)?, points)))
+            .collect();
+        let deltas = match sources.is_empty() {
+            true => None,
+            false => Some(delta_panel::render(stage, &sources).map_err(failed)?),
+        };
         let mut svg = String::new();
-        render(&Stages::from([(stage, curves)]), &validation, &mut svg)
-            .map_err(|e| TrainError::Internal(format!("the plot of stage {stage}: {e}")))?;
-        Ok((stage, svg))
-    };
-    read(run, Curve::Training)?.into_iter().map(panel).collect()
+        render(&Stages::from([(stage, curves)]), &validation, &mut svg).map_err(failed)?;
+        panels.push((stage, svg));
+        panels.extend(deltas.map(|svg| (stage, svg)));
+    }
+    Ok(panels)
 }
 
 fn render(
@@ -153,7 +170,7 @@ fn render(
 }
 
 /// At most [`POINTS`] points, each the mean of its neighbours.
-fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
+pub(crate) fn thinned(points: &[(f64, f64)]) -> Vec<(f64, f64)> {
     let each = points.len().div_ceil(POINTS).max(1);
     let mean = |part: &[(f64, f64)]| {
         let n = part.len() as f64;
@@ -180,6 +197,12 @@ fn read(run: &Path, curve: Curve) -> Result<Stages, TrainError> {
             if let Some(value) = line[name].as_f64() {
                 let points = of_stage.entry(name.to_owned()).or_default();
                 points.push((step, value));
+            }
+        }
+        for (source, delta) in line[DELTAS].as_object().into_iter().flatten() {
+            if let Some(delta) = delta.as_f64() {
+                let points = of_stage.entry(format!("{DELTA_OF}{source}")).or_default();
+                points.push((step, delta));
             }
         }
     }
@@ -215,12 +238,38 @@ mod tests {
     }
 
     #[test]
+    fn delta_has_a_panel_of_its_own_where_it_is_measured() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut log = String::new();
+        for (stage, step) in [(1, 1), (2, 1), (2, 2)] {
+            let mut line = serde_json::json!({"stage": stage, "step": step, "loss": 1.0});
+            if stage == 2 {
+                line[DELTAS] = serde_json::json!({"coco": 0.5, "g<q>a": 0.25 * f64::from(step)});
+            }
+            log += &format!("{line}\n");
+        }
+        std::fs::write(dir.path().join(Curve::Training.files()[0]), log).unwrap();
+        let curves = &read(dir.path(), Curve::Training).unwrap()[&2];
+        assert_eq!(curves["delta/g<q>a"], [(1.0, 0.25), (2.0, 0.5)]);
+        let panels = panels(dir.path()).unwrap();
+        let stages: Vec<u64> = panels.iter().map(|(stage, _)| *stage).collect();
+        assert_eq!(stages, [1, 2, 2]);
+        let (loss, deltas) = (&panels[1].1, &panels[2].1);
+        assert!(deltas.contains("stage 2, asking") && deltas.contains("coco"));
+        assert!(deltas.contains("g&lt;q&gt;a") && !loss.contains("coco"));
+        // A line and its place in the legend.
+        for color in ["#E6194B", "#3CB44B"] {
+            assert_eq!(deltas.matches(color).count(), 2, "{color}");
+        }
+    }
+
+    #[test]
     fn a_panel_for_each_stage_and_a_line_for_each_loss() {
         let dir = tempfile::tempdir().unwrap();
         plot(dir.path()).unwrap();
         assert!(!dir.path().join(PLOT).exists());
-        let mut log = LossLog::open(dir.path(), Curve::Training).unwrap();
-        let mut valid = LossLog::open(dir.path(), Curve::Validation).unwrap();
+        let mut log = LossLog::open(dir.path(), Curve::Training, false).unwrap();
+        let mut valid = LossLog::open(dir.path(), Curve::Validation, false).unwrap();
         for stage in [1, 2] {
             for step in 1..=1500 {
                 let loss = 3.0 / step as f64;

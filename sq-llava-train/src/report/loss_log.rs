@@ -1,6 +1,7 @@
 //! The curves of a run: one line a step, and one a validation, as JSON lines, as CSV and as events
 //! of TensorBoard.
 
+use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
@@ -13,6 +14,9 @@ use crate::report::metrics::Quantity;
 use crate::report::samples::SAMPLES;
 use crate::report::tensorboard::EventWriter;
 use crate::step::report::{LoggedStep, StepReport};
+
+/// What the logs call δ of the sources that are followed.
+pub(crate) const DELTAS: &str = "delta";
 
 /// Which curve.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,16 +50,19 @@ impl Curve {
 #[derive(Debug)]
 pub struct LossLog {
     curve: Curve,
+    /// Whether it has the column of δ.
+    has_deltas: bool,
     files: [(PathBuf, BufWriter<File>); 2],
     events: Option<EventWriter>,
 }
 
 impl LossLog {
-    /// Opens a log of a run directory, after the lines that are there already.
+    /// Opens a log of a run directory, after the lines that are there already. Where `has_deltas`,
+    /// the CSV file has a last column with δ of each source that is followed, as a JSON object.
     ///
     /// # Errors
     /// If a file cannot be written.
-    pub fn open(directory: &Path, curve: Curve) -> Result<Self, TrainError> {
+    pub fn open(directory: &Path, curve: Curve, has_deltas: bool) -> Result<Self, TrainError> {
         let open = |name: &str| {
             let path = directory.join(name);
             let file = OpenOptions::new().create(true).append(true).open(&path);
@@ -65,12 +72,14 @@ impl LossLog {
         let [json, csv] = curve.files();
         let mut log = Self {
             curve,
+            has_deltas,
             files: [open(json)?, open(csv)?],
             events: None,
         };
         let empty = std::fs::metadata(directory.join(csv)).map_or(0, |m| m.len()) == 0;
         if empty {
-            let names: Vec<&str> = curve.quantities().iter().map(|q| q.name()).collect();
+            let mut names: Vec<&str> = curve.quantities().iter().map(|q| q.name()).collect();
+            names.extend(has_deltas.then_some(DELTAS));
             log.line(1, &format!("stage,step,epoch,{}", names.join(",")))?;
         }
         Ok(log)
@@ -133,14 +142,22 @@ impl LossLog {
             };
             object.insert(quantity.name().into(), value);
         }
+        if !report.deltas.is_empty() {
+            object.insert(DELTAS.into(), json!(*report.deltas));
+        }
+        if self.has_deltas {
+            row += &format!(",{}", quoted(&report.deltas));
+        }
         self.line(0, &Value::Object(object).to_string())?;
         self.line(1, &row)?;
         let Some(events) = &mut self.events else {
             return Ok(());
         };
         let quantities = self.curve.quantities().iter();
-        let values = quantities.filter_map(|q| Some((q.name(), q.of(report)?)));
-        events.scalars(step, values)
+        let values = quantities.filter_map(|q| Some((q.name().to_owned(), q.of(report)?)));
+        let deltas = report.deltas.iter();
+        let deltas = deltas.map(|(source, &delta)| (format!("asking/delta/{source}"), delta));
+        events.scalars(step, values.chain(deltas))
     }
 
     /// Puts what was written on the disk for good.
@@ -159,6 +176,14 @@ impl LossLog {
         let (path, writer) = &mut self.files[file];
         let written = writeln!(writer, "{line}").and_then(|()| writer.flush());
         written.map_err(|e| TrainError::io(&*path, e))
+    }
+}
+
+/// A JSON object as a field of CSV; nothing for an empty one.
+fn quoted(deltas: &BTreeMap<String, f64>) -> String {
+    match deltas.is_empty() {
+        true => String::new(),
+        false => format!("\"{}\"", json!(deltas).to_string().replace('"', "\"\"")),
     }
 }
 
@@ -228,7 +253,7 @@ mod tests {
     fn both_files_hold_the_same_and_are_appended_to() {
         let dir = tempfile::tempdir().unwrap();
         for stage in [1, 2] {
-            LossLog::open(dir.path(), Curve::Training)
+            LossLog::open(dir.path(), Curve::Training, false)
                 .unwrap()
                 .write(stage, 7, 1, &report())
                 .unwrap();
@@ -250,9 +275,63 @@ mod tests {
     }
 
     #[test]
+    fn delta_of_each_source_is_an_object_whatever_the_names_hold() {
+        let dir = tempfile::tempdir().unwrap();
+        let log = LossLog::open(dir.path(), Curve::Training, true).unwrap();
+        let mut log = log.with_events(dir.path(), 2, 0).unwrap();
+        let followed = StepReport {
+            deltas: [("coco", 0.5), ("a \"b\", c", 0.1 + 0.2)]
+                .map(|(name, delta)| (name.to_owned(), delta))
+                .into_iter()
+                .collect::<BTreeMap<_, _>>()
+                .into(),
+            ..report()
+        };
+        // A stage that follows nothing, and one that does.
+        log.write(1, 1, 1, &report()).unwrap();
+        log.write(2, 1, 1, &followed).unwrap();
+        let text = read(&dir, "log.jsonl");
+        let lines: Vec<Value> = text
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        assert!(lines[0].get(DELTAS).is_none());
+        let deltas = json!({"a \"b\", c": 0.1 + 0.2, "coco": 0.5});
+        assert_eq!(lines[1][DELTAS], deltas);
+        let csv = read(&dir, "log.csv");
+        let [head, first, second] = csv.lines().collect::<Vec<_>>()[..] else {
+            panic!("{csv}");
+        };
+        assert!(
+            head.ends_with(",skipped,delta") && first.ends_with(",0,"),
+            "{csv}"
+        );
+        // RFC 4180: in a quoted field a quote is written twice.
+        let field = r#","{""a \""b\"", c"":0.30000000000000004,""coco"":0.5}""#;
+        assert!(second.ends_with(field), "{second}");
+        let folder = dir.path().join("tensorboard/stage2");
+        let events = std::fs::read_dir(folder).unwrap().next().unwrap().unwrap();
+        let events = std::fs::read(events.path()).unwrap();
+        for tag in ["asking/delta/coco", "asking/delta/a \"b\", c"] {
+            let tag = tag.as_bytes();
+            assert_eq!(
+                events
+                    .windows(tag.len())
+                    .filter(|part| *part == tag)
+                    .count(),
+                1
+            );
+        }
+        // The lines without are as they were.
+        assert_eq!(head.split(',').count(), first.split(',').count());
+        LossLog::rewind(dir.path(), Some(LoggedStep { stage: 2, step: 1 })).unwrap();
+        assert_eq!(read(&dir, "log.csv"), csv);
+    }
+
+    #[test]
     fn a_log_is_taken_back_to_a_step() {
         let dir = tempfile::tempdir().unwrap();
-        let mut log = LossLog::open(dir.path(), Curve::Training).unwrap();
+        let mut log = LossLog::open(dir.path(), Curve::Training, false).unwrap();
         for (stage, steps) in [(1, 3), (2, 4)] {
             for step in 1..=steps {
                 log.write(stage, step, 1, &report()).unwrap();

@@ -2,6 +2,7 @@
 
 pub(crate) mod announce;
 pub(crate) mod curves;
+pub(crate) mod delta_panel;
 pub(crate) mod loss_log;
 pub(crate) mod metrics;
 pub(crate) mod notes;

@@ -1,5 +1,6 @@
 //! A run: its stages, its directory, checkpoints and resuming.
 
+pub(crate) mod adaptive;
 pub(crate) mod base;
 pub(crate) mod devices;
 pub(crate) mod later;

@@ -29,6 +29,7 @@ use crate::run::stop::StopSignal;
 use crate::step::loss::LossSums;
 use crate::step::masks::MaskSums;
 use crate::step::report::StepReport;
+use crate::step::source_sums::SourceSums;
 
 pub(crate) use self::gradients::{Order, Trainable};
 pub use self::launcher::Launcher;
@@ -61,61 +62,50 @@ impl std::fmt::Debug for Nodes {
 }
 
 /// What a node says about a step beside the gradients.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct StepNews {
     step: usize,
     step_tokens: usize,
     step_masked: usize,
     /// Whether it was asked to stop.
     stop: bool,
-    /// Bits of the sums over asked questions, over answers and over pictures with masks: JSON knows
-    /// no NaN.
-    loss: [u64; 3],
-    /// Tokens of asked questions and of answers, samples, tokens, samples cut, samples left out,
-    /// pictures with masks.
-    counts: [usize; 7],
+    sums: LossSums,
+    by_source: SourceSums,
+    /// Bits of the sum over pictures with masks, which JSON may round, and their number.
+    masks: (u64, usize),
+    /// Samples, tokens, samples cut, samples left out.
+    counts: [usize; 4],
 }
 
 impl StepNews {
     fn new(id: StepId, stop: bool, report: &StepReport) -> Self {
-        let sums = &report.sums;
         Self {
             step: id.step,
             step_tokens: id.step_tokens,
             step_masked: id.step_masked,
             stop,
-            loss: [sums.question, sums.answer, report.masks.loss].map(f64::to_bits),
+            sums: report.sums,
+            by_source: report.by_source.clone(),
+            masks: (report.masks.loss.to_bits(), report.masks.pictures),
             counts: [
-                sums.question_tokens,
-                sums.answer_tokens,
                 report.samples,
                 report.tokens,
                 report.truncated,
                 report.skipped,
-                report.masks.pictures,
             ],
         }
     }
 
     fn report(&self) -> StepReport {
-        let [question, answer, loss] = self.loss.map(f64::from_bits);
-        let [
-            question_tokens,
-            answer_tokens,
-            samples,
-            tokens,
-            truncated,
-            skipped,
-            pictures,
-        ] = self.counts;
+        let [samples, tokens, truncated, skipped] = self.counts;
+        let (loss, pictures) = self.masks;
         StepReport {
-            sums: LossSums {
-                question,
-                answer,
-                question_tokens,
-                answer_tokens,
+            sums: self.sums,
+            by_source: self.by_source.clone(),
+            masks: MaskSums {
+                loss: f64::from_bits(loss),
+                pictures,
             },
-            masks: MaskSums { loss, pictures },
             samples,
             tokens,
             truncated,

@@ -11,6 +11,7 @@ use sq_llava_data::{DataSet, files};
 use crate::error::TrainError;
 use crate::run::base::TrainPaths;
 use crate::run::manifest::{FileSum, entries, sum};
+use crate::step::adaptive::AskingState;
 
 /// Name of the file in a checkpoint.
 pub(crate) const STATE: &str = "trainer_state.json";
@@ -19,7 +20,8 @@ pub(crate) const STATE: &str = "trainer_state.json";
 const FORMAT: u32 = 1;
 
 /// Where a stage stands, between two steps. Order of the data, asking draws, dropout and learning
-/// rates are functions of the recipe's seed and the step, so the step is their state.
+/// rates are functions of the recipe's seed and the step, so the step is their state; of adaptive
+/// asking draws it is what was measured, too.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StageProgress {
@@ -41,6 +43,9 @@ pub struct StageProgress {
     pub loss: Option<f64>,
     /// The best validation so far.
     pub best: Option<BestValidation>,
+    /// What adaptive asking has measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub asking: Option<AskingState>,
 }
 
 /// The best validation of a stage.

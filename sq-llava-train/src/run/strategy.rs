@@ -29,6 +29,7 @@ use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
+use crate::run::adaptive::AdaptiveAsking;
 use crate::run::devices::DevicePool;
 use crate::run::nodes::{Nodes, Order, StepId};
 use crate::run::reporting::Reporting;
@@ -94,6 +95,8 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub optimizer: GroupedAdamW<B>,
     /// Where parts that cannot return errors leave them.
     pub failure: Failure,
+    /// What moves δ; `None` where nothing does.
+    pub(crate) adaptive: Option<AdaptiveAsking>,
     /// The loss log.
     pub log: Mutex<LossLog>,
     /// The log of validations, and when there are any.
@@ -299,6 +302,9 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         progress.truncated += report.truncated;
         progress.skipped += report.skipped;
         progress.loss = Some(report.loss);
+        if let Some(adaptive) = &self.adaptive {
+            adaptive.after_step(progress, report);
+        }
         Ok(())
     }
 

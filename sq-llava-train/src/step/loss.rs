@@ -8,11 +8,14 @@
 use burn::optim::GradientsParams;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{DType, Tensor, TensorData};
+use serde::{Deserialize, Serialize};
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::ops::cross_entropy::token_losses;
 
 use crate::data::batch::Targets;
+use crate::step::bits;
 use crate::step::recompute::collect;
+use crate::step::source_sums::SourceSums;
 
 /// How the loss is weighted and computed.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,11 +29,14 @@ pub struct LossSettings {
 }
 
 /// Unweighted sums of cross-entropy in nats, and over how many tokens.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct LossSums {
     /// Over the tokens of asked questions.
+    #[serde(with = "bits")]
     pub question: f64,
     /// Over the tokens of answers.
+    #[serde(with = "bits")]
     pub answer: f64,
     /// Number of tokens of asked questions.
     pub question_tokens: usize,
@@ -76,6 +82,8 @@ impl AnswerCounts {
 pub(crate) struct JointLoss<B: AutodiffBackend> {
     /// Sums for the log.
     pub sums: LossSums,
+    /// The same of each source that is followed.
+    pub by_source: SourceSums,
     /// Its gradient on the states, `[n, hidden]`. `None` if there is nothing to learn.
     pub gradient: Option<Tensor<B::InnerBackend, 2>>,
     /// Gradients of the head's own trainable rows.
@@ -83,15 +91,20 @@ pub(crate) struct JointLoss<B: AutodiffBackend> {
 }
 
 impl LossSums {
-    fn add(&mut self, losses: &[f32], asked: &[bool]) {
+    /// Adds the loss of a token, which belongs to an asked question or to an answer.
+    pub(crate) fn add(&mut self, loss: f32, asked: bool) {
+        if asked {
+            self.question += f64::from(loss);
+            self.question_tokens += 1;
+        } else {
+            self.answer += f64::from(loss);
+            self.answer_tokens += 1;
+        }
+    }
+
+    fn add_all(&mut self, losses: &[f32], asked: &[bool]) {
         for (&loss, &asked) in losses.iter().zip(asked) {
-            if asked {
-                self.question += f64::from(loss);
-                self.question_tokens += 1;
-            } else {
-                self.answer += f64::from(loss);
-                self.answer_tokens += 1;
-            }
+            self.add(loss, asked);
         }
     }
 
@@ -155,6 +168,7 @@ impl LossSettings {
     ) -> JointLoss<B> {
         let mut out = JointLoss {
             sums: LossSums::default(),
+            by_source: SourceSums::default(),
             gradient: None,
             head: GradientsParams::new(),
         };
@@ -171,7 +185,10 @@ impl LossSettings {
             let leaf = Tensor::<B, 2>::from_inner(states.clone().slice([start..end, 0..width]))
                 .require_grad();
             let losses = llama.token_losses(leaf.clone(), &targets.ids[start..end]);
-            out.sums.add(&host(losses.clone()), asked);
+            let values = host(losses.clone());
+            out.sums.add_all(&values, asked);
+            out.by_source
+                .add(&values, asked, &targets.sources[start..end]);
             let weights = self.weights::<B>(asked, denominator, &device);
             let mut grads = (losses * weights).sum().backward();
             // The leaf is part of the graph, so its gradient is there.
@@ -190,8 +207,8 @@ impl LossSettings {
         llama: &Llama<B>,
         hidden: Tensor<B, 2>,
         targets: &Targets,
-    ) -> (LossSums, AnswerCounts) {
-        let mut sums = LossSums::default();
+    ) -> (LossSums, SourceSums, AnswerCounts) {
+        let (mut sums, mut by_source) = (LossSums::default(), SourceSums::default());
         let (total, width) = (targets.ids.len(), hidden.dims()[1]);
         let mut likeliest: Vec<i64> = Vec::with_capacity(total);
         for start in (0..total).step_by(self.chunk_tokens.max(1)) {
@@ -199,8 +216,10 @@ impl LossSettings {
             let chunk = hidden.clone().slice([start..end, 0..width]);
             let logits = llama.logits(chunk);
             likeliest.extend(logits.clone().argmax(1).into_data().iter::<i64>());
-            let losses = token_losses(logits, &targets.ids[start..end]);
-            sums.add(&host(losses), &targets.asked[start..end]);
+            let losses = host(token_losses(logits, &targets.ids[start..end]));
+            let asked = &targets.asked[start..end];
+            sums.add_all(&losses, asked);
+            by_source.add(&losses, asked, &targets.sources[start..end]);
         }
         let mut counts = AnswerCounts::default();
         for answer in targets.answers() {
@@ -211,7 +230,7 @@ impl LossSettings {
             counts.answers += 1;
             counts.exact += usize::from(right == answer.len());
         }
-        (sums, counts)
+        (sums, by_source, counts)
     }
 }
 

@@ -1,6 +1,8 @@
 //! One optimizer step: the joint loss, its gradients with or without recompute, and AdamW over the
 //! parameters that train.
 
+pub mod adaptive;
+pub(crate) mod bits;
 pub(crate) mod counts;
 pub mod groups;
 pub mod loss;
@@ -12,6 +14,7 @@ pub(crate) mod pictures;
 pub(crate) mod recompute;
 pub mod report;
 pub(crate) mod schedule;
+pub mod source_sums;
 pub(crate) mod tower;
 pub mod whole;
 pub(crate) mod work;

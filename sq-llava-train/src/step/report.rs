@@ -1,8 +1,12 @@
 //! What is measured at an optimizer step.
 
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
 use crate::step::loss::{AnswerCounts, LossSums};
 use crate::step::masks::MaskSums;
 use crate::step::optimizer::StepNorms;
+use crate::step::source_sums::SourceSums;
 
 /// A step of a stage, in the order in which they are logged.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -18,6 +22,10 @@ pub struct LoggedStep {
 pub struct StepReport {
     /// Sums of the loss.
     pub sums: LossSums,
+    /// The same of each source that is followed.
+    pub by_source: SourceSums,
+    /// δ of each source that is followed, by its name.
+    pub deltas: Arc<BTreeMap<String, f64>>,
     /// How answers were predicted; counted in validation only.
     pub answers: AnswerCounts,
     /// Sums of the loss of masks, which `loss` leaves out.
@@ -46,6 +54,7 @@ impl StepReport {
     /// Adds another batch of the same step.
     pub fn merge(&mut self, other: &Self) {
         self.sums.merge(&other.sums);
+        self.by_source.merge(&other.by_source);
         self.answers.merge(&other.answers);
         self.masks.merge(&other.masks);
         self.samples += other.samples;

@@ -251,11 +251,12 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let pass = pass.with_loss_below(masks.total);
         let states = at_rows(pass.output.clone(), &targets);
         if !blocks.trains() {
-            (report.sums, _) = loss.evaluate(llama, Tensor::from_inner(states), &targets);
+            let states = Tensor::from_inner(states);
+            (report.sums, report.by_source, _) = loss.evaluate(llama, states, &targets);
             return Ok((GradientsParams::new(), report));
         }
         let loss = loss.joint_loss(llama, states, &targets, batch.step_tokens);
-        report.sums = loss.sums;
+        (report.sums, report.by_source) = (loss.sums, loss.by_source);
         let mut grads = loss.head;
         let Some(gradient) = loss.gradient else {
             return Ok((grads, report));
@@ -351,7 +352,8 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             let mut report = self.report(&batch, sequences.used);
             report.masks = masks.sums;
             let states = at_rows(hidden, targets);
-            (report.sums, report.answers) = self.context.loss.evaluate(llama, states, targets);
+            let loss = &self.context.loss;
+            (report.sums, report.by_source, report.answers) = loss.evaluate(llama, states, targets);
             Ok(report)
         };
         run().unwrap_or_else(|error| {

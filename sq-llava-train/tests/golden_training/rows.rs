@@ -25,6 +25,7 @@ pub fn samples(tensors: &Tensors, ids: &str, labels: &str, mask: Option<&str>) -
                 ids: ids[..real].to_vec(),
                 roles: labels[span][..real].iter().map(role).collect(),
                 pictures: vec![],
+                source: None,
             }
         })
         .collect()

@@ -118,6 +118,7 @@ pub fn sample(id: &str, model: &SqLlava<Ad>, words: usize, pictures: &[usize]) -
         ids,
         roles,
         pictures: pictures.collect(),
+        source: None,
     }
 }
 

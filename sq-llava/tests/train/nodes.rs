@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use golden::Value;
 
+use crate::adaptive;
 use crate::world::{STEPS, World, random, said};
 
 /// No job takes as long.
@@ -184,6 +185,30 @@ fn two_nodes_train_as_one() {
             );
         }
     }
+}
+
+#[test]
+fn two_nodes_measure_and_ask_as_one() {
+    let world = World::new();
+    let sets = adaptive::prepare(&world, 1);
+    let sets: Vec<&str> = sets.iter().map(String::as_str).collect();
+    let job = both(&world, "two", &sets);
+    world.train("one", &sets);
+    job.succeed();
+    let [first, second] = ["two/node-0", "two/node-1"];
+    adaptive::assert_moves(&world, first, 1);
+    world.assert_same(first, second);
+    assert_eq!(
+        adaptive::deltas(&world, first),
+        adaptive::deltas(&world, second)
+    );
+    // Sums in another order, and yet the same questions.
+    let asked = |run: &str| -> Vec<f64> {
+        let log = world.log(run, "log.jsonl");
+        let tokens = log.iter().map(|line| line["question_tokens"].as_f64());
+        tokens.map(|tokens| tokens.expect("a count")).collect()
+    };
+    assert_eq!(asked("one"), asked(first));
 }
 
 #[test]

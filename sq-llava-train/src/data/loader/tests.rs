@@ -10,6 +10,7 @@ use sq_llava_data::{
 use super::*;
 use crate::data::batch::TrainSample;
 
+mod adaptive;
 mod bad_images;
 mod masks;
 mod packing;
@@ -80,6 +81,7 @@ impl World {
                 seed: 3,
                 ..AskingPolicy::default()
             }),
+            followed: None,
             bad_images: BadImagePolicy::Error,
             features: None,
             masks: None,

@@ -1,9 +1,9 @@
 //! A thread that prepares optimizer steps: reads and encodes their samples, decodes the pictures
 //! and lays the batches out.
 
-use std::ops::Range;
-use std::sync::Arc;
+use std::ops::{ControlFlow, Range};
 use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Weak};
 
 use sq_llava_data::Draw;
 use sq_llava_data::foreign::guarded;
@@ -13,6 +13,7 @@ use super::{Plan, Shard};
 use crate::data::bad_images::{BadImage, BadImagePolicy};
 use crate::data::batch::{MicroBatch, TrainSample};
 use crate::data::dataset::{Moment, StageData};
+use crate::data::deltas::Followed;
 use crate::data::stall::Activity;
 use crate::error::TrainError;
 
@@ -24,6 +25,8 @@ pub(super) struct Worker {
     pub shard: Shard,
     pub sender: SyncSender<Result<MicroBatch, TrainError>>,
     pub activity: Activity,
+    /// Whoever takes the batches.
+    pub listener: Weak<()>,
 }
 
 /// A sample of a step, with its pictures where they are opened already.
@@ -53,20 +56,35 @@ impl Worker {
                 order = (Some(epoch), whole[self.positions.clone()].to_vec());
             }
             let chosen = &order.1[self.plan.positions(step)];
-            if let Err(error) = self.send_step(step, chosen) {
-                // Without a receiver nobody needs the error.
-                let _ = self.sender.send(Err(error));
-                return;
+            match self.send_step(step, chosen) {
+                Ok(ControlFlow::Continue(())) => {}
+                Ok(ControlFlow::Break(())) => return,
+                Err(error) => {
+                    // Without a receiver nobody needs the error.
+                    let _ = self.sender.send(Err(error));
+                    return;
+                }
             }
         }
     }
 
     /// Prepares the batches of one step. All its samples are encoded before the first is handed
-    /// over: each batch carries the number of learnable tokens of the whole step.
-    fn send_step(&self, step: usize, chosen: &[Draw]) -> Result<(), TrainError> {
+    /// over: each batch carries the number of learnable tokens of the whole step. Breaks where nobody
+    /// takes them.
+    fn send_step(&self, step: usize, chosen: &[Draw]) -> Result<ControlFlow<()>, TrainError> {
+        let deltas = match &self.data.followed {
+            None => None,
+            Some(Followed { every, deltas, .. }) => {
+                match deltas.wait(step / every, &self.listener)? {
+                    None => return Ok(ControlFlow::Break(())),
+                    known => known,
+                }
+            }
+        };
         let at = Moment {
             epoch: self.plan.epoch(step),
             progress: step as f64 / self.plan.steps().max(1) as f64,
+            deltas: deltas.as_deref(),
         };
         let (mut samples, mut bad) = self.encode_all(at, chosen)?;
         let placeholder = samples.first().map(|first| first.sample.placeholder());
@@ -130,10 +148,10 @@ impl Worker {
                 batch.rows = None;
             }
             if self.sender.send(Ok(batch)).is_err() {
-                return Ok(());
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// A sample's pictures, which may take long to come.
@@ -162,7 +180,7 @@ impl Worker {
     /// there is nothing to show in their place.
     fn encode_all(
         &self,
-        at: Moment,
+        at: Moment<'_>,
         chosen: &[Draw],
     ) -> Result<(Vec<Prepared>, Vec<BadImage>), TrainError> {
         let (mut samples, mut bad) = (Vec::with_capacity(chosen.len()), Vec::new());
@@ -185,7 +203,7 @@ impl Worker {
     }
 
     /// A sample's ids. A panic of the tokenizer is an error that names the sample.
-    fn encode(&self, at: Moment, draw: Draw) -> Result<Prepared, TrainError> {
+    fn encode(&self, at: Moment<'_>, draw: Draw) -> Result<Prepared, TrainError> {
         let index = draw.index;
         let file = self.data.data.file_name(index);
         self.activity.begin(format!("sample #{index} of {file}"));

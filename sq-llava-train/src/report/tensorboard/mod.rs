@@ -65,10 +65,10 @@ impl EventWriter {
     pub fn scalars(
         &mut self,
         step: usize,
-        values: impl IntoIterator<Item = (&'static str, f64)>,
+        values: impl IntoIterator<Item = (impl Into<String>, f64)>,
     ) -> Result<(), TrainError> {
-        let value = |(tag, value): (&str, f64)| Value {
-            tag: tag.into(),
+        let value = |(tag, value)| Value {
+            tag: Into::into(tag),
             metadata: None,
             datum: Some(Datum::Scalar(value as f32)),
         };

@@ -15,6 +15,7 @@ use crate::recipe::Recipe;
 use crate::run::base::TrainPaths;
 use crate::run::resume::{Difference, Resume, differing, flat, is_how, whole_checkpoints};
 use crate::run::state::Sources;
+use crate::step::adaptive::AskingState;
 
 /// When it is compared, for messages.
 const AT: &str = "at the start";
@@ -49,11 +50,13 @@ pub(crate) struct StageStart<'a> {
     pub plan: Plan,
     /// Steps that a resumed run has taken already.
     pub steps_done: usize,
+    /// What adaptive asking has measured in them.
+    pub asking: Option<&'a AskingState>,
     pub data: &'a StageData,
 }
 
 /// What each node says of it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct StageNews {
     stage: u8,
     steps_done: usize,
@@ -64,6 +67,8 @@ struct StageNews {
     order: u32,
     names: u32,
     values: u32,
+    /// What adaptive asking has measured.
+    asking: Option<AskingState>,
 }
 
 /// Compares how the nodes begin. Returns where all of them go on: at the newest checkpoint that
@@ -198,6 +203,7 @@ pub(crate) fn agree_on_stage<B: AutodiffBackend, M: Module<B>>(
         order: order.finalize(),
         names: names.finalize(),
         values: gradients::checksum(trainable),
+        asking: start.asking.cloned(),
     };
     let all = nodes.gather(AT, &mine)?;
     let different: Vec<String> = (1..all.len())
@@ -245,12 +251,19 @@ fn stage_differences(first: &StageNews, other: &StageNews, rank: usize) -> Vec<S
         crc(first.values),
         crc(other.values),
     );
+    if first.asking != other.asking {
+        found.push(format!(
+            "what adaptive asking has measured differs on rank 0 and on rank {rank}"
+        ));
+    }
     found
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Flavour;
+    use crate::step::adaptive::AdaptiveSettings;
 
     fn start(whole: &[&str]) -> Start {
         let sources = serde_json::json!({
@@ -329,6 +342,7 @@ mod tests {
             order: 1,
             names: 2,
             values: 3,
+            asking: None,
         };
         assert!(stage_differences(&first, &first, 1).is_empty());
         let other = StageNews {
@@ -341,6 +355,17 @@ mod tests {
             found,
             "steps taken are 4 on rank 0 and 6 on rank 1; the values that train are crc32 00000003 \
              on rank 0 and crc32 00000004 on rank 1"
+        );
+        let settings = AdaptiveSettings::of(&Recipe::published(Flavour::Paper).asking);
+        let measured = StageNews {
+            asking: Some(AskingState::new(&["coco".to_owned()], &settings)),
+            ..first.clone()
+        };
+        assert!(stage_differences(&measured, &measured, 1).is_empty());
+        let found = stage_differences(&first, &measured, 1).join("; ");
+        assert!(
+            found.contains("adaptive asking") && found.contains("rank 1"),
+            "{found}"
         );
     }
 }

@@ -271,6 +271,13 @@ fn gradients_are_summed_whatever_the_buckets_and_however_early_they_go() {
 fn reports_are_added_up_and_one_wish_is_enough() {
     // More than f32 counts, and a loss that is no number.
     let many = (1 << 24) + 1;
+    // The second node has no token of the first source, the first none of the last.
+    let by_source = |rank: usize| {
+        let mut sums = SourceSums::default();
+        let sources = [Some(1), Some(2 * rank)];
+        sums.add(&[0.1 + rank as f32, 3.0], &[true, false], &sources);
+        sums
+    };
     let report = |rank: usize| StepReport {
         sums: LossSums {
             question: 0.1 * (rank + 1) as f64,
@@ -282,6 +289,7 @@ fn reports_are_added_up_and_one_wish_is_enough() {
             loss: 0.25,
             pictures: 1 + rank,
         },
+        by_source: by_source(rank),
         samples: rank + 1,
         tokens: many + rank,
         truncated: rank,
@@ -311,6 +319,10 @@ fn reports_are_added_up_and_one_wish_is_enough() {
     for report in reports {
         assert_eq!(report.sums.question, 0.1 + 0.2);
         assert!(report.sums.answer.is_nan());
+        let mut all = by_source(0);
+        all.merge(&by_source(1));
+        assert_eq!(report.by_source, all);
+        assert_eq!(report.by_source.of(1).question_tokens, 2);
         assert_eq!(report.sums.question_tokens, 2 * many);
         assert_eq!(report.sums.answer_tokens, 1);
         assert_eq!((report.samples, report.tokens), (3, 2 * many + 1));

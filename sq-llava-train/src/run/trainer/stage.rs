@@ -15,7 +15,7 @@ use sq_llava_model::kernels::blocks::is_native;
 
 use super::{Trainer, Ui};
 use crate::data::bad_images::BadImageLog;
-use crate::data::dataset::{Shown, StageData, check_sources, sampler};
+use crate::data::dataset::{Shown, StageData, check_sources, followed, sampler};
 use crate::data::features::FeatureCache;
 use crate::data::loader::{BatchLoader, Plan};
 use crate::data::masks::StageMasks;
@@ -31,6 +31,7 @@ use crate::report::renderer::{LineRenderer, NoRenderer, SilentLogger};
 use crate::report::samples::SampleLog;
 use crate::report::tensorboard::EventWriter;
 use crate::report::time_left::{TimeLeft, duration};
+use crate::run::adaptive::AdaptiveAsking;
 use crate::run::base::processor_of;
 use crate::run::devices::devices_of;
 use crate::run::later::later_steps;
@@ -90,6 +91,8 @@ pub(super) struct Stage<'a, B: AutodiffBackend> {
     optimizer: GroupedAdamW<B>,
     /// Where it begins or resumes.
     start: StageProgress,
+    /// What moves δ from there.
+    adaptive: Option<AdaptiveAsking>,
     /// Pictures that cannot be used.
     bad_images: BadImageLog,
     /// Where loader and strategy leave their errors.
@@ -107,15 +110,15 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let (number, recipe) = (split.stage, trainer.request.recipe);
         let settings = recipe.stage(number);
         let features = Arc::new(FeatureCache::new(recipe.feature_cache_mib << 20));
-        let open = |data| {
-            let data = trainer.stage_data(prepared, number, data, &features);
-            data.map(Arc::new)
-        };
+        let open = |data| trainer.stage_data(prepared, number, data, &features);
         let validation = match split.validation {
-            Some((data, plan)) => Some((open(data)?, plan)),
+            Some((data, plan)) => Some((Arc::new(open(data)?), plan)),
             None => None,
         };
-        let data = open(split.training)?;
+        let mut data = open(split.training)?;
+        // A few samples held out need not be of every source.
+        check_sources(&data)?;
+        data.followed = followed(&recipe.asking, &data)?;
         let plan = Plan::new(settings, data.len());
         let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
         let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
@@ -125,18 +128,20 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             start = checkpoint.state.progress;
             schedule = LrScheduler::load_record::<B>(schedule, start.step);
         }
+        let adaptive = AdaptiveAsking::open(&recipe.asking, &data, &mut start)?;
         Ok(Self {
             bad_images: BadImageLog::open(trainer.run.path(), number, recipe.bad_images)?,
             trainer,
             number,
             settings,
-            data,
+            data: Arc::new(data),
             validation,
             features,
             plan,
             schedule,
             optimizer,
             start,
+            adaptive,
             failure: Failure::default(),
         })
     }
@@ -175,6 +180,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             stage: self.number,
             plan: self.plan,
             steps_done: self.start.step,
+            asking: self.start.asking.as_ref(),
             data: &self.data,
         };
         let trainable = Trainable {
@@ -243,10 +249,12 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         finished: Arc<Mutex<Option<Finished<B>>>>,
     ) -> Result<StepStrategy<B>, TrainError> {
         let (request, settings) = (&self.trainer.request, self.settings);
-        let run = self.trainer.run.path();
+        let (run, recipe) = (self.trainer.run.path(), request.recipe);
         let log = |curve| {
-            let log = LossLog::open(run, curve)?;
-            let log = match request.recipe.report.tensorboard {
+            // Both stages are in one log.
+            let has_deltas = curve == Curve::Training && recipe.asking.is_adaptive();
+            let log = LossLog::open(run, curve, has_deltas)?;
+            let log = match recipe.report.tensorboard {
                 true => log.with_events(run, self.number, self.start.step)?,
                 false => log,
             };
@@ -265,11 +273,12 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             loss: self.loss(),
             optimizer: self.optimizer.clone(),
             failure: self.failure.clone(),
+            adaptive: self.adaptive.clone(),
             log: log(Curve::Training)?,
             validation,
-            save_every: request.recipe.save_every,
+            save_every: recipe.save_every,
             save: self.saver(notes),
-            devices: devices_of::<B>(&prepared.model.device(), &request.recipe.devices),
+            devices: devices_of::<B>(&prepared.model.device(), &recipe.devices),
             groups: prepared.groups.clone(),
             nodes: request.nodes.cloned(),
             reporting: self.reporting(prepared, notes)?,
@@ -445,14 +454,11 @@ impl Trainer<'_> {
         let asking = recipe.asking.policy(recipe.seed);
         if recipe.asking.is_overruled() {
             tracing::info!(
-                "stage {stage}: asking.delta is 0, so nothing is asked, whatever asking.sources and \
-                 asking.delta_end say"
+                "stage {stage}: asking.delta is 0, so nothing is asked, whatever asking.schedule, \
+                 asking.sources and asking.delta_end say"
             );
         }
         let asking = asking.filter(|_| prepared.layout.asks());
-        if let Some(policy) = &asking {
-            check_sources(&data, policy)?;
-        }
         let masks = match (&recipe.model.masks, prepared.model.config.patch_grid()) {
             (Some(masks), Some(grid)) => Some(StageMasks {
                 folder: MaskFolder::open(&masks.folder)
@@ -481,6 +487,7 @@ impl Trainer<'_> {
                 spoken_end_tokens: recipe.spoken_end_tokens,
             },
             asking,
+            followed: None,
             features: (!prepared.trains.vision).then(|| features.clone()),
             masks,
         })

@@ -173,6 +173,7 @@ fn batch(shape: &TrainShape, vocabulary: usize) -> MicroBatch {
             ids: (0..shape.tokens).map(id).collect(),
             roles: vec![TokenRole::Answer; shape.tokens],
             pictures: vec![],
+            source: None,
         }
     };
     MicroBatch::whole_step((0..shape.batch).map(sample).collect())

@@ -141,6 +141,7 @@ fn batch(config: &SqLlavaConfig) -> MicroBatch {
             roles: (0..=text).map(role).collect(),
             ids,
             pictures: vec![Picture::of_one_tile(&name, per_image, Some(pixels))],
+            source: None,
         }
     };
     MicroBatch::whole_step((0..SAMPLES).map(sample).collect())
