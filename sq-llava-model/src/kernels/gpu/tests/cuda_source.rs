@@ -64,7 +64,10 @@ fn launch_all() -> Vec<Source> {
             products(rows, || tensor([24, 64], dtype));
         }
     }
-    AdamW(STEP).launch((0..4).map(|_| tensor([300], DType::F32)).collect());
+    for tensors in [1, 11] {
+        let inputs = (0..4 * tensors).map(|_| tensor([300], DType::F32));
+        AdamW(STEP).launch(inputs.collect());
+    }
     for value in [QuantValue::Q8S, QuantValue::Q4S] {
         products(3, || packed([24, 64], value));
     }
