@@ -8,6 +8,7 @@ mod adamw;
 mod cuda_source;
 mod decode;
 mod elements;
+mod likeliest;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;

@@ -16,7 +16,9 @@ use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::activation::{Elements, Work};
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
-use crate::kernels::gpu::{AdamW, Append, Attend, Launch, Normed, RmsNormKernel, RowProduct};
+use crate::kernels::gpu::{
+    AdamW, Append, Attend, Launch, Likeliest, Normed, RmsNormKernel, RowProduct,
+};
 
 const STEP: AdamWStep = AdamWStep {
     rate: 1e-2,
@@ -60,6 +62,7 @@ fn launch_all() -> Vec<Source> {
             Elements(act, Work::GatedSlopes).launch(inputs(3));
         }
         decode(dtype);
+        logits(dtype);
         for rows in [1, 8] {
             products(rows, || tensor([24, 64], dtype));
         }
@@ -72,6 +75,10 @@ fn launch_all() -> Vec<Source> {
         products(3, || packed([24, 64], value));
     }
     sources(&Paper::client(&CudaDevice::new(0)))
+}
+
+fn logits(dtype: DType) {
+    Likeliest.launch(vec![tensor([3, 64], dtype), tensor([64], DType::F32)]);
 }
 
 fn normalise(dtype: DType) {
