@@ -14,10 +14,11 @@ use super::paper::{Paper, Source, sources};
 use crate::kernels::activation::Activation;
 use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::activation::{Elements, Work};
+use crate::kernels::gpu::cross_entropy::{Losses, Slopes};
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
 use crate::kernels::gpu::{
-    AdamW, Append, Attend, Launch, Likeliest, Normed, RmsNormKernel, RowProduct,
+    AdamW, Append, Attend, CrossEntropyKernel, Launch, Likeliest, Normed, RmsNormKernel, RowProduct,
 };
 
 const STEP: AdamWStep = AdamWStep {
@@ -78,7 +79,11 @@ fn launch_all() -> Vec<Source> {
 }
 
 fn logits(dtype: DType) {
-    Likeliest.launch(vec![tensor([3, 64], dtype), tensor([64], DType::F32)]);
+    let kernel = CrossEntropyKernel::new(&[0, 63, 5]);
+    let (rows, sums) = (tensor([3, 64], dtype), tensor([3], DType::F32));
+    Losses(kernel.clone()).launch(vec![rows.clone()]);
+    Slopes(kernel).launch(vec![rows.clone(), sums.clone(), sums]);
+    Likeliest.launch(vec![rows, tensor([64], DType::F32)]);
 }
 
 fn normalise(dtype: DType) {
