@@ -9,6 +9,7 @@ use crate::generation::sampling::{Sampler, Sampling};
 use crate::kernels::blocks::is_native;
 use crate::language::cache::KvCache;
 use crate::ops::finite::{all_finite, is_finite};
+use crate::ops::likeliest::{Choice, Likeliest};
 use crate::ops::pool::on_pool;
 use crate::sq_llava::{Sample, SqLlava};
 
@@ -82,12 +83,32 @@ impl Sequence {
         }
     }
 
-    fn draw(&mut self, scores: &mut [f32], config: &GenerateConfig) -> Result<i64, ModelError> {
-        suppress(scores, config);
-        self.sampler.next(scores, &self.seen).ok_or_else(|| {
+    /// The next token of slot `slot` of the batch.
+    fn draw(
+        &mut self,
+        next: &mut Next,
+        slot: usize,
+        config: &GenerateConfig,
+    ) -> Result<i64, ModelError> {
+        let id = match next {
+            Next::Logits(rows) => {
+                suppress(&mut rows[slot], config);
+                self.sampler.next(&rows[slot], &self.seen)
+            }
+            Next::Chosen(ids) => ids[slot],
+        };
+        id.ok_or_else(|| {
             ModelError::Argument("no token is left to choose: all of them are suppressed".into())
         })
     }
+}
+
+/// What the next tokens of a batch come from.
+pub(super) enum Next {
+    /// Finite logits of each sequence. `batch` × `[vocabulary]`
+    Logits(Vec<Vec<f32>>),
+    /// Ids that the device chose; `None` where all are suppressed.
+    Chosen(Vec<Option<i64>>),
 }
 
 impl<B: Backend> SqLlava<B> {
@@ -148,16 +169,39 @@ impl<B: Backend> SqLlava<B> {
         embeddings: Tensor<B, 3>,
         cache: &mut KvCache<B>,
     ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let [batch, tokens, width] = embeddings.dims();
-        let (past, padding) = (cache.len(), cache.padding().to_vec());
-        let llama = &self.language_model;
+        let past = cache.len();
         let given = embeddings.clone();
-        let (last, logits) = on_pool::<B, _>(batch * tokens, || {
+        let (last, logits) = self.last_logits(embeddings, cache);
+        self.finite(past, given, last, logits, cache)
+    }
+
+    /// The last position's hidden states and logits. `[batch, tokens, hidden]` → `[batch, hidden]`,
+    /// `[batch, vocabulary]`
+    fn last_logits(
+        &self,
+        embeddings: Tensor<B, 3>,
+        cache: &mut KvCache<B>,
+    ) -> (Tensor<B, 2>, Tensor<B, 2>) {
+        let [batch, tokens, width] = embeddings.dims();
+        let padding = cache.padding().to_vec();
+        let llama = &self.language_model;
+        on_pool::<B, _>(batch * tokens, || {
             let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
             let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
             let last = last.reshape([batch, width]);
             (last.clone(), llama.logits(last))
-        });
+        })
+    }
+
+    /// Logits on the host, of embeddings behind `past` tokens; or what is not finite.
+    fn finite(
+        &self,
+        past: usize,
+        given: Tensor<B, 3>,
+        last: Tensor<B, 2>,
+        logits: Tensor<B, 2>,
+        cache: &mut KvCache<B>,
+    ) -> Result<Vec<Vec<f32>>, ModelError> {
         let logits = rows(logits)?;
         // Int8 and int4 on the CPU round their inputs to integers, where NaN becomes 0.
         let rounded = is_native::<B>() && !(is_finite(&given) && is_finite(&last));
@@ -197,7 +241,7 @@ impl<B: Backend> SqLlava<B> {
     /// `on_token` and the draws know it.
     pub(super) fn decode(
         &self,
-        mut logits: Vec<Vec<f32>>,
+        logits: Vec<Vec<f32>>,
         mut cache: KvCache<B>,
         (first, seen): (usize, Vec<Vec<i64>>),
         config: &GenerateConfig,
@@ -218,10 +262,14 @@ impl<B: Backend> SqLlava<B> {
         if config.max_new_tokens == 0 {
             return Ok(generations);
         }
+        let mut next = Next::Logits(logits);
+        let likeliest = self.likeliest(config);
+        // The batch's last tokens, where the device chose them.
+        let mut chosen: Option<Tensor<B, 1, Int>> = None;
         loop {
             let mut kept = Vec::with_capacity(running.len());
             for (slot, sequence) in running.iter_mut().enumerate() {
-                let id = sequence.draw(&mut logits[slot], config)?;
+                let id = sequence.draw(&mut next, slot, config)?;
                 let generation = &mut generations[sequence.row];
                 if config.stop_ids.contains(&id) {
                     generation.finish = FinishReason::Stop;
@@ -246,26 +294,60 @@ impl<B: Backend> SqLlava<B> {
             if kept.len() < running.len() {
                 // Finished samples leave the batch.
                 cache.select(&kept, &device);
+                chosen = None;
                 let mut slots = 0..;
                 running.retain(|_| slots.next().is_some_and(|slot| kept.contains(&slot)));
             }
-            logits = self.step(&running, &mut cache)?;
+            (next, chosen) = self.step(&running, &mut cache, chosen, likeliest.as_ref())?;
         }
     }
 
-    /// The logits after the last token of each running sequence.
+    /// Chooses on the device where the likeliest token is wanted.
+    fn likeliest(&self, config: &GenerateConfig) -> Option<Likeliest<B>> {
+        if !config.sampling.is_greedy() {
+            return None;
+        }
+        let vocabulary = self.language_model.vocabulary();
+        let is_barred = |id: usize| {
+            let suppressed = i64::try_from(id).is_ok_and(|id| config.suppressed.contains(&id));
+            suppressed || config.vocabulary.is_some_and(|known| id >= known)
+        };
+        Likeliest::on_gpu(vocabulary, is_barred, &self.device())
+    }
+
+    /// What follows the last token of each running sequence, and the chosen ids where they are on
+    /// the device; `last` are such ids of the step before.
     fn step(
         &self,
         running: &[Sequence],
         cache: &mut KvCache<B>,
-    ) -> Result<Vec<Vec<f32>>, ModelError> {
-        let last: Vec<i64> = running.iter().map(|s| s.last).collect();
-        let ids = Tensor::<B, 1, Int>::from_data(last.as_slice(), &self.device());
+        last: Option<Tensor<B, 1, Int>>,
+        likeliest: Option<&Likeliest<B>>,
+    ) -> Result<(Next, Option<Tensor<B, 1, Int>>), ModelError> {
+        let ids = last.unwrap_or_else(|| {
+            let last: Vec<i64> = running.iter().map(|s| s.last).collect();
+            Tensor::from_data(last.as_slice(), &self.device())
+        });
         let embedded = self.language_model.embed(ids).unsqueeze_dim::<3>(1);
-        self.prefill(embedded, cache).map_err(|error| {
+        let (past, given) = (cache.len(), embedded.clone());
+        let (last, logits) = self.last_logits(embedded, cache);
+        let chosen = likeliest.and_then(|likeliest| likeliest.choose(logits.clone()));
+        if let Some((ids, choices)) = chosen
+            && !choices.contains(&Choice::NotFinite)
+        {
+            let id = |choice| match choice {
+                Choice::Token(id) => Some(id),
+                Choice::NoneLeft | Choice::NotFinite => None,
+            };
+            let next = Next::Chosen(choices.into_iter().map(id).collect());
+            return Ok((next, Some(ids)));
+        }
+        let logits = self.finite(past, given, last, logits, cache);
+        let logits = logits.map_err(|error| {
             let rows: Vec<usize> = running.iter().map(|sequence| sequence.row).collect();
             error.of_sample(&rows)
-        })
+        })?;
+        Ok((Next::Logits(logits), None))
     }
 }
 

@@ -46,6 +46,11 @@ impl Sampling {
         }
     }
 
+    /// Whether the likeliest token is chosen, whatever came before.
+    pub(crate) fn is_greedy(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty == 1.0
+    }
+
     /// # Errors
     /// If a value is impossible.
     pub fn validate(&self) -> Result<(), ModelError> {
@@ -83,7 +88,7 @@ impl Sampler {
     /// the text tokens so far. No logit may be NaN or +∞.
     pub fn next(&mut self, logits: &[f32], seen: &[i64]) -> Option<i64> {
         let sampling = &self.sampling;
-        if sampling.temperature == 0.0 && sampling.repetition_penalty == 1.0 {
+        if sampling.is_greedy() {
             return argmax(logits);
         }
         // In f64 a penalty or temperature at f32's limits still leaves the logits apart.

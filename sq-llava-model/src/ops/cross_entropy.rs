@@ -8,6 +8,15 @@ use crate::ops::cat::cat;
 /// Cross-entropy of each row in nats, in f32. `logits [n, vocabulary]`, `ids [n]`, each inside the
 /// vocabulary → `[n]`
 pub fn token_losses<B: Backend>(logits: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 1> {
+    #[cfg(feature = "gpu")]
+    let logits = {
+        use crate::kernels::gpu;
+        let kernel = gpu::CrossEntropyKernel::new(ids);
+        match gpu::run::<B, _, 1>(kernel, [gpu::float(logits)]) {
+            Ok(losses) => return gpu::tensor(losses),
+            Err([logits]) => gpu::tensor::<B, 2>(logits),
+        }
+    };
     let logits = logits.cast(DType::F32);
     #[cfg(feature = "cpu")]
     let logits = {
@@ -42,7 +51,7 @@ pub fn joined_token_losses<B: Backend>(
             Err(inputs) => inputs.map(cpu::tensor),
         }
     };
-    portable(joined(base, new, start), ids)
+    token_losses(joined(base, new, start), ids)
 }
 
 /// Logits with others in place of the columns from `start` on, or behind the last.

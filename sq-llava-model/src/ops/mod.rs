@@ -10,6 +10,7 @@ pub mod embedding;
 #[cfg(feature = "gpu")]
 pub(crate) mod few_rows;
 pub mod finite;
+pub(crate) mod likeliest;
 pub mod linear;
 pub mod lora;
 pub mod norm;

@@ -13,7 +13,7 @@ use burn::optim::{
 };
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor};
-use sq_llava_model::ops::adamw::{AdamWStep, square_sum};
+use sq_llava_model::ops::adamw::{AdamWStep, AdamWSteps, Stepped, square_sum};
 
 use crate::error::TrainError;
 use crate::recipe::StageRecipe;
@@ -131,12 +131,23 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         // As torch.nn.utils.clip_grad_norm_.
         let clip = (self.clip_norm > 0.0 && total > self.clip_norm)
             .then(|| self.clip_norm / (total + 1e-6));
-        module.map(&mut Step {
+        let mut step = Step {
             optimizer: self,
             moments: &mut state.moments,
             grads,
             factor,
             clip,
+            together: AdamWSteps::new(),
+            waiting: HashMap::new(),
+        };
+        let module = module.map(&mut step);
+        let Step {
+            together, waiting, ..
+        } = step;
+        module.map(&mut PutBack {
+            moments: &mut state.moments,
+            stepped: together.apply(),
+            waiting,
         })
     }
 }
@@ -204,6 +215,18 @@ struct Step<'a, B: AutodiffBackend> {
     grads: GradientsParams,
     factor: f64,
     clip: Option<f64>,
+    /// Those that are made once all parameters are here.
+    together: AdamWSteps<B::InnerBackend>,
+    waiting: HashMap<ParamId, WaitingStep>,
+}
+
+/// A step among others.
+#[derive(Clone, Copy)]
+struct WaitingStep {
+    /// What [`AdamWSteps::push`] calls it.
+    number: usize,
+    /// Steps with these moments, this one included.
+    time: usize,
 }
 
 impl<B: AutodiffBackend> ModuleMapper<B> for Step<'_, B> {
@@ -229,8 +252,32 @@ impl<B: AutodiffBackend> ModuleMapper<B> for Step<'_, B> {
             ..self.optimizer.step
         };
         let (id, tensor, mapper) = param.consume();
-        let [tensor, moment_1, moment_2] = step.apply(tensor.inner(), moment_1, moment_2, grad);
-        let momentum = AdaptiveMomentumState::new(step.time, moment_1, moment_2);
+        let device = tensor.device();
+        let tensors = [tensor.inner(), moment_1, moment_2, grad];
+        let (number, time) = (self.together.push(step, tensors), step.time);
+        self.waiting.insert(id, WaitingStep { number, time });
+        // Whatever held the parameter as well would make the step copy it.
+        Param::from_mapped_value(id, Tensor::empty([1; D], &device), mapper)
+    }
+}
+
+/// Gives the model its parameters back after their steps.
+struct PutBack<'a, B: AutodiffBackend> {
+    moments: &'a mut HashMap<ParamId, Moments<B>>,
+    stepped: Stepped<B::InnerBackend>,
+    waiting: HashMap<ParamId, WaitingStep>,
+}
+
+impl<B: AutodiffBackend> ModuleMapper<B> for PutBack<'_, B> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<B, D>>) -> Param<Tensor<B, D>> {
+        let Some(WaitingStep { number, time }) = self.waiting.remove(&param.id) else {
+            return param;
+        };
+        let Some([tensor, moment_1, moment_2]) = self.stepped.take(number) else {
+            return param;
+        };
+        let (id, _, mapper) = param.consume();
+        let momentum = AdaptiveMomentumState::new(time, moment_1, moment_2);
         let state = AdamWState::new(momentum);
         self.moments.insert(id, AdaptorRecord::from_state(state));
         Param::from_mapped_value(id, Tensor::from_inner(tensor).require_grad(), mapper)

@@ -7,7 +7,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 use cubecl::prelude::*;
 
 use super::device::{UNITS, cubes, empty, line};
-use super::sum::{cube_max, cube_sum};
+use super::sum::{line_max, line_sum};
 use super::{Launch, Plain};
 
 /// Keys of a chunk: one for each unit.
@@ -176,14 +176,15 @@ fn attend<Q: Float, K: Float, P: Float, N: Size>(
                 score = softcap * (score / softcap).tanh();
             }
         }
-        let largest = cube_max(score, UNITS);
+        let mut shared = SharedMemory::<f32>::new(CHUNK);
+        let largest = line_max(&mut shared, score, UNITS);
         let mut weight = 0.0f32;
         if unit < held {
             weight = (score - largest).exp();
         }
         let mut weights = SharedMemory::<f32>::new(CHUNK);
         weights[unit] = weight;
-        let total = cube_sum(weight, UNITS);
+        let total = line_sum(&mut shared, weight, UNITS);
 
         // Each unit takes one vector of the head for some of the keys.
         let groups = comptime!(CHUNK / vectors);

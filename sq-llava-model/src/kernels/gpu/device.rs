@@ -181,6 +181,16 @@ pub(super) fn contiguous<R: CubeRuntime, const N: usize>(
     }
 }
 
+/// A tensor that nothing else holds, one element behind the other.
+pub(super) fn writable<R: CubeRuntime>(tensor: CubeTensor<R>) -> CubeTensor<R> {
+    // A view of something else is copied by the first of these.
+    let tensor = into_contiguous(tensor);
+    match tensor.can_mut() && tensor.is_contiguous_buffer() {
+        true => tensor,
+        false => tensor.copy(),
+    }
+}
+
 /// Largest number of cubes in one direction that every interface takes.
 const DIRECTION: usize = 65_535;
 

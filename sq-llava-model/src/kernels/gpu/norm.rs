@@ -7,7 +7,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 use cubecl::prelude::*;
 
 use super::device::{UNITS, contiguous, cubes, empty, line};
-use super::sum::cube_sum;
+use super::sum::line_sum;
 use super::{Device, Kernel, Launch, Plain};
 
 /// `x / rms(x) · w` of `[.., hidden]` and `[hidden]`, in the dtype of `x`.
@@ -129,7 +129,8 @@ fn forward<F: Float, W: Float>(
             squares += x * x;
             at += UNITS as usize;
         }
-        let mean = cube_sum(squares, UNITS) / f32::cast_from(width as u32);
+        let mut shared = SharedMemory::<f32>::new(UNITS as usize);
+        let mean = line_sum(&mut shared, squares, UNITS) / f32::cast_from(width as u32);
         let factor = 1.0f32 / (mean + eps).sqrt();
         let mut at = UNIT_POS as usize;
         while at < width {
@@ -213,7 +214,8 @@ fn input_slope<F: Float, W: Float, G: Float>(
             products += f32::cast_from(grad[start + at]) * w * normal;
             at += UNITS as usize;
         }
-        let mean = cube_sum(products, UNITS) / f32::cast_from(width as u32);
+        let mut shared = SharedMemory::<f32>::new(UNITS as usize);
+        let mean = line_sum(&mut shared, products, UNITS) / f32::cast_from(width as u32);
         let mut at = UNIT_POS as usize;
         while at < width {
             let mut w = f32::cast_from(weight[at]);

@@ -25,10 +25,6 @@ pub(crate) const MAX_ROWS: usize = 8;
 /// Weights that one launch multiplies with.
 const MAX_WEIGHTS: usize = 3;
 
-/// Rows times weights of one launch: each has sums of its own in the kernel's text, and Mesa's
-/// software driver runs none that has 24, without saying so.
-const MAX_SUMS: usize = 16;
-
 /// Values that share a scale.
 const BLOCK: usize = crate::kernels::blocks::BLOCK;
 
@@ -127,7 +123,7 @@ impl Launch for RowProduct {
         let is_sum = |other: &Plain| other.rows() == x.rows() && other.width() == made;
         let beside = !self.residual || beside.next().is_some_and(is_sum);
         let beside = floats && normed && biased && beside;
-        let rows = (1..=MAX_ROWS).contains(&x.rows()) && x.rows() * self.weights <= MAX_SUMS;
+        let rows = (1..=MAX_ROWS).contains(&x.rows());
         let columns = x.width() > 0 && x.width().is_multiple_of(whole);
         x.is_float() && packed && rows && columns && weights.iter().all(fits) && alike && beside
     }

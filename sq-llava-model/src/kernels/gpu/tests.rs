@@ -4,10 +4,12 @@
 #![allow(clippy::print_stderr)] // A skipped test says so.
 
 mod adamw;
+mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda_source;
 mod decode;
 mod elements;
+mod likeliest;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;

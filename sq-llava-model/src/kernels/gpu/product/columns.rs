@@ -5,6 +5,7 @@ use cubecl::prelude::*;
 
 use super::super::activation::value;
 use super::super::device::UNITS;
+use super::super::sum::line_sum;
 use super::{BLOCK, Form};
 
 #[cube(launch_unchecked)]
@@ -38,16 +39,37 @@ pub(super) fn row_product<X: Float, W: Numeric, S: Float, G: Float, B: Float, T:
     let line = UNIT_POS_Y as usize;
     let lines = CUBE_DIM_Y as usize;
     let cube = CUBE_POS;
+    // Planes add up without it.
+    let mut shared =
+        SharedMemory::<f32>::new(comptime!(if form.planes { 1 } else { UNITS as usize }));
     if cube < end_0 {
         let column = cube * lines + line;
         let at = min(column, columns_0 - 1);
         let (row, scale) = (at * weight_stride, at * scale_stride);
         let mut sums = line_sums(
-            input, weight_0, scales_0, norm, row, scale, width, eps, form,
+            input,
+            weight_0,
+            scales_0,
+            norm,
+            &mut shared,
+            row,
+            scale,
+            width,
+            eps,
+            form,
         );
         if comptime!(form.gate.is_some()) {
             let ups = line_sums(
-                input, weight_1, scales_1, norm, row, scale, width, eps, form,
+                input,
+                weight_1,
+                scales_1,
+                norm,
+                &mut shared,
+                row,
+                scale,
+                width,
+                eps,
+                form,
             );
             #[unroll]
             for r in 0..comptime!(form.rows as usize) {
@@ -62,7 +84,16 @@ pub(super) fn row_product<X: Float, W: Numeric, S: Float, G: Float, B: Float, T:
             let at = min(column, columns_1 - 1);
             let (row, scale) = (at * weight_stride, at * scale_stride);
             let sums = line_sums(
-                input, weight_1, scales_1, norm, row, scale, width, eps, form,
+                input,
+                weight_1,
+                scales_1,
+                norm,
+                &mut shared,
+                row,
+                scale,
+                width,
+                eps,
+                form,
             );
             write(&sums, bias, residual, output_1, column, columns_1, form);
         }
@@ -73,7 +104,16 @@ pub(super) fn row_product<X: Float, W: Numeric, S: Float, G: Float, B: Float, T:
             let at = min(column, columns_2 - 1);
             let (row, scale) = (at * weight_stride, at * scale_stride);
             let sums = line_sums(
-                input, weight_2, scales_2, norm, row, scale, width, eps, form,
+                input,
+                weight_2,
+                scales_2,
+                norm,
+                &mut shared,
+                row,
+                scale,
+                width,
+                eps,
+                form,
             );
             write(&sums, bias, residual, output_2, column, columns_2, form);
         }
@@ -87,6 +127,7 @@ fn line_sums<X: Float, W: Numeric, S: Float, G: Float, N: Size>(
     weight: &Array<Vector<W, N>>,
     scales: &Array<S>,
     norm: &Array<Vector<G, N>>,
+    shared: &mut SharedMemory<f32>,
     row: usize,
     scale: usize,
     width: usize,
@@ -156,9 +197,9 @@ fn line_sums<X: Float, W: Numeric, S: Float, G: Float, N: Size>(
     }
     #[unroll]
     for r in 0..rows {
-        let mut sum = line_sum(sums[r], form);
+        let mut sum = column_sum(shared, sums[r], form);
         if comptime!(form.normed) {
-            let mean = line_sum(squares[r], form) / f32::cast_from(width as u32);
+            let mean = column_sum(shared, squares[r], form) / f32::cast_from(width as u32);
             sum /= (mean + eps).sqrt();
         }
         sums[r] = sum;
@@ -207,28 +248,13 @@ fn add<X: Float, G: Float, N: Size>(
     }
 }
 
-/// Sum over the units of a line.
+/// Sum over the units that share a column.
 #[cube]
-fn line_sum(value: f32, #[comptime] form: Form) -> f32 {
+fn column_sum(shared: &mut SharedMemory<f32>, value: f32, #[comptime] form: Form) -> f32 {
     if comptime!(form.planes) {
         plane_sum(value)
     } else {
-        let mut shared = SharedMemory::<f32>::new(UNITS as usize);
-        let unit = UNIT_POS;
-        // The same memory may serve the sum before.
-        sync_cube();
-        shared[unit as usize] = value;
-        let mut step = comptime!(form.lanes / 2).runtime();
-        while step > 0 {
-            sync_cube();
-            if UNIT_POS_X < step {
-                let other = shared[(unit + step) as usize];
-                shared[unit as usize] += other;
-            }
-            step /= 2;
-        }
-        sync_cube();
-        shared[(UNIT_POS_Y * comptime!(form.lanes)) as usize]
+        line_sum(shared, value, form.lanes)
     }
 }
 

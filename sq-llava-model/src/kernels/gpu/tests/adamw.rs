@@ -7,6 +7,7 @@ use cubecl::wgpu::WgpuDevice;
 use super::{Fused, Plain, close, draw};
 use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::{AdamW, float, launch, tensor};
+use crate::ops::adamw::AdamWSteps;
 
 /// Two steps behind each other; what something else holds stays as it was.
 fn steps<B: Backend<Device = WgpuDevice>>(device: &WgpuDevice) {
@@ -69,5 +70,60 @@ fn adamw_moves_parameters_and_moments() {
     if let Some(device) = super::device() {
         steps::<Plain>(&device);
         steps::<Fused>(&device);
+    }
+}
+
+/// What a step alone gives, of tensors of every length around a cube's, in more than one launch,
+/// with two sets of numbers among each other.
+fn together<B: Backend<Device = WgpuDevice>>(device: &WgpuDevice) {
+    let step = |rate: f64| AdamWStep {
+        rate,
+        beta_1: 0.9,
+        beta_2: 0.95,
+        epsilon: 1e-6,
+        weight_decay: 0.1,
+        time: 3,
+        grad_scale: 0.5,
+    };
+    let lengths = [
+        1, 255, 256, 257, 1000, 3, 512, 2, 70_000, 5, 256, 31, 1, 513,
+    ];
+    let of = |i: usize| (step([1e-2, 1e-3][i % 3 / 2]), [1, lengths[i]]);
+    let inputs = |i: usize| -> [Tensor<B, 2>; 4] {
+        let (_, shape) = of(i);
+        let draw = |seed, scale| draw(shape, 7 * i as u64 + seed, scale);
+        let second = Tensor::from_data(draw(3, 1.0), device).abs();
+        let others = [(1, 1.0), (2, 0.5), (4, 3.0)];
+        let [parameter, first, grad] =
+            others.map(|(seed, scale)| Tensor::from_data(draw(seed, scale), device));
+        [parameter, first, second, grad]
+    };
+    let mut steps = AdamWSteps::<B>::new();
+    let held = inputs(3);
+    for i in 0..lengths.len() {
+        let tensors = if i == 3 { held.clone() } else { inputs(i) };
+        assert_eq!(steps.push(of(i).0, tensors), i);
+    }
+    let mut stepped = steps.apply();
+    for i in 0..lengths.len() {
+        let [parameter, first, second, grad] = inputs(i);
+        let alone = of(i).0.apply(parameter, first, second, grad);
+        let found = stepped.take::<2>(i).expect("a result");
+        for (found, alone) in found.into_iter().zip(alone) {
+            let [found, alone] = [found, alone].map(|t| t.into_data().to_vec::<f32>());
+            assert_eq!(found.ok(), alone.ok(), "tensor {i}");
+        }
+    }
+    assert!(stepped.take::<2>(0).is_none(), "each is taken once");
+    for (held, before) in held.into_iter().zip(inputs(3)) {
+        close(&held.into_data(), &before.into_data(), 0.0, "held");
+    }
+}
+
+#[test]
+fn steps_together_are_those_alone() {
+    if let Some(device) = super::device() {
+        together::<Plain>(&device);
+        together::<Fused>(&device);
     }
 }

@@ -14,9 +14,12 @@ use super::paper::{Paper, Source, sources};
 use crate::kernels::activation::Activation;
 use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::activation::{Elements, Work};
+use crate::kernels::gpu::cross_entropy::{Losses, Slopes};
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
-use crate::kernels::gpu::{AdamW, Append, Attend, Launch, Normed, RmsNormKernel, RowProduct};
+use crate::kernels::gpu::{
+    AdamW, Append, Attend, CrossEntropyKernel, Launch, Likeliest, Normed, RmsNormKernel, RowProduct,
+};
 
 const STEP: AdamWStep = AdamWStep {
     rate: 1e-2,
@@ -60,15 +63,27 @@ fn launch_all() -> Vec<Source> {
             Elements(act, Work::GatedSlopes).launch(inputs(3));
         }
         decode(dtype);
+        logits(dtype);
         for rows in [1, 8] {
             products(rows, || tensor([24, 64], dtype));
         }
     }
-    AdamW(STEP).launch((0..4).map(|_| tensor([300], DType::F32)).collect());
+    for tensors in [1, 11] {
+        let inputs = (0..4 * tensors).map(|_| tensor([300], DType::F32));
+        AdamW(STEP).launch(inputs.collect());
+    }
     for value in [QuantValue::Q8S, QuantValue::Q4S] {
         products(3, || packed([24, 64], value));
     }
     sources(&Paper::client(&CudaDevice::new(0)))
+}
+
+fn logits(dtype: DType) {
+    let kernel = CrossEntropyKernel::new(&[0, 63, 5]);
+    let (rows, sums) = (tensor([3, 64], dtype), tensor([3], DType::F32));
+    Losses(kernel.clone()).launch(vec![rows.clone()]);
+    Slopes(kernel).launch(vec![rows.clone(), sums.clone(), sums]);
+    Likeliest.launch(vec![rows, tensor([64], DType::F32)]);
 }
 
 fn normalise(dtype: DType) {

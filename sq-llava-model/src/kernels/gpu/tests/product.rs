@@ -157,11 +157,7 @@ fn forms<B: Backend>(
             .chain([scale()])
             .collect();
         let expected = weights.map(|weight| times(&normal, &weight.values, width));
-        match rows {
-            // Too many sums.
-            8 => assert!(launch::<B, _>(&several, inputs).is_err()),
-            _ => check::<B>(&several, inputs, &expected, &what),
-        }
+        check::<B>(&several, inputs, &expected, &what);
 
         let gated = RowProduct {
             weights: 2,
