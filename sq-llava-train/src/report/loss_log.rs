@@ -15,6 +15,9 @@ use crate::report::samples::SAMPLES;
 use crate::report::tensorboard::EventWriter;
 use crate::step::report::{LoggedStep, StepReport};
 
+/// First columns of a CSV file.
+const PLACE: &str = "stage,step,epoch";
+
 /// What the logs call δ of the sources that are followed.
 pub(crate) const DELTAS: &str = "delta";
 
@@ -50,8 +53,9 @@ impl Curve {
 #[derive(Debug)]
 pub struct LossLog {
     curve: Curve,
-    /// Whether it has the column of δ.
-    has_deltas: bool,
+    /// Names of the CSV file's columns behind the step's. A file that an older version began keeps
+    /// its own.
+    columns: Vec<String>,
     files: [(PathBuf, BufWriter<File>); 2],
     events: Option<EventWriter>,
 }
@@ -70,17 +74,20 @@ impl LossLog {
             Ok::<_, TrainError>((path, BufWriter::new(file)))
         };
         let [json, csv] = curve.files();
+        let quantities = curve.quantities().iter().map(|q| q.name());
+        let names: Vec<&str> = quantities.chain(has_deltas.then_some(DELTAS)).collect();
+        let header = format!("{PLACE},{}", names.join(","));
+        let begun = header_of(&directory.join(csv))?;
+        let columns = begun.as_deref().unwrap_or(&header);
+        let columns = columns.split(',').skip(PLACE.split(',').count());
         let mut log = Self {
             curve,
-            has_deltas,
+            columns: columns.map(Into::into).collect(),
             files: [open(json)?, open(csv)?],
             events: None,
         };
-        let empty = std::fs::metadata(directory.join(csv)).map_or(0, |m| m.len()) == 0;
-        if empty {
-            let mut names: Vec<&str> = curve.quantities().iter().map(|q| q.name()).collect();
-            names.extend(has_deltas.then_some(DELTAS));
-            log.line(1, &format!("stage,step,epoch,{}", names.join(",")))?;
+        if begun.is_none() {
+            log.line(1, &header)?;
         }
         Ok(log)
     }
@@ -133,9 +140,7 @@ impl LossLog {
         object.insert("epoch".into(), json!(epoch));
         let mut row = format!("{stage},{step},{epoch}");
         for quantity in self.curve.quantities() {
-            let value = quantity.of(report);
-            row += &value.map_or_else(|| ",".into(), |v| format!(",{v}"));
-            let value = match value {
+            let value = match quantity.of(report) {
                 None => Value::Null,
                 Some(count) if quantity.is_count() => json!(count as u64),
                 Some(value) => json!(value),
@@ -145,8 +150,16 @@ impl LossLog {
         if !report.deltas.is_empty() {
             object.insert(DELTAS.into(), json!(*report.deltas));
         }
-        if self.has_deltas {
-            row += &format!(",{}", quoted(&report.deltas));
+        for column in &self.columns {
+            let known = self.curve.quantities().iter();
+            let quantity = known.into_iter().find(|q| q.name() == column);
+            row += ",";
+            row += &match quantity {
+                None if column == DELTAS => quoted(&report.deltas),
+                quantity => quantity
+                    .and_then(|q| q.of(report))
+                    .map_or_else(String::new, |v| v.to_string()),
+            };
         }
         self.line(0, &Value::Object(object).to_string())?;
         self.line(1, &row)?;
@@ -176,6 +189,16 @@ impl LossLog {
         let (path, writer) = &mut self.files[file];
         let written = writeln!(writer, "{line}").and_then(|()| writer.flush());
         written.map_err(|e| TrainError::io(&*path, e))
+    }
+}
+
+/// The first line of a file that has one.
+fn header_of(path: &Path) -> Result<Option<String>, TrainError> {
+    let mut line = String::new();
+    match File::open(path).and_then(|file| BufReader::new(file).read_line(&mut line)) {
+        Ok(_) => Ok((!line.is_empty()).then(|| line.trim_end().to_owned())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(TrainError::io(path, error)),
     }
 }
 
@@ -275,6 +298,19 @@ mod tests {
     }
 
     #[test]
+    fn a_file_that_an_older_version_began_keeps_its_columns() {
+        let dir = tempfile::tempdir().unwrap();
+        let old = "stage,step,epoch,loss,samples\n1,1,1,2.5,4\n";
+        std::fs::write(dir.path().join("log.csv"), old).unwrap();
+        let mut log = LossLog::open(dir.path(), Curve::Training, true).unwrap();
+        log.write(1, 2, 1, &report()).unwrap();
+        let csv = read(&dir, "log.csv");
+        let last = csv.strip_prefix(old).unwrap();
+        assert_eq!(last.split(',').count(), 5, "{last}");
+        assert!(last.starts_with("1,2,1,"), "{last}");
+    }
+
+    #[test]
     fn delta_of_each_source_is_an_object_whatever_the_names_hold() {
         let dir = tempfile::tempdir().unwrap();
         let log = LossLog::open(dir.path(), Curve::Training, true).unwrap();
@@ -303,7 +339,7 @@ mod tests {
             panic!("{csv}");
         };
         assert!(
-            head.ends_with(",skipped,delta") && first.ends_with(",0,"),
+            head.ends_with(",skipped,loss_masks,delta") && first.ends_with(",0,,"),
             "{csv}"
         );
         // RFC 4180: in a quoted field a quote is written twice.
