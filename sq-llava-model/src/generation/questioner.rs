@@ -143,9 +143,10 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
             .answer_n(&request, options.n, &drawing, &mut |_, _| {})?;
         let mut questions = distinct(drawn.iter().map(|answer| answer.text.as_str()));
         if options.answer {
-            let at_once = self.most_at_once(image, &questions, greedy.max_new_tokens)?;
-            for part in questions.chunks_mut(at_once) {
-                self.answer(part, images, &greedy)?;
+            let texts: Vec<&str> = questions.iter().map(|q| q.text.as_str()).collect();
+            let answers = self.answers(image, &texts, &greedy)?;
+            for (question, answer) in questions.iter_mut().zip(answers) {
+                question.answer = Some(answer);
             }
         }
         Ok(Questions {
@@ -154,53 +155,55 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         })
     }
 
-    /// How many of these questions fit into memory as one batch.
-    fn most_at_once(
+    /// Answers each question about a picture alone, as many at once as fit into memory.
+    ///
+    /// # Errors
+    /// As [`Assistant::answer`].
+    pub fn answers(
         &self,
         image: &PreparedImage,
-        questions: &[Question],
-        max_new_tokens: usize,
-    ) -> Result<usize, ModelError> {
+        questions: &[&str],
+        options: &AnswerOptions,
+    ) -> Result<Vec<String>, ModelError> {
         // A token has at least one byte.
-        let longest = questions.iter().map(|q| q.text.len()).max().unwrap_or(0);
+        let longest = questions.iter().map(|q| q.len()).max().unwrap_or(0);
         let model = &self.assistant.model;
         let shown = image.packing.tokens(model.config.tokens_per_image())?;
         let shown = shown + TEMPLATE_TOKENS;
-        let tokens = (shown + longest).saturating_add(max_new_tokens);
-        Ok(model.most_at_once(tokens))
+        let tokens = (shown + longest).saturating_add(options.max_new_tokens);
+        let mut all = Vec::with_capacity(questions.len());
+        for part in questions.chunks(model.most_at_once(tokens)) {
+            all.extend(self.answers_at_once(image, part, options)?);
+        }
+        Ok(all)
     }
 
-    /// Answers each question alone, these as one batch.
-    fn answer(
+    fn answers_at_once(
         &self,
-        questions: &mut [Question],
-        images: &[PreparedImage],
+        image: &PreparedImage,
+        questions: &[&str],
         options: &AnswerOptions,
-    ) -> Result<(), ModelError> {
-        let conversations: Vec<_> = questions
-            .iter()
-            .map(|question| {
-                let mut conversation = self.assistant.conversation();
-                conversation.push_images(1);
-                conversation.push_user(question.text.clone());
-                conversation
-            })
-            .collect();
+    ) -> Result<Vec<String>, ModelError> {
+        let about = |question: &&str| {
+            let mut conversation = self.assistant.conversation();
+            conversation.push_images(1);
+            conversation.push_user(*question);
+            conversation
+        };
+        let conversations: Vec<_> = questions.iter().map(about).collect();
         let requests: Vec<_> = conversations
             .iter()
             .map(|conversation| Request {
                 conversation,
                 ending: Ending::Answer,
-                images,
+                images: std::slice::from_ref(image),
             })
             .collect();
         let answers = self
             .assistant
             .answer_batch(&requests, options, &mut |_, _| {})?;
-        for (question, answer) in questions.iter_mut().zip(answers) {
-            question.answer = Some(answer.text.trim().to_string());
-        }
-        Ok(())
+        let texts = answers.into_iter().map(|answer| answer.text.trim().into());
+        Ok(texts.collect())
     }
 }
 

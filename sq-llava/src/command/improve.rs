@@ -262,9 +262,10 @@ impl Work for Improve {
         match improvement.run::<B>(&loader, device, &options, &mut |line| tell(line))? {
             Outcome::Done(path) => tell(path.display()),
             Outcome::Stopped(outcome) => {
-                let saved = match &outcome.checkpoint {
-                    Some(checkpoint) => format!("saved in {}", checkpoint.display()),
-                    None => "before its first step".into(),
+                let saved = match outcome.map(|outcome| outcome.checkpoint) {
+                    None => "what was asked is kept".to_owned(),
+                    Some(Some(checkpoint)) => format!("saved in {}", checkpoint.display()),
+                    Some(None) => "before its first step".into(),
                 };
                 let words = format!("stopped, {saved}; go on with the same command");
                 return Err(Stopped(words).into());

@@ -13,9 +13,6 @@ use sq_llava_model::generation::generate::FinishReason;
 use sq_llava_model::generation::sampling::Sampling;
 use sq_llava_model::{AnswerOptions, Assistant, QuestionOptions, Request, SelfQuestioner};
 
-/// Questions that are answered as one batch.
-const BATCH: usize = 16;
-
 /// Texts that CLIP reads at once.
 const CLIP_BATCH: usize = 32;
 
@@ -30,8 +27,10 @@ pub struct Candidate {
     pub answer: String,
     /// Part of the drawn answers that are this one.
     pub agreement: f64,
-    /// Part of the other pictures with which the likeliest answer is this one.
-    pub elsewhere: f64,
+    /// Part of the other pictures with which the likeliest answer is this one; absent where there
+    /// was no other picture.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub elsewhere: Option<f64>,
     /// Whether most draws of this answer ended at their limit.
     pub cut: bool,
     /// CLIPScore of question and answer with the picture, where there is a CLIP.
@@ -86,6 +85,8 @@ pub struct AskingSettings {
 pub struct Interviewer<'a, B: Backend> {
     /// The model.
     pub assistant: &'a Assistant<B>,
+    /// The model as it asks.
+    pub questioner: SelfQuestioner<'a, B>,
     /// CLIP, if there is one.
     pub clip: Option<&'a ClipScorer<B>>,
     /// How much is asked.
@@ -126,7 +127,8 @@ impl<B: Backend> Interviewer<'_, B> {
             max_answer_tokens: settings.max_answer_tokens,
             ..QuestionOptions::demo(&self.assistant.template, settings.questions, seed)
         };
-        let found = SelfQuestioner::new(self.assistant)?
+        let found = self
+            .questioner
             .ask(&picture, &options)
             .with_context(|| path.display().to_string())?;
         asked.description = found.description;
@@ -138,10 +140,7 @@ impl<B: Backend> Interviewer<'_, B> {
             asked.pairs.push(pair);
         }
         for other in others {
-            self.put_to(other, &mut asked.pairs)?;
-        }
-        for pair in &mut asked.pairs {
-            pair.elsewhere /= others.len().max(1) as f64;
+            self.put_to(other, 1.0 / others.len() as f64, &mut asked.pairs)?;
         }
         self.look_with_clip(&path, &mut asked.pairs)?;
         Ok(asked)
@@ -185,38 +184,23 @@ impl<B: Backend> Interviewer<'_, B> {
             drawn,
             answer: answers[first].text.trim().to_owned(),
             agreement: votes.len() as f64 / all as f64,
-            elsewhere: 0.0,
+            elsewhere: None,
             cut: 2 * ended < votes.len(),
             clip_score: None,
         })
     }
 
-    /// Puts the questions to another picture, and counts answers that stay the same.
-    fn put_to(&self, other: &PreparedImage, pairs: &mut [Candidate]) -> Result<()> {
+    /// Puts the questions to another picture, and adds its part to those whose answer stays the same.
+    fn put_to(&self, other: &PreparedImage, part: f64, pairs: &mut [Candidate]) -> Result<()> {
         let options = AnswerOptions {
             max_new_tokens: self.settings.max_answer_tokens,
             ..AnswerOptions::default()
         };
-        for pairs in pairs.chunks_mut(BATCH) {
-            let conversations: Vec<_> = pairs
-                .iter()
-                .map(|pair| self.about_a_picture(&pair.question))
-                .collect();
-            let requests: Vec<_> = conversations
-                .iter()
-                .map(|conversation| Request {
-                    conversation,
-                    ending: Ending::Answer,
-                    images: std::slice::from_ref(other),
-                })
-                .collect();
-            let answers = self
-                .assistant
-                .answer_batch(&requests, &options, &mut |_, _| {})?;
-            for (pair, answer) in pairs.iter_mut().zip(answers) {
-                let same = plain(&answer.text) == plain(&pair.answer);
-                pair.elsewhere += f64::from(u8::from(same));
-            }
+        let questions: Vec<&str> = pairs.iter().map(|pair| &*pair.question).collect();
+        let answers = self.questioner.answers(other, &questions, &options)?;
+        for (pair, answer) in pairs.iter_mut().zip(answers) {
+            let same = plain(&answer) == plain(&pair.answer);
+            *pair.elsewhere.get_or_insert(0.0) += if same { part } else { 0.0 };
         }
         Ok(())
     }

@@ -187,7 +187,8 @@ impl Filters {
             (Filter::Agreement, pair.agreement < self.agreement),
             (
                 Filter::Picture,
-                self.elsewhere < 1.0 && pair.elsewhere > self.elsewhere,
+                // What was never put to another picture has not been tried.
+                self.elsewhere < 1.0 && pair.elsewhere.is_none_or(|part| part > self.elsewhere),
             ),
             (
                 Filter::Given,
@@ -222,18 +223,50 @@ impl Filters {
         let order = best_first(verdicts, |verdict| {
             &pictures[verdict.picture].pairs[verdict.pair]
         });
-        let most = (self.share * order.len() as f64).ceil() as usize;
-        let mut counts: HashMap<String, usize> = HashMap::new();
-        for index in order {
-            let verdict = &mut verdicts[index];
-            let kind = kind(&pictures[verdict.picture].pairs[verdict.pair].question);
-            let count = counts.entry(kind).or_default();
+        let kind = |index: usize| {
+            let Verdict { picture, pair, .. } = verdicts[index];
+            kind(&pictures[picture].pairs[pair].question)
+        };
+        let kinds: Vec<String> = order.iter().map(|&index| kind(index)).collect();
+        let mut all: HashMap<&str, usize> = HashMap::new();
+        for kind in &kinds {
+            *all.entry(kind).or_default() += 1;
+        }
+        let most = most_of_a_kind(all.values().copied().collect(), self.share);
+        let mut kept: HashMap<&str, usize> = HashMap::new();
+        for (index, kind) in order.into_iter().zip(&kinds) {
+            let count = kept.entry(kind).or_default();
             *count += 1;
             if *count > most {
-                verdict.dropped = Some(Filter::Share);
+                verdicts[index].dropped = Some(Filter::Share);
             }
         }
     }
+}
+
+/// The largest number that no kind may exceed so that none has more than its share of what is then
+/// kept; where there are too few kinds for that, what the rarest has.
+fn most_of_a_kind(counts: Vec<usize>, share: f64) -> usize {
+    let rarest = counts.iter().copied().min().unwrap_or(0);
+    let largest = counts.iter().copied().max().unwrap_or(0);
+    let holds = |most: &usize| {
+        let kept: usize = counts.iter().map(|count| count.min(most)).sum();
+        *most as f64 <= share * kept as f64
+    };
+    // A larger limit keeps a smaller part of the others.
+    let (mut low, mut high) = (rarest, largest);
+    if holds(&largest) {
+        return largest;
+    }
+    while low + 1 < high {
+        let middle = low.midpoint(high);
+        if holds(&middle) {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    low
 }
 
 /// Indices of what is kept so far; equal ones as they stand.
@@ -295,7 +328,7 @@ mod tests {
             drawn: 1,
             answer: answer.into(),
             agreement: 1.0,
-            elsewhere: 0.0,
+            elsewhere: Some(0.0),
             cut: false,
             clip_score: None,
         }
@@ -337,7 +370,7 @@ mod tests {
             (
                 Filter::Picture,
                 Candidate {
-                    elsewhere: 1.0,
+                    elsewhere: Some(1.0),
                     ..pair("What follows after three?", "four")
                 },
             ),
@@ -383,17 +416,29 @@ mod tests {
         };
         let mut pairs: Vec<_> = (0..6).map(|n| ask(n, 0.9)).collect();
         pairs[4].agreement = 1.0;
-        pairs.extend([pair("Where is the dog?", "left"), pair("Is it big?", "yes")]);
+        pairs.extend([
+            pair("Where is the dog?", "left"),
+            pair("Is it big?", "yes"),
+            pair("Is it red?", "no"),
+            pair("What is it?", "a dog"),
+        ]);
         let filters = Filters {
-            share: 0.3,
+            share: 0.4,
             ..Filters::OFF
         };
         let found = judged(filters, pairs);
-        // Three tenths of eight, rounded up.
-        let kept: Vec<_> = (0..8).filter(|&i| found[i].is_none()).collect();
-        assert_eq!(kept, [0, 1, 4, 6, 7]);
+        // Two of six are less than four tenths; three would be three of seven.
+        let kept: Vec<_> = (0..10).filter(|&i| found[i].is_none()).collect();
+        assert_eq!(kept, [0, 4, 6, 7, 8, 9]);
         let dropped = found.iter().flatten();
-        assert!(dropped.clone().all(|f| *f == Filter::Share) && dropped.count() == 3);
+        assert!(dropped.clone().all(|f| *f == Filter::Share) && dropped.count() == 4);
+        assert_eq!(
+            most_of_a_kind(vec![5, 5], 0.3),
+            5,
+            "two kinds have half each"
+        );
+        assert_eq!(most_of_a_kind(vec![50, 2], 0.3), 2);
+        assert_eq!(most_of_a_kind(vec![], 0.3), 0);
     }
 
     #[test]

@@ -29,11 +29,11 @@ use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
-use sq_llava_data::atomic::write_atomic;
+use sq_llava_data::atomic::{is_temporary, write_atomic};
 use sq_llava_data::image::{PreparedImage, is_picture};
 use sq_llava_eval::clip_score::ClipScorer;
-use sq_llava_model::Assistant;
-use sq_llava_train::{Resume, TrainOptions, TrainOutcome, train};
+use sq_llava_model::{Assistant, SelfQuestioner};
+use sq_llava_train::{Resume, StopSignal, TrainOptions, TrainOutcome, train};
 
 use crate::draw::count_bar;
 use candidate::{AskingSettings, Interviewer, PictureAsked};
@@ -104,8 +104,8 @@ pub struct RoundReport {
 pub enum Outcome {
     /// All that was asked for is done: the newest run, or the pairs of a round that is not trained.
     Done(PathBuf),
-    /// Training was stopped and saved.
-    Stopped(TrainOutcome),
+    /// Training was stopped and saved, or asking between two pictures.
+    Stopped(Option<TrainOutcome>),
 }
 
 /// One improvement, in a folder of its own.
@@ -144,6 +144,7 @@ impl Improvement<'_> {
             let folder = self.out.join(format!("round-{number}"));
             let pairs = folder.join("pairs.json");
             let trained = folder.join("run");
+            let begun = trained.join("recipe.toml").is_file();
             // What a round trains is checked before hours of asking.
             let (recipe, paths) = round(
                 &settings.run,
@@ -154,19 +155,23 @@ impl Improvement<'_> {
             )?;
             if !pairs.is_file() {
                 std::fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-                let report = self.ask::<B>(models, &model, number, &pictures, &folder)?;
+                let stop = &options.stop;
+                let asked = self.ask::<B>(models, &model, number, &pictures, &folder, stop)?;
+                let Some(report) = asked else {
+                    return Ok(Outcome::Stopped(None));
+                };
                 for line in report.lines(number) {
                     say(line);
                 }
             }
-            if self.look && !trained.exists() {
+            if self.look && !begun {
                 return Ok(Outcome::Done(pairs));
             }
             let mut options = options.clone();
-            options.resume = trained.exists().then_some(Resume::Latest);
+            options.resume = begun.then_some(Resume::Latest);
             let outcome = train::<Autodiff<B>>(&recipe, &paths, device, options)?;
             if outcome.interrupted {
-                return Ok(Outcome::Stopped(outcome));
+                return Ok(Outcome::Stopped(Some(outcome)));
             }
             say(format!("round {number}: trained, {}", trained.display()));
             model = trained;
@@ -174,7 +179,7 @@ impl Improvement<'_> {
         Ok(Outcome::Done(model))
     }
 
-    /// Asks about all pictures and writes what is kept.
+    /// Asks about all pictures and writes what is kept; `None` if it is stopped.
     fn ask<B: Backend>(
         &self,
         models: &dyn Models<B>,
@@ -182,7 +187,8 @@ impl Improvement<'_> {
         number: usize,
         pictures: &[String],
         folder: &Path,
-    ) -> Result<RoundReport> {
+        stop: &StopSignal,
+    ) -> Result<Option<RoundReport>> {
         let settings = self.settings;
         let log = folder.join(CANDIDATES);
         let mut asking = settings.asking.clone();
@@ -195,6 +201,7 @@ impl Improvement<'_> {
             let clip = clip.transpose()?;
             let interviewer = Interviewer {
                 assistant: &assistant,
+                questioner: SelfQuestioner::new(&assistant)?,
                 clip: clip.as_ref(),
                 settings: &asking,
             };
@@ -202,6 +209,9 @@ impl Improvement<'_> {
             let bar = count_bar("asking", pictures.len());
             bar.set_position(found.len() as u64);
             for (index, image) in pictures.iter().enumerate().skip(found.len()) {
+                if stop.is_set() {
+                    return Ok(None);
+                }
                 let chosen = others.of(index, asking.others);
                 let asked = interviewer.ask(&settings.pictures, image, index as u64, &chosen)?;
                 if let Some(error) = &asked.error {
@@ -220,7 +230,7 @@ impl Improvement<'_> {
             round: number,
             seed: asking.seed,
         };
-        keep(&settings.filters, &found, folder, from)
+        keep(&settings.filters, &found, folder, from).map(Some)
     }
 }
 
@@ -383,34 +393,50 @@ fn pictures(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
+/// What a folder is of; `improve.json`.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Claim {
+    settings: Settings,
+    pictures: Vec<String>,
+}
+
 /// A folder belongs to one improvement of one list of pictures.
 fn same_settings(settings: &Settings, pictures: &[String], out: &Path) -> Result<()> {
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let path = out.join("improve.json");
-    let value = json!({"settings": settings, "pictures": pictures});
-    let text = format!("{value:#}\n");
-    match std::fs::read_to_string(&path) {
-        Ok(before) => {
-            let before: serde_json::Value =
-                serde_json::from_str(&before).with_context(|| path.display().to_string())?;
-            ensure!(
-                before["settings"] == value["settings"],
-                "{}: an improvement with other settings is in this folder; give the same, or another --out",
-                path.display()
-            );
-            ensure!(
-                before == value,
-                "{}: the folder of pictures has changed since; another --out begins anew",
-                path.display()
-            );
-            Ok(())
-        }
-        Err(_) => {
-            let used = std::fs::read_dir(out).with_context(|| out.display().to_string())?;
-            ensure!(used.count() == 0, "{}: not an empty folder", out.display());
-            write_atomic(&path, text).with_context(|| path.display().to_string())
-        }
+    let claim = Claim {
+        settings: Settings {
+            filters: Filters::default(),
+            ..settings.clone()
+        },
+        pictures: pictures.to_vec(),
+    };
+    if path.is_file() {
+        let text = sq_llava_data::files::read_to_string(&path)?;
+        let before: Claim =
+            serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        ensure!(
+            before.settings == claim.settings,
+            "{}: an improvement with other settings is in this folder; give the same, or another --out",
+            path.display()
+        );
+        ensure!(
+            before.pictures == claim.pictures,
+            "{}: the folder of pictures has changed since; another --out begins anew",
+            path.display()
+        );
+        return Ok(());
     }
+    for entry in std::fs::read_dir(out).with_context(|| out.display().to_string())? {
+        let found = entry.with_context(|| out.display().to_string())?.path();
+        ensure!(
+            is_temporary(&found),
+            "{}: not an empty folder",
+            out.display()
+        );
+    }
+    let text = format!("{:#}\n", serde_json::to_value(&claim)?);
+    write_atomic(&path, text).with_context(|| path.display().to_string())
 }
 
 /// What was asked in a round's folder.

@@ -9,7 +9,7 @@ fn asked(image: &str, pairs: &[(&str, &str, f64)]) -> PictureAsked {
             drawn: 1,
             answer: answer.into(),
             agreement,
-            elsewhere: 0.0,
+            elsewhere: Some(0.0),
             cut: false,
             clip_score: None,
         });
@@ -119,7 +119,8 @@ fn a_folder_belongs_to_one_improvement() {
         asking: AskingSettings {
             questions: 1,
             answers: 1,
-            answer_temperature: 1.0,
+            // Read back as JSON it is another number in 64 bits.
+            answer_temperature: 0.97,
             others: 1,
             max_question_tokens: 8,
             max_answer_tokens: 8,

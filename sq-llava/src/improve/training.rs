@@ -25,7 +25,7 @@ pub struct Provenance<'a> {
     pub seed: u64,
 }
 
-/// Writes what is kept as LLaVA JSON: a sample for each picture, a turn for each pair, and beside
+/// Writes what is kept (verdicts in the order of the pictures) as LLaVA JSON: a sample for each picture, a turn for each pair, and beside
 /// them who made it and how sure it was. Readers of LLaVA JSON pass over that.
 ///
 /// # Errors
@@ -37,9 +37,10 @@ pub fn write_pairs(
     from: Provenance<'_>,
 ) -> Result<()> {
     let mut samples = Vec::new();
-    for (index, asked) in pictures.iter().enumerate() {
-        let own = verdicts.iter().filter(|v| v.picture == index);
-        let kept = own.filter(|verdict| verdict.dropped.is_none());
+    for own in verdicts.chunk_by(|a, b| a.picture == b.picture) {
+        let index = own[0].picture;
+        let asked = &pictures[index];
+        let kept = own.iter().filter(|verdict| verdict.dropped.is_none());
         let pairs: Vec<_> = kept.map(|verdict| &asked.pairs[verdict.pair]).collect();
         if pairs.is_empty() {
             continue;

@@ -186,12 +186,11 @@ impl Trial {
         for (number, scene) in others.take(self.unlabelled).enumerate() {
             let name = format!("{number:05}.png");
             let path = pictures.join(&name);
-            if !path.is_file() {
-                let picture = render(&scene, SIDE);
-                picture
-                    .save(&path)
-                    .with_context(|| path.display().to_string())?;
-            }
+            // Again where it is there: a killed one may have left half of it.
+            let picture = render(&scene, SIDE);
+            picture
+                .save(&path)
+                .with_context(|| path.display().to_string())?;
             scenes.insert(name, scene);
         }
         Ok(scenes)
@@ -332,7 +331,7 @@ mod tests {
             drawn: 1,
             answer: answer.into(),
             agreement: 1.0,
-            elsewhere: 0.0,
+            elsewhere: Some(0.0),
             cut: false,
             clip_score: None,
         };
