@@ -22,6 +22,7 @@ use sq_llava_model::SqLlava;
 use sq_llava_model::config::{LlamaConfig, ProjectorConfig, SqLlavaConfig};
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::ops::cross_entropy::token_losses;
+use sq_llava_model::ops::weight::Weight;
 
 use super::{Lessons, rate};
 use crate::world::{DESCRIBE, Kind, MOST_THINGS, Scene, rng};
@@ -36,7 +37,7 @@ const BATCH: usize = 16;
 const GIVEN: f32 = 0.1;
 
 /// How much further apart the words begin than [`LlamaConfig::init`] draws them.
-const WIDEN: f32 = 15.0;
+const WIDEN: f64 = 15.0;
 
 /// Questions about one scene.
 const QUESTIONS: usize = 5;
@@ -104,11 +105,7 @@ pub fn train<B: AutodiffBackend>(
         .with_beta_2(0.98)
         .with_grad_clipping(Some(GradientClippingConfig::Norm(1.0)))
         .init::<B, Llama<B>>();
-    let mut llama = model.language_model.clone();
-    // LLaMA's draw of 0.02 is for wide models: here the first layer would drown out the words, and
-    // it would take thousands of steps until a phrase is found by them.
-    let table = &mut llama.model.embed_tokens;
-    table.weight = table.weight.clone().map(|rows| rows * WIDEN);
+    let mut llama = widened(model.language_model.clone());
     for step in 0..lessons.language_steps {
         let most = most_things(step, lessons);
         let first = (step * BATCH) as u64;
@@ -141,6 +138,20 @@ pub fn train<B: AutodiffBackend>(
     }
     model.language_model = llama;
     Ok(model.valid())
+}
+
+/// A decoder that has just been drawn, its words widened.
+fn widened<B: AutodiffBackend>(mut llama: Llama<B>) -> Llama<B> {
+    // LLaMA's draw of 0.02 is for wide models: here the first layer would drown out the words, and
+    // it would take thousands of steps until a phrase is found by them.
+    let table = &mut llama.model.embed_tokens.weight;
+    *table = times(table.clone(), WIDEN);
+    llama
+}
+
+/// A product that still learns: one that autodiff had recorded would be no parameter any more.
+fn times<B: AutodiffBackend>(weight: Weight<B>, factor: f64) -> Weight<B> {
+    weight.map(|drawn| Tensor::from_inner(drawn.inner() * factor).require_grad())
 }
 
 /// Weighted cross-entropy of the next token.
@@ -337,6 +348,45 @@ fn lay_out(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[cfg(feature = "cpu")]
+    #[test]
+    fn every_parameter_of_a_widened_decoder_learns() {
+        use burn::module::{ModuleVisitor, Param};
+
+        type B = burn::backend::Autodiff<burn_flex::Flex>;
+
+        struct Unlearnt<'a>(&'a GradientsParams, usize);
+        impl ModuleVisitor<B> for Unlearnt<'_> {
+            fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<B, D>>) {
+                let grad = self.0.get::<burn_flex::Flex, D>(param.id);
+                let size = grad.map_or(0.0, |grad| grad.abs().sum().into_scalar());
+                self.1 += usize::from(size == 0.0);
+            }
+        }
+
+        let dir = tempfile::tempdir().unwrap();
+        super::super::tokenizer::write(dir.path()).unwrap();
+        let tokenizer = TextTokenizer::from_dir(dir.path()).unwrap();
+        let device = Default::default();
+        let config = config(usize::try_from(tokenizer.id_end()).unwrap());
+        let drawn = config.init::<B>(&device).unwrap().language_model;
+        let spread = |llama: &Llama<B>| {
+            let table = llama.model.embed_tokens.weight.val();
+            table.var(1).mean().into_scalar()
+        };
+        let before = spread(&drawn);
+        let llama = widened(drawn);
+        let factor = (WIDEN * WIDEN) as f32;
+        assert!((spread(&llama) / before / factor - 1.0).abs() < 1e-3);
+        let text = lesson(&tokenizer, MOST_THINGS, &mut rng(0, LESSON_STREAM, 0));
+        let texts = [text.unwrap()];
+        let grads = loss(&llama, &texts, &device).backward();
+        let grads = GradientsParams::from_grads(grads, &llama);
+        let mut unlearnt = Unlearnt(&grads, 0);
+        llama.visit(&mut unlearnt);
+        assert_eq!(unlearnt.1, 0);
+    }
 
     #[test]
     fn a_lesson_is_a_table_and_answers_to_it() {
