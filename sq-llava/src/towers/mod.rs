@@ -4,6 +4,7 @@
 //! `sq-llava quickstart --remake-towers DIR` makes both from nothing on any backend; what it made
 //! lies in `examples/assets/world-towers` and inside the command.
 
+mod course;
 mod language;
 mod shipped;
 mod tokenizer;
@@ -35,8 +36,8 @@ impl Lessons {
     /// Those of the shipped towers.
     pub const SHIPPED: Self = Self {
         seed: 0x5EED_0F70_3E25,
-        vision_steps: 600,
-        language_steps: 2400,
+        vision_steps: 1200,
+        language_steps: 6000,
     };
 }
 

@@ -7,6 +7,7 @@ use burn::optim::{AdamWConfig, GradientsParams, Optimizer};
 use burn::tensor::activation::log_sigmoid;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::{ElementConversion, Tensor, TensorData};
+use rand::RngExt;
 use sq_llava_data::image::{ImageProcessor, ImageProcessorConfig};
 use sq_llava_model::config::VisionConfig;
 use sq_llava_model::ops::cross_entropy::token_losses;
@@ -14,7 +15,7 @@ use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::vision::tower::VisionTower;
 
 use super::{Lessons, rate};
-use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render};
+use crate::world::{Color, MOST_THINGS, Place, SIDE, Scene, render, rng};
 
 /// Peak learning rate.
 const RATE: f64 = 2e-3;
@@ -24,10 +25,13 @@ const BATCH: usize = 32;
 
 /// What each patch tells, and in how many ways: shape and colour (or none), size (or none), cell,
 /// things in the picture.
-const PATCH: [usize; 5] = [5, 7, 3, 9, MOST_THINGS];
+const PATCH: [usize; 5] = [5, 7, 3, 9, 9];
 
 /// Weight in the loss of a patch that shows a thing; one without has 1.
 const BUSY: f32 = 4.0;
+
+/// Random numbers of scenes full of things.
+const SCENE_STREAM: u64 = 6;
 
 /// Kinds of things, by shape and colour.
 const KINDS: usize = 24;
@@ -84,7 +88,7 @@ pub fn train<B: AutodiffBackend>(
         .init::<B, Pupil<B>>();
     for step in 0..lessons.vision_steps {
         let scenes: Vec<Scene> = (0..BATCH)
-            .map(|i| Scene::draw(lessons.seed, (step * BATCH + i) as u64))
+            .map(|i| scene(lessons.seed, (step * BATCH + i) as u64))
             .collect();
         let (loss, right) = pupil.lesson(&scenes, &processor, device);
         let value: f64 = loss.clone().into_scalar().elem();
@@ -103,6 +107,16 @@ pub fn train<B: AutodiffBackend>(
         }
     }
     Ok(pupil.tower.valid())
+}
+
+/// Every second scene is full of things: there is more to see in it.
+fn scene(seed: u64, number: u64) -> Scene {
+    if number % 2 == 0 {
+        return Scene::draw(seed, number);
+    }
+    let mut rng = rng(seed, SCENE_STREAM, number);
+    let count = rng.random_range(MOST_THINGS + 1..=Place::ALL.len());
+    Scene::with_things(count, &mut rng)
 }
 
 impl<B: Backend> Pupil<B> {
@@ -236,7 +250,9 @@ mod tests {
         assert_eq!(PATCH[..3], ways);
         assert_eq!(PATCH[3], Place::ALL.len());
         assert_eq!(KINDS, Shape::ALL.len() * Color::ALL.len());
-        let scene = Scene::draw(0, 0);
+        assert_eq!(PATCH[4], Place::ALL.len());
+        let scene = scene(0, 1);
+        assert!(scene.things.len() > MOST_THINGS);
         assert_eq!(kinds(&scene).iter().sum::<f32>(), scene.things.len() as f32);
         for cell in 0..9 {
             let targets = patch_targets(&scene, cell);
