@@ -25,7 +25,7 @@ pub struct Quickstart {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Scenes to learn from.
-    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(long, default_value_t = 16_000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     scenes: u32,
     /// At most so many optimizer steps of each stage, for a short look.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]

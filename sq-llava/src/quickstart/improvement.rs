@@ -83,6 +83,8 @@ impl Trial {
         say: &mut dyn FnMut(String),
     ) -> Result<SeedResult> {
         self.claim()?;
+        // Few labels are seen often.
+        let often = ["stage1.epochs=5", "stage2.epochs=10"].map(String::from);
         let folder = self.out.join(format!("seed-{seed}"));
         let result = folder.join("result.json");
         if result.is_file() {
@@ -96,7 +98,7 @@ impl Trial {
             held_out: self.held_out,
             seed,
             towers: None,
-            changes: self.changes.clone(),
+            changes: often.into_iter().chain(self.changes.clone()).collect(),
             masks: None,
             ui: Ui::Quiet,
         };

@@ -111,7 +111,7 @@ pub fn train<B: AutodiffBackend>(
 
 /// Every second scene is full of things: there is more to see in it.
 fn scene(seed: u64, number: u64) -> Scene {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         return Scene::draw(seed, number);
     }
     let mut rng = rng(seed, SCENE_STREAM, number);

@@ -134,7 +134,9 @@ fn adamw(
     #[unroll]
     for i in 0..tensors {
         let grad = grads.index(i);
-        let end = start + (grad.len() + (units - 1)) / units;
+        // Rounded up.
+        let filled = grad.len() + (units - 1);
+        let end = start + filled / units;
         if CUBE_POS >= start && CUBE_POS < end {
             let at = (CUBE_POS - start) * units + UNIT_POS as usize;
             if at < grad.len() {
