@@ -151,3 +151,24 @@ fn a_folder_belongs_to_one_improvement() {
     let error = same_settings(&settings, &pictures, used.path()).unwrap_err();
     assert!(error.to_string().contains("not an empty folder"), "{error}");
 }
+
+#[test]
+fn a_run_with_masks_or_without_stage_2_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let paths = serde_json::to_string(&sq_llava_train::TrainPaths::default()).unwrap();
+    std::fs::write(dir.path().join("paths.json"), paths).unwrap();
+    let parts = ["pairs.json", "pictures", "out"].map(|name| dir.path().join(name));
+    for (change, says) in [
+        ("model.masks.folder='masks'", "model.masks"),
+        ("stages=[1]", "no stage 2"),
+        ("stages=[1, 2]", "what stage 1 left is not there"),
+    ] {
+        let changes = [change.to_owned(), "stage2.data='talks.json'".to_owned()];
+        let recipe = sq_llava_train::Recipe::parse(crate::quickstart::RECIPE, &changes);
+        let toml = recipe.unwrap().to_toml().unwrap();
+        std::fs::write(dir.path().join("recipe.toml"), toml).unwrap();
+        let [pairs, pictures, out] = &parts;
+        let error = round(dir.path(), pairs, pictures, 1.0, out).unwrap_err();
+        assert!(error.to_string().contains(says), "{change}: {error}");
+    }
+}

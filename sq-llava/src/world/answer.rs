@@ -2,12 +2,15 @@
 
 use super::asked::subject;
 use super::talk::NUMBERS;
-use super::{Scene, Size};
+use super::{DESCRIBE, Scene, Size};
 
 impl Scene {
     /// The right answer; `None` to what is no question of the world, is not about a single thing
     /// where it must be, or offers no right option.
     pub fn answer(&self, question: &str) -> Option<String> {
+        if question.trim() == DESCRIBE {
+            return Some(self.caption());
+        }
         let (asked, options) = question.split_once('?')?;
         let words: Vec<&str> = asked.split_whitespace().collect();
         let asked = words.join(" ");
@@ -62,6 +65,7 @@ mod tests {
         let thing = &scene.things[0];
         let (shape, color) = (thing.shape.word(), thing.color.word());
         let other = ["red", "blue"].into_iter().find(|c| *c != color).unwrap();
+        assert_eq!(scene.answer(DESCRIBE), Some(scene.caption()));
         for (question, answer) in [
             (format!("What color is the {shape}?"), Some(color)),
             (format!("What color is  the {shape} ?\n"), Some(color)),
