@@ -145,8 +145,7 @@ impl<B: Backend> Assistant<B> {
         mut on_text: impl FnMut(&str),
     ) -> Result<String, ModelError> {
         let picture = self.open_image(picture.as_ref())?;
-        let mut conversation = self.conversation();
-        conversation.push_images(1).push_user(question);
+        let conversation = self.about_a_picture(question);
         let request = Request {
             conversation: &conversation,
             ending: Ending::Answer,
@@ -180,11 +179,7 @@ impl<B: Backend> Assistant<B> {
             .collect::<Result<Vec<_>, _>>()?;
         let conversations: Vec<_> = questions
             .iter()
-            .map(|(_, question)| {
-                let mut conversation = self.conversation();
-                conversation.push_images(1).push_user(*question);
-                conversation
-            })
+            .map(|(_, question)| self.about_a_picture(*question))
             .collect();
         let requests: Vec<_> = conversations
             .iter()

@@ -333,7 +333,7 @@ impl SqLlavaConfig {
         let vision = self.vision.as_ref()?;
         Some(PatchGrid {
             patch_size: vision.patch_size,
-            patches: vision.image_size / vision.patch_size.max(1),
+            patches: vision.patches_per_side(),
             class_token: vision.class_token,
             first_dropped: self.select_feature == SelectFeature::Patch,
         })

@@ -167,10 +167,15 @@ impl VisionConfig {
             .with_pooling_head(false)
     }
 
+    /// Patches of one image along each of its sides.
+    pub fn patches_per_side(&self) -> usize {
+        self.image_size / self.patch_size
+    }
+
     /// Patches of one image.
     pub fn num_patches(&self) -> usize {
         // A file's numbers may be of any size; its tensors say whether they are true.
-        (self.image_size / self.patch_size).saturating_pow(2)
+        self.patches_per_side().saturating_pow(2)
     }
 
     /// Tokens of one image in the tower: its patches, and the class token if there is one.

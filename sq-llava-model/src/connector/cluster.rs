@@ -59,26 +59,13 @@ impl ClusterConfig {
 impl<B: Backend> ClusterProjector<B> {
     /// `[batch, tokens, d_in]` → `[batch, tokens, d_out]`
     pub fn forward(&self, tokens: Tensor<B, 3>) -> Tensor<B, 3> {
-        self.forward_assigned(tokens, None)
-    }
-
-    /// The forward pass, and the soft assignment of its last step, `[batch, K, tokens]`; `None` if it
-    /// takes none.
-    pub fn project(&self, tokens: Tensor<B, 3>) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
-        self.project_assigned(tokens, None)
+        self.project(tokens, None).0
     }
 
     /// The forward pass with a given assignment of tokens to centres, `[batch, tokens]`, or, with
-    /// `None`, the nearest centre's.
-    pub fn forward_assigned(
-        &self,
-        tokens: Tensor<B, 3>,
-        assignment: Option<Tensor<B, 2, Int>>,
-    ) -> Tensor<B, 3> {
-        self.project_assigned(tokens, assignment).0
-    }
-
-    fn project_assigned(
+    /// `None`, the nearest centre's; and the soft assignment of its last step, `[batch, K, tokens]`,
+    /// `None` if it takes none.
+    pub fn project(
         &self,
         tokens: Tensor<B, 3>,
         assignment: Option<Tensor<B, 2, Int>>,

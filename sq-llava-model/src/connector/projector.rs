@@ -66,7 +66,7 @@ impl<B: Backend> Projector<B> {
             Self::Identity(_) => (tokens, None),
             Self::Linear(linear) => (linear.forward(tokens), None),
             Self::Mlp(mlp) => (mlp.forward(tokens), None),
-            Self::Cluster(cluster) => cluster.project(tokens),
+            Self::Cluster(cluster) => cluster.project(tokens, None),
         }
     }
 }

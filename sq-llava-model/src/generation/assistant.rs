@@ -218,6 +218,13 @@ impl<B: Backend> Assistant<B> {
         Conversation::new(self.template.clone())
     }
 
+    /// A conversation that asks this about one picture.
+    pub fn about_a_picture(&self, question: impl Into<String>) -> Conversation {
+        let mut conversation = self.conversation();
+        conversation.push_images(1).push_user(question);
+        conversation
+    }
+
     /// Continues one conversation; `on_text` gets the text as it comes, never part of a character.
     ///
     /// # Errors

@@ -308,11 +308,8 @@ impl<B: Backend> SqLlava<B> {
             return None;
         }
         let vocabulary = self.language_model.vocabulary();
-        let is_barred = |id: usize| {
-            let suppressed = i64::try_from(id).is_ok_and(|id| config.suppressed.contains(&id));
-            suppressed || config.vocabulary.is_some_and(|known| id >= known)
-        };
-        Likeliest::on_gpu(vocabulary, is_barred, &self.device())
+        let bar = |scores: &mut [f32]| suppress(scores, config);
+        Likeliest::on_gpu(vocabulary, bar, &self.device())
     }
 
     /// What follows the last token of each running sequence, and the chosen ids where they are on

@@ -184,12 +184,7 @@ impl<'a, B: Backend> SelfQuestioner<'a, B> {
         questions: &[&str],
         options: &AnswerOptions,
     ) -> Result<Vec<String>, ModelError> {
-        let about = |question: &&str| {
-            let mut conversation = self.assistant.conversation();
-            conversation.push_images(1);
-            conversation.push_user(*question);
-            conversation
-        };
+        let about = |question: &&str| self.assistant.about_a_picture(*question);
         let conversations: Vec<_> = questions.iter().map(about).collect();
         let requests: Vec<_> = conversations
             .iter()

@@ -6,7 +6,7 @@ use burn::tensor::{Tensor, TensorPrimitive, backend::Backend};
 pub use crate::kernels::adamw::AdamWStep;
 
 impl AdamWStep {
-    /// Parameter, first and second moment after the step.
+    /// Parameter, first and second moment after the step, alone.
     pub fn apply<B: Backend, const D: usize>(
         &self,
         parameter: Tensor<B, D>,
@@ -14,18 +14,22 @@ impl AdamWStep {
         second: Tensor<B, D>,
         grad: Tensor<B, D>,
     ) -> [Tensor<B, D>; 3] {
+        let mut steps = AdamWSteps::new();
+        let number = steps.push(*self, [parameter, first, second, grad]);
+        match steps.apply().take(number) {
+            Some(moved) => moved,
+            None => unreachable!("it was pushed"),
+        }
+    }
+
+    /// The step at once, on other backends than those of GPUs.
+    fn at_once<B: Backend, const D: usize>(&self, tensors: [Tensor<B, D>; 4]) -> [Tensor<B, D>; 3] {
         #[cfg(feature = "cpu")]
-        let [parameter, first, second, grad] =
-            match crate::kernels::cpu::adamw(self, [parameter, first, second, grad]) {
-                Ok(results) => return results,
-                Err(inputs) => inputs,
-            };
-        #[cfg(feature = "gpu")]
-        let [parameter, first, second, grad] = match on_gpu(self, [parameter, first, second, grad])
-        {
+        let tensors = match crate::kernels::cpu::adamw(self, tensors) {
             Ok(results) => return results,
             Err(inputs) => inputs,
         };
+        let [parameter, first, second, grad] = tensors;
         self.portable(parameter, first, second, grad)
     }
 
@@ -51,26 +55,6 @@ impl AdamWStep {
             decay => parameter * (1.0 - decay),
         };
         [kept - delta * self.rate, first, second]
-    }
-}
-
-/// Our kernel, where the tensors are a GPU's; they come back where it does not know them.
-#[cfg(feature = "gpu")]
-fn on_gpu<B: Backend, const D: usize>(
-    step: &AdamWStep,
-    tensors: [Tensor<B, D>; 4],
-) -> Result<[Tensor<B, D>; 3], [Tensor<B, D>; 4]> {
-    use crate::kernels::gpu;
-    let fixed = |values: Vec<_>| values.into_iter().map(gpu::tensor).collect::<Vec<_>>();
-    match gpu::launch::<B, _>(&gpu::AdamW(*step), tensors.map(gpu::float).into()) {
-        Ok(outputs) => match fixed(outputs).try_into() {
-            Ok(outputs) => Ok(outputs),
-            Err(_) => unreachable!("the launch has three outputs"),
-        },
-        Err(inputs) => match fixed(inputs).try_into() {
-            Ok(inputs) => Err(inputs),
-            Err(_) => unreachable!("as many come back as went in"),
-        },
     }
 }
 
@@ -110,16 +94,15 @@ impl<B: Backend> AdamWSteps<B> {
         let tensors = {
             use crate::kernels::gpu::{self, Launch};
             let tensors = tensors.map(gpu::float);
-            let plain = tensors.each_ref().map(gpu::Plain::of);
-            if gpu::is_gpu::<B>() && gpu::AdamW(step).accepts(&plain) {
+            let accepts = || gpu::AdamW(step).accepts(&tensors.each_ref().map(gpu::Plain::of));
+            if gpu::is_gpu::<B>() && accepts() {
                 self.waiting.push((number, step, tensors));
                 self.results.push(None);
                 return number;
             }
             tensors.map(gpu::tensor::<B, D>)
         };
-        let [parameter, first, second, grad] = tensors;
-        let moved = step.apply(parameter, first, second, grad);
+        let moved = step.at_once(tensors);
         let moved = moved.map(|tensor| tensor.into_primitive().tensor());
         self.results.push(Some(moved));
         number

@@ -23,11 +23,11 @@ pub(crate) struct Likeliest<B: Backend> {
 }
 
 impl<B: Backend> Likeliest<B> {
-    /// Among `vocabulary` ids but those that are barred; `None` where the host chooses, as it does
-    /// on other backends than those of GPUs.
+    /// Among `vocabulary` ids but those whose scores `bar` changes; `None` where the host chooses, as
+    /// it does on other backends than those of GPUs.
     pub fn on_gpu(
         vocabulary: usize,
-        is_barred: impl Fn(usize) -> bool,
+        bar: impl FnOnce(&mut [f32]),
         device: &B::Device,
     ) -> Option<Self> {
         #[cfg(feature = "gpu")]
@@ -35,8 +35,11 @@ impl<B: Backend> Likeliest<B> {
         #[cfg(not(feature = "gpu"))]
         let is_gpu = false;
         is_gpu.then(|| {
-            let barred = (0..vocabulary).map(|id| if is_barred(id) { 1.0 } else { 0.0 });
-            let barred: Vec<f32> = barred.collect();
+            let mut barred = vec![0.0f32; vocabulary];
+            bar(&mut barred);
+            for score in &mut barred {
+                *score = if *score == 0.0 { 0.0 } else { 1.0 };
+            }
             Self {
                 barred: Tensor::from_data(TensorData::from(&barred[..]), device),
             }

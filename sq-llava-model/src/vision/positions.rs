@@ -15,10 +15,7 @@ impl<B: Backend> VisionTower<B> {
     /// Resizes the grid of positions to pictures of `side` × `side` pixels, and says so in the
     /// tower's configuration. Towers whose class in transformers takes one size stay as they are.
     pub fn resize_positions(&mut self, config: &mut VisionConfig, side: usize) {
-        let (before, after) = (
-            config.image_size / config.patch_size,
-            side / config.patch_size,
-        );
+        let (before, after) = (config.patches_per_side(), side / config.patch_size);
         if config.family != VisionFamily::Dinov2 || side == config.image_size || after == 0 {
             return;
         }

@@ -133,7 +133,7 @@ pub fn cluster_full_size<B: Backend>(device: &B::Device) {
         );
 
         let assignment = int::<B, 1>(&case.tensors, "assign_f64", device).unsqueeze::<2>();
-        let y = projector.forward_assigned(x, Some(assignment));
+        let y = projector.project(x, Some(assignment)).0;
         let rows = int::<B, 1>(&case.tensors, "rows", device);
         let reference = case.tensors.f64("y_rows_f64");
         assert_close(&case.name, &values(y.select(1, rows)), &reference, 2e-4);

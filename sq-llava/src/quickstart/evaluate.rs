@@ -145,12 +145,7 @@ pub fn answers<B: Backend>(
             .collect::<Result<Vec<[PreparedImage; 1]>>>()?;
         let conversations: Vec<_> = batch
             .iter()
-            .map(|one| {
-                let mut conversation = assistant.conversation();
-                conversation.push_images(1);
-                conversation.push_user(one.question.clone());
-                conversation
-            })
+            .map(|one| assistant.about_a_picture(&one.question))
             .collect();
         let requests: Vec<Request<'_>> = conversations
             .iter()

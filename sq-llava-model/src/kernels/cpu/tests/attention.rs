@@ -182,3 +182,13 @@ fn the_models_attention_is_the_kernel() {
     let model = attention(q.inner(), k.inner(), v.inner(), &AttentionMask::Causal);
     assert_eq!(values(&model), values(&kernel.inner()));
 }
+
+#[test]
+fn a_query_whose_scores_are_all_minus_infinity_is_zero() {
+    let device = Default::default();
+    let query = Tensor::<Flex, 4>::ones([1, 2, 1, 8], &device);
+    let key = Tensor::full([1, 1, 3, 8], f32::NEG_INFINITY, &device);
+    let value = Tensor::ones([1, 1, 3, 8], &device);
+    let out = attention(query, key, value, &AttentionMask::Full);
+    assert_eq!(values(&out), [0.0; 16]);
+}
