@@ -155,7 +155,7 @@ fn loss_and_gradients_are_pytorchs() {
     let config = ClusterConfig::new().with_num_latents(4);
     let assign = |extractor: &_, tokens| {
         let extractor: &sq_llava_model::connector::cluster::ClusterProjector<Ad> = extractor;
-        extractor.project(tokens).1.expect("M")
+        extractor.project(tokens, None).1.expect("M")
     };
     let released = config.init::<Ad>(6, 5, &device);
     check("released", &read("released"), released, assign);

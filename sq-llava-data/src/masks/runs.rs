@@ -126,7 +126,7 @@ fn joined(runs: Vec<Range<usize>>) -> Vec<Range<usize>> {
 fn fill(points: &[[f64; 2]], height: usize, width: usize) -> Vec<Range<usize>> {
     let fine = |value: f64| (FINER * value + 0.5) as i64;
     let corners: Vec<[i64; 2]> = points.iter().map(|[x, y]| [fine(*x), fine(*y)]).collect();
-    let mut changes = vec![false; height * width + 1];
+    let mut ends: Vec<usize> = Vec::new();
     let mut before: Option<[i64; 2]> = None;
     for (at, &from) in corners.iter().enumerate() {
         let to = corners[(at + 1) % corners.len()];
@@ -134,17 +134,17 @@ fn fill(points: &[[f64; 2]], height: usize, width: usize) -> Vec<Range<usize>> {
             if let Some(last) = before.replace(step)
                 && let Some(pixel) = crossing(last, step, height, width)
             {
-                changes[pixel] ^= true;
+                ends.push(pixel);
             }
         });
     }
-    let ends = (0..changes.len()).filter(|&pixel| changes[pixel]);
-    let mut ends: Vec<usize> = ends.collect();
+    ends.sort_unstable();
     if ends.len() % 2 == 1 {
         ends.push(height * width);
     }
     let pairs = ends.as_chunks().0.iter();
-    pairs.map(|&[start, end]| start..end).collect()
+    let runs = pairs.map(|&[start, end]| start..end);
+    runs.filter(|run| !run.is_empty()).collect()
 }
 
 /// The points of an edge, from its first corner on.

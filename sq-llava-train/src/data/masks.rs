@@ -84,10 +84,11 @@ impl StageData {
     ///
     /// # Errors
     /// As [`Self::masked_pictures`], or if a sample cannot be read.
-    pub(crate) fn count_masks(&self, limit: usize) -> Result<Option<MaskedPictures>, TrainError> {
-        let Some(masks) = &self.masks else {
-            return Ok(None);
-        };
+    pub(crate) fn count_masks(
+        &self,
+        masks: &StageMasks,
+        limit: usize,
+    ) -> Result<MaskedPictures, TrainError> {
         let total = self.data.len();
         let stride = total.div_ceil(limit.max(1)).max(1);
         let mut found = MaskedPictures {
@@ -106,7 +107,7 @@ impl StageData {
                 found.masked += usize::from(masks.folder.find(name)?.is_some());
             }
         }
-        Ok(Some(found))
+        Ok(found)
     }
 }
 

@@ -140,9 +140,10 @@ impl StageAnnouncement<'_> {
 
     /// How many pictures have masks.
     fn say_masks(&self) -> Result<(), TrainError> {
-        let Some(found) = self.data.count_masks(ESTIMATE_SAMPLES)? else {
+        let Some(masks) = &self.data.masks else {
             return Ok(());
         };
+        let found = self.data.count_masks(masks, ESTIMATE_SAMPLES)?;
         let (stage, settings) = (self.stage, self.recipe.stage(self.stage));
         let looked = match found.exact {
             true => "",
@@ -153,13 +154,11 @@ impl StageAnnouncement<'_> {
             found.masked,
             found.pictures
         );
-        let masks = self.recipe.model.masks.as_ref();
-        let folder = masks.map(|masks| masks.folder.display().to_string());
-        let folder = folder.unwrap_or_default();
         if found.pictures > 0 && found.masked == 0 {
             let reason = format!(
-                "model.masks.folder is {folder}, but none of the pictures has a file there: the masks \
-                 of a/b.jpg are a/b.png or a/b.json"
+                "model.masks.folder is {}, but none of the pictures has a file there: the masks of \
+                 a/b.jpg are a/b.png or a/b.json",
+                masks.folder.path().display()
             );
             if found.exact {
                 return Err(TrainError::Recipe(reason));

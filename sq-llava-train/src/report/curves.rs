@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};
 use std::path::Path;
 
+use plotters::coord::Shift;
 use plotters::prelude::*;
 use serde_json::Value;
 use sq_llava_data::atomic::write_atomic;
@@ -133,39 +134,76 @@ fn render(
                     Curve::Validation => measured,
                 };
                 let points = from.get(*name).filter(|points| !points.is_empty())?;
-                Some((*curve, *label, *color, thinned(points)))
+                let width = if *curve == Curve::Training { 1 } else { 2 };
+                Some(Line {
+                    label: Some(label),
+                    style: color.stroke_width(width),
+                    points: thinned(points),
+                })
             })
             .collect();
-        let all = || lines.iter().flat_map(|(.., points)| points);
+        let all = || lines.iter().flat_map(|line| &line.points);
         let last = all().map(|p| p.0).fold(1.0, f64::max);
         let high = all().map(|p| p.1).fold(0.0, f64::max);
-        let mut chart = ChartBuilder::on(&area)
-            .caption(format!("stage {stage}"), ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(34)
-            .y_label_area_size(48)
-            .build_cartesian_2d(0.0..last * 1.02, 0.0..(high * 1.05).max(1e-3))?;
-        chart
-            .configure_mesh()
-            .x_desc("step")
-            .y_desc("loss per token")
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        for (curve, label, color, points) in lines {
-            let width = if curve == Curve::Training { 1 } else { 2 };
-            let style = color.stroke_width(width);
-            chart
-                .draw_series(LineSeries::new(points, style))?
+        let ends = [last * 1.02, (high * 1.05).max(1e-3)];
+        draw(
+            &area,
+            &format!("stage {stage}"),
+            "loss per token",
+            ends,
+            lines,
+        )?;
+    }
+    root.present()?;
+    Ok(())
+}
+
+/// A line of a chart.
+pub(crate) struct Line<'a> {
+    /// What the legend calls it, if it names it.
+    pub label: Option<&'a str>,
+    pub style: ShapeStyle,
+    pub points: Points,
+}
+
+/// Draws lines over the steps, from 0 to the ends of both axes.
+pub(crate) fn draw(
+    area: &DrawingArea<SVGBackend<'_>, Shift>,
+    caption: &str,
+    unit: &str,
+    [last, high]: [f64; 2],
+    lines: Vec<Line<'_>>,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let mut chart = ChartBuilder::on(area)
+        .caption(caption, ("sans-serif", 18))
+        .margin(12)
+        .x_label_area_size(34)
+        .y_label_area_size(48)
+        .build_cartesian_2d(0.0..last, 0.0..high)?;
+    chart
+        .configure_mesh()
+        .x_desc("step")
+        .y_desc(unit)
+        .light_line_style(TRANSPARENT)
+        .draw()?;
+    for Line {
+        label,
+        style,
+        points,
+    } in lines
+    {
+        let series = chart.draw_series(LineSeries::new(points, style))?;
+        if let Some(label) = label {
+            series
                 .label(label)
                 .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
         }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
     }
-    root.present()?;
+    chart
+        .configure_series_labels()
+        .background_style(WHITE.mix(0.8))
+        .border_style(BLACK.mix(0.3))
+        .draw()?;
     Ok(())
 }
 
@@ -193,9 +231,9 @@ fn read(run: &Path, curve: Curve) -> Result<Stages, TrainError> {
             continue;
         };
         let of_stage = stages.entry(stage).or_default();
-        for name in ["loss", "loss_question", "loss_answer", "loss_masks"] {
-            if let Some(value) = line[name].as_f64() {
-                let points = of_stage.entry(name.to_owned()).or_default();
+        for (_, name, ..) in LINES.iter().filter(|(of, ..)| *of == curve) {
+            if let Some(value) = line[*name].as_f64() {
+                let points = of_stage.entry((*name).to_owned()).or_default();
                 points.push((step, value));
             }
         }

@@ -2,7 +2,7 @@
 
 use plotters::prelude::*;
 
-use crate::report::curves::{PANEL, Points, thinned};
+use crate::report::curves::{Line, PANEL, Points, draw, thinned};
 
 /// Sources that the legend names; the logs have all.
 const NAMED: usize = 16;
@@ -18,32 +18,14 @@ pub(crate) fn render(
         root.fill(&WHITE)?;
         let points = sources.iter().flat_map(|(_, points)| points.iter());
         let last = points.map(|point| point.0).fold(1.0, f64::max);
-        let mut chart = ChartBuilder::on(&root)
-            .caption(format!("stage {stage}, asking"), ("sans-serif", 18))
-            .margin(12)
-            .x_label_area_size(34)
-            .y_label_area_size(48)
-            .build_cartesian_2d(0.0..last * 1.02, 0.0..1.0)?;
-        chart
-            .configure_mesh()
-            .x_desc("step")
-            .y_desc("δ")
-            .light_line_style(TRANSPARENT)
-            .draw()?;
-        for (number, (name, points)) in sources.iter().enumerate() {
-            let style = Palette99::pick(number).stroke_width(1);
-            let series = chart.draw_series(LineSeries::new(thinned(points), style))?;
-            if number < NAMED {
-                series
-                    .label(*name)
-                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
-            }
-        }
-        chart
-            .configure_series_labels()
-            .background_style(WHITE.mix(0.8))
-            .border_style(BLACK.mix(0.3))
-            .draw()?;
+        let lines = sources.iter().enumerate();
+        let lines = lines.map(|(number, (name, points))| Line {
+            label: (number < NAMED).then_some(*name),
+            style: Palette99::pick(number).stroke_width(1),
+            points: thinned(points),
+        });
+        let caption = format!("stage {stage}, asking");
+        draw(&root, &caption, "δ", [last * 1.02, 1.0], lines.collect())?;
         root.present()?;
     }
     Ok(svg)

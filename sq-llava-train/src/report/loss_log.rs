@@ -48,14 +48,23 @@ impl Curve {
     }
 }
 
+/// A column of a CSV file.
+#[derive(Debug, Clone, Copy)]
+enum Column {
+    Of(Quantity),
+    /// δ of each source that is followed.
+    Deltas,
+    /// Another version's; left empty.
+    Unknown,
+}
+
 /// Writes a line to both files of a curve and flushes it, so that a run can be watched and a
 /// killed one keeps its curve.
 #[derive(Debug)]
 pub struct LossLog {
     curve: Curve,
-    /// Names of the CSV file's columns behind the step's. A file that an older version began keeps
-    /// its own.
-    columns: Vec<String>,
+    /// The CSV file's columns behind the step's. A file that an older version began keeps its own.
+    columns: Vec<Column>,
     files: [(PathBuf, BufWriter<File>); 2],
     events: Option<EventWriter>,
 }
@@ -80,9 +89,14 @@ impl LossLog {
         let begun = header_of(&directory.join(csv))?;
         let columns = begun.as_deref().unwrap_or(&header);
         let columns = columns.split(',').skip(PLACE.split(',').count());
+        let column = |name: &str| match curve.quantities().iter().find(|q| q.name() == name) {
+            Some(quantity) => Column::Of(*quantity),
+            None if name == DELTAS => Column::Deltas,
+            None => Column::Unknown,
+        };
         let mut log = Self {
             curve,
-            columns: columns.map(Into::into).collect(),
+            columns: columns.map(column).collect(),
             files: [open(json)?, open(csv)?],
             events: None,
         };
@@ -151,14 +165,13 @@ impl LossLog {
             object.insert(DELTAS.into(), json!(*report.deltas));
         }
         for column in &self.columns {
-            let known = self.curve.quantities().iter();
-            let quantity = known.into_iter().find(|q| q.name() == column);
             row += ",";
-            row += &match quantity {
-                None if column == DELTAS => quoted(&report.deltas),
-                quantity => quantity
-                    .and_then(|q| q.of(report))
-                    .map_or_else(String::new, |v| v.to_string()),
+            row += &match column {
+                Column::Of(quantity) => quantity
+                    .of(report)
+                    .map_or_else(String::new, |value| value.to_string()),
+                Column::Deltas => quoted(&report.deltas),
+                Column::Unknown => String::new(),
             };
         }
         self.line(0, &Value::Object(object).to_string())?;

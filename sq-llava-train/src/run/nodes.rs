@@ -71,8 +71,7 @@ struct StepNews {
     stop: bool,
     sums: LossSums,
     by_source: SourceSums,
-    /// Bits of the sum over pictures with masks, which JSON may round, and their number.
-    masks: (u64, usize),
+    masks: MaskSums,
     /// Samples, tokens, samples cut, samples left out.
     counts: [usize; 4],
 }
@@ -86,7 +85,7 @@ impl StepNews {
             stop,
             sums: report.sums,
             by_source: report.by_source.clone(),
-            masks: (report.masks.loss.to_bits(), report.masks.pictures),
+            masks: report.masks,
             counts: [
                 report.samples,
                 report.tokens,
@@ -98,14 +97,10 @@ impl StepNews {
 
     fn report(&self) -> StepReport {
         let [samples, tokens, truncated, skipped] = self.counts;
-        let (loss, pictures) = self.masks;
         StepReport {
             sums: self.sums,
             by_source: self.by_source.clone(),
-            masks: MaskSums {
-                loss: f64::from_bits(loss),
-                pictures,
-            },
+            masks: self.masks,
             samples,
             tokens,
             truncated,

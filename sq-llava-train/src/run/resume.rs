@@ -40,7 +40,8 @@ pub(crate) struct ResumePoint {
     pub torn: Vec<PathBuf>,
 }
 
-/// Keys of a recipe that do not change the numbers, and paths: `Sources` compares the files.
+/// Keys of a recipe that do not change the numbers, and paths: of models and data `Sources` compares
+/// the files; pictures and masks are taken to be the same.
 const HOW: [&str; 14] = [
     "log_every",
     "save_every",

@@ -15,6 +15,8 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
+use serde::{Deserialize, Serialize};
+
 use crate::data::batch::MicroBatch;
 use crate::step::loss::host;
 use crate::step::pictures::{SeenPicture, pictures};
@@ -26,9 +28,10 @@ const EPSILON: f64 = 1e-6;
 const LEAST_SHARE: f64 = 1e-12;
 
 /// The loss of masks, added up.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct MaskSums {
     /// Unweighted, over pictures.
+    #[serde(with = "crate::step::bits")]
     pub loss: f64,
     /// Pictures with masks, as often as they are shown.
     pub pictures: usize,
@@ -110,6 +113,7 @@ impl<B: Backend> MaskLoss<B> {
             false => assignment.detach(),
         };
         let [_, centers, tokens] = assignment.dims();
+        let mut means = Vec::new();
         for picture in masked {
             found.sums.pictures += picture.shown;
             let tiles = picture.tiles.iter().zip(picture.start..);
@@ -122,19 +126,23 @@ impl<B: Backend> MaskLoss<B> {
                     Some(pairs.loss(own.reshape([centers, tokens])))
                 })
                 .collect();
-            if losses.is_empty() {
-                continue;
+            if !losses.is_empty() {
+                means.push((picture.shown as f64, Tensor::cat(losses, 0).mean()));
             }
-            let loss = Tensor::cat(losses, 0).mean();
-            let value: f32 = host(loss.clone()).iter().sum();
-            found.sums.loss += picture.shown as f64 * f64::from(value);
-            if weight > 0.0 {
-                let loss = loss.mul_scalar(weight * picture.shown as f64);
-                found.total = Some(match found.total {
-                    Some(total) => total + loss,
-                    None => loss,
-                });
-            }
+        }
+        if means.is_empty() {
+            return found;
+        }
+        // The device is waited for once.
+        let values = means.iter().map(|(_, loss)| loss.clone().detach());
+        let values = host(Tensor::cat(values.collect(), 0));
+        for ((shown, _), value) in means.iter().zip(values) {
+            found.sums.loss += shown * f64::from(value);
+        }
+        if weight > 0.0 {
+            let parts = means.into_iter();
+            let parts = parts.map(|(shown, loss)| loss.mul_scalar(weight * shown));
+            found.total = parts.reduce(|total, part| total + part);
         }
         found
     }

@@ -204,15 +204,25 @@ fn batches_do_not_depend_on_the_number_of_workers() {
 #[test]
 fn a_listener_that_leaves_early_ends_the_workers() {
     let world = World::new(6, 1);
-    let data = Arc::new(world.data());
-    let loader = BatchLoader::new(data.clone(), plan(&data, 100), 0, 2, Failure::default());
+    leave_early(&Arc::new(world.data()), 2);
+}
+
+/// Takes one batch, and sees that all threads end with their listener.
+fn leave_early(data: &Arc<StageData>, workers: usize) {
+    let loader = BatchLoader::new(
+        data.clone(),
+        plan(data, 100),
+        0,
+        workers,
+        Failure::default(),
+    );
     let loader: &dyn DataLoader<Flex, MicroBatch> = &loader;
     let mut batches = loader.iter();
     assert!(batches.next().is_some());
     drop(batches);
-    // The loader itself and this test hold the data; the workers let go of it.
+    // The loader itself and the test hold the data; the workers let go of it.
     let start = std::time::Instant::now();
-    while Arc::strong_count(&data) > 2 {
+    while Arc::strong_count(data) > 2 {
         assert!(
             start.elapsed().as_secs() < 30,
             "a worker goes on for nobody"
