@@ -1,6 +1,6 @@
 //! Options that name a model, and loading it with a progress bar.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
 
@@ -12,6 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use sq_llava_data::gguf::GgufHeader;
 use sq_llava_data::image::{ImageAspect, ImageProcessor, ImageProcessorConfig};
 use sq_llava_data::{Layout, Template, TemplateChoice, TextTokenizer};
+use sq_llava_eval::clip_score::ClipScorer;
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Narrow, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
@@ -157,7 +158,7 @@ fn memory() -> Option<u64> {
 
 /// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it
 /// would be in 16.
-pub fn weight_bytes(dir: &std::path::Path) -> u64 {
+pub fn weight_bytes(dir: &Path) -> u64 {
     if let Ok(header) = GgufHeader::open(dir) {
         // A damaged header may say anything; loading tells.
         let bytes = |shape: &[usize]| {
@@ -284,6 +285,25 @@ impl ModelArguments {
         let assistant = Assistant::new(model, tokenizer, processor, template)?;
         Ok((assistant, LoadReport::default()))
     }
+}
+
+/// Loads a CLIP that scores texts and pictures.
+///
+/// # Errors
+/// If it cannot be loaded.
+pub fn load_clip<B: Backend>(
+    directory: &Path,
+    choice: DeviceChoice,
+    precision: Precision,
+    allow_unused: bool,
+    device: &B::Device,
+) -> Result<ClipScorer<B>> {
+    let dtype = precision.on::<B>(choice, weight_bytes(directory), device)?;
+    let bar = bar();
+    let moved = progress(&bar);
+    let clip = ClipScorer::load(directory, dtype, allow_unused, Some(&moved), device);
+    bar.finish_and_clear();
+    Ok(clip?)
 }
 
 /// A named configuration.

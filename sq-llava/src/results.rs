@@ -6,7 +6,6 @@ use anyhow::{Context, Result};
 use clap::Args;
 use comfy_table::{CellAlignment, Table, presets};
 use serde_json::json;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::EvalError;
 use sq_llava_eval::layout::Files;
 use sq_llava_eval::matched::Matched;
@@ -20,7 +19,7 @@ use sq_llava_eval::task::Task;
 #[cfg(feature = "jars")]
 use sq_llava_eval::task::captions::score_by_jars;
 
-use crate::output::tell;
+use crate::output::{tell, write, write_json};
 
 /// Which questions, and how they are put.
 #[derive(Debug, Clone, Args)]
@@ -252,15 +251,8 @@ fn show(reports: &[Report], model: &str, folder: &Path, json: bool) -> Result<()
             }))
             .collect::<Vec<_>>(),
     });
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    let text = serde_json::to_string_pretty(&results)?;
-    for (name, text) in [
-        ("results.json", format!("{text}\n")),
-        ("results.md", Report::markdown(reports, model)),
-    ] {
-        let path = folder.join(name);
-        write_atomic(&path, text).with_context(|| path.display().to_string())?;
-    }
+    write_json(&folder.join("results.json"), &results)?;
+    write(&folder.join("results.md"), Report::markdown(reports, model))?;
     if json {
         tell(&results);
         return Ok(());

@@ -2,16 +2,15 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::json;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_train::{Recipe, Ui};
 
 use crate::device::{DeviceChoice, Work};
 use crate::names;
-use crate::output::tell;
+use crate::output::{tell, write, write_json};
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
 use crate::world::read_held_out;
 
@@ -124,13 +123,9 @@ impl Work for Ablate {
             self.seeds.len()
         );
         let json = json!({"seeds": self.seeds, "questions": task.questions.len(), "rows": rows});
-        for (name, text) in [
-            ("ablation.md", format!("{note}\n{table}")),
-            ("ablation.json", format!("{json:#}\n")),
-        ] {
-            let path = self.out.join(name);
-            write_atomic(&path, text).with_context(|| format!("{}", path.display()))?;
-        }
+        let text = format!("{note}\n{table}");
+        write(&self.out.join("ablation.md"), text)?;
+        write_json(&self.out.join("ablation.json"), &json)?;
         tell(format_args!("\n{note}\n{table}"));
         tell(self.out.join("ablation.json").display());
         Ok(())

@@ -10,7 +10,6 @@ use clap::Args;
 use rayon::prelude::*;
 use serde::Serialize;
 use serde_json::json;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::image::PixelValues;
 use sq_llava_data::{Author, IMAGE_TOKEN, LlavaSample, Manifest};
 use sq_llava_eval::clip_score::{ClipScorer, clip_score, cosine};
@@ -19,9 +18,9 @@ use sq_llava_eval::summary::{ScoreCollector, ScoreSummary};
 use crate::device::{DeviceChoice, Work};
 use crate::draw::{DrawArguments, count_bar};
 use crate::histogram::{Distribution, write_histogram};
-use crate::model::{Precision, bar, progress, weight_bytes};
+use crate::model::{Precision, load_clip};
 use crate::names;
-use crate::output::tell;
+use crate::output::{tell, write_json};
 
 /// Failures that the report names; all are counted.
 const NAMED: usize = 1000;
@@ -128,12 +127,7 @@ impl Work for ClipScoreCommand {
         let manifest = Manifest::open(&self.data)?;
         let indices = self.draw.indices(manifest.len());
         let clip = names::model(&self.clip)?;
-        let bytes = weight_bytes(&clip);
-        let dtype = self.dtype.on::<B>(self.device, bytes, device)?;
-        let loading = bar();
-        let moved = progress(&loading);
-        let scorer = ClipScorer::<B>::load(&clip, dtype, self.allow_unused, Some(&moved), device)?;
-        loading.finish_and_clear();
+        let scorer = load_clip::<B>(&clip, self.device, self.dtype, self.allow_unused, device)?;
 
         let mut questions = Collected::new();
         let mut answers = Collected::new();
@@ -293,10 +287,7 @@ impl ClipScoreCommand {
             "failures": failures,
         });
         if let Some(dir) = &self.out {
-            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-            let path = dir.join("clipscore.json");
-            write_atomic(&path, format!("{report:#}\n"))
-                .with_context(|| path.display().to_string())?;
+            write_json(&dir.join("clipscore.json"), &report)?;
             draw(&dir.join("clipscore.svg"), &sides)?;
         }
         if self.json {

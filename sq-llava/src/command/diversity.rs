@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use serde::Serialize;
 use serde_json::json;
 use sq_llava_data::Ending;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::image::PreparedImage;
 use sq_llava_eval::diversity::{Diversity, words};
 use sq_llava_eval::question_list::{AskedQuestion, QuestionFile};
@@ -20,7 +19,7 @@ use sq_llava_model::{
 use crate::device::Work;
 use crate::draw::{DrawArguments, count_bar};
 use crate::model::ModelArguments;
-use crate::output::tell;
+use crate::output::{tell, write, write_json};
 
 /// Failures that the report names; all are counted.
 const NAMED: usize = 1000;
@@ -211,7 +210,7 @@ impl DiversityCommand {
         }
         bar.finish_and_clear();
         if let Some(dir) = &self.out {
-            write(dir, "questions.jsonl", &lines)?;
+            write(&dir.join("questions.jsonl"), &lines)?;
         }
         if found.is_empty() {
             bail!("the model asked nothing");
@@ -274,7 +273,7 @@ impl DiversityCommand {
             "probe": probe,
         });
         if let Some(dir) = &self.out {
-            write(dir, "diversity.json", &format!("{report:#}\n"))?;
+            write_json(&dir.join("diversity.json"), &report)?;
         }
         if self.json {
             tell(&report);
@@ -407,12 +406,6 @@ fn said(answer: &str) -> Option<bool> {
         Some("no" | "not") => Some(false),
         _ => None,
     }
-}
-
-fn write(dir: &Path, name: &str, text: &str) -> Result<()> {
-    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    let path = dir.join(name);
-    write_atomic(&path, text).with_context(|| path.display().to_string())
 }
 
 #[cfg(test)]

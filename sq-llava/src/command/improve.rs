@@ -5,19 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use clap::Args;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::clip_score::ClipScorer;
 use sq_llava_model::Assistant;
 use sq_llava_train::{RunDirectory, TrainOptions, Ui};
 
-use crate::command::train::{Stopped, stop_on_signals};
+use crate::command::train::{Stopped, saved, stop_on_signals};
 use crate::device::{DeviceChoice, Work};
 use crate::improve::candidate::AskingSettings;
 use crate::improve::filters::Filters;
 use crate::improve::{Improvement, Models, Outcome, Settings};
-use crate::model::{ModelArguments, Precision, bar, progress, weight_bytes};
+use crate::model::{ModelArguments, Precision, load_clip};
 use crate::names;
-use crate::output::tell;
+use crate::output::{tell, write, write_json};
 use crate::quickstart::improvement::{self, Trial};
 
 /// Train a run again with questions that it asks and answers itself: about pictures that nobody has
@@ -181,14 +180,8 @@ impl Improve {
             results.push(trial.seed::<B>(seed, device, options, &mut |line| tell(line))?);
         }
         let table = improvement::markdown(&results);
-        let json = serde_json::to_value(&results)?;
-        for (name, text) in [
-            ("improvement.md", table.clone()),
-            ("improvement.json", format!("{json:#}\n")),
-        ] {
-            let path = self.out.join(name);
-            write_atomic(&path, text).with_context(|| path.display().to_string())?;
-        }
+        write(&self.out.join("improvement.md"), &table)?;
+        write_json(&self.out.join("improvement.json"), &results)?;
         tell(format_args!("\n{table}"));
         tell(self.out.join("improvement.md").display());
         Ok(())
@@ -224,14 +217,8 @@ impl<B: Backend> Models<B> for Loader<'_, B> {
     }
 
     fn clip(&self, directory: &Path) -> Result<ClipScorer<B>> {
-        let bytes = weight_bytes(directory);
-        let choice = self.command.device;
-        let dtype = self.command.dtype.on::<B>(choice, bytes, self.device)?;
-        let loading = bar();
-        let moved = progress(&loading);
-        let clip = ClipScorer::load(directory, dtype, false, Some(&moved), self.device)?;
-        loading.finish_and_clear();
-        Ok(clip)
+        let Improve { device, dtype, .. } = *self.command;
+        load_clip(directory, device, dtype, false, self.device)
     }
 }
 
@@ -262,11 +249,8 @@ impl Work for Improve {
         match improvement.run::<B>(&loader, device, &options, &mut |line| tell(line))? {
             Outcome::Done(path) => tell(path.display()),
             Outcome::Stopped(outcome) => {
-                let saved = match outcome.map(|outcome| outcome.checkpoint) {
-                    None => "what was asked is kept".to_owned(),
-                    Some(Some(checkpoint)) => format!("saved in {}", checkpoint.display()),
-                    Some(None) => "before its first step".into(),
-                };
+                let asked = || "what was asked is kept".to_owned();
+                let saved = outcome.map_or_else(asked, |outcome| saved(&outcome));
                 let words = format!("stopped, {saved}; go on with the same command");
                 return Err(Stopped(words).into());
             }

@@ -8,13 +8,12 @@ use std::sync::{Mutex, PoisonError};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 use serde_json::{Value, json};
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::judge::requests::{
     JudgeRequest, JudgeRow, Judged, Verdict, read_requests, sums,
 };
 
 use crate::draw::count_bar;
-use crate::output::tell;
+use crate::output::{tell, write, write_json};
 use sq_llava_eval::judge::{Client, JudgeConfig, ReplyCache};
 
 /// Let a language model judge answers.
@@ -103,10 +102,6 @@ impl JudgeCommand {
         judged: &[Judged<'_>],
         asked: usize,
     ) -> Result<()> {
-        let write = |name: &str, text: String| {
-            let path = self.out.join(name);
-            write_atomic(&path, text).with_context(|| path.display().to_string())
-        };
         let mut lines = String::new();
         for one in judged {
             let mut fields = one.request.fields.clone();
@@ -118,7 +113,7 @@ impl JudgeCommand {
             fields.insert("scores".into(), json!(one.numbers));
             lines.push_str(&format!("{}\n", Value::Object(fields)));
         }
-        write("judged.jsonl", lines)?;
+        write(&self.out.join("judged.jsonl"), lines)?;
         let without: Vec<&str> = judged
             .iter()
             .filter(|one| one.numbers.iter().any(Option::is_none))
@@ -131,7 +126,7 @@ impl JudgeCommand {
             "without_verdict": without,
             "rows": rows,
         });
-        write("judge.json", format!("{report:#}\n"))?;
+        write_json(&self.out.join("judge.json"), &report)?;
         if rows.is_empty() {
             bail!(
                 "no reply gave a verdict, so nothing is scored: see what the judge says in {}",

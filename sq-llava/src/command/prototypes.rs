@@ -68,6 +68,9 @@ impl Prototypes {
         };
         let (mut seen, mut found) = (HashSet::new(), Vec::new());
         for index in 0..data.len() {
+            if found.len() == self.limit {
+                break;
+            }
             let sample = data.get(index)?;
             for (place, name) in sample.images.iter().enumerate() {
                 if found.len() == self.limit || !seen.insert(data.picture_key(index, place, name)) {

@@ -4,12 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_eval::answer::Answers;
 use sq_llava_eval::matched::Matched;
 use sq_llava_eval::shard::merge;
 use sq_llava_eval::task::Task;
 
+use crate::output::write;
 use crate::results::{BenchmarkArguments, Results, Scored};
 
 /// Score answer files, whoever wrote them, and write what the benchmarks' servers take.
@@ -128,6 +128,5 @@ fn requests(
         annotations.with_context(|| format!("{task} needs {needed}: give --annotations"))?;
     let lines = judged.requests(matched, rubric, annotations)?;
     let path = folder.join("judge_requests.jsonl");
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
-    write_atomic(&path, lines.join("\n") + "\n").with_context(|| path.display().to_string())
+    write(&path, lines.join("\n") + "\n")
 }

@@ -14,8 +14,8 @@ use signal_hook::consts::SIGUSR1;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use sq_llava_train::{
-    DryStage, Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainPaths, Ui,
-    dry_run, train,
+    DryStage, Nodes, Recipe, Resume, RunDirectory, StopSignal, TrainOptions, TrainOutcome,
+    TrainPaths, Ui, dry_run, train,
 };
 
 use crate::device::{DeviceChoice, Work};
@@ -197,6 +197,14 @@ fn tell_dry_run(stages: &[DryStage]) {
     ));
 }
 
+/// Where a run that was stopped is.
+pub fn saved(outcome: &TrainOutcome) -> String {
+    match &outcome.checkpoint {
+        Some(checkpoint) => format!("saved in {}", checkpoint.display()),
+        None => "before its first step".into(),
+    }
+}
+
 impl Work for Train {
     fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
         if self.dry_run {
@@ -243,10 +251,7 @@ impl Work for Train {
         }
         if outcome.interrupted {
             let run = outcome.run.display();
-            let place = match &outcome.checkpoint {
-                Some(checkpoint) => format!("saved in {}", checkpoint.display()),
-                None => "before its first step".into(),
-            };
+            let place = saved(&outcome);
             let how = match rank {
                 None => format!("go on with: sq-llava train --resume --out {run}"),
                 Some(_) => "go on with the same command and --resume".into(),

@@ -6,8 +6,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
+use sq_llava_data::Ending;
 use sq_llava_data::image::PreparedImage;
-use sq_llava_data::{Conversation, Ending};
 use sq_llava_eval::clip_score::{ClipScorer, clip_score, cosine};
 use sq_llava_model::generation::generate::FinishReason;
 use sq_llava_model::generation::sampling::Sampling;
@@ -61,8 +61,7 @@ pub struct PictureAsked {
 }
 
 /// How much is asked.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize)]
 pub struct AskingSettings {
     /// Questions that are drawn about a picture.
     pub questions: usize,
@@ -154,7 +153,7 @@ impl<B: Backend> Interviewer<'_, B> {
         drawn: usize,
         seed: u64,
     ) -> Result<Candidate> {
-        let conversation = self.about_a_picture(&question);
+        let conversation = self.assistant.about_a_picture(&question);
         let request = Request {
             conversation: &conversation,
             ending: Ending::Answer,
@@ -205,13 +204,6 @@ impl<B: Backend> Interviewer<'_, B> {
         Ok(())
     }
 
-    fn about_a_picture(&self, question: &str) -> Conversation {
-        let mut conversation = self.assistant.conversation();
-        conversation.push_images(1);
-        conversation.push_user(question);
-        conversation
-    }
-
     fn look_with_clip(&self, path: &Path, pairs: &mut [Candidate]) -> Result<()> {
         let Some(clip) = self.clip.filter(|_| !pairs.is_empty()) else {
             return Ok(());
@@ -252,6 +244,20 @@ pub fn plain(text: &str) -> String {
         .split(|c: char| !kept(c))
         .filter(|word| !word.is_empty());
     words.map(str::to_lowercase).collect::<Vec<_>>().join(" ")
+}
+
+/// A pair that every draw agrees on, with no other picture.
+#[cfg(test)]
+pub fn sure(question: &str, answer: &str) -> Candidate {
+    Candidate {
+        question: question.into(),
+        drawn: 1,
+        answer: answer.into(),
+        agreement: 1.0,
+        elsewhere: Some(0.0),
+        cut: false,
+        clip_score: None,
+    }
 }
 
 #[cfg(test)]

@@ -1,14 +1,14 @@
 //! Which of the pairs that a model made for itself are trained on.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 
 use clap::Args;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use super::candidate::{Candidate, PictureAsked, plain};
 
 /// Reasons to leave a pair out, in the order in which they are looked at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Filter {
     /// Question or answer is empty, or most answers were cut at their limit. Has no switch.
@@ -54,44 +54,30 @@ impl Filter {
 }
 
 /// The filters' limits.
-#[derive(Debug, Clone, Copy, PartialEq, Args, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Copy, PartialEq, Args, Serialize)]
 pub struct Filters {
     /// Smallest part of the drawn answers that must be the same; 0 switches this filter off.
-    #[arg(long, value_name = "PART", default_value_t = 0.8)]
+    #[arg(long, value_name = "PART", default_value_t = Filters::DEFAULT.agreement)]
     pub agreement: f64,
     /// Largest part of the other pictures that may lead to the same answer: a question that needs
     /// no picture teaches nothing about pictures; 1 switches this filter off.
-    #[arg(long, value_name = "PART", default_value_t = 0.7)]
+    #[arg(long, value_name = "PART", default_value_t = Filters::DEFAULT.elsewhere)]
     pub elsewhere: f64,
     /// Keep questions that hold their own answer.
     #[arg(long)]
     pub keep_given: bool,
     /// Smallest CLIPScore (2.5 · cosine) of question and answer together, where --clip is given; 0
     /// switches this filter off.
-    #[arg(long, value_name = "SCORE", default_value_t = 0.4)]
+    #[arg(long, value_name = "SCORE", default_value_t = Filters::DEFAULT.clip_score)]
     pub clip_score: f64,
     /// Largest likeness of two questions about a picture: words in common / words of either; 1
     /// leaves out equal ones alone.
-    #[arg(long, value_name = "PART", default_value_t = 0.8)]
+    #[arg(long, value_name = "PART", default_value_t = Filters::DEFAULT.likeness)]
     pub likeness: f64,
     /// Largest part that questions of one kind (the same first two words) may have; 1 switches this
     /// filter off.
-    #[arg(long, value_name = "PART", default_value_t = 0.3)]
+    #[arg(long, value_name = "PART", default_value_t = Filters::DEFAULT.share)]
     pub share: f64,
-}
-
-impl Default for Filters {
-    fn default() -> Self {
-        Self {
-            agreement: 0.8,
-            elsewhere: 0.7,
-            keep_given: false,
-            clip_score: 0.4,
-            likeness: 0.8,
-            share: 0.3,
-        }
-    }
 }
 
 /// A pair with what became of it: its place, and the first filter that leaves it out.
@@ -106,6 +92,16 @@ pub struct Verdict {
 }
 
 impl Filters {
+    /// What they are unless told otherwise.
+    pub const DEFAULT: Self = Self {
+        agreement: 0.8,
+        elsewhere: 0.7,
+        keep_given: false,
+        clip_score: 0.4,
+        likeness: 0.8,
+        share: 0.3,
+    };
+
     /// Everything passes that is whole.
     pub const OFF: Self = Self {
         agreement: 0.0,
@@ -283,16 +279,6 @@ fn best_first<'a>(verdicts: &[Verdict], pair: impl Fn(&Verdict) -> &'a Candidate
     kept
 }
 
-/// How many pairs each filter left out, and how many are kept.
-pub fn counts(verdicts: &[Verdict]) -> (BTreeMap<&'static str, usize>, usize) {
-    let mut dropped: BTreeMap<_, usize> = Filter::ALL.map(|f| (f.name(), 0)).into();
-    for filter in verdicts.iter().filter_map(|verdict| verdict.dropped) {
-        *dropped.entry(filter.name()).or_default() += 1;
-    }
-    let kept = verdicts.iter().filter(|v| v.dropped.is_none()).count();
-    (dropped, kept)
-}
-
 /// What a question is counted under: its first two words.
 pub fn kind(question: &str) -> String {
     let words = plain(question);
@@ -321,18 +307,7 @@ fn holds_answer(question: &str, answer: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn pair(question: &str, answer: &str) -> Candidate {
-        Candidate {
-            question: question.into(),
-            drawn: 1,
-            answer: answer.into(),
-            agreement: 1.0,
-            elsewhere: Some(0.0),
-            cut: false,
-            clip_score: None,
-        }
-    }
+    use crate::improve::candidate::sure as pair;
 
     fn picture(pairs: Vec<Candidate>) -> PictureAsked {
         PictureAsked {
@@ -385,7 +360,7 @@ mod tests {
             (Filter::Duplicate, pair("where is the  red circle", "there")),
         ];
         for (filter, poison) in poisons {
-            let all = Filters::default();
+            let all = Filters::DEFAULT;
             assert_eq!(
                 judged(Filters { share: 1.0, ..all }, vec![good(), poison.clone()]),
                 [None, Some(filter)]
@@ -461,7 +436,7 @@ mod tests {
 
     #[test]
     fn limits_outside_their_range_are_refused() {
-        let all = Filters::default();
+        let all = Filters::DEFAULT;
         all.validate().unwrap();
         let bad = |filters: Filters| filters.validate().unwrap_err();
         let error = bad(Filters { share: 1.5, ..all });

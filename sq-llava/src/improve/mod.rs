@@ -4,6 +4,7 @@
 //! ```text
 //! OUT/
 //!   improve.json           what was asked for
+//!   pictures.json          about which pictures
 //!   round-1/
 //!     candidates.jsonl     a line for each picture: what was asked and answered, and how sure
 //!     pairs.json           what is kept, as LLaVA JSON; may be looked at and edited
@@ -18,7 +19,7 @@ mod training;
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -27,17 +28,18 @@ use burn::tensor::backend::Backend;
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::json;
-use sq_llava_data::atomic::{is_temporary, write_atomic};
+use sq_llava_data::atomic::is_temporary;
 use sq_llava_data::image::{PreparedImage, is_picture};
 use sq_llava_eval::clip_score::ClipScorer;
 use sq_llava_model::{Assistant, SelfQuestioner};
 use sq_llava_train::{Resume, StopSignal, TrainOptions, TrainOutcome, train};
 
 use crate::draw::count_bar;
+use crate::output::{claim, write, write_json};
 use candidate::{AskingSettings, Interviewer, PictureAsked};
-use filters::{Filter, Filters, counts};
+use filters::{Filter, Filters, Verdict};
 use training::{Provenance, round, write_pairs};
 
 /// The log of what was asked.
@@ -47,8 +49,7 @@ const CANDIDATES: &str = "candidates.jsonl";
 const OTHERS: usize = 64;
 
 /// What is improved, and how; also `improve.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Settings {
     /// The run that is improved.
     pub run: PathBuf,
@@ -81,7 +82,7 @@ pub trait Models<B: Backend> {
 }
 
 /// What a round asked and kept; also its `report.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RoundReport {
     /// The filters' limits.
     pub filters: Filters,
@@ -92,9 +93,9 @@ pub struct RoundReport {
     /// Questions with answers.
     pub pairs: usize,
     /// How many each filter left out, in the order in which they look.
-    pub dropped: BTreeMap<String, usize>,
+    pub dropped: BTreeMap<&'static str, usize>,
     /// How many each filter alone would have left out.
-    pub dropped_alone: BTreeMap<String, usize>,
+    pub dropped_alone: BTreeMap<&'static str, usize>,
     /// What is kept.
     pub kept: usize,
 }
@@ -193,8 +194,7 @@ impl Improvement<'_> {
         let log = folder.join(CANDIDATES);
         let mut asking = settings.asking.clone();
         asking.seed = asking.seed.wrapping_add((number as u64) << 32);
-        let mut found = Vec::new();
-        let mut file = open_log(&log, pictures, &mut found)?;
+        let (mut file, mut found) = open_log(&log, pictures)?;
         if found.len() < pictures.len() {
             let assistant = models.assistant(model)?;
             let clip = settings.clip.as_deref().map(|dir| models.clip(dir));
@@ -243,7 +243,7 @@ fn keep(
     from: Provenance<'_>,
 ) -> Result<RoundReport> {
     let verdicts = filters.judge(found);
-    let report = RoundReport::of(filters, found);
+    let report = RoundReport::of(filters, found, &verdicts);
     ensure!(
         report.unreadable < report.pictures,
         "none of {} pictures could be read; the first: {}",
@@ -262,11 +262,8 @@ fn keep(
             dropped += &format!("{line}\n");
         }
     }
-    let text = format!("{:#}\n", serde_json::to_value(&report)?);
-    for (name, text) in [("dropped.jsonl", dropped), ("report.json", text)] {
-        let path = folder.join(name);
-        write_atomic(&path, text).with_context(|| path.display().to_string())?;
-    }
+    write(&folder.join("dropped.jsonl"), dropped)?;
+    write_json(&folder.join("report.json"), &report)?;
     if report.kept == 0 {
         bail!(
             "none of {} pairs passed the filters; {} says which left out how many: loosen them and give the same command again, which asks nothing twice, or train the run longer first",
@@ -279,27 +276,21 @@ fn keep(
 }
 
 impl RoundReport {
-    fn of(filters: &Filters, found: &[PictureAsked]) -> Self {
-        let named = |counts: BTreeMap<&'static str, usize>| {
-            let named = counts
-                .into_iter()
-                .map(|(name, count)| (name.to_owned(), count));
-            named.collect()
+    fn of(filters: &Filters, found: &[PictureAsked], verdicts: &[Verdict]) -> Self {
+        let left_out = |verdicts: &[Verdict], filter| {
+            let own = verdicts.iter().filter(|v| v.dropped == Some(filter));
+            (filter.name(), own.count())
         };
-        let (dropped, kept) = counts(&filters.judge(found));
-        let alone = Filter::ALL.map(|filter| {
-            let verdicts = filters.only(filter).judge(found);
-            let left_out = verdicts.iter().filter(|v| v.dropped == Some(filter));
-            (filter.name(), left_out.count())
-        });
+        let dropped = Filter::ALL.map(|filter| left_out(verdicts, filter));
+        let alone = Filter::ALL.map(|filter| left_out(&filters.only(filter).judge(found), filter));
         Self {
             filters: *filters,
             pictures: found.len(),
             unreadable: found.iter().filter(|asked| asked.error.is_some()).count(),
             pairs: found.iter().map(|asked| asked.pairs.len()).sum(),
-            dropped: named(dropped),
-            dropped_alone: named(alone.into()),
-            kept,
+            dropped: dropped.into(),
+            dropped_alone: alone.into(),
+            kept: verdicts.iter().filter(|v| v.dropped.is_none()).count(),
         }
     }
 
@@ -310,14 +301,10 @@ impl RoundReport {
             self.pairs, self.pictures, self.unreadable, self.kept
         )];
         lines.extend(Filter::ALL.map(|filter| {
-            let of = |counts: &BTreeMap<String, usize>| {
-                counts.get(filter.name()).copied().unwrap_or_default()
-            };
+            let name = filter.name();
             format!(
-                "  {:<11} left out {:>6}, alone it would {:>6}",
-                filter.name(),
-                of(&self.dropped),
-                of(&self.dropped_alone)
+                "  {name:<11} left out {:>6}, alone it would {:>6}",
+                self.dropped[name], self.dropped_alone[name]
             )
         }));
         lines
@@ -393,50 +380,31 @@ fn pictures(folder: &Path) -> Result<Vec<String>> {
     Ok(found)
 }
 
-/// What a folder is of; `improve.json`.
-#[derive(Debug, PartialEq, Serialize, Deserialize)]
-struct Claim {
-    settings: Settings,
-    pictures: Vec<String>,
-}
-
 /// A folder belongs to one improvement of one list of pictures.
 fn same_settings(settings: &Settings, pictures: &[String], out: &Path) -> Result<()> {
-    std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let path = out.join("improve.json");
-    let claim = Claim {
-        settings: Settings {
-            filters: Filters::default(),
-            ..settings.clone()
-        },
-        pictures: pictures.to_vec(),
-    };
-    if path.is_file() {
-        let text = sq_llava_data::files::read_to_string(&path)?;
-        let before: Claim =
-            serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-        ensure!(
-            before.settings == claim.settings,
-            "{}: an improvement with other settings is in this folder; give the same, or another --out",
-            path.display()
-        );
-        ensure!(
-            before.pictures == claim.pictures,
-            "{}: the folder of pictures has changed since; another --out begins anew",
-            path.display()
-        );
-        return Ok(());
+    if !path.is_file() && out.exists() {
+        for entry in std::fs::read_dir(out).with_context(|| out.display().to_string())? {
+            let found = entry.with_context(|| out.display().to_string())?.path();
+            ensure!(
+                is_temporary(&found),
+                "{}: not an empty folder",
+                out.display()
+            );
+        }
     }
-    for entry in std::fs::read_dir(out).with_context(|| out.display().to_string())? {
-        let found = entry.with_context(|| out.display().to_string())?.path();
-        ensure!(
-            is_temporary(&found),
-            "{}: not an empty folder",
-            out.display()
-        );
-    }
-    let text = format!("{:#}\n", serde_json::to_value(&claim)?);
-    write_atomic(&path, text).with_context(|| path.display().to_string())
+    // As text: read back, some numbers would be others in their last digit.
+    let text = |value| format!("{value:#}\n");
+    claim(
+        &path,
+        &text(serde_json::to_value(settings)?),
+        "an improvement with other settings is in this folder; give the same, or another --out",
+    )?;
+    claim(
+        &out.join("pictures.json"),
+        &text(json!(pictures)),
+        "the folder of pictures has changed since; another --out begins anew",
+    )
 }
 
 /// What was asked in a round's folder.
@@ -445,28 +413,32 @@ fn same_settings(settings: &Settings, pictures: &[String], out: &Path) -> Result
 /// If its log cannot be read.
 pub fn asked_in(folder: &Path) -> Result<Vec<PictureAsked>> {
     let path = folder.join(CANDIDATES);
-    let text = sq_llava_data::files::read_to_string(&path)?;
-    let lines = text.lines().map(serde_json::from_str);
-    let lines: Result<_, _> = lines.collect();
-    lines.with_context(|| path.display().to_string())
+    read_log(&path, &sq_llava_data::files::read(&path)?)
+}
+
+/// The whole lines of a log.
+fn read_log(path: &Path, text: &[u8]) -> Result<Vec<PictureAsked>> {
+    let lines = text.split_inclusive(|&byte| byte == b'\n').enumerate();
+    let whole = lines.filter(|(_, line)| line.ends_with(b"\n"));
+    whole
+        .map(|(number, line)| {
+            serde_json::from_slice(line)
+                .with_context(|| format!("{}: line {}", path.display(), number + 1))
+        })
+        .collect()
 }
 
 /// Opens the log for what follows its last whole line, and reads what is there. A line that a killed
 /// process left unfinished is written anew.
-fn open_log(path: &Path, pictures: &[String], found: &mut Vec<PictureAsked>) -> Result<File> {
+fn open_log(path: &Path, pictures: &[String]) -> Result<(File, Vec<PictureAsked>)> {
     let shown = || path.display().to_string();
     let mut options = File::options();
-    let options = options.create(true).read(true).write(true).truncate(false);
+    let options = options.create(true).read(true).append(true);
     let mut file = options.open(path).with_context(shown)?;
     let mut text = Vec::new();
-    std::io::Read::read_to_end(&mut file, &mut text).with_context(shown)?;
-    let whole = text
-        .iter()
-        .rposition(|&byte| byte == b'\n')
-        .map_or(0, |at| at + 1);
-    for (number, line) in text[..whole].split_inclusive(|&b| b == b'\n').enumerate() {
-        let asked: PictureAsked = serde_json::from_slice(line)
-            .with_context(|| format!("{}: line {}", shown(), number + 1))?;
+    file.read_to_end(&mut text).with_context(shown)?;
+    let found = read_log(path, &text)?;
+    for (number, asked) in found.iter().enumerate() {
         ensure!(
             pictures.get(number) == Some(&asked.image),
             "{}: line {} is about {}, which is not the picture of this place",
@@ -474,11 +446,11 @@ fn open_log(path: &Path, pictures: &[String], found: &mut Vec<PictureAsked>) -> 
             number + 1,
             asked.image
         );
-        found.push(asked);
     }
-    file.set_len(whole as u64).with_context(shown)?;
-    std::io::Seek::seek(&mut file, std::io::SeekFrom::End(0)).with_context(shown)?;
-    Ok(file)
+    let whole = text.iter().rposition(|&byte| byte == b'\n');
+    file.set_len(whole.map_or(0, |at| at as u64 + 1))
+        .with_context(shown)?;
+    Ok((file, found))
 }
 
 #[cfg(test)]

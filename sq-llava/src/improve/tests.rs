@@ -1,17 +1,12 @@
 use super::*;
-use candidate::Candidate;
+use candidate::{Candidate, sure};
 
 fn asked(image: &str, pairs: &[(&str, &str, f64)]) -> PictureAsked {
     let pairs = pairs
         .iter()
         .map(|&(question, answer, agreement)| Candidate {
-            question: question.into(),
-            drawn: 1,
-            answer: answer.into(),
             agreement,
-            elsewhere: Some(0.0),
-            cut: false,
-            clip_score: None,
+            ..sure(question, answer)
         });
     PictureAsked {
         image: image.into(),
@@ -41,7 +36,7 @@ fn what_is_kept_is_llava_json_that_says_who_made_it() {
     ];
     let filters = Filters {
         share: 1.0,
-        ..Filters::default()
+        ..Filters::DEFAULT
     };
     let report = keep(&filters, &found, dir.path(), by("run")).unwrap();
     assert_eq!((report.pictures, report.pairs, report.kept), (2, 3, 1));
@@ -71,14 +66,14 @@ fn what_is_kept_is_llava_json_that_says_who_made_it() {
 fn nothing_kept_is_an_error_that_leaves_the_counts() {
     let dir = tempfile::tempdir().unwrap();
     let found = [asked("a.png", &[("Where is it?", "left", 0.1)])];
-    let error = keep(&Filters::default(), &found, dir.path(), by("run")).unwrap_err();
+    let error = keep(&Filters::DEFAULT, &found, dir.path(), by("run")).unwrap_err();
     assert!(error.to_string().contains("none of 1 pairs"), "{error}");
     assert!(dir.path().join("report.json").is_file());
     assert!(!dir.path().join("pairs.json").exists());
 
     let mut unread = asked("a.png", &[]);
     unread.error = Some("it is torn".into());
-    let error = keep(&Filters::default(), &[unread], dir.path(), by("run")).unwrap_err();
+    let error = keep(&Filters::DEFAULT, &[unread], dir.path(), by("run")).unwrap_err();
     assert!(error.to_string().contains("it is torn"), "{error}");
 }
 
@@ -89,8 +84,7 @@ fn a_torn_line_is_written_anew_and_a_foreign_one_refused() {
     let pictures = ["a.png", "b.png"].map(String::from);
     let line = serde_json::to_string(&asked("a.png", &[("Where?", "left", 1.0)])).unwrap();
     std::fs::write(&path, format!("{line}\n{}", &line[..20])).unwrap();
-    let mut found = Vec::new();
-    let mut file = open_log(&path, &pictures, &mut found).unwrap();
+    let (mut file, found) = open_log(&path, &pictures).unwrap();
     assert_eq!(found.len(), 1);
     file.write_all(b"next\n").unwrap();
     assert_eq!(
@@ -99,13 +93,10 @@ fn a_torn_line_is_written_anew_and_a_foreign_one_refused() {
     );
 
     std::fs::write(&path, format!("{line}\n{line}\n")).unwrap();
-    let error = open_log(&path, &pictures, &mut Vec::new()).unwrap_err();
+    let error = open_log(&path, &pictures).unwrap_err();
     assert!(error.to_string().contains("line 2"), "{error}");
     std::fs::write(&path, "{}\n").unwrap();
-    let error = format!(
-        "{:#}",
-        open_log(&path, &pictures, &mut Vec::new()).unwrap_err()
-    );
+    let error = format!("{:#}", open_log(&path, &pictures).unwrap_err());
     assert!(error.contains("line 1"), "{error}");
 }
 
@@ -126,7 +117,7 @@ fn a_folder_belongs_to_one_improvement() {
             max_answer_tokens: 8,
             seed: 0,
         },
-        filters: Filters::default(),
+        filters: Filters::DEFAULT,
         repeat: 1.0,
     };
     let pictures = ["a.png".to_owned()];

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
-use serde_json::{Value, json};
-use sq_llava_data::atomic::write_atomic;
+use anyhow::{Result, bail};
+use serde_json::json;
 use sq_llava_train::recipe::{Shards, SourceRecipe};
 use sq_llava_train::{Recipe, RunDirectory, TrainPaths};
 
 use super::candidate::PictureAsked;
 use super::filters::Verdict;
+use crate::output::write_json;
 
 /// Folder of stage 1 inside a run.
 const STAGE1: &str = "stage1";
@@ -63,8 +63,7 @@ pub fn write_pairs(
             },
         }));
     }
-    let text = format!("{:#}\n", Value::Array(samples));
-    write_atomic(path, text).with_context(|| path.display().to_string())
+    write_json(path, &samples)
 }
 
 /// Recipe and paths of a round: stage 2 as the run `run` had it, from where its stage 2 started, on

@@ -3,14 +3,15 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
-use sq_llava_data::atomic::{sync_directory, write_atomic};
+use sq_llava_data::atomic::sync_directory;
 use sq_llava_train::{Recipe, Ui};
 
 use super::spread::{self, Spread};
 use super::{Scores, Task, answers};
+use crate::output::{claim, write_json};
 
 /// A row of the table (paper, table 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,8 +144,6 @@ pub fn run<B: Backend>(
 
 /// The runs in a folder belong to one recipe and one set of questions.
 fn same_task(task: &Task, out: &Path) -> Result<()> {
-    std::fs::create_dir_all(out).with_context(|| format!("{}", out.display()))?;
-    let path = out.join("task.txt");
     let mut text = format!("llm = {}\n", task.llm.display());
     for one in &task.questions {
         text += &format!(
@@ -155,17 +154,11 @@ fn same_task(task: &Task, out: &Path) -> Result<()> {
         );
     }
     text += &task.recipe.to_toml()?;
-    match std::fs::read_to_string(&path) {
-        Ok(before) => {
-            ensure!(
-                before == text,
-                "{} is of another ablation (another recipe, model or questions); name another folder",
-                path.display()
-            );
-            Ok(())
-        }
-        Err(_) => write_atomic(&path, text).with_context(|| format!("{}", path.display())),
-    }
+    claim(
+        &out.join("task.txt"),
+        &text,
+        "of another ablation (another recipe, model or questions); name another folder",
+    )
 }
 
 /// Trains and asks once. The folder gets its name when its scores are in it.
@@ -192,9 +185,7 @@ fn one<B: Backend>(
         seconds: stages.iter().map(|stage| stage.seconds).sum(),
         scores: Scores::of(&task.questions, &said),
     };
-    let path = unfinished.join(SCORES);
-    write_atomic(&path, format!("{:#}\n", serde_json::to_value(&scores)?))
-        .with_context(|| format!("{}", path.display()))?;
+    write_json(&unfinished.join(SCORES), &scores)?;
     std::fs::rename(&unfinished, folder)
         .and_then(|()| sync_directory(folder.parent().unwrap_or(folder)))
         .with_context(|| format!("{}", folder.display()))?;

@@ -4,18 +4,18 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_model::Assistant;
 use sq_llava_train::{TrainOptions, Ui};
 
 use super::spread::{self, Spread};
-use super::{ANSWER_TOKENS, Plan, Scores, answers};
+use super::{ANSWER_TOKENS, Plan, Prepared, Scores, answers};
 use crate::improve::candidate::{AskingSettings, Candidate, PictureAsked, plain};
 use crate::improve::filters::{Filter, Filters};
 use crate::improve::{Improvement, Models, Outcome, Settings, asked_in};
+use crate::output::{claim, write_json};
 use crate::world::{SIDE, Scene, render};
 
 /// Unlabelled scenes have numbers from here on, between those of training and those held out.
@@ -82,35 +82,19 @@ impl Trial {
         options: &TrainOptions,
         say: &mut dyn FnMut(String),
     ) -> Result<SeedResult> {
-        self.claim()?;
-        // Few labels are seen often.
-        let often = ["stage1.epochs=5", "stage2.epochs=10"].map(String::from);
+        claim(
+            &self.out.join("trial.json"),
+            &format!("{:#}\n", serde_json::to_value(self)?),
+            "another trial is in this folder; give the same options, or another --out",
+        )?;
         let folder = self.out.join(format!("seed-{seed}"));
         let result = folder.join("result.json");
         if result.is_file() {
             let text = std::fs::read_to_string(&result)?;
             return serde_json::from_str(&text).with_context(|| result.display().to_string());
         }
-        let plan = Plan {
-            out: folder.clone(),
-            scenes: self.labels,
-            steps: None,
-            held_out: self.held_out,
-            seed,
-            towers: None,
-            changes: often.into_iter().chain(self.changes.clone()).collect(),
-            masks: None,
-            ui: Ui::Quiet,
-        };
-        let prepared = plan.prepare()?;
+        let (prepared, run) = self.labelled::<B>(seed, &folder, device)?;
         let task = &prepared.task;
-        let run = folder.join("run");
-        if !run.join("config.json").is_file() {
-            if run.exists() {
-                std::fs::remove_dir_all(&run).with_context(|| run.display().to_string())?;
-            }
-            task.train::<B>(&task.recipe, &run, device, Ui::Quiet)?;
-        }
         let scenes = self.paint(seed, &folder, &prepared.files.held_out_scenes)?;
         let models = |run: &Path| task.load::<B>(run, None, device);
         let examine = |run: &Path| -> Result<Scores> {
@@ -151,25 +135,40 @@ impl Trial {
             found.precision.push(self.precision(&asked, &scenes));
             found.scores.push(examine(&folder.join("run"))?);
         }
-        let text = format!("{:#}\n", serde_json::to_value(&found)?);
-        write_atomic(&result, text).with_context(|| result.display().to_string())?;
+        write_json(&result, &found)?;
         Ok(found)
     }
 
-    /// The folder's seeds belong to one trial.
-    fn claim(&self) -> Result<()> {
-        std::fs::create_dir_all(&self.out).with_context(|| self.out.display().to_string())?;
-        let path = self.out.join("trial.json");
-        let text = format!("{:#}\n", serde_json::to_value(self)?);
-        match std::fs::read_to_string(&path) {
-            Ok(before) => ensure!(
-                before == text,
-                "{}: another trial is in this folder; give the same options, or another --out",
-                path.display()
-            ),
-            Err(_) => write_atomic(&path, text).with_context(|| path.display().to_string())?,
+    /// The world of a seed, and the run on its labels alone.
+    fn labelled<B: Backend>(
+        &self,
+        seed: u64,
+        folder: &Path,
+        device: &B::Device,
+    ) -> Result<(Prepared, PathBuf)> {
+        // Few labels are seen often.
+        let often = ["stage1.epochs=5", "stage2.epochs=10"].map(String::from);
+        let plan = Plan {
+            out: folder.to_path_buf(),
+            scenes: self.labels,
+            steps: None,
+            held_out: self.held_out,
+            seed,
+            towers: None,
+            changes: often.into_iter().chain(self.changes.clone()).collect(),
+            masks: None,
+            ui: Ui::Quiet,
+        };
+        let prepared = plan.prepare()?;
+        let run = folder.join("run");
+        if !run.join("config.json").is_file() {
+            if run.exists() {
+                std::fs::remove_dir_all(&run).with_context(|| run.display().to_string())?;
+            }
+            let task = &prepared.task;
+            task.train::<B>(&task.recipe, &run, device, Ui::Quiet)?;
         }
-        Ok(())
+        Ok((prepared, run))
     }
 
     /// Pictures of scenes that are neither labelled nor held out, by their names.
@@ -316,6 +315,7 @@ pub fn markdown(results: &[SeedResult]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::improve::candidate::sure;
     use crate::quickstart::Score;
 
     #[test]
@@ -328,18 +328,9 @@ mod tests {
             thing.shape.word()
         );
         let place = format!("At the {}.", thing.place.word());
-        let pair = |question: &str, answer: &str| Candidate {
-            question: question.into(),
-            drawn: 1,
-            answer: answer.into(),
-            agreement: 1.0,
-            elsewhere: Some(0.0),
-            cut: false,
-            clip_score: None,
-        };
-        assert!(is_right(&scene, &pair(&named, &place)));
-        assert!(!is_right(&scene, &pair(&named, "at the")));
-        assert!(!is_right(&scene, &pair("Where is everything?", &place)));
+        assert!(is_right(&scene, &sure(&named, &place)));
+        assert!(!is_right(&scene, &sure(&named, "at the")));
+        assert!(!is_right(&scene, &sure("Where is everything?", &place)));
     }
 
     #[test]

@@ -14,7 +14,6 @@ use anyhow::{Context, Result};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use serde::Serialize;
-use sq_llava_data::atomic::write_atomic;
 use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::weights::LoadOptions;
 use sq_llava_model::{Assistant, AssistantOptions};
@@ -23,6 +22,7 @@ use sq_llava_train::{Recipe, StageOutcome, TrainPaths, Ui, train};
 pub use asking::{Asked, AskedCounts, ask};
 pub use evaluate::{ALL, Score, Scores, answers, chance, is_right};
 
+use crate::output::{write, write_json};
 use crate::towers::unpack;
 use crate::world::{
     HeldOut, Scene, WorldFiles, WorldSize, read_held_out, training_questions, write_world,
@@ -219,12 +219,9 @@ impl Plan {
             images: &task.images,
             run: &run,
         };
-        let path = self.out.join("report.html");
         let html = report::html(&results, &sheet)?;
-        write_atomic(&path, html).with_context(|| format!("{}", path.display()))?;
-        let path = self.out.join("results.json");
-        let json = format!("{:#}\n", serde_json::to_value(&results)?);
-        write_atomic(&path, json).with_context(|| format!("{}", path.display()))?;
+        write(&self.out.join("report.html"), html)?;
+        write_json(&self.out.join("results.json"), &results)?;
         Ok(results)
     }
 }

@@ -2,8 +2,9 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
-use sq_llava_data::atomic::write_atomic;
+use anyhow::Result;
+
+use crate::output::write;
 
 /// A file of `assets/world-towers`.
 macro_rules! file {
@@ -32,11 +33,7 @@ const FILES: [(&str, &[u8]); 7] = [
 /// If a file cannot be written.
 pub fn unpack(dir: &Path) -> Result<()> {
     for (name, bytes) in FILES {
-        let path = dir.join(name);
-        if let Some(folder) = path.parent() {
-            std::fs::create_dir_all(folder).with_context(|| format!("{}", folder.display()))?;
-        }
-        write_atomic(&path, bytes).with_context(|| format!("{}", path.display()))?;
+        write(&dir.join(name), bytes)?;
     }
     Ok(())
 }

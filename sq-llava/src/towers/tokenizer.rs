@@ -4,11 +4,11 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use serde_json::{Map, Value, json};
 use sq_llava_data::Template;
-use sq_llava_data::atomic::write_atomic;
 
+use crate::output::write_json;
 use crate::world::{Scene, rng};
 
 /// Ids 0 to 2.
@@ -22,10 +22,7 @@ const SCENES: u64 = 2000;
 /// # Errors
 /// If a file cannot be written.
 pub fn write(dir: &Path) -> Result<()> {
-    let put = |name: &str, value: &Value| {
-        let path = dir.join(name);
-        write_atomic(&path, format!("{value:#}\n")).with_context(|| format!("{}", path.display()))
-    };
+    let put = |name: &str, value: &Value| write_json(&dir.join(name), value);
     put("tokenizer.json", &tokenizer())?;
     put(
         "tokenizer_config.json",
