@@ -34,8 +34,11 @@ fn assert_equal(what: &str, found: &(Gradients, LossSums), expected: &(Gradients
     let tokens = expected.1.tokens() as f64;
     assert_eq!(found.1.tokens(), expected.1.tokens(), "{what}");
     let loss = |sums: &LossSums| (sums.question + sums.answer) / tokens;
-    let error = (loss(&found.1) - loss(&expected.1)).abs();
-    assert!(error <= 1e-6, "{what}: the losses differ by {error:e}");
+    let error = (loss(&found.1) / loss(&expected.1) - 1.0).abs();
+    assert!(
+        error <= 1e-6,
+        "{what}: the losses differ by {error:e} of them"
+    );
     let error = difference(&found.0, &expected.0);
     assert!(error <= 1e-5, "{what}: the gradients differ by {error:e}");
 }

@@ -41,7 +41,7 @@ fn both_stages_learn_and_leave_a_run_that_loads() {
         let half = losses.len() / 2;
         let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
         let (early, late) = (mean(&losses[..half]), mean(&losses[half..]));
-        assert!(late < 0.95 * early, "stage {stage}: {early} then {late}");
+        assert!(late < 0.98 * early, "stage {stage}: {early} then {late}");
     }
     let asked = |line: &Value| line["question_tokens"].as_u64() > Some(0);
     let log = world.log("run");
@@ -106,18 +106,20 @@ fn stage_2_alone_starts_from_a_stage_1_run() {
 #[test]
 fn numbers_depend_on_the_seed_alone() {
     let world = World::new();
-    // Dropout is on; workers and chunks are how, not what.
-    world.train("a", &["workers=1"]).expect("trains");
+    // Dropout is on; workers and chunks are how, not what. Other chunks round otherwise, which a
+    // large ε keeps small: else Adam makes whole steps out of it.
+    let steady = ["stage1.eps=1e-3", "stage2.eps=1e-3"];
+    let with = |more: &[&'static str]| [&steady[..], more].concat();
+    world.train("a", &with(&["workers=1"])).expect("trains");
     world
-        .train("b", &["workers=3", "loss.chunk_tokens=3"])
+        .train("b", &with(&["workers=3", "loss.chunk_tokens=3"]))
         .expect("trains");
     for stage in [1, 2] {
-        // Other chunks round otherwise, and that grows over the steps.
-        assert_near(&world.losses("a", stage), &world.losses("b", stage), 5e-3);
+        assert_near(&world.losses("a", stage), &world.losses("b", stage), 1e-4);
     }
-    world.train("c", &["workers=3"]).expect("trains");
+    world.train("c", &with(&["workers=3"])).expect("trains");
     assert_eq!(world.losses("a", 2), world.losses("c", 2));
-    world.train("d", &["seed=1"]).expect("trains");
+    world.train("d", &with(&["seed=1"])).expect("trains");
     assert_ne!(world.losses("a", 2), world.losses("d", 2));
 }
 

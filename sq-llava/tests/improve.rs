@@ -61,8 +61,9 @@ impl World {
         let mut command = command(&["improve", "--model", run], self.path());
         command
             .args(["--pictures", pictures, "--out", out, "--device", "cpu"])
-            .args(["-n", "3"])
-            .args(["--max-new-tokens", "8", "--max-question-tokens", "24"])
+            // Long enough that a model that hardly knows how an answer ends does end some.
+            .args(["-n", "6", "--max-new-tokens", "96"])
+            .args(["--max-question-tokens", "24"])
             .args(["--keep-given", "--likeness", "1"])
             .args(more);
         let off = [("--rounds", "1"), ("--answers", "2"), ("--others", "1")];
@@ -264,7 +265,9 @@ fn in_the_world_it_is_known_what_is_right() {
         "--rounds",
         "1",
         "-n",
-        "2",
+        "6",
+        "--max-new-tokens",
+        "96",
         "--answers",
         "2",
         "--others",
@@ -296,7 +299,7 @@ fn in_the_world_it_is_known_what_is_right() {
     );
     let passed = &value["precision"][0]["no filter"]["passed"];
     assert!(
-        passed.as_u64().is_some_and(|n| (1..=8).contains(&n)),
+        passed.as_u64().is_some_and(|n| (1..=24).contains(&n)),
         "{passed}"
     );
     // What is there is not done again, and another trial is refused.

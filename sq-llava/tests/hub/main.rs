@@ -305,7 +305,7 @@ fn without_a_network_the_cache_answers() {
         );
         assert!(line.contains("give a folder"), "{line}");
         assert!(
-            start.elapsed() < Duration::from_secs(5),
+            start.elapsed() < Duration::from_secs(20),
             "{:?}",
             start.elapsed()
         );

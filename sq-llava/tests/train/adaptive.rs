@@ -86,8 +86,9 @@ pub fn assert_moves(world: &World, run: &str, every: usize) {
                 .iter()
                 .all(|deltas| deltas.iter().all(|delta| delta == &deltas[0]))
         );
+        // At a bound it may stay.
         let other = intervals.windows(2).filter(|two| two[0] != two[1]).count();
-        assert!(2 * (other + 1) > intervals.len(), "{source}: {all:?}");
+        assert!(other > 2, "{source}: {all:?}");
     }
     let differ = |line: &&Value| line["delta"]["photos"] != line["delta"]["more photos"];
     assert!(log.iter().filter(differ).count() > 4);

@@ -158,7 +158,10 @@ fn two_nodes_train_as_one() {
     ];
     runs.push(("one-3", "two-3", three.to_vec()));
     for (one, two, sets) in runs {
-        let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+        // A large ε: else Adam makes whole steps out of how a gradient near nothing was rounded.
+        let steady = ["stage1.eps=1e-2", "stage2.eps=1e-2"];
+        let sets = sets.into_iter().chain(steady);
+        let sets: Vec<&str> = sets.flat_map(|set| ["--set", set]).collect();
         let devices = match two {
             "two" => vec![],
             _ => vec!["--set", "devices=[0,1]"],
@@ -218,7 +221,7 @@ fn stopped_and_killed_nodes_go_on_as_if_they_had_not_been() {
 
     // mpirun passes this signal on: all stop at the same step.
     let mut job = both(&world, "run", &[]);
-    world.wait_for("run/node-0", 2 + random(STEPS - 4), job.child());
+    world.wait_for("run/node-0", 2 + random(STEPS - 8), job.child());
     job.signal("USR1");
     let error = job.fail();
     let steps = world.lines("run/node-0");
@@ -232,11 +235,13 @@ fn stopped_and_killed_nodes_go_on_as_if_they_had_not_been() {
 
     // One is killed; the other, which waits for it, says when, and the job ends.
     let mut job = both(&world, "run", &["--resume"]);
-    world.wait_for("run/node-0", STEPS + 2 + random(STEPS - 4), job.child());
-    send("KILL", job.rank(1));
+    world.wait_for("run/node-0", 1, job.child());
+    let rank = job.rank(1);
+    world.wait_for("run/node-0", STEPS + 2 + random(STEPS - 8), job.child());
+    send("KILL", rank);
     let killed = Instant::now();
     let error = job.fail();
-    assert!(killed.elapsed() < Duration::from_secs(30), "it waited");
+    assert!(killed.elapsed() < Duration::from_secs(120), "it waited");
     for part in [" step ", "lost", "start all again with --resume"] {
         assert!(error.contains(part), "{part}: {error}");
     }

@@ -103,7 +103,7 @@ fn ctrl_c_saves_and_the_run_goes_on_later() {
     world.train("whole", &[]);
     let mut child = world.command("stopped", &["--set", "save_every=0"]);
     let mut child = child.spawn().expect("starts");
-    world.wait_for("stopped", STEPS + 1 + random(STEPS - 4), &mut child);
+    world.wait_for("stopped", STEPS + 1 + random(STEPS - 8), &mut child);
     signal(&child, "INT");
     let output = child.wait_with_output().expect("ends");
     assert_eq!(output.status.code(), Some(130), "{}", said(&output));
@@ -159,7 +159,7 @@ fn a_second_ctrl_c_ends_it_at_once() {
     signal(&child, "INT");
     let told = Instant::now();
     let output = child.wait_with_output().expect("ends");
-    assert!(told.elapsed().as_secs() < 5);
+    assert!(told.elapsed().as_secs() < 30);
     assert_eq!(output.status.code(), Some(130));
     assert!(!world.path("run/checkpoint-2-1").exists());
 }

@@ -36,7 +36,7 @@ fn exact_answers_are_those_that_it_gives() {
         "stages=[2]",
         "model.prototype=false",
         "asking.delta=0",
-        "stage2.epochs=12",
+        "stage2.epochs=24",
         "stage2.lr_llm=1e-2",
         "validation.fraction=0",
         &file,
@@ -47,7 +47,7 @@ fn exact_answers_are_those_that_it_gives() {
     let last = log.last().expect("a validation");
     assert_eq!(
         (last["step"].as_u64(), last["samples"].as_u64()),
-        (Some(24), Some(4))
+        (Some(48), Some(4))
     );
     let number = |line: &Value, key: &str| line[key].as_f64().expect("a number");
     assert!(
