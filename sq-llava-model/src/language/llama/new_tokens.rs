@@ -24,8 +24,9 @@ impl<B: Backend> NewTokens<B> {
         self.embed.lazy_shape()[0]
     }
 
-    /// Rows at the mean of the old ones plus seeded noise of a tenth of their deviation: the
-    /// tokens start as unremarkable as any, yet differ from each other.
+    /// Rows drawn with the mean and the deviation of the old ones: as long as any word's, so that
+    /// they are learnt as fast. Where words are long, rows near the mean alone take hundreds of
+    /// steps to be said at all.
     pub fn init(llama: &Llama<B>, start: usize, rows: usize, seed: u64) -> Self {
         let draw = |table: Tensor<B, 2>, seed: u64| {
             // The last row that counts is the one before `start`: padding rows say nothing.
@@ -36,7 +37,7 @@ impl<B: Backend> NewTokens<B> {
                 .cast(DType::F32);
             let (variance, mean) = old.var_mean(0); // [1, width]
             let noise = crate::ops::draws::normal::<B>(rows, width, seed, &mean.device());
-            let rows = mean + noise * variance.sqrt().mul_scalar(0.1);
+            let rows = mean + noise * variance.sqrt();
             Param::from_tensor(rows)
         };
         let embed = draw(llama.model.embed_tokens.table(), seed);
