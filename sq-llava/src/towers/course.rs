@@ -9,7 +9,7 @@ use sq_llava_data::{
     TokenRole, encode_sample,
 };
 
-use crate::world::{DESCRIBE, Kind, MOST_THINGS, Place, Scene};
+use crate::world::{DESCRIBE, Exchange, Kind, MOST_THINGS, Place, Scene};
 
 /// A text to read.
 pub struct Lesson {
@@ -31,6 +31,9 @@ pub struct Course {
     /// Part of the texts that is about a crowd, more things than the world's scenes have. Among
     /// three things a guess is often right, and looking up is worth little.
     crowds: f64,
+    /// Part about things that a single word tells apart. Elsewhere a colour mostly tells which thing
+    /// is meant, and the word for the shape is passed over.
+    alike: f64,
     /// Part of the other texts that tells the whole scene.
     told: f64,
     /// Weight in the loss of questions, which only partly follow from what stands before them.
@@ -46,26 +49,29 @@ const COURSES: [Course; 2] = [
     Course {
         texts: 64,
         questions: 1,
-        crowds: 0.3,
+        crowds: 0.2,
+        alike: 0.35,
         told: 0.0,
         given: 0.0,
     },
     Course {
         texts: 16,
         questions: 8,
-        crowds: 0.3,
+        crowds: 0.25,
+        alike: 0.15,
         told: 0.4,
         given: 0.1,
     },
 ];
 
 /// Part of the steps that the first course has.
-const FIRST: f64 = 0.15;
+const FIRST: f64 = 0.4;
 
 /// Like the last course, of scenes as the world's.
 pub const EXAM: Course = Course {
     texts: 128,
     crowds: 0.0,
+    alike: 0.0,
     ..COURSES[1]
 };
 
@@ -86,6 +92,12 @@ impl Course {
     }
 
     fn lesson(&self, tokenizer: &TextTokenizer, rng: &mut ChaCha8Rng) -> Result<Lesson> {
+        if rng.random_bool(self.alike) {
+            let scene = Scene::told_by_a_word(rng);
+            let turns = (0..self.questions).map(|_| turn(scene.look_up(rng)));
+            let turns = turns.collect();
+            return lay_out(tokenizer, Template::V1, &scene.table(), turns, self.given);
+        }
         if rng.random_bool(self.crowds) {
             let things = rng.random_range(MOST_THINGS + 1..=Place::ALL.len());
             let scene = Scene::with_things(things, rng);
@@ -119,19 +131,22 @@ impl Course {
     ) -> Result<Lesson> {
         let few = self.questions > 1 && scene.things.len() <= MOST_THINGS;
         let described = few && rng.random_range(0..6) == 0;
-        let turns = (0..self.questions).map(|turn| {
-            if described && turn == 0 {
+        let turns = (0..self.questions).map(|number| {
+            if described && number == 0 {
                 return ("caption", DESCRIBE.to_owned(), scene.caption());
             }
             // There are always kinds.
             let kind = kinds.choose(rng).copied().unwrap_or(Kind::Color);
-            let one = scene.ask(kind, rng);
-            (kind.name(), one.question, one.answer)
+            turn(scene.ask(kind, rng))
         });
         let turns = turns.collect();
         let table = scene.table();
         lay_out(tokenizer, Template::V1, &table, turns, self.given)
     }
+}
+
+fn turn(one: Exchange) -> (&'static str, String, String) {
+    (one.kind.name(), one.question, one.answer)
 }
 
 /// A conversation of kinds, questions and answers, with the table in the place of a picture.

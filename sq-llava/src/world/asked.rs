@@ -26,7 +26,7 @@ pub fn about(scene: &Scene, question: &str) -> About {
     let Some((asked, options)) = text.split_once('?') else {
         return About::Unclear;
     };
-    if !(options.is_empty() || options.starts_with(" A. ")) {
+    if !(options.is_empty() || are_options(options)) {
         return About::Unclear;
     }
     match subject(asked) {
@@ -36,6 +36,19 @@ pub fn about(scene: &Scene, question: &str) -> About {
             there: !scene.find(shape, color, place).is_empty(),
         },
     }
+}
+
+/// Whether a text is three options, each a shape or a colour.
+fn are_options(text: &str) -> bool {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    let [a, first, b, second, c, third] = words[..] else {
+        return false;
+    };
+    let known = |word: &str| {
+        Shape::ALL.iter().any(|shape| shape.word() == word)
+            || Color::ALL.iter().any(|color| color.word() == word)
+    };
+    [a, b, c] == ["A.", "B.", "C."] && [first, second, third].into_iter().all(known)
 }
 
 /// Shape, colour and place that a question names.
@@ -123,6 +136,9 @@ mod tests {
             "How many are there?",
             "Is the red circle left?",
             "Where is the red circle? red",
+            "What color is the circle? A. red B. blue",
+            "What color is the circle? A. red B. blue C. green nothing",
+            "What color is the circle? A. red B. blue C. top",
         ] {
             assert_eq!(about(&scene, text), About::Unclear, "{text}");
         }

@@ -57,10 +57,7 @@ impl Scene {
 
     /// A scene of so many things.
     pub fn with_things(count: usize, rng: &mut ChaCha8Rng) -> Self {
-        let mut places = Place::ALL.to_vec();
-        places.shuffle(rng);
-        places.truncate(count);
-        places.sort_unstable();
+        let places = some_of(Place::ALL, count, rng);
         let mut kinds: Vec<(Shape, Color)> = Vec::new();
         while kinds.len() < count {
             let kind = (one_of(Shape::ALL, rng), one_of(Color::ALL, rng));
@@ -68,6 +65,36 @@ impl Scene {
                 kinds.push(kind);
             }
         }
+        Self::of(places, kinds, rng)
+    }
+
+    /// A scene whose things a single word tells apart: their shapes, with colours of any kind or
+    /// all of one, or their colours, all of one shape.
+    pub fn told_by_a_word(rng: &mut ChaCha8Rng) -> Self {
+        let by_shape = rng.random_range(0..3) != 0;
+        let most = if by_shape {
+            Shape::ALL.len()
+        } else {
+            Color::ALL.len()
+        };
+        let count = rng.random_range(2..=most);
+        let places = some_of(Place::ALL, count, rng);
+        let kinds = if by_shape {
+            let one = rng.random::<bool>().then(|| one_of(Color::ALL, rng));
+            let shapes = some_of(Shape::ALL, count, rng).into_iter();
+            let kinds = shapes.map(|shape| (shape, one.unwrap_or_else(|| one_of(Color::ALL, rng))));
+            kinds.collect()
+        } else {
+            let shape = one_of(Shape::ALL, rng);
+            let colors = some_of(Color::ALL, count, rng).into_iter();
+            colors.map(|color| (shape, color)).collect()
+        };
+        Self::of(places, kinds, rng)
+    }
+
+    /// Things of these shapes and colours at these places.
+    fn of(mut places: Vec<Place>, kinds: Vec<(Shape, Color)>, rng: &mut ChaCha8Rng) -> Self {
+        places.sort_unstable();
         let things = places.into_iter().zip(kinds);
         let things = things.map(|(place, (shape, color))| {
             let size = one_of(Size::ALL, rng);
@@ -109,6 +136,14 @@ impl Scene {
         };
         self.things.iter().filter(fits).collect()
     }
+}
+
+/// So many different ones of a list that is as long or longer, in any order.
+fn some_of<T: Copy>(list: &[T], count: usize, rng: &mut ChaCha8Rng) -> Vec<T> {
+    let mut all = list.to_vec();
+    all.shuffle(rng);
+    all.truncate(count);
+    all
 }
 
 /// One of a list that is not empty.

@@ -71,6 +71,22 @@ impl Thing {
     fn at(&self) -> String {
         format!("at the {}", self.place.word())
     }
+
+    fn is_where(&self) -> Exchange {
+        let question = format!("Where is the {}?", self.name());
+        exchange(Kind::Where, question, self.at())
+    }
+
+    /// Whether it is big or small, answered by yes or no.
+    fn is_of_size(&self, yes: bool) -> Exchange {
+        let size = match (self.size, yes) {
+            (size, true) => size,
+            (Size::Big, false) => Size::Small,
+            (Size::Small, false) => Size::Big,
+        };
+        let question = format!("Is the {} {}?", self.name(), size.word());
+        exchange(Kind::YesNo, question, if yes { "yes" } else { "no" })
+    }
 }
 
 impl Scene {
@@ -82,7 +98,22 @@ impl Scene {
         parts.join(", ")
     }
 
-    /// The same as a table in keywords: a phrase for each cell of the grid, "nothing" where
+    /// A caption of one of its things, every second time without its colour, and of four times one
+    /// with its place.
+    pub fn mention(&self, rng: &mut ChaCha8Rng) -> String {
+        let thing = self.any(rng);
+        let color = match rng.random() {
+            true => a(thing.color),
+            false => "a".into(),
+        };
+        let named = format!("{color} {}", thing.shape.word());
+        match rng.random_range(0..4) {
+            0 => format!("{named} {}", thing.at()),
+            _ => named,
+        }
+    }
+
+    /// The caption as a table in keywords: a phrase for each cell of the grid, "nothing" where
     /// nothing stands, in reading order. It is what the language model learns to read before it
     /// sees a picture.
     pub fn table(&self) -> Vec<String> {
@@ -117,37 +148,38 @@ impl Scene {
                 exchange(kind, question, thing.color.word())
             }
             Kind::Count => self.count(rng),
-            Kind::Where => {
-                let thing = self.any(rng);
-                let question = format!("Where is the {}?", thing.name());
-                exchange(kind, question, thing.at())
-            }
+            Kind::Where => self.any(rng).is_where(),
             Kind::Choice => self.choice(rng),
         }
     }
 
     /// A yes/no question whose answer is known beforehand.
     pub fn yes_or_no(&self, yes: bool, rng: &mut ChaCha8Rng) -> Exchange {
-        let answer = if yes { "yes" } else { "no" };
         let thing = self.any(rng);
         if rng.random_range(0..3) == 0 {
-            // About the size of a thing that is there.
-            let size = match (thing.size, yes) {
-                (size, true) => size,
-                (Size::Big, false) => Size::Small,
-                (Size::Small, false) => Size::Big,
-            };
-            let question = format!("Is the {} {}?", thing.name(), size.word());
-            return exchange(Kind::YesNo, question, answer);
+            return thing.is_of_size(yes);
         }
         let (mut shape, mut color) = (thing.shape, thing.color);
         while !yes && !self.find(Some(shape), Some(color), None).is_empty() {
             shape = one_of(Shape::ALL, rng);
             color = one_of(Color::ALL, rng);
         }
-        let article = if color == Color::Orange { "an" } else { "a" };
-        let question = format!("Is there {article} {} {}?", color.word(), shape.word());
-        exchange(Kind::YesNo, question, answer)
+        let question = format!("Is there {} {}?", a(color), shape.word());
+        exchange(Kind::YesNo, question, if yes { "yes" } else { "no" })
+    }
+
+    /// A question about a thing that is found by the words for it, not by its place.
+    pub fn look_up(&self, rng: &mut ChaCha8Rng) -> Exchange {
+        let thing = self.any(rng);
+        let alone = self.find(Some(thing.shape), None, None).len() == 1;
+        match rng.random_range(0..4) {
+            0 | 1 if alone => {
+                let question = format!("What color is the {}?", thing.shape.word());
+                exchange(Kind::Color, question, thing.color.word())
+            }
+            0 => thing.is_of_size(rng.random()),
+            _ => thing.is_where(),
+        }
     }
 
     fn any(&self, rng: &mut ChaCha8Rng) -> &Thing {
@@ -228,6 +260,12 @@ impl Scene {
         }
         texts
     }
+}
+
+/// "a red", "an orange".
+fn a(color: Color) -> String {
+    let article = if color == Color::Orange { "an" } else { "a" };
+    format!("{article} {}", color.word())
 }
 
 fn words<T: Copy>(list: &[T], word: impl Fn(T) -> &'static str) -> Vec<&'static str> {
