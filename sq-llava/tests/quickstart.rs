@@ -75,8 +75,13 @@ fn a_short_quick_start_ends_in_numbers_and_a_report() {
     assert!(results["asked"]["all"].as_u64() <= Some(12));
 
     let page = read(&out.join("report.html"));
-    assert_eq!(page.matches("data:image/png;base64,").count(), 3);
-    let svg = page.split("<svg").nth(1).expect("a drawing");
+    assert_eq!(page.matches("class=\"card\"").count(), 3);
+    // Each of the sixteen prototypes has its picture of a scene.
+    let looks = page.matches("<use href=\"#scene-").count();
+    assert!(looks > 0 && looks.is_multiple_of(16), "{looks}");
+    let pictures = page.matches("data:image/png;base64,").count();
+    assert_eq!(pictures, 3 + 2 * looks / 16);
+    let svg = page.split("class=\"curves\"").nth(1).expect("a drawing");
     let svg = svg.split("</svg>").next().expect("a drawing");
     let (first, second) = svg.split_once("stage 2").expect("both stages");
     assert!(first.contains("answering") && !first.contains("asking"));
@@ -111,6 +116,34 @@ fn a_short_quick_start_ends_in_numbers_and_a_report() {
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(
         error.contains("quickstart-run: not an empty folder"),
+        "{error}"
+    );
+}
+
+#[test]
+fn several_seeds_end_in_a_table_and_are_not_repeated() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let start = ["quickstart", "--device", "cpu", "--quiet", "--out", "many"];
+    let small = ["--steps", "1", "--scenes", "16", "--held-out", "1"];
+    let of = |seeds| [&start[..], &["--seeds", seeds], &small[..]].concat();
+    said(&of("0"), dir.path());
+    let first = dir.path().join("many/seed-0/results.json");
+    let time = || std::fs::metadata(&first).and_then(|file| file.modified());
+    let before = time().expect("a time");
+    let shown = said(&of("0,1"), dir.path());
+    assert_eq!(time().expect("a time"), before);
+    let table = read(&dir.path().join("many/seeds.md"));
+    assert!(
+        shown.contains(&table) && table.contains("over 2 seed(s)"),
+        "{shown}"
+    );
+    assert!(table.contains("| stage 1 only | ") && table.contains("| both stages | "));
+    assert!(dir.path().join("many/seed-1/report.html").is_file());
+    let other = [&of("0,1")[..], &["--set", "stage2.lr_llm=1e-3"]].concat();
+    let refused = run(&other, dir.path());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && error.contains("another quick start"),
         "{error}"
     );
 }
@@ -158,6 +191,16 @@ fn an_ablation_makes_its_table_and_goes_on_where_it_was() {
         assert!(row["columns"]["all"]["deviation"].is_number());
     }
 
+    // Whatever is asked, every row learns the same answers, from the stage 1 that it shares.
+    let [baseline, full] = ["baseline-0", "v-lora-sq-proto-0"].map(|run| tokens(&out, run));
+    assert_eq!((baseline.asked, baseline.answered), (0, full.answered));
+    assert!(full.asked > 0 && full.answered > 0);
+    assert_eq!(tokens(&out, "v-lora-proto-0").asked, 0);
+    for kind in ["plain", "prototypes"] {
+        let first = out.join(format!("runs/stage-1-{kind}-1"));
+        assert!(first.join("non_lora_trainables.safetensors").is_file());
+    }
+
     // A run that is there is not repeated: its score is believed.
     let kept = out.join("runs/baseline-0/scores.json");
     let changed = read(&kept).replace("\"seconds\": ", "\"seconds\": 99");
@@ -175,6 +218,139 @@ fn an_ablation_makes_its_table_and_goes_on_where_it_was() {
     assert!(!refused.status.success());
     let error = String::from_utf8_lossy(&refused.stderr);
     assert!(error.contains("another ablation"), "{error}");
+}
+
+/// Tokens that a run of an ablation learnt in stage 2.
+struct Learnt {
+    asked: u64,
+    answered: u64,
+}
+
+fn tokens(ablation: &Path, run: &str) -> Learnt {
+    let log = read(&ablation.join("runs").join(run).join("log.jsonl"));
+    let mut learnt = Learnt {
+        asked: 0,
+        answered: 0,
+    };
+    for line in log.lines() {
+        let line: Value = serde_json::from_str(line).expect("JSON");
+        assert_eq!(line["stage"], 2, "stage 1 is another run's");
+        let count = |key: &str| line[key].as_u64().expect("a number of tokens");
+        learnt.asked += count("question_tokens");
+        learnt.answered += count("answer_tokens");
+    }
+    learnt
+}
+
+#[test]
+fn asking_is_compared_on_more_and_more_conversations() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let small = [
+        "--device",
+        "cpu",
+        "--seeds",
+        "0,1",
+        "--scenes",
+        "8",
+        "--held-out",
+        "2",
+        "--sparse",
+        "--set",
+        "stage1.batch_size=4",
+        "--set",
+        "stage2.batch_size=2",
+        "--set",
+        "asking.every=1",
+    ];
+    let ablate = |more: &[&str]| run(&[&["ablate"], more, &small].concat(), dir.path());
+    let sizes = [
+        "--out",
+        "asking",
+        "--sizes",
+        "4,8",
+        "--deltas",
+        "0,0.5,adaptive",
+    ];
+    let output = ablate(&sizes);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let out = dir.path().join("asking");
+    let table = read(&out.join("efficiency.md"));
+    let (first, ahead) = table.split_once("Ahead of δ 0 ").expect("both tables");
+    assert!(
+        first.contains("| | 4 | 8 |") && first.contains("| δ 0 | "),
+        "{table}"
+    );
+    assert!(ahead.contains("| δ adaptive | ") && !ahead.contains("| δ 0 |"));
+    assert_eq!(ahead.matches(" … ").count(), 4, "{table}");
+    let plot = read(&out.join("efficiency.svg"));
+    assert!(plot.contains("δ 0.5") && plot.contains("conversations"));
+    for size in [4, 8] {
+        let data = read(&out.join(format!("runs/conversations-{size}.json")));
+        let data: Value = serde_json::from_str(&data).expect("JSON");
+        assert_eq!(data.as_array().map(Vec::len), Some(size));
+        let of = |delta: &str| tokens(&out, &format!("{size}-{delta}-1"));
+        let [never, half, adaptive] = ["0", "0.5", "adaptive"].map(of);
+        assert_eq!(never.asked, 0);
+        assert!(half.asked > 0 && adaptive.asked > 0);
+        let answered = [half.answered, adaptive.answered];
+        assert_eq!(answered, [never.answered; 2]);
+    }
+    // One stage 1 for each seed.
+    let found = std::fs::read_dir(out.join("runs")).expect("a folder");
+    let names = found.map(|entry| entry.expect("an entry").file_name());
+    let mut first: Vec<_> = names
+        .filter_map(|name| name.into_string().ok())
+        .filter(|name| name.starts_with("stage-1"))
+        .collect();
+    first.sort_unstable();
+    assert_eq!(first, ["stage-1-prototypes-0", "stage-1-prototypes-1"]);
+
+    // What is there is not trained again.
+    let scores = out.join("runs/8-adaptive-1/scores.json");
+    let time = || std::fs::metadata(&scores).and_then(|file| file.modified());
+    let before = time().expect("a time");
+    assert!(ablate(&sizes).status.success());
+    assert_eq!(time().expect("a time"), before);
+
+    // A stage 1 that is given is what all go on from.
+    let given = "asking/runs/stage-1-prototypes-0";
+    let more = [
+        "--out",
+        "given",
+        "--sizes",
+        "4",
+        "--deltas",
+        "0.5",
+        "--projector",
+        given,
+    ];
+    let output = ablate(&more);
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let runs = dir.path().join("given/runs");
+    assert!(!runs.join("stage-1-prototypes-0").exists());
+    for (more, says) in [
+        (
+            &["--out", "x", "--sizes", "9"][..],
+            "has 8 conversations, not 9",
+        ),
+        (
+            &["--out", "x", "--sizes", "4", "--deltas", "2"],
+            "from 0 to 1",
+        ),
+        (
+            &["--out", "y", "--projector", given],
+            "model.prototype = false",
+        ),
+    ] {
+        let output = ablate(more);
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && error.contains(says), "{error}");
+    }
 }
 
 #[test]

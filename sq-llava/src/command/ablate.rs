@@ -11,12 +11,15 @@ use sq_llava_train::{Recipe, Ui};
 use crate::device::{DeviceChoice, Work};
 use crate::names;
 use crate::output::{tell, write, write_json};
+use crate::quickstart::efficiency::{self, Comparison, Delta};
+use crate::quickstart::runs::Runs;
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
-use crate::world::read_held_out;
+use crate::world::{Telling, read_held_out};
 
 /// Train with and without each of the method's parts (self-questioning, prototypes, adapters on
-/// the vision tower) over several seeds, on the quick start's world or on data of your own. A run
-/// that is there already is not repeated.
+/// the vision tower) over several seeds, or, with --sizes, with several probabilities of asking on
+/// more and more conversations; on the quick start's world or on data of your own. A run that is
+/// there already is not repeated.
 #[derive(Debug, Args)]
 pub struct Ablate {
     /// Folder for the runs and the tables.
@@ -25,6 +28,25 @@ pub struct Ablate {
     /// Seeds of training.
     #[arg(long, value_delimiter = ',', default_value = "0,1,2,3,4")]
     seeds: Vec<u64>,
+    /// Numbers of conversations to compare asking on, in place of the method's parts.
+    #[arg(long, value_name = "N", value_delimiter = ',')]
+    sizes: Vec<usize>,
+    /// Probabilities of asking to compare; the others are compared with the first.
+    #[arg(
+        long,
+        value_name = "DELTA",
+        value_delimiter = ',',
+        requires = "sizes",
+        default_value = "0,0.25,0.5,0.75,adaptive"
+    )]
+    deltas: Vec<Delta>,
+    /// A run of stage 1 to go on from; rows with and without prototypes need one each. Without it
+    /// stage 1 is trained once for all rows that share it.
+    #[arg(long, value_name = "RUN")]
+    projector: Vec<PathBuf>,
+    /// A world whose captions name one thing and whose answers are one word.
+    #[arg(long, conflicts_with = "recipe")]
+    sparse: bool,
     /// Scenes of the world to learn from.
     #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     scenes: u32,
@@ -92,6 +114,10 @@ impl Ablate {
             seed: 0,
             towers: None,
             masks: None,
+            telling: match self.sparse {
+                true => Telling::Sparse,
+                false => Telling::Full,
+            },
             changes: self.changes.clone(),
             ui: Ui::Quiet,
         };
@@ -105,29 +131,41 @@ impl Work for Ablate {
             bail!("--seeds is empty; give at least one number");
         }
         let task = self.task()?;
-        let ui = if self.lines { Ui::Lines } else { Ui::Quiet };
-        let runs = self.out.join("runs");
-        let rows = ablation::run::<B>(
-            &task,
-            &self.seeds,
-            &runs,
-            self.max_new_tokens,
+        let runs = Runs::<B> {
+            task: &task,
+            out: &self.out.join("runs"),
+            projectors: &self.projector,
+            most_tokens: self.max_new_tokens,
             device,
-            ui,
-            &mut |line| tell(line),
-        )?;
-        let table = ablation::markdown(&rows);
+            ui: if self.lines { Ui::Lines } else { Ui::Quiet },
+        };
+        let questions = task.questions.len();
         let note = format!(
-            "Right answers to {} questions in per cent, mean ± deviation over {} seed(s).\n",
-            task.questions.len(),
+            "Right answers to {questions} questions in per cent, mean ± deviation over {} seed(s).\n",
             self.seeds.len()
         );
-        let json = json!({"seeds": self.seeds, "questions": task.questions.len(), "rows": rows});
-        let text = format!("{note}\n{table}");
-        write(&self.out.join("ablation.md"), text)?;
-        write_json(&self.out.join("ablation.json"), &json)?;
+        let say = &mut |line| tell(line);
+        let (name, table, found) = if self.sizes.is_empty() {
+            let rows = ablation::run(&runs, &self.seeds, say)?;
+            let found = json!({"seeds": self.seeds, "questions": questions, "rows": rows});
+            ("ablation", ablation::markdown(&rows), found)
+        } else {
+            let comparison = Comparison {
+                sizes: self.sizes,
+                deltas: self.deltas,
+                seeds: self.seeds,
+            };
+            let curves = comparison.run(&runs, say)?;
+            write(&self.out.join("efficiency.svg"), efficiency::plot(&curves)?)?;
+            let found =
+                json!({"seeds": comparison.seeds, "questions": questions, "curves": curves});
+            ("efficiency", efficiency::markdown(&curves), found)
+        };
+        let json = self.out.join(format!("{name}.json"));
+        write(&json.with_extension("md"), format!("{note}\n{table}"))?;
+        write_json(&json, &found)?;
         tell(format_args!("\n{note}\n{table}"));
-        tell(self.out.join("ablation.json").display());
+        tell(json.display());
         Ok(())
     }
 }

@@ -1,18 +1,20 @@
 //! `sq-llava quickstart`, and what the command does without arguments.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Result, bail};
 use burn::backend::Autodiff;
 use burn::tensor::backend::Backend;
 use clap::Args;
+use sq_llava_model::processor::{KernelPath, processor_name};
 use sq_llava_train::Ui;
 
 use crate::device::{DeviceChoice, Work};
 use crate::output::tell;
-use crate::quickstart::{Plan, table};
+use crate::quickstart::{Plan, Results, seeds, table};
 use crate::towers::{Lessons, remake};
+use crate::world::Telling;
 
 /// Folder of a quick start that names none.
 const OUT: &str = "quickstart-run";
@@ -36,6 +38,16 @@ pub struct Quickstart {
     /// Seed of the world and the training.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Several seeds, each in a folder of its own inside --out, and a table of means and deviations.
+    /// What is there already is not done again.
+    #[arg(
+        long,
+        value_name = "N",
+        value_delimiter = ',',
+        conflicts_with = "seed",
+        requires = "out"
+    )]
+    seeds: Vec<u64>,
     /// Weight of the loss by which the masks of the shapes guide the prototypes; the masks are then
     /// written with the world.
     #[arg(long, value_name = "WEIGHT")]
@@ -85,6 +97,10 @@ impl Quickstart {
 
     /// The folder to use: the one that is named, if it is free.
     fn out(&self) -> Result<PathBuf> {
+        // A folder of several seeds says whose it is.
+        if let (Some(out), false) = (&self.out, self.seeds.is_empty()) {
+            return Ok(out.clone());
+        }
         let free = |path: &PathBuf| match std::fs::read_dir(path) {
             Ok(mut entries) => entries.next().is_none(),
             Err(error) => error.kind() == std::io::ErrorKind::NotFound,
@@ -132,6 +148,7 @@ impl Work for Quickstart {
             towers: self.towers,
             masks: self.masks,
             changes: self.changes,
+            telling: Telling::Full,
             ui: match (self.quiet, self.lines) {
                 (true, _) => Ui::Quiet,
                 (_, true) => Ui::Lines,
@@ -139,35 +156,51 @@ impl Work for Quickstart {
             },
         };
         let quiet = self.quiet;
-        let results = plan.run::<B>(device, &mut |line| {
+        let say = &mut |line: &str| {
             if !quiet {
                 tell(line);
             }
-        })?;
-        tell("");
-        for line in table(&results) {
-            tell(line);
+        };
+        if !self.seeds.is_empty() {
+            let machine = format!(
+                "{}, {} threads, kernels {}, {device:?}",
+                processor_name(),
+                sq_llava_data::machine_threads(),
+                KernelPath::chosen()?
+            );
+            let table = seeds::run::<B>(&plan, &self.seeds, &machine, device, say)?;
+            tell(format_args!("\n{table}"));
+            return Ok(());
         }
-        let parts: Vec<String> = results
-            .seconds
-            .iter()
-            .map(|(part, seconds)| format!("{part} {seconds:.0} s"))
-            .collect();
-        tell(format_args!(
-            "{:.0} s in all on {} CPU threads: {}",
-            start.elapsed().as_secs_f64(),
-            sq_llava_data::machine_threads(),
-            parts.join(", ")
-        ));
-        tell(format_args!(
-            "report: {}",
-            out.join("report.html").display()
-        ));
-        tell(format_args!(
-            "ask it yourself: sq-llava ask --model {} {} \"How many shapes are there?\"",
-            out.join("run").display(),
-            out.join("world/images/held-out-00000.png").display()
-        ));
+        let results = plan.run::<B>(device, say)?;
+        tell_results(&results, &out, start);
         Ok(())
     }
+}
+
+fn tell_results(results: &Results, out: &Path, start: Instant) {
+    tell("");
+    for line in table(results) {
+        tell(line);
+    }
+    let parts: Vec<String> = results
+        .seconds
+        .iter()
+        .map(|(part, seconds)| format!("{part} {seconds:.0} s"))
+        .collect();
+    tell(format_args!(
+        "{:.0} s in all on {} CPU threads: {}",
+        start.elapsed().as_secs_f64(),
+        sq_llava_data::machine_threads(),
+        parts.join(", ")
+    ));
+    tell(format_args!(
+        "report: {}",
+        out.join("report.html").display()
+    ));
+    tell(format_args!(
+        "ask it yourself: sq-llava ask --model {} {} \"How many shapes are there?\"",
+        out.join("run").display(),
+        out.join("world/images/held-out-00000.png").display()
+    ));
 }

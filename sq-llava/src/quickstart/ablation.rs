@@ -1,17 +1,11 @@
 //! The paper's ablation: the method without some of its parts, over several seeds.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::tensor::backend::Backend;
-use serde::{Deserialize, Serialize};
-use sq_llava_data::atomic::sync_directory;
-use sq_llava_train::{Recipe, Ui};
+use sq_llava_train::Recipe;
 
-use super::spread::{self, Spread};
-use super::{Scores, Task, answers};
-use crate::output::{claim, write_json};
+use super::runs::{RowScores, Runs};
+use super::spread;
 
 /// A row of the table (paper, table 4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,161 +66,39 @@ impl Row {
     }
 }
 
-/// One run; also its `scores.json`.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunScores {
-    /// Seed of training.
-    pub seed: u64,
-    /// Loss of the last step of the last stage.
-    pub loss: Option<f64>,
-    /// Seconds of training.
-    pub seconds: f64,
-    /// Accuracy on the questions.
-    pub scores: Scores,
-}
-
-/// A row with its runs.
-#[derive(Debug, Clone, Serialize)]
-pub struct RowScores {
-    /// Its name.
-    pub name: &'static str,
-    /// A run for each seed.
-    pub runs: Vec<RunScores>,
-    /// Mean and spread of each column.
-    pub columns: BTreeMap<String, Spread>,
-    /// The same of what each run has more than the first row's of the same seed.
-    pub ahead: BTreeMap<String, Spread>,
-}
-
-/// The file of a run's result.
-const SCORES: &str = "scores.json";
-
-/// Runs every row with every seed. A run that is in `out` already is not repeated, so that an
-/// ablation that was stopped goes on where it was.
+/// Runs every row with every seed.
 ///
 /// # Errors
-/// If `out` holds the runs of another task, or a run fails.
+/// If the folder holds the runs of another task, or a run fails.
 pub fn run<B: Backend>(
-    task: &Task,
+    runs: &Runs<'_, B>,
     seeds: &[u64],
-    out: &Path,
-    most_tokens: usize,
-    device: &B::Device,
-    ui: Ui,
     say: &mut dyn FnMut(String),
 ) -> Result<Vec<RowScores>> {
-    same_task(task, out)?;
-    let mut rows = Vec::new();
+    runs.claim()?;
+    let mut rows: Vec<RowScores> = Vec::new();
     for row in ROWS {
-        let mut runs = Vec::new();
+        let mut found = Vec::new();
         for &seed in seeds {
-            let folder = out.join(row.folder(seed));
-            let found = folder.join(SCORES);
-            let scores = if found.is_file() {
-                let text = std::fs::read_to_string(&found);
-                let text = text.with_context(|| format!("{}", found.display()))?;
-                serde_json::from_str(&text).with_context(|| format!("{}", found.display()))?
-            } else {
-                one::<B>(task, row, seed, &folder, most_tokens, device, ui)?
-            };
-            say(format!(
-                "{}, seed {seed}: {:.1} % right",
-                row.name,
-                100.0 * scores.scores.all.part()
-            ));
-            runs.push(scores);
+            let recipe = row.apply(&runs.task.recipe, seed);
+            let scores = runs.scores(&row.folder(seed), &recipe)?;
+            let right = 100.0 * scores.scores.all.part();
+            say(format!("{}, seed {seed}: {right:.1} % right", row.name));
+            found.push(scores);
         }
-        let baseline = rows.first().map_or(&runs, |first: &RowScores| &first.runs);
-        rows.push(summary(row.name, baseline, runs.clone()));
+        let baseline = rows.first().map_or(&found, |first| &first.runs).clone();
+        rows.push(RowScores::of(row.name.into(), found, &baseline));
     }
     Ok(rows)
 }
 
-/// The runs in a folder belong to one recipe and one set of questions.
-fn same_task(task: &Task, out: &Path) -> Result<()> {
-    let mut text = format!("llm = {}\n", task.llm.display());
-    for one in &task.questions {
-        text += &format!(
-            "# {}: {} {}\n",
-            one.image,
-            one.question.replace('\n', " "),
-            one.answer
-        );
-    }
-    text += &task.recipe.to_toml()?;
-    claim(
-        &out.join("task.txt"),
-        &text,
-        "of another ablation (another recipe, model or questions); name another folder",
-    )
-}
-
-/// Trains and asks once. The folder gets its name when its scores are in it.
-fn one<B: Backend>(
-    task: &Task,
-    row: Row,
-    seed: u64,
-    folder: &Path,
-    most_tokens: usize,
-    device: &B::Device,
-    ui: Ui,
-) -> Result<RunScores> {
-    let unfinished = folder.with_extension("unfinished");
-    if unfinished.exists() {
-        std::fs::remove_dir_all(&unfinished)
-            .with_context(|| format!("{}", unfinished.display()))?;
-    }
-    let stages = task.train::<B>(&row.apply(&task.recipe, seed), &unfinished, device, ui)?;
-    let assistant = task.load::<B>(&unfinished, None, device)?;
-    let said = answers(&assistant, &task.images, &task.questions, most_tokens)?;
-    let scores = RunScores {
-        seed,
-        loss: stages.last().and_then(|stage| stage.loss),
-        seconds: stages.iter().map(|stage| stage.seconds).sum(),
-        scores: Scores::of(&task.questions, &said),
-    };
-    write_json(&unfinished.join(SCORES), &scores)?;
-    std::fs::rename(&unfinished, folder)
-        .and_then(|()| sync_directory(folder.parent().unwrap_or(folder)))
-        .with_context(|| format!("{}", folder.display()))?;
-    Ok(scores)
-}
-
-fn summary(name: &'static str, baseline: &[RunScores], runs: Vec<RunScores>) -> RowScores {
-    let (own, others) = (columns(&runs), columns(baseline));
-    let ahead = own.iter().filter_map(|(column, values)| {
-        let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
-        Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
-    });
-    RowScores {
-        name,
-        ahead: ahead.collect(),
-        columns: own
-            .iter()
-            .map(|(column, values)| (column.clone(), Spread::of(values)))
-            .collect(),
-        runs,
-    }
-}
-
-/// A value of each run, in per cent, for each column.
-fn columns(runs: &[RunScores]) -> BTreeMap<String, Vec<f64>> {
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for run in runs {
-        for (column, part) in run.scores.columns() {
-            values.entry(column).or_default().push(100.0 * part);
-        }
-    }
-    values
-}
-
 /// Both tables as Markdown: the rows, and how far they are ahead of the first.
 pub fn markdown(rows: &[RowScores]) -> String {
-    let mut text = spread::markdown(rows.iter().map(|row| (row.name, &row.columns)));
+    let mut text = spread::markdown(rows.iter().map(|row| (&row.name[..], &row.columns)));
     if let [first, others @ ..] = rows
         && !others.is_empty()
     {
-        let ahead = others.iter().map(|row| (row.name, &row.ahead));
+        let ahead = others.iter().map(|row| (&row.name[..], &row.ahead));
         text += &format!(
             "\nAhead of \"{}\" of the same seed, with the 95 % interval of the mean:\n\n{}",
             first.name,
@@ -238,8 +110,11 @@ pub fn markdown(rows: &[RowScores]) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
-    use crate::quickstart::{RECIPE, Score};
+    use crate::quickstart::runs::RunScores;
+    use crate::quickstart::{RECIPE, Score, Scores};
 
     #[test]
     fn each_row_switches_its_parts() {
@@ -298,13 +173,13 @@ mod tests {
             }
         };
         let base = vec![run(0, 4), run(1, 6)];
-        let row = summary("baseline", &base, base.clone());
+        let row = RowScores::of("baseline".into(), base.clone(), &base);
         let all = row.columns["all"];
         assert_eq!(all.mean, 50.0);
         assert!((all.deviation.unwrap() - 200f64.sqrt()).abs() < 1e-9);
         assert_eq!(row.ahead["all"].mean, 0.0);
         // A point and three ahead, pair by pair.
-        let other = summary("SQ", &base, vec![run(0, 5), run(1, 9)]);
+        let other = RowScores::of("SQ".into(), vec![run(0, 5), run(1, 9)], &base);
         let ahead = other.ahead["all"];
         assert_eq!(ahead.mean, 20.0);
         assert!((ahead.deviation.unwrap() - 200f64.sqrt()).abs() < 1e-9);

@@ -16,7 +16,7 @@ use crate::improve::candidate::{AskingSettings, Candidate, PictureAsked, plain};
 use crate::improve::filters::{Filter, Filters};
 use crate::improve::{Improvement, Models, Outcome, Settings, asked_in};
 use crate::output::{claim, write_json};
-use crate::world::{SIDE, Scene, render};
+use crate::world::{SIDE, Scene, Telling, render};
 
 /// Unlabelled scenes have numbers from here on, between those of training and those held out.
 const FIRST_UNLABELLED: u64 = 1 << 24;
@@ -157,6 +157,7 @@ impl Trial {
             towers: None,
             changes: often.into_iter().chain(self.changes.clone()).collect(),
             masks: None,
+            telling: Telling::Full,
             ui: Ui::Quiet,
         };
         let prepared = plan.prepare()?;

@@ -2,9 +2,13 @@
 
 pub mod ablation;
 mod asking;
+pub mod efficiency;
 mod evaluate;
 pub mod improvement;
+mod looks;
 mod report;
+pub mod runs;
+pub mod seeds;
 pub mod spread;
 
 use std::path::{Path, PathBuf};
@@ -25,7 +29,7 @@ pub use evaluate::{ALL, Score, Scores, answers, chance, is_right};
 use crate::output::{write, write_json};
 use crate::towers::unpack;
 use crate::world::{
-    HeldOut, Scene, WorldFiles, WorldSize, read_held_out, training_questions, write_world,
+    HeldOut, Scene, Telling, WorldFiles, WorldSize, read_held_out, training_questions, write_world,
 };
 
 /// The recipe of the small world.
@@ -33,6 +37,12 @@ pub const RECIPE: &str = include_str!("../../assets/world.toml");
 
 /// Most tokens of an answer in the world; a description takes up to 30.
 pub const ANSWER_TOKENS: usize = 16;
+
+/// The file of what was found out.
+const RESULTS: &str = "results.json";
+
+/// Pictures on the report in which it is shown where prototypes look.
+const LOOKED_AT: usize = 3;
 
 /// What a quick start does.
 #[derive(Debug, Clone)]
@@ -51,6 +61,8 @@ pub struct Plan {
     pub towers: Option<PathBuf>,
     /// Weight of the loss of masks, which are then written with the world.
     pub masks: Option<f64>,
+    /// How much the world's training data say of a picture.
+    pub telling: Telling,
     /// Changes to the recipe.
     pub changes: Vec<String>,
     /// How progress is shown.
@@ -125,6 +137,7 @@ impl Plan {
             conversations: self.scenes,
             held_out: self.held_out,
             masks: self.masks.is_some(),
+            telling: self.telling,
         };
         if let Some(steps) = self.steps {
             let parts = [
@@ -149,7 +162,7 @@ impl Plan {
         let towers =
             std::path::absolute(&towers).with_context(|| format!("{}", towers.display()))?;
         let questions = read_held_out(&files.held_out)?;
-        let seen = training_questions(self.seed, size.conversations);
+        let seen = training_questions(self.seed, size);
         Ok(Prepared {
             chance: chance(&questions, &seen),
             task: Task {
@@ -202,6 +215,9 @@ impl Plan {
         let said = answers(&both, &task.images, &task.questions, ANSWER_TOKENS)?;
         let scenes = prepared.scenes();
         let (asked, counts) = ask(&both, &task.images, &scenes, self.seed)?;
+        let shown = scenes.iter().filter(|(_, scene)| scene.things.len() > 1);
+        let names = shown.take(LOOKED_AT).map(|(name, _)| name.clone());
+        let looks = looks::looks(&both, &task.images, names)?;
         clock.lap("questions");
 
         let results = Results {
@@ -218,10 +234,11 @@ impl Plan {
             asked: &asked,
             images: &task.images,
             run: &run,
+            looks: &looks,
         };
         let html = report::html(&results, &sheet)?;
         write(&self.out.join("report.html"), html)?;
-        write_json(&self.out.join("results.json"), &results)?;
+        write_json(&self.out.join(RESULTS), &results)?;
         Ok(results)
     }
 }
@@ -238,11 +255,27 @@ impl Task {
         device: &B::Device,
         ui: Ui,
     ) -> Result<Vec<StageOutcome>> {
+        self.train_from::<B>(recipe, None, run, device, ui)
+    }
+
+    /// The same from a run of stage 1, where one is given.
+    ///
+    /// # Errors
+    /// As [`Self::train`].
+    pub fn train_from<B: Backend>(
+        &self,
+        recipe: &Recipe,
+        projector: Option<PathBuf>,
+        run: &Path,
+        device: &B::Device,
+        ui: Ui,
+    ) -> Result<Vec<StageOutcome>> {
         let paths = TrainPaths {
             llm: self.llm.clone(),
             vision: self.vision.clone(),
             images: Some(self.images.clone()),
             out: run.to_path_buf(),
+            projector,
             ..TrainPaths::default()
         };
         let outcome = train::<Autodiff<B>>(recipe, &paths, device, ui)?;

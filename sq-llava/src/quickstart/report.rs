@@ -7,11 +7,13 @@ use anyhow::{Context, Result};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 
+use super::looks::Looks;
 use super::{Asked, Results, Score, Scores, is_right};
 use crate::world::{About, HeldOut};
 
-/// Pictures on the sheet.
+/// Pictures on the page, and of these at its top.
 const SHOWN: usize = 48;
+const FIRST: usize = 8;
 
 /// What the sheet shows beside the numbers.
 pub struct Sheet<'a> {
@@ -25,48 +27,62 @@ pub struct Sheet<'a> {
     pub images: &'a Path,
     /// The run directory, for its loss curves.
     pub run: &'a Path,
+    /// Where prototypes look.
+    pub looks: &'a [Looks],
 }
 
-const STYLE: &str = "body{font:15px/1.5 system-ui,sans-serif;max-width:1180px;margin:2em auto;padding:0 1em;color:#222}\
-h1{font-size:1.5em}h2{font-size:1.2em;margin-top:2em}\
-table{border-collapse:collapse}td,th{padding:.25em .9em;text-align:right;border-bottom:1px solid #ddd}\
-td:first-child,th:first-child{text-align:left}\
-svg{max-width:100%;height:auto}\
-.sheet{display:grid;grid-template-columns:repeat(auto-fill,minmax(350px,1fr));gap:1em}\
-.card{border:1px solid #ddd;border-radius:6px;padding:.8em;font-size:13px}\
-.card img{width:144px;height:144px;float:left;margin:0 .8em .4em 0;border-radius:4px}\
-.card p{margin:.1em 0;white-space:pre-line}.card h3{clear:both;font-size:13px;margin:.5em 0 0}\
-.right{color:#0a7a2f}.wrong{color:#b3261e}.whole{color:#666}";
+const STYLE: &str = include_str!("report.css");
 
 /// The page.
 ///
 /// # Errors
 /// If a picture or the loss curves cannot be read.
 pub fn html(results: &Results, sheet: &Sheet<'_>) -> Result<String> {
+    let all = results.both.all;
+    let seconds: f64 = results.seconds.iter().map(|(_, seconds)| seconds).sum();
     let mut page = format!(
         "<!doctype html>\n<html lang=\"en\"><head><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>SQ-LLaVA quick start</title><style>{STYLE}</style></head><body>\
-         <h1>SQ-LLaVA quick start</h1>"
+         <h1>SQ-LLaVA quick start</h1><p class=\"lead\">{:.1} % of {} questions about {} pictures \
+         that it had never seen answered right, after {seconds:.0} seconds of learning to answer \
+         and to ask.</p>",
+        100.0 * all.part(),
+        all.all,
+        results.asked.scenes,
     );
-    page.push_str("<h2>Answers about held-out scenes</h2>");
+    let mut cards = cards(sheet)?.into_iter();
+    page.push_str("<div class=\"top\"><main><h2>Asked and answered</h2><div class=\"sheet\">");
+    page.extend(cards.by_ref().take(FIRST));
+    page.push_str("</div></main><aside><h2>Right answers</h2>");
     page.push_str(&scores(results));
     page.push_str("<h2>Questions that it asked</h2>");
     page.push_str(&asked(results));
-    page.push_str(
-        "<h2>Loss per token</h2>\
-         <p>Stage 1: captions; projector and prototypes learn.<br>\
-         Stage 2: asking and answering; adapters learn as well.</p>",
-    );
-    let curves = sheet.run.join("loss.svg");
-    page.push_str(&sq_llava_data::files::read_to_string(&curves)?);
     page.push_str("<h2>Time</h2><table><tr><th>part</th><th>seconds</th></tr>");
     for (part, seconds) in &results.seconds {
         // Writing to a string cannot fail.
         let _ = write!(page, "<tr><td>{part}</td><td>{seconds:.1}</td></tr>");
     }
-    page.push_str("</table><h2>Scenes</h2><div class=\"sheet\">");
-    cards(sheet, &mut page)?;
-    page.push_str("</div></body></html>\n");
+    page.push_str("</table></aside></div>");
+    if !sheet.looks.is_empty() {
+        page.push_str(
+            "<h2>Where each prototype looks</h2><p>A prototype gathers what some patches have in \
+             common; the brighter a patch, the more of it the prototype has.</p>",
+        );
+    }
+    for (number, looks) in sheet.looks.iter().enumerate() {
+        page.push_str(&looks.html(number, &embedded(&sheet.images.join(&looks.image))?));
+    }
+    page.push_str(
+        "<h2>Loss per token</h2>\
+         <p>Stage 1: captions; projector and prototypes learn.<br>\
+         Stage 2: asking and answering; adapters learn as well.</p><div class=\"curves\">",
+    );
+    let curves = sheet.run.join("loss.svg");
+    page.push_str(&sq_llava_data::files::read_to_string(&curves)?);
+    page.push_str("</div><details><summary>More pictures</summary><div class=\"sheet\">");
+    page.extend(cards);
+    page.push_str("</div></details></body></html>\n");
     Ok(page)
 }
 
@@ -77,7 +93,7 @@ fn scores(results: &Results) -> String {
     };
     let all = [&results.chance, &results.stage1, &results.both];
     let mut table = String::from(
-        "<table><tr><th>accuracy</th><th>questions</th><th>most frequent answer</th>\
+        "<table><tr><th>accuracy</th><th>questions</th><th title=\"the most frequent answer\">chance</th>\
          <th>stage 1 only</th><th>both stages</th></tr>",
     );
     let mut row = |name: &str, count: usize, cells: [String; 3]| {
@@ -126,39 +142,43 @@ fn asked(results: &Results) -> String {
     table
 }
 
-fn cards(sheet: &Sheet<'_>, page: &mut String) -> Result<()> {
-    let mut start = 0;
+/// A picture inside the page.
+fn embedded(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+    Ok(format!("data:image/png;base64,{}", STANDARD.encode(bytes)))
+}
+
+/// A picture each, with what was asked and answered.
+fn cards(sheet: &Sheet<'_>) -> Result<Vec<String>> {
+    let (mut cards, mut start) = (Vec::new(), 0);
     for asked in sheet.asked.iter().take(SHOWN) {
         let Some(first) = sheet.questions.get(start) else {
             break;
         };
         let same = sheet.questions[start..].iter();
         let count = same.take_while(|one| one.image == first.image).count();
-        let path = sheet.images.join(&first.image);
-        let bytes = std::fs::read(&path).with_context(|| format!("{}", path.display()))?;
-        let _ = write!(
-            page,
-            "<div class=\"card\"><img alt=\"{}\" src=\"data:image/png;base64,{}\">",
+        let mut card = format!(
+            "<div class=\"card\"><img alt=\"{}\" src=\"{}\">",
             escape(&first.image),
-            STANDARD.encode(bytes)
+            embedded(&sheet.images.join(&first.image))?
         );
         for index in start..start + count {
             let (question, answer) = (&sheet.questions[index], &sheet.answers[index]);
             let right = is_right(question, answer);
             let class = if right { "right" } else { "wrong" };
             let _ = write!(
-                page,
+                card,
                 "<p>{} <b class=\"{class}\">{}</b>",
                 escape(&question.question),
                 escape(answer)
             );
             if !right {
-                let _ = write!(page, " (it is {})", escape(&question.answer));
+                let _ = write!(card, " (it is {})", escape(&question.answer));
             }
-            page.push_str("</p>");
+            card.push_str("</p>");
         }
         let _ = write!(
-            page,
+            card,
             "<h3>It says</h3><p>{}</p><h3>It asks</h3>",
             escape(&asked.description)
         );
@@ -168,12 +188,13 @@ fn cards(sheet: &Sheet<'_>, page: &mut String) -> Result<()> {
                 About::Whole => "whole",
                 About::Things { there: false } | About::Unclear => "wrong",
             };
-            let _ = write!(page, "<p class=\"{class}\">{}</p>", escape(question));
+            let _ = write!(card, "<p class=\"{class}\">{}</p>", escape(question));
         }
-        page.push_str("</div>");
+        card.push_str("</div>");
+        cards.push(card);
         start += count;
     }
-    Ok(())
+    Ok(cards)
 }
 
 fn escape(text: &str) -> String {

@@ -35,7 +35,7 @@ impl Spread {
     }
 
     /// The mean as a difference, with its interval.
-    fn as_difference(&self) -> String {
+    pub fn as_difference(&self) -> String {
         let signed = |value: f64| {
             let sign = if value < 0.0 { '−' } else { '+' };
             format!("{sign}{:.1}", value.abs())
@@ -81,11 +81,19 @@ fn table<'a>(
         let named = first.keys().map(String::as_str);
         columns.extend(named.filter(|column| *column != ALL));
     }
+    let rows = rows.into_iter().map(|(name, values)| {
+        let cells = columns.iter().map(|column| values.get(*column));
+        let cells = cells.map(|v| v.map_or("-".into(), &cell)).collect();
+        (name.to_owned(), cells)
+    });
+    grid(&columns, rows)
+}
+
+/// Rows of named cells as a Markdown table.
+pub fn grid(columns: &[&str], rows: impl Iterator<Item = (String, Vec<String>)>) -> String {
     let mut text = format!("| | {} |\n|---|", columns.join(" | "));
     text += &format!("{}\n", "---|".repeat(columns.len()));
-    for (name, values) in rows {
-        let cells = columns.iter().map(|column| values.get(*column));
-        let cells: Vec<String> = cells.map(|v| v.map_or("-".into(), &cell)).collect();
+    for (name, cells) in rows {
         text += &format!("| {name} | {} |\n", cells.join(" | "));
     }
     text

@@ -21,6 +21,17 @@ use sq_llava_data::files;
 use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, masks, render, rng};
 use sq_llava_data::atomic::write_atomic;
 
+/// How much the training data say of a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Telling {
+    /// Captions name everything, and all kinds of questions are answered.
+    #[default]
+    Full,
+    /// As data mostly are: a caption names one thing, often without its colour or place, and every
+    /// answer is a word or a letter, so that questions hold more of the picture than answers.
+    Sparse,
+}
+
 /// How much of the world is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WorldSize {
@@ -32,6 +43,8 @@ pub struct WorldSize {
     pub held_out: usize,
     /// Whether the masks of the pictures are written too.
     pub masks: bool,
+    /// How much is said of each scene that is trained on.
+    pub telling: Telling,
 }
 
 /// Where the world lies.
@@ -104,11 +117,15 @@ pub fn write_world(dir: &Path, seed: u64, size: WorldSize) -> Result<WorldFiles>
         let name = train_image(number as u64);
         paint(&scene, &name)?;
         if number < size.captions {
-            let turns = [(DESCRIBE.to_owned(), scene.caption())];
+            let caption = match size.telling {
+                Telling::Full => scene.caption(),
+                Telling::Sparse => scene.mention(&mut rng(seed, 3, number as u64)),
+            };
+            let turns = [(DESCRIBE.to_owned(), caption)];
             captions.push(sample(&format!("caption-{number:05}"), &name, &turns));
         }
         if number < size.conversations {
-            let (described, asked) = conversation(&scene, seed, number as u64);
+            let (described, asked) = conversation(&scene, seed, number as u64, size.telling);
             let mut turns = Vec::new();
             if described {
                 turns.push((DESCRIBE.to_owned(), scene.caption()));
@@ -147,22 +164,34 @@ fn held_out_scenes(seed: u64, size: WorldSize) -> Vec<Scene> {
         .collect()
 }
 
-/// A training conversation: whether it begins with a description (every second one does), then a
-/// question of each kind, in any order.
-fn conversation(scene: &Scene, seed: u64, number: u64) -> (bool, Vec<Exchange>) {
+/// A training conversation: whether it begins with a description, then questions in any order. Where
+/// much is told, every second one does and there is a question of each kind.
+fn conversation(scene: &Scene, seed: u64, number: u64, telling: Telling) -> (bool, Vec<Exchange>) {
     let mut rng = rng(seed, 1, number);
-    let mut kinds = Kind::ALL.to_vec();
+    let mut kinds = match telling {
+        Telling::Full => Kind::ALL.to_vec(),
+        Telling::Sparse => SHORT_ANSWERS.to_vec(),
+    };
     kinds.shuffle(&mut rng);
-    let described = rng.random();
+    let described = telling == Telling::Full && rng.random();
     let asked = kinds.into_iter().map(|kind| scene.ask(kind, &mut rng));
     (described, asked.collect())
 }
 
+/// The questions of a conversation that tells little.
+const SHORT_ANSWERS: [Kind; 5] = [
+    Kind::YesNo,
+    Kind::YesNo,
+    Kind::Choice,
+    Kind::Choice,
+    Kind::Color,
+];
+
 /// The questions of so many training conversations, with their kinds, which the JSON lacks.
-pub fn training_questions(seed: u64, conversations: usize) -> Vec<HeldOut> {
-    let numbers = 0..conversations as u64;
+pub fn training_questions(seed: u64, size: WorldSize) -> Vec<HeldOut> {
+    let numbers = 0..size.conversations as u64;
     let asked = numbers.flat_map(|number| {
-        let (_, asked) = conversation(&Scene::draw(seed, number), seed, number);
+        let (_, asked) = conversation(&Scene::draw(seed, number), seed, number, size.telling);
         asked.into_iter().map(move |one| HeldOut {
             image: train_image(number),
             kind: one.kind.name().into(),
@@ -274,6 +303,7 @@ mod tests {
         conversations: 8,
         held_out: 5,
         masks: false,
+        telling: Telling::Full,
     };
 
     fn contents(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
@@ -324,6 +354,60 @@ mod tests {
         for scene in &files.held_out_scenes {
             assert!(!trained.contains(&scene.caption()));
         }
+    }
+
+    #[test]
+    fn a_sparse_world_says_little_of_much() {
+        let dir = tempfile::tempdir().unwrap();
+        let size = WorldSize {
+            captions: 200,
+            conversations: 200,
+            telling: Telling::Sparse,
+            ..SIZE
+        };
+        let files = write_world(dir.path(), 0, size).unwrap();
+        let (mut colors, mut places) = (0, 0);
+        let captions = read_held_out(&files.captions).unwrap();
+        for (number, one) in captions.iter().enumerate() {
+            let scene = Scene::draw(0, number as u64);
+            let named = |color: bool, place: bool| {
+                scene.things.iter().any(|thing| {
+                    let says = |word: &str| one.answer.split(' ').any(|said| said == word);
+                    says(thing.shape.word())
+                        && says(thing.color.word()) == color
+                        && one
+                            .answer
+                            .ends_with(&format!("at the {}", thing.place.word()))
+                            == place
+                })
+            };
+            let found = [(false, false), (false, true), (true, false), (true, true)]
+                .into_iter()
+                .find(|&(color, place)| named(color, place));
+            let (color, place) = found.unwrap_or_else(|| panic!("{}: {scene:?}", one.answer));
+            colors += usize::from(color);
+            places += usize::from(place);
+        }
+        assert!((70..130).contains(&colors) && (25..75).contains(&places));
+        let talks = read_held_out(&files.conversations).unwrap();
+        assert_eq!(talks.len(), 200 * 5);
+        let (asked, said) = talks.iter().fold((0, 0), |(asked, said), one| {
+            assert_eq!(one.answer.split(' ').count(), 1, "{}", one.answer);
+            (asked + one.question.len(), said + one.answer.len())
+        });
+        assert!(asked > 5 * said, "{asked} {said}");
+        // The questions at the end are the same.
+        let other = tempfile::tempdir().unwrap();
+        let full = write_world(
+            other.path(),
+            0,
+            WorldSize {
+                telling: Telling::Full,
+                ..size
+            },
+        );
+        let [sparse, full] = [files, full.unwrap()].map(|f| std::fs::read(f.held_out).unwrap());
+        assert!(sparse == full);
     }
 
     #[test]

@@ -11,7 +11,9 @@ mod scene;
 mod talk;
 
 pub use asked::{About, about};
-pub use dataset::{HeldOut, WorldFiles, WorldSize, read_held_out, training_questions, write_world};
+pub use dataset::{
+    HeldOut, Telling, WorldFiles, WorldSize, read_held_out, training_questions, write_world,
+};
 pub use render::{SIDE, masks, render};
 pub use scene::{MOST_THINGS, Scene, Thing, rng};
 pub use talk::{DESCRIBE, Exchange, Kind};

@@ -1,0 +1,209 @@
+//! Runs of one task side by side: each is trained once, and stage 1 once for all that share it.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::backend::Backend;
+use serde::{Deserialize, Serialize};
+use sq_llava_data::atomic::sync_directory;
+use sq_llava_train::{Recipe, StageOutcome, Ui};
+
+use super::spread::Spread;
+use super::{Scores, Task, answers};
+use crate::output::{claim, write_json};
+
+/// The file of a run's result.
+const SCORES: &str = "scores.json";
+
+/// One run; also its `scores.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunScores {
+    /// Seed of training.
+    pub seed: u64,
+    /// Loss of the last step of the last stage.
+    pub loss: Option<f64>,
+    /// Seconds of training, without a stage 1 that was there.
+    pub seconds: f64,
+    /// Accuracy on the questions.
+    pub scores: Scores,
+}
+
+/// A folder of runs of one task.
+#[derive(Debug)]
+pub struct Runs<'a, B: Backend> {
+    /// What is trained, and asked at the end.
+    pub task: &'a Task,
+    /// The folder.
+    pub out: &'a Path,
+    /// Runs of stage 1 that may be used: a run uses the one that has prototypes as it has.
+    pub projectors: &'a [PathBuf],
+    /// Most tokens of an answer.
+    pub most_tokens: usize,
+    /// Where they train.
+    pub device: &'a B::Device,
+    /// How progress within a run is shown.
+    pub ui: Ui,
+}
+
+impl<B: Backend> Runs<'_, B> {
+    /// The folder becomes this task's, or is so already.
+    ///
+    /// # Errors
+    /// If it is another task's.
+    pub fn claim(&self) -> Result<()> {
+        let mut text = format!("llm = {}\n", self.task.llm.display());
+        for one in &self.task.questions {
+            text += &format!(
+                "# {}: {} {}\n",
+                one.image,
+                one.question.replace('\n', " "),
+                one.answer
+            );
+        }
+        for projector in self.projectors {
+            text += &format!("# projector = {}\n", projector.display());
+        }
+        text += &self.task.recipe.to_toml()?;
+        claim(
+            &self.out.join("task.txt"),
+            &text,
+            "of another ablation (another recipe, model or questions); name another folder",
+        )
+    }
+
+    /// What a recipe's run scores. One that is there already is not repeated.
+    ///
+    /// # Errors
+    /// If a run fails, or none of the projectors that are given fits.
+    pub fn scores(&self, name: &str, recipe: &Recipe) -> Result<RunScores> {
+        let folder = self.out.join(name);
+        let found = folder.join(SCORES);
+        if found.is_file() {
+            let text = std::fs::read_to_string(&found);
+            let text = text.with_context(|| found.display().to_string())?;
+            return serde_json::from_str(&text).with_context(|| found.display().to_string());
+        }
+        let mut recipe = recipe.clone();
+        let projector = self.projector(&recipe)?;
+        if projector.is_some() {
+            recipe.stages.retain(|&stage| stage != 1);
+        }
+        finished(&folder, |unfinished| {
+            let stages = self.train(&recipe, projector, unfinished)?;
+            let assistant = self.task.load::<B>(unfinished, None, self.device)?;
+            let task = self.task;
+            let said = answers(&assistant, &task.images, &task.questions, self.most_tokens)?;
+            let scores = RunScores {
+                seed: recipe.seed,
+                loss: stages.last().and_then(|stage| stage.loss),
+                seconds: stages.iter().map(|stage| stage.seconds).sum(),
+                scores: Scores::of(&task.questions, &said),
+            };
+            write_json(&unfinished.join(SCORES), &scores)?;
+            Ok(scores)
+        })
+    }
+
+    /// The run of stage 1 that a recipe with both stages goes on from.
+    fn projector(&self, recipe: &Recipe) -> Result<Option<PathBuf>> {
+        if !(recipe.stages.contains(&1) && recipe.stages.contains(&2)) {
+            return Ok(None);
+        }
+        // The rest of the model is compared when the run is loaded.
+        let parts = |recipe: &Recipe| {
+            let model = &recipe.model;
+            (model.prototype, model.mm_projector_type.clone())
+        };
+        for given in self.projectors {
+            let theirs = Recipe::read(&given.join("recipe.toml"), &[])?;
+            if parts(&theirs) == parts(recipe) {
+                return Ok(Some(given.clone()));
+            }
+        }
+        if !self.projectors.is_empty() {
+            bail!(
+                "none of the runs given by --projector has the projector of this row (model.prototype = {}); give one more",
+                recipe.model.prototype
+            );
+        }
+        let kind = match recipe.model.prototype || recipe.model.mm_projector_type == "cluster" {
+            true => "prototypes",
+            false => "plain",
+        };
+        let folder = self.out.join(format!("stage-1-{kind}-{}", recipe.seed));
+        if !folder.is_dir() {
+            let mut first = recipe.clone();
+            first.stages = vec![1];
+            finished(&folder, |unfinished| self.train(&first, None, unfinished))?;
+        }
+        Ok(Some(folder))
+    }
+
+    fn train(
+        &self,
+        recipe: &Recipe,
+        projector: Option<PathBuf>,
+        run: &Path,
+    ) -> Result<Vec<StageOutcome>> {
+        self.task
+            .train_from::<B>(recipe, projector, run, self.device, self.ui)
+    }
+}
+
+/// Does what fills a folder, which gets its name when that is done.
+fn finished<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
+    let unfinished = folder.with_extension("unfinished");
+    if unfinished.exists() {
+        std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
+    }
+    let done = fill(&unfinished)?;
+    std::fs::rename(&unfinished, folder)
+        .and_then(|()| sync_directory(folder.parent().unwrap_or(folder)))
+        .with_context(|| folder.display().to_string())?;
+    Ok(done)
+}
+
+/// Several runs that differ in their seeds.
+#[derive(Debug, Clone, Serialize)]
+pub struct RowScores {
+    /// What they are called.
+    pub name: String,
+    /// A run for each seed.
+    pub runs: Vec<RunScores>,
+    /// Mean and spread of each column.
+    pub columns: BTreeMap<String, Spread>,
+    /// The same of what each run has more than the one of the same seed that it is compared with.
+    pub ahead: BTreeMap<String, Spread>,
+}
+
+impl RowScores {
+    /// Of these runs, compared with others of the same seeds.
+    pub fn of(name: String, runs: Vec<RunScores>, baseline: &[RunScores]) -> Self {
+        let (own, others) = (columns(&runs), columns(baseline));
+        let ahead = own.iter().filter_map(|(column, values)| {
+            let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
+            Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
+        });
+        Self {
+            name,
+            ahead: ahead.collect(),
+            columns: own
+                .iter()
+                .map(|(column, values)| (column.clone(), Spread::of(values)))
+                .collect(),
+            runs,
+        }
+    }
+}
+
+/// A value of each run, in per cent, for each column.
+fn columns(runs: &[RunScores]) -> BTreeMap<String, Vec<f64>> {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for run in runs {
+        for (column, part) in run.scores.columns() {
+            values.entry(column).or_default().push(100.0 * part);
+        }
+    }
+    values
+}

@@ -1,0 +1,133 @@
+//! The same quick start from several seeds.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use burn::tensor::backend::Backend;
+use serde::Deserialize;
+
+use super::spread::{self, Spread};
+use super::{Plan, RESULTS, Scores};
+use crate::output::{claim, write};
+
+/// What is read of a seed's `results.json`.
+#[derive(Debug, Deserialize)]
+struct Found {
+    seconds: Vec<(String, f64)>,
+    stage1: Scores,
+    both: Scores,
+}
+
+/// Does the quick start of each seed in a folder of its own, where it is not there yet, and writes
+/// the table of means and deviations; `where_made` says on what.
+///
+/// # Errors
+/// If `plan.out` is another plan's, or a quick start fails.
+pub fn run<B: Backend>(
+    plan: &Plan,
+    seeds: &[u64],
+    where_made: &str,
+    device: &B::Device,
+    say: &mut dyn FnMut(&str),
+) -> Result<String> {
+    let text = format!(
+        "{} scenes, {:?} steps, {} held out\ntowers {:?}, masks {:?}\n{where_made}\n{}\n",
+        plan.scenes,
+        plan.steps,
+        plan.held_out,
+        plan.towers,
+        plan.masks,
+        plan.changes.join("\n")
+    );
+    claim(
+        &plan.out.join("seeds.txt"),
+        &text,
+        "of another quick start; name another folder",
+    )?;
+    let mut all = Vec::new();
+    for &seed in seeds {
+        let own = Plan {
+            out: plan.out.join(format!("seed-{seed}")),
+            seed,
+            ..plan.clone()
+        };
+        if !own.out.join(RESULTS).is_file() {
+            if own.out.exists() {
+                std::fs::remove_dir_all(&own.out).with_context(|| own.out.display().to_string())?;
+            }
+            own.run::<B>(device, say)?;
+        }
+        let found = read(&own.out.join(RESULTS))?;
+        say(&format!(
+            "seed {seed}: {:.1} % right",
+            100.0 * found.both.all.part()
+        ));
+        all.push(found);
+    }
+    let table = table(&all, where_made);
+    write(&plan.out.join("seeds.md"), &table)?;
+    Ok(table)
+}
+
+fn read(path: &Path) -> Result<Found> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
+}
+
+fn table(all: &[Found], where_made: &str) -> String {
+    let spread = |scores: fn(&Found) -> &Scores| {
+        let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+        for found in all {
+            for (column, part) in scores(found).columns() {
+                values.entry(column).or_default().push(100.0 * part);
+            }
+        }
+        let columns = values.into_iter();
+        columns
+            .map(|(column, values)| (column, Spread::of(&values)))
+            .collect::<BTreeMap<_, _>>()
+    };
+    let rows = [
+        ("stage 1 only", spread(|found| &found.stage1)),
+        ("both stages", spread(|found| &found.both)),
+    ];
+    let seconds: Vec<f64> = all
+        .iter()
+        .map(|found| found.seconds.iter().map(|(_, seconds)| seconds).sum())
+        .collect();
+    format!(
+        "Right answers in per cent, mean ± deviation over {} seed(s), {} s each, on {where_made}.\n\n{}",
+        all.len(),
+        Spread::of(&seconds),
+        spread::markdown(rows.iter().map(|(name, columns)| (*name, columns)))
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quickstart::Score;
+
+    #[test]
+    fn the_table_has_means_deviations_and_seconds() {
+        let found = |right, seconds| {
+            let scores = |right| Scores {
+                all: Score { right, all: 10 },
+                ..Scores::default()
+            };
+            Found {
+                seconds: vec![("world".into(), 1.0), ("stage 2".into(), seconds)],
+                stage1: scores(right - 4),
+                both: scores(right),
+            }
+        };
+        let table = table(&[found(9, 100.0), found(10, 104.0)], "a processor");
+        assert_eq!(
+            table,
+            "Right answers in per cent, mean ± deviation over 2 seed(s), 103.0 ± 2.8 s each, on a \
+             processor.\n\n| | all |\n|---|---|\n| stage 1 only | 55.0 ± 7.1 |\n\
+             | both stages | 95.0 ± 7.1 |\n"
+        );
+    }
+}
