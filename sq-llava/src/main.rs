@@ -3,6 +3,7 @@
 //! One line on standard error and a non-zero exit for everything that goes wrong.
 
 mod allocator;
+mod benchmarks;
 mod command;
 mod device;
 mod draw;

@@ -63,7 +63,7 @@ pub struct BenchmarkArguments {
 
 /// The COCO toolkit's programs in Java.
 #[cfg(feature = "jars")]
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, Default, Args)]
 struct JarArguments {
     /// Captions: meteor-1.5.jar of the COCO toolkit, for METEOR.
     #[arg(long, value_name = "FILE")]
@@ -88,6 +88,23 @@ impl JarArguments {
 }
 
 impl BenchmarkArguments {
+    /// Benchmarks in a folder, asked as published.
+    pub fn named(benchmarks: Vec<&'static dyn Task>, data: PathBuf) -> Self {
+        Self {
+            benchmarks,
+            data: Some(data),
+            questions: None,
+            images: None,
+            annotations: None,
+            no_ocr: false,
+            images_only: false,
+            free_answer: false,
+            all_rounds: false,
+            #[cfg(feature = "jars")]
+            jars: JarArguments::default(),
+        }
+    }
+
     /// The benchmarks with their files.
     ///
     /// # Errors

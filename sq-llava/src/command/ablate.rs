@@ -6,14 +6,17 @@ use anyhow::{Result, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::json;
+use sq_llava_eval::registry;
 use sq_llava_train::{Recipe, Ui};
 
+use crate::benchmarks::Benchmarks;
 use crate::device::{DeviceChoice, Work};
 use crate::names;
 use crate::output::{tell, write, write_json};
 use crate::quickstart::efficiency::{self, Comparison, Delta};
 use crate::quickstart::runs::Runs;
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
+use crate::results::BenchmarkArguments;
 use crate::world::{Telling, read_held_out};
 
 /// Train with and without each of the method's parts (self-questioning, prototypes, adapters on
@@ -71,6 +74,12 @@ pub struct Ablate {
     /// Own data: LLaVA JSON with short answers; each is compared whole.
     #[arg(long, value_name = "JSON", requires = "recipe")]
     questions: Option<PathBuf>,
+    /// A benchmark that every run is asked besides, as published; may be repeated.
+    #[arg(long = "benchmark", short = 'b', value_name = "NAME", value_parser = registry::named, requires = "data")]
+    benchmarks: Vec<&'static dyn sq_llava_eval::task::Task>,
+    /// Folder with benchmarks as LLaVA's evaluation has them; all that are there if none is named.
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
     /// Most tokens of an answer.
     #[arg(long, default_value_t = ANSWER_TOKENS)]
     max_new_tokens: usize,
@@ -131,11 +140,16 @@ impl Work for Ablate {
             bail!("--seeds is empty; give at least one number");
         }
         let task = self.task()?;
+        let benchmarks = self
+            .data
+            .map(|data| Benchmarks::open(BenchmarkArguments::named(self.benchmarks, data)))
+            .transpose()?;
         let runs = Runs::<B> {
             task: &task,
             out: &self.out.join("runs"),
             projectors: &self.projector,
             most_tokens: self.max_new_tokens,
+            benchmarks: benchmarks.as_ref(),
             device,
             ui: if self.lines { Ui::Lines } else { Ui::Quiet },
         };

@@ -7,17 +7,15 @@ use anyhow::{Result, anyhow, bail};
 use burn::tensor::backend::Backend;
 use clap::Args;
 use sq_llava_eval::answer::{AnswerFile, Answers};
-use sq_llava_eval::layout::Files;
 use sq_llava_eval::protocol::{AskedWith, Protocol};
 use sq_llava_eval::question::{Question, Questions};
 use sq_llava_eval::report::Report;
-use sq_llava_eval::run::{Asking, processor};
+use sq_llava_eval::run::Asking;
 use sq_llava_eval::shard::{merge, shard_name};
 use sq_llava_eval::task::Task;
-use sq_llava_model::config::ProjectorConfig;
-use sq_llava_model::generation::sampling::Sampling;
-use sq_llava_model::{AnswerOptions, Assistant};
+use sq_llava_model::Assistant;
 
+use crate::benchmarks::{AskingOptions, BATCH, Benchmark};
 use crate::device::Work;
 use crate::model::ModelArguments;
 use crate::output::tell;
@@ -43,7 +41,7 @@ pub struct Eval {
     #[arg(long, value_name = "NAME")]
     protocol: Option<Protocol>,
     /// Questions at a time; the answers are the same with any number.
-    #[arg(long, default_value_t = 8)]
+    #[arg(long, default_value_t = BATCH)]
     batch: usize,
     /// Most tokens of an answer; by default as published (128 or 1024, by benchmark).
     #[arg(long)]
@@ -60,13 +58,6 @@ pub struct Eval {
     /// Print the results as one JSON object.
     #[arg(long)]
     json: bool,
-}
-
-/// A benchmark with the questions of this run's shard.
-struct Shard {
-    task: &'static dyn Task,
-    files: Files,
-    questions: Questions,
 }
 
 impl Eval {
@@ -99,7 +90,7 @@ impl Eval {
     }
 
     /// Reads the questions of every benchmark, before gigabytes of weights are.
-    fn shards(&self) -> Result<Vec<Shard>> {
+    fn shards(&self) -> Result<Vec<Benchmark>> {
         let found = self.which.files()?;
         found
             .into_iter()
@@ -107,7 +98,7 @@ impl Eval {
                 let mut questions = task.questions(&files, &self.which.options())?;
                 questions.keep_shard(self.num_chunks, self.chunk_idx);
                 questions.drop_without_image();
-                Ok(Shard {
+                Ok(Benchmark {
                     task,
                     files,
                     questions,
@@ -127,14 +118,14 @@ impl Eval {
     /// Asks what has no answer yet; adds the report once all shards are complete.
     fn evaluate<B: Backend>(
         &self,
-        shard: &Shard,
+        shard: &Benchmark,
         assistant: &Assistant<B>,
         model_id: &str,
         results: &mut Results,
     ) -> Result<()> {
         let path = self.answer_path(shard.task, self.chunk_idx);
         let (mut file, held) = AnswerFile::open(&path)?;
-        let asking = self.asking(shard, assistant, model_id)?;
+        let asking = self.options().asking(shard, assistant, model_id)?;
         belong(&held, &path, &asking)?;
         let todo = remaining(&shard.questions, &held);
         let asked = asking.run(&todo, &mut file)?;
@@ -177,48 +168,16 @@ impl Eval {
         Ok(())
     }
 
-    /// How a benchmark's questions are asked.
-    fn asking<'a, B: Backend>(
-        &self,
-        shard: &'a Shard,
-        assistant: &'a Assistant<B>,
-        model_id: &'a str,
-    ) -> Result<Asking<'a, B>> {
-        let protocol = self.protocol(assistant);
-        let processor = processor(assistant, shard.task, &shard.questions, protocol)?;
-        let aspect = processor.as_ref().map(|p| p.config().aspect);
-        let published = shard.task.max_new_tokens();
-        Ok(Asking {
-            assistant,
-            processor,
-            task: shard.task,
-            questions: &shard.questions,
-            options: AnswerOptions {
-                max_new_tokens: self.max_new_tokens.unwrap_or(published),
-                sampling: Sampling::greedy(),
-                stop: vec![],
-            },
+    fn options(&self) -> AskingOptions {
+        AskingOptions {
+            protocol: self.protocol,
+            max_new_tokens: self.max_new_tokens,
             batch: self.batch,
-            model_id,
-            asked_with: AskedWith {
-                released: is_released(assistant),
-                protocol,
-                template: assistant.template.choice(),
-                pictures: aspect.unwrap_or_default(),
-            },
-        })
-    }
-
-    /// Whose evaluation is followed.
-    fn protocol<B: Backend>(&self, assistant: &Assistant<B>) -> Protocol {
-        self.protocol.unwrap_or(match is_released(assistant) {
-            true => Protocol::Released,
-            false => Protocol::Llava,
-        })
+        }
     }
 
     /// All questions, and whether every shard has answered its own.
-    fn all_shards(&self, shard: &Shard) -> Result<(Questions, bool)> {
+    fn all_shards(&self, shard: &Benchmark) -> Result<(Questions, bool)> {
         let mut all = shard.task.questions(&shard.files, &self.which.options())?;
         all.drop_without_image();
         let mut answered = HashSet::new();
@@ -237,7 +196,7 @@ impl Eval {
         Ok((all, complete))
     }
 
-    fn report(&self, shard: &Shard, questions: &Questions, answers: &Path) -> Result<Report> {
+    fn report(&self, shard: &Benchmark, questions: &Questions, answers: &Path) -> Result<Report> {
         let answers = Answers::read(answers)?;
         Scored {
             task: shard.task,
@@ -252,14 +211,6 @@ impl Eval {
 
 fn owned((id, round, prompt): (String, u32, &str)) -> (String, u32, String) {
     (id, round, prompt.to_owned())
-}
-
-/// Whether a checkpoint is the released SQ-LLaVA, or one built like it.
-fn is_released<B: Backend>(assistant: &Assistant<B>) -> bool {
-    matches!(
-        assistant.model.config.projector,
-        ProjectorConfig::Cluster(_)
-    )
 }
 
 /// Checks that the answers that are in the file already are of this run.
@@ -316,7 +267,8 @@ impl Work for Eval {
         let model_id = self.model_id();
         let (mut assistant, _) = self.model.load::<B>(device)?;
         if self.model.template.is_none() {
-            assistant.template = self.protocol(&assistant).template(&assistant.template);
+            let protocol = self.options().protocol_of(&assistant);
+            assistant.template = protocol.template(&assistant.template);
         }
         let mut results = Results::default();
         for shard in &shards {

@@ -170,6 +170,7 @@ mod tests {
                     all: score,
                     yes_f1: None,
                 },
+                benchmarks: BTreeMap::new(),
             }
         };
         let base = vec![run(0, 4), run(1, 6)];

@@ -85,7 +85,7 @@ mod tests {
         let looks = Looks {
             image: "a.png".into(),
             side: 2,
-            prototypes: vec![vec![0.5, 0.0, 0.25, 0.5], vec![0.0; 4]],
+            prototypes: vec![vec![0.5, 0.0, 0.1, 0.5], vec![0.0; 4]],
         };
         let html = looks.html(7, "data:x");
         assert_eq!(html.matches("<use href=\"#scene-7\"/>").count(), 2);
@@ -93,7 +93,7 @@ mod tests {
         for (x, y, dark) in [
             (0, 0, "0.00"),
             (1, 0, "0.85"),
-            (0, 1, "0.42"),
+            (0, 1, "0.68"),
             (1, 1, "0.00"),
         ] {
             let rect =

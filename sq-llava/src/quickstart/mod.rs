@@ -11,6 +11,7 @@ pub mod runs;
 pub mod seeds;
 pub mod spread;
 
+use std::cmp::Reverse;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -41,7 +42,7 @@ pub const ANSWER_TOKENS: usize = 16;
 /// The file of what was found out.
 const RESULTS: &str = "results.json";
 
-/// Pictures on the report in which it is shown where prototypes look.
+/// Pictures on the report, those with most things, in which it is shown where prototypes look.
 const LOOKED_AT: usize = 3;
 
 /// What a quick start does.
@@ -215,8 +216,9 @@ impl Plan {
         let said = answers(&both, &task.images, &task.questions, ANSWER_TOKENS)?;
         let scenes = prepared.scenes();
         let (asked, counts) = ask(&both, &task.images, &scenes, self.seed)?;
-        let shown = scenes.iter().filter(|(_, scene)| scene.things.len() > 1);
-        let names = shown.take(LOOKED_AT).map(|(name, _)| name.clone());
+        let mut shown: Vec<_> = scenes.iter().collect();
+        shown.sort_by_key(|(_, scene)| Reverse(scene.things.len()));
+        let names = shown.iter().take(LOOKED_AT).map(|(name, _)| name.clone());
         let looks = looks::looks(&both, &task.images, names)?;
         clock.lap("questions");
 

@@ -11,6 +11,7 @@ use sq_llava_train::{Recipe, StageOutcome, Ui};
 
 use super::spread::Spread;
 use super::{Scores, Task, answers};
+use crate::benchmarks::Benchmarks;
 use crate::output::{claim, write_json};
 
 /// The file of a run's result.
@@ -27,10 +28,12 @@ pub struct RunScores {
     pub seconds: f64,
     /// Accuracy on the questions.
     pub scores: Scores,
+    /// The number that papers print of each benchmark, by its title.
+    #[serde(default)]
+    pub benchmarks: BTreeMap<String, f64>,
 }
 
 /// A folder of runs of one task.
-#[derive(Debug)]
 pub struct Runs<'a, B: Backend> {
     /// What is trained, and asked at the end.
     pub task: &'a Task,
@@ -40,6 +43,8 @@ pub struct Runs<'a, B: Backend> {
     pub projectors: &'a [PathBuf],
     /// Most tokens of an answer.
     pub most_tokens: usize,
+    /// What is asked besides.
+    pub benchmarks: Option<&'a Benchmarks>,
     /// Where they train.
     pub device: &'a B::Device,
     /// How progress within a run is shown.
@@ -63,6 +68,9 @@ impl<B: Backend> Runs<'_, B> {
         }
         for projector in self.projectors {
             text += &format!("# projector = {}\n", projector.display());
+        }
+        for benchmark in self.benchmarks.iter().flat_map(|all| all.names()) {
+            text += &format!("# benchmark = {benchmark}\n");
         }
         text += &self.task.recipe.to_toml()?;
         claim(
@@ -91,14 +99,19 @@ impl<B: Backend> Runs<'_, B> {
         }
         finished(&folder, |unfinished| {
             let stages = self.train(&recipe, projector, unfinished)?;
-            let assistant = self.task.load::<B>(unfinished, None, self.device)?;
+            let mut assistant = self.task.load::<B>(unfinished, None, self.device)?;
             let task = self.task;
             let said = answers(&assistant, &task.images, &task.questions, self.most_tokens)?;
+            let benchmarks = match self.benchmarks {
+                Some(all) => all.score(&mut assistant, &unfinished.join("eval"))?,
+                None => BTreeMap::new(),
+            };
             let scores = RunScores {
                 seed: recipe.seed,
                 loss: stages.last().and_then(|stage| stage.loss),
                 seconds: stages.iter().map(|stage| stage.seconds).sum(),
                 scores: Scores::of(&task.questions, &said),
+                benchmarks,
             };
             write_json(&unfinished.join(SCORES), &scores)?;
             Ok(scores)
@@ -197,12 +210,15 @@ impl RowScores {
     }
 }
 
-/// A value of each run, in per cent, for each column.
+/// A value of each run for each column: in per cent, of benchmarks as they print it.
 fn columns(runs: &[RunScores]) -> BTreeMap<String, Vec<f64>> {
     let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
     for run in runs {
         for (column, part) in run.scores.columns() {
             values.entry(column).or_default().push(100.0 * part);
+        }
+        for (title, value) in &run.benchmarks {
+            values.entry(title.clone()).or_default().push(*value);
         }
     }
     values

@@ -45,7 +45,7 @@ pub fn prepare(world: &World, every: usize) -> Vec<String> {
         "workers=3",
         "asking.schedule=adaptive",
         "asking.smoothing=0.5",
-        "asking.strength=3",
+        "asking.strength=1",
         "stage2.epochs=6",
         "stage2.accumulation=3",
         "stage2.lr_llm=2e-2",
