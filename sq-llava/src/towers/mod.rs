@@ -37,7 +37,7 @@ impl Lessons {
     pub const SHIPPED: Self = Self {
         seed: 0x5EED_0F70_3E25,
         vision_steps: 1200,
-        language_steps: 6000,
+        language_steps: 9000,
     };
 }
 

@@ -88,7 +88,7 @@ pub fn assert_moves(world: &World, run: &str, every: usize) {
         );
         // At a bound it may stay.
         let other = intervals.windows(2).filter(|two| two[0] != two[1]).count();
-        assert!(other > 2, "{source}: {all:?}");
+        assert!(other >= 3.min(intervals.len() - 1), "{source}: {all:?}");
     }
     let differ = |line: &&Value| line["delta"]["photos"] != line["delta"]["more photos"];
     assert!(log.iter().filter(differ).count() > 4);
@@ -164,7 +164,7 @@ fn delta_is_what_the_logged_losses_say() {
     });
     samples.extend_from_within(..);
     std::fs::write(&path, Value::Array(samples).to_string()).expect("written");
-    let (every, smoothing, strength) = (3, 0.5, 3);
+    let (every, smoothing, strength) = (3, 0.5, 1);
     let plain = [
         "--set",
         "asking.every=3",
