@@ -163,7 +163,7 @@ impl Work for Quickstart {
         };
         if !self.seeds.is_empty() {
             let machine = format!(
-                "{}, {} threads, kernels {}, {device:?}",
+                "{}, {} threads, kernels {}",
                 processor_name(),
                 sq_llava_data::machine_threads(),
                 KernelPath::chosen()?

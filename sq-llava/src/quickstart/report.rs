@@ -52,7 +52,11 @@ pub fn html(results: &Results, sheet: &Sheet<'_>) -> Result<String> {
         results.asked.scenes,
     );
     let mut cards = cards(sheet)?.into_iter();
-    page.push_str("<div class=\"top\"><main><h2>Asked and answered</h2><div class=\"sheet\">");
+    page.push_str(
+        "<div class=\"top\"><main><h2>Asked and answered</h2><p>Green \
+         answers are right. A question that it asks is green where what it names is there, red \
+         where it is not.</p><div class=\"sheet\">",
+    );
     page.extend(cards.by_ref().take(FIRST));
     page.push_str("</div></main><aside><h2>Right answers</h2>");
     page.push_str(&scores(results));
