@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use burn::tensor::backend::Backend;
 use sq_llava_eval::answer::{AnswerFile, Answers};
 use sq_llava_eval::layout::Files;
@@ -132,7 +132,7 @@ impl Benchmarks {
     /// go to `folder/BENCHMARK`.
     ///
     /// # Errors
-    /// If the model fails, or an answer cannot be scored.
+    /// If the model fails, or files cannot be read or written.
     pub fn score<B: Backend>(
         &self,
         assistant: &mut Assistant<B>,
@@ -147,14 +147,20 @@ impl Benchmarks {
             let (mut file, _) = AnswerFile::open(&path)?;
             let questions: Vec<&Question> = benchmark.questions.list.iter().collect();
             let asking = options.asking(benchmark, assistant, "run")?;
-            asking.run(&questions, &mut file)?;
-            let report = self.report(benchmark, &path, &folder)?;
-            let headline = report.metrics.iter().find(|m| report.is_headline(m));
-            let headline = headline.with_context(|| {
-                let notes = report.notes.join("; ");
-                format!("{}: nothing could be scored: {notes}", report.title)
-            })?;
-            scores.insert(report.title.to_owned(), headline.value);
+            let asked = asking.run(&questions, &mut file)?;
+            let mut report = self.report(benchmark, &path, &folder)?;
+            report.problems.extend(&asked.problems);
+            if let [first, ..] = report.problems.lines() {
+                let count = report.problems.lines().len();
+                tracing::warn!("{}: {count} problem(s), the first: {first}", report.title);
+            }
+            // A training is not lost for what has no references here.
+            match report.metrics.iter().find(|m| report.is_headline(m)) {
+                Some(headline) => {
+                    scores.insert(report.title.to_owned(), headline.value);
+                }
+                None => tracing::warn!("{}: {}", report.title, report.notes.join("; ")),
+            }
         }
         Ok(scores)
     }
@@ -171,8 +177,8 @@ impl Benchmarks {
         .report()
     }
 
-    /// What they are called.
-    pub fn names(&self) -> impl Iterator<Item = &'static str> + '_ {
-        self.all.iter().map(|benchmark| benchmark.task.name())
+    /// The files with their questions.
+    pub fn places(&self) -> impl Iterator<Item = &Path> {
+        self.all.iter().map(|one| one.files.questions.as_path())
     }
 }

@@ -137,6 +137,22 @@ fn several_seeds_end_in_a_table_and_are_not_repeated() {
     );
     assert!(table.contains("| stage 1 only | ") && table.contains("| both stages | "));
     assert!(dir.path().join("many/seed-1/report.html").is_file());
+    let twice = run(&of("1,1"), dir.path());
+    let error = String::from_utf8_lossy(&twice.stderr);
+    assert!(
+        !twice.status.success() && error.contains("twice"),
+        "{error}"
+    );
+    // What is somebody's is not taken.
+    std::fs::create_dir_all(dir.path().join("mine/seed-0")).expect("made");
+    let mine = [&start[..4], &["--out", "mine", "--seeds", "0"], &small[..]].concat();
+    let refused = run(&mine, dir.path());
+    let error = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && error.contains("mine: not an empty"),
+        "{error}"
+    );
+    assert!(dir.path().join("mine/seed-0").is_dir());
     let other = [&of("0,1")[..], &["--set", "stage2.lr_llm=1e-3"]].concat();
     let refused = run(&other, dir.path());
     let error = String::from_utf8_lossy(&refused.stderr);

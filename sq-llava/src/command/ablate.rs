@@ -12,9 +12,10 @@ use sq_llava_train::{Recipe, Ui};
 use crate::benchmarks::Benchmarks;
 use crate::device::{DeviceChoice, Work};
 use crate::names;
-use crate::output::{tell, write, write_json};
+use crate::output::{claim, tell, write, write_json};
 use crate::quickstart::efficiency::{self, Comparison, Delta};
 use crate::quickstart::runs::Runs;
+use crate::quickstart::seeds::distinct;
 use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
 use crate::results::BenchmarkArguments;
 use crate::world::{Telling, read_held_out};
@@ -51,13 +52,13 @@ pub struct Ablate {
     #[arg(long, conflicts_with = "recipe")]
     sparse: bool,
     /// Scenes of the world to learn from.
-    #[arg(long, default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
+    #[arg(long, conflicts_with = "recipe", default_value_t = 4000, value_parser = clap::value_parser!(u32).range(1..=60_000))]
     scenes: u32,
     /// Scenes of the world that are asked about.
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, conflicts_with = "recipe", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     held_out: u32,
     /// At most so many optimizer steps of each stage in the world.
-    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, conflicts_with = "recipe", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
     /// Own data: a recipe whose stages name their data.
     #[arg(long, value_name = "FILE", requires_all = ["llm", "questions"])]
@@ -115,6 +116,20 @@ impl Ablate {
                 questions: read_held_out(questions)?,
             });
         }
+        // Before the world is written over one that is there.
+        let world = format!(
+            "{} scenes, {} held out, {:?} steps, sparse: {}\n{}\n",
+            self.scenes,
+            self.held_out,
+            self.steps,
+            self.sparse,
+            self.changes.join("\n")
+        );
+        claim(
+            &self.out.join("world.txt"),
+            &world,
+            "of another ablation (another world or recipe); name another folder",
+        )?;
         let plan = Plan {
             out: self.out.clone(),
             scenes: self.scenes as usize,
@@ -135,10 +150,16 @@ impl Ablate {
 }
 
 impl Work for Ablate {
-    fn on<B: Backend>(self, device: &B::Device) -> Result<()> {
+    fn on<B: Backend>(mut self, device: &B::Device) -> Result<()> {
         if self.seeds.is_empty() {
             bail!("--seeds is empty; give at least one number");
         }
+        distinct(&self.seeds)?;
+        if self.max_new_tokens == 0 {
+            bail!("--max-new-tokens must be at least 1");
+        }
+        self.sizes.sort_unstable();
+        self.sizes.dedup();
         let task = self.task()?;
         let benchmarks = self
             .data
@@ -155,7 +176,7 @@ impl Work for Ablate {
         };
         let questions = task.questions.len();
         let note = format!(
-            "Right answers to {questions} questions in per cent, mean ± deviation over {} seed(s).\n",
+            "Right answers to {questions} questions in per cent (benchmarks in numbers of their own), mean ± deviation over {} seed(s).\n",
             self.seeds.len()
         );
         let say = &mut |line| tell(line);

@@ -59,7 +59,7 @@ pub struct Quickstart {
     #[arg(long, value_name = "DIR")]
     towers: Option<PathBuf>,
     /// Make the small towers anew in this folder, and nothing else.
-    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "towers", "steps"])]
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "towers", "steps", "seed", "seeds", "scenes", "held_out", "masks", "changes"])]
     remake_towers: Option<PathBuf>,
     /// Optimizer steps of the vision tower and of the language model when they are made anew.
     #[arg(long, num_args = 2, value_names = ["VISION", "LANGUAGE"], requires = "remake_towers")]
@@ -97,8 +97,10 @@ impl Quickstart {
 
     /// The folder to use: the one that is named, if it is free.
     fn out(&self) -> Result<PathBuf> {
-        // A folder of several seeds says whose it is.
-        if let (Some(out), false) = (&self.out, self.seeds.is_empty()) {
+        // A folder of several seeds says whose it is, and they go on in it.
+        if let (Some(out), false) = (&self.out, self.seeds.is_empty())
+            && out.join(seeds::CLAIM).is_file()
+        {
             return Ok(out.clone());
         }
         let free = |path: &PathBuf| match std::fs::read_dir(path) {
@@ -162,8 +164,9 @@ impl Work for Quickstart {
             }
         };
         if !self.seeds.is_empty() {
+            seeds::distinct(&self.seeds)?;
             let machine = format!(
-                "{}, {} threads, kernels {}",
+                "{}, {} threads, kernels {}, device {device:?}",
                 processor_name(),
                 sq_llava_data::machine_threads(),
                 KernelPath::chosen()?

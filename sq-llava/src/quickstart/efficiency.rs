@@ -101,6 +101,10 @@ impl Comparison {
         say: &mut dyn FnMut(String),
     ) -> Result<Vec<Curve>> {
         runs.claim()?;
+        ensure!(
+            runs.task.recipe.asking.delta > 0.0 || !self.deltas.contains(&Delta::Adaptive),
+            "asking.delta is 0, where an adaptive δ would begin; leave \"adaptive\" out of --deltas"
+        );
         let subsets = self.subsets(&runs.task.recipe, runs.out)?;
         let mut curves: Vec<Curve> = Vec::new();
         for &delta in &self.deltas {
@@ -151,22 +155,37 @@ impl Comparison {
     }
 }
 
-/// Two tables as Markdown: right answers, and how far each δ is ahead of the first.
+/// Two tables as Markdown for all questions, and for each benchmark: the numbers, and how far each δ is
+/// ahead of the first.
 pub fn markdown(curves: &[Curve]) -> String {
+    let titles = curves.first().and_then(|curve| curve.points.first());
+    let titles = titles.and_then(|point| point.runs.first());
+    let titles = titles.iter().flat_map(|run| run.benchmarks.keys());
+    let mut text = tables(curves, ALL);
+    for title in titles {
+        text += &format!("\n{title}:\n\n{}", tables(curves, title));
+    }
+    text
+}
+
+fn tables(curves: &[Curve], column: &str) -> String {
     let Some((first, others)) = curves.split_first() else {
         return String::new();
     };
     let head: Vec<&str> = first.points.iter().map(|point| &point.name[..]).collect();
-    let row = |curve: &Curve, cell: &dyn Fn(&RowScores) -> String| {
-        let cells = curve.points.iter().map(cell).collect();
-        (format!("δ {}", curve.delta), cells)
+    let row = |curve: &Curve, cell: &dyn Fn(&RowScores) -> Option<String>| {
+        let cells = curve.points.iter().map(cell);
+        let cells = cells.map(|cell| cell.unwrap_or_else(|| "-".into()));
+        (format!("δ {}", curve.delta), cells.collect())
     };
     let all = curves
         .iter()
-        .map(|curve| row(curve, &|point| point.columns[ALL].to_string()));
-    let ahead = others
-        .iter()
-        .map(|curve| row(curve, &|point| point.ahead[ALL].as_difference()));
+        .map(|curve| row(curve, &|point| Some(point.columns.get(column)?.to_string())));
+    let ahead = others.iter().map(|curve| {
+        row(curve, &|point| {
+            Some(point.ahead.get(column)?.as_difference())
+        })
+    });
     format!(
         "{}\nAhead of δ {} of the same seed, with the 95 % interval of the mean:\n\n{}",
         spread::grid(&head, all),

@@ -79,7 +79,13 @@ pub const ALL: &str = "all";
 const F1: &str = "yes/no F1";
 
 impl Scores {
-    /// What stands in a table's columns, as parts of 1.
+    /// What stands in a table's columns, in per cent.
+    pub fn percent(&self) -> BTreeMap<String, f64> {
+        let columns = self.columns().into_iter();
+        columns.map(|(name, part)| (name, 100.0 * part)).collect()
+    }
+
+    /// The same as parts of 1.
     pub fn columns(&self) -> BTreeMap<String, f64> {
         let kinds = self.kinds.iter();
         let mut columns: BTreeMap<String, f64> = kinds

@@ -45,8 +45,7 @@ pub fn html(results: &Results, sheet: &Sheet<'_>) -> Result<String> {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <title>SQ-LLaVA quick start</title><style>{STYLE}</style></head><body>\
          <h1>SQ-LLaVA quick start</h1><p class=\"lead\">{:.1} % of {} questions about {} pictures \
-         that it had never seen answered right, after {seconds:.0} seconds of learning to answer \
-         and to ask.</p>",
+         that it had never seen answered right, {seconds:.0} seconds after nothing was there.</p>",
         100.0 * all.part(),
         all.all,
         results.asked.scenes,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use sq_llava_data::atomic::sync_directory;
 use sq_llava_train::{Recipe, StageOutcome, Ui};
 
-use super::spread::Spread;
+use super::spread::{self, Spread};
 use super::{Scores, Task, answers};
 use crate::benchmarks::Benchmarks;
 use crate::output::{claim, write_json};
@@ -24,7 +24,7 @@ pub struct RunScores {
     pub seed: u64,
     /// Loss of the last step of the last stage.
     pub loss: Option<f64>,
-    /// Seconds of training, without a stage 1 that was there.
+    /// Seconds of training, without a stage 1 that is a run of its own.
     pub seconds: f64,
     /// Accuracy on the questions.
     pub scores: Scores,
@@ -57,8 +57,15 @@ impl<B: Backend> Runs<'_, B> {
     /// # Errors
     /// If it is another task's.
     pub fn claim(&self) -> Result<()> {
-        let mut text = format!("llm = {}\n", self.task.llm.display());
-        for one in &self.task.questions {
+        let task = self.task;
+        let mut text = format!(
+            "llm = {}\nvision = {:?}\nimages = {}\n# answers of {} tokens\n",
+            task.llm.display(),
+            task.vision,
+            task.images.display(),
+            self.most_tokens
+        );
+        for one in &task.questions {
             text += &format!(
                 "# {}: {} {}\n",
                 one.image,
@@ -69,10 +76,10 @@ impl<B: Backend> Runs<'_, B> {
         for projector in self.projectors {
             text += &format!("# projector = {}\n", projector.display());
         }
-        for benchmark in self.benchmarks.iter().flat_map(|all| all.names()) {
-            text += &format!("# benchmark = {benchmark}\n");
+        for benchmark in self.benchmarks.iter().flat_map(|all| all.places()) {
+            text += &format!("# benchmark = {}\n", benchmark.display());
         }
-        text += &self.task.recipe.to_toml()?;
+        text += &task.recipe.to_toml()?;
         claim(
             &self.out.join("task.txt"),
             &text,
@@ -161,12 +168,16 @@ impl<B: Backend> Runs<'_, B> {
     ) -> Result<Vec<StageOutcome>> {
         self.task
             .train_from::<B>(recipe, projector, run, self.device, self.ui)
+            .context("the same command does this run again, and none that is done")
     }
 }
 
 /// Does what fills a folder, which gets its name when that is done.
 fn finished<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T> {
-    let unfinished = folder.with_extension("unfinished");
+    // A name may have a dot of its own.
+    let mut unfinished = folder.as_os_str().to_owned();
+    unfinished.push(".unfinished");
+    let unfinished = PathBuf::from(unfinished);
     if unfinished.exists() {
         std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
     }
@@ -193,6 +204,7 @@ pub struct RowScores {
 impl RowScores {
     /// Of these runs, compared with others of the same seeds.
     pub fn of(name: String, runs: Vec<RunScores>, baseline: &[RunScores]) -> Self {
+        let columns = |runs: &[RunScores]| spread::columns(runs.iter().map(RunScores::columns));
         let (own, others) = (columns(&runs), columns(baseline));
         let ahead = own.iter().filter_map(|(column, values)| {
             let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
@@ -210,16 +222,11 @@ impl RowScores {
     }
 }
 
-/// A value of each run for each column: in per cent, of benchmarks as they print it.
-fn columns(runs: &[RunScores]) -> BTreeMap<String, Vec<f64>> {
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-    for run in runs {
-        for (column, part) in run.scores.columns() {
-            values.entry(column).or_default().push(100.0 * part);
-        }
-        for (title, value) in &run.benchmarks {
-            values.entry(title.clone()).or_default().push(*value);
-        }
+impl RunScores {
+    /// What stands in a table's columns: in per cent, of benchmarks as they print it.
+    fn columns(&self) -> BTreeMap<String, f64> {
+        let mut columns = self.scores.percent();
+        columns.extend(self.benchmarks.clone());
+        columns
     }
-    values
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use serde::Deserialize;
 
@@ -11,12 +11,26 @@ use super::spread::{self, Spread};
 use super::{Plan, RESULTS, Scores};
 use crate::output::{claim, write};
 
+/// The file that says whose a folder is.
+pub const CLAIM: &str = "seeds.txt";
+
 /// What is read of a seed's `results.json`.
 #[derive(Debug, Deserialize)]
 struct Found {
     seconds: Vec<(String, f64)>,
     stage1: Scores,
     both: Scores,
+}
+
+/// Refuses a seed that comes twice: it would count as two runs.
+///
+/// # Errors
+/// If one does.
+pub fn distinct(seeds: &[u64]) -> Result<()> {
+    for (place, seed) in seeds.iter().enumerate() {
+        ensure!(!seeds[..place].contains(seed), "--seeds has {seed} twice");
+    }
+    Ok(())
 }
 
 /// Does the quick start of each seed in a folder of its own, where it is not there yet, and writes
@@ -41,9 +55,9 @@ pub fn run<B: Backend>(
         plan.changes.join("\n")
     );
     claim(
-        &plan.out.join("seeds.txt"),
+        &plan.out.join(CLAIM),
         &text,
-        "of another quick start; name another folder",
+        "of another quick start, or one on another machine; name another folder",
     )?;
     let mut all = Vec::new();
     for &seed in seeds {
@@ -77,13 +91,8 @@ fn read(path: &Path) -> Result<Found> {
 
 fn table(all: &[Found], where_made: &str) -> String {
     let spread = |scores: fn(&Found) -> &Scores| {
-        let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for found in all {
-            for (column, part) in scores(found).columns() {
-                values.entry(column).or_default().push(100.0 * part);
-            }
-        }
-        let columns = values.into_iter();
+        let runs = all.iter().map(|found| scores(found).percent());
+        let columns = spread::columns(runs).into_iter();
         columns
             .map(|(column, values)| (column, Spread::of(&values)))
             .collect::<BTreeMap<_, _>>()

@@ -18,6 +18,15 @@ pub struct Spread {
     pub interval_95: Option<[f64; 2]>,
 }
 
+/// The values of several runs in each column.
+pub fn columns(runs: impl Iterator<Item = BTreeMap<String, f64>>) -> BTreeMap<String, Vec<f64>> {
+    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+    for (column, value) in runs.flatten() {
+        values.entry(column).or_default().push(value);
+    }
+    values
+}
+
 impl Spread {
     /// Of these values.
     pub fn of(values: &[f64]) -> Self {

@@ -28,12 +28,12 @@ pub struct Course {
     texts: usize,
     /// Questions about one scene.
     questions: usize,
-    /// Part of the texts that is about a crowd, more things than the world's scenes have. Among
+    /// Part of the texts that is about things that a single word tells apart. Elsewhere a colour
+    /// mostly tells which thing is meant, and the word for the shape is passed over.
+    alike: f64,
+    /// Part of the others that is about a crowd, more things than the world's scenes have. Among
     /// three things a guess is often right, and looking up is worth little.
     crowds: f64,
-    /// Part about things that a single word tells apart. Elsewhere a colour mostly tells which thing
-    /// is meant, and the word for the shape is passed over.
-    alike: f64,
     /// Part of the other texts that tells the whole scene.
     told: f64,
     /// Weight in the loss of questions, which only partly follow from what stands before them.

@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use sq_llava_data::files;
 
 use super::{DESCRIBE, Exchange, Kind, SIDE, Scene, masks, render, rng};
-use sq_llava_data::atomic::write_atomic;
+use crate::output::write_json;
 
 /// How much the training data say of a picture.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -145,9 +145,9 @@ pub fn write_world(dir: &Path, seed: u64, size: WorldSize) -> Result<WorldFiles>
             questions.push(value);
         }
     }
-    write_json(&files.captions, captions)?;
-    write_json(&files.conversations, conversations)?;
-    write_json(&files.held_out, questions)?;
+    write_json(&files.captions, &captions)?;
+    write_json(&files.conversations, &conversations)?;
+    write_json(&files.held_out, &questions)?;
     Ok(files)
 }
 
@@ -232,11 +232,6 @@ fn sample(id: &str, image: &str, turns: &[(String, String)]) -> Value {
 /// Writes a picture.
 fn save(path: &Path, write: impl FnOnce(&Path) -> image::ImageResult<()>) -> Result<()> {
     write(path).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-fn write_json(path: &Path, samples: Vec<Value>) -> Result<()> {
-    let text = format!("{:#}\n", Value::Array(samples));
-    write_atomic(path, text).with_context(|| format!("{} cannot be written", path.display()))
 }
 
 #[derive(Deserialize)]

@@ -235,10 +235,8 @@ fn stopped_and_killed_nodes_go_on_as_if_they_had_not_been() {
 
     // One is killed; the other, which waits for it, says when, and the job ends.
     let mut job = both(&world, "run", &["--resume"]);
-    world.wait_for("run/node-0", 1, job.child());
-    let rank = job.rank(1);
     world.wait_for("run/node-0", STEPS + 2 + random(STEPS - 8), job.child());
-    send("KILL", rank);
+    send("KILL", job.rank(1));
     let killed = Instant::now();
     let error = job.fail();
     assert!(killed.elapsed() < Duration::from_secs(120), "it waited");
