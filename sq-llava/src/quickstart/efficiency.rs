@@ -227,22 +227,32 @@ fn draw(curves: &[Curve], svg: &mut String) -> Result<(), Box<dyn std::error::Er
         ends(&|p| p.1 - p.2, 100.0, f64::min),
         ends(&|p| p.1 + p.2, 0.0, f64::max),
     );
+    let sizes = curves.first().map_or(Vec::new(), |curve| {
+        curve.points.iter().map(|row| point(row).0).collect()
+    });
     let root = SVGBackend::with_string(svg, (640, 420)).into_drawing_area();
     root.fill(&WHITE)?;
     let mut chart = ChartBuilder::on(&root)
         .margin(12)
         .x_label_area_size(34)
         .y_label_area_size(48)
-        .build_cartesian_2d((left * 0.9..right * 1.1).log_scale(), low - 2.0..high + 2.0)?;
+        .build_cartesian_2d(
+            (left * 0.9..right * 1.1).log_scale().with_key_points(sizes),
+            low - 2.0..high + 2.0,
+        )?;
     chart
         .configure_mesh()
         .x_desc("conversations")
+        .x_label_formatter(&|size| format!("{size:.0}"))
         .y_desc("right answers, %")
         .light_line_style(TRANSPARENT)
         .draw()?;
     for (index, curve) in curves.iter().enumerate() {
         let style = Palette99::pick(index).stroke_width(2);
-        let points: Vec<_> = curve.points.iter().map(point).collect();
+        // A little beside one another, for the deviations to be seen.
+        let aside = 1.01f64.powi(index as i32 - curves.len() as i32 / 2);
+        let points = curve.points.iter().map(point);
+        let points: Vec<_> = points.map(|(x, mean, s)| (x * aside, mean, s)).collect();
         let line = points.iter().map(|&(x, mean, _)| (x, mean));
         chart
             .draw_series(LineSeries::new(line, style))?
