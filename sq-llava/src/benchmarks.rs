@@ -31,6 +31,31 @@ pub struct Benchmark {
     pub questions: Questions,
 }
 
+impl Benchmark {
+    /// Scores the answers in a file to these questions, which may be more than a shard's; what its
+    /// server takes goes into `folder`.
+    ///
+    /// # Errors
+    /// As [`Scored::report`], and if the answers cannot be read.
+    pub fn report(
+        &self,
+        questions: &Questions,
+        answers: &Path,
+        folder: &Path,
+        which: &BenchmarkArguments,
+    ) -> Result<Report> {
+        let answers = Answers::read(answers)?;
+        Scored {
+            task: self.task,
+            matched: &self.task.matched(questions, &answers),
+            files: &self.files,
+            folder,
+            which,
+        }
+        .report()
+    }
+}
+
 /// How benchmarks are asked where it is not as published.
 #[derive(Debug, Clone, Copy)]
 pub struct AskingOptions {
@@ -148,7 +173,7 @@ impl Benchmarks {
             let questions: Vec<&Question> = benchmark.questions.list.iter().collect();
             let asking = options.asking(benchmark, assistant, "run")?;
             let asked = asking.run(&questions, &mut file)?;
-            let mut report = self.report(benchmark, &path, &folder)?;
+            let mut report = benchmark.report(&benchmark.questions, &path, &folder, &self.which)?;
             report.problems.extend(&asked.problems);
             if let [first, ..] = report.problems.lines() {
                 let count = report.problems.lines().len();
@@ -163,18 +188,6 @@ impl Benchmarks {
             }
         }
         Ok(scores)
-    }
-
-    fn report(&self, benchmark: &Benchmark, answers: &Path, folder: &Path) -> Result<Report> {
-        let answers = Answers::read(answers)?;
-        Scored {
-            task: benchmark.task,
-            matched: &benchmark.task.matched(&benchmark.questions, &answers),
-            files: &benchmark.files,
-            folder,
-            which: &self.which,
-        }
-        .report()
     }
 
     /// The files with their questions.

@@ -8,6 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use sq_llava_data::atomic::write_atomic;
 
 /// A stream that takes everything, and passes on what it can.
@@ -53,6 +54,15 @@ pub fn write(path: &Path, contents: impl AsRef<[u8]>) -> Result<()> {
 /// If it cannot be written.
 pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
     write(path, format!("{:#}\n", serde_json::to_value(value)?))
+}
+
+/// Reads what [`write_json`] wrote.
+///
+/// # Errors
+/// If the file cannot be read, or is something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    serde_json::from_str(&text).with_context(|| path.display().to_string())
 }
 
 /// A folder belongs to one piece of work, which may go on in it: writes `text`, which says what that

@@ -20,6 +20,13 @@ fn said(arguments: &[&str], folder: &Path) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
+/// What the command complains about when it fails.
+fn complaint(output: &Output) -> String {
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(!output.status.success(), "{error}");
+    error
+}
+
 fn read(path: &Path) -> String {
     std::fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -109,9 +116,7 @@ fn a_short_quick_start_ends_in_numbers_and_a_report() {
     ];
     said(&answer, dir.path());
     let again = [&arguments[..], &["--out", "quickstart-run"]].concat();
-    let refused = run(&again, dir.path());
-    assert!(!refused.status.success());
-    let error = String::from_utf8_lossy(&refused.stderr);
+    let error = complaint(&run(&again, dir.path()));
     assert!(
         error.contains("quickstart-run: not an empty folder"),
         "{error}"
@@ -137,29 +142,17 @@ fn several_seeds_end_in_a_table_and_are_not_repeated() {
     );
     assert!(table.contains("| stage 1 only | ") && table.contains("| both stages | "));
     assert!(dir.path().join("many/seed-1/report.html").is_file());
-    let twice = run(&of("1,1"), dir.path());
-    let error = String::from_utf8_lossy(&twice.stderr);
-    assert!(
-        !twice.status.success() && error.contains("twice"),
-        "{error}"
-    );
+    let error = complaint(&run(&of("1,1"), dir.path()));
+    assert!(error.contains("twice"), "{error}");
     // What is somebody's is not taken.
     std::fs::create_dir_all(dir.path().join("mine/seed-0")).expect("made");
     let mine = [&start[..4], &["--out", "mine", "--seeds", "0"], &small[..]].concat();
-    let refused = run(&mine, dir.path());
-    let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        !refused.status.success() && error.contains("mine: not an empty"),
-        "{error}"
-    );
+    let error = complaint(&run(&mine, dir.path()));
+    assert!(error.contains("mine: not an empty"), "{error}");
     assert!(dir.path().join("mine/seed-0").is_dir());
     let other = [&of("0,1")[..], &["--set", "stage2.lr_llm=1e-3"]].concat();
-    let refused = run(&other, dir.path());
-    let error = String::from_utf8_lossy(&refused.stderr);
-    assert!(
-        !refused.status.success() && error.contains("another quick start"),
-        "{error}"
-    );
+    let error = complaint(&run(&other, dir.path()));
+    assert!(error.contains("another quick start"), "{error}");
 }
 
 #[test]
@@ -228,9 +221,7 @@ fn an_ablation_makes_its_table_and_goes_on_where_it_was() {
     assert!(out.join("runs/sq-proto-1/scores.json").is_file());
 
     let other = [&arguments[..], &["--set", "stage2.lr_llm=1e-3"]].concat();
-    let refused = run(&other, dir.path());
-    assert!(!refused.status.success());
-    let error = String::from_utf8_lossy(&refused.stderr);
+    let error = complaint(&run(&other, dir.path()));
     assert!(error.contains("another ablation"), "{error}");
 }
 
@@ -403,9 +394,8 @@ fn asking_is_compared_on_more_and_more_conversations() {
             "model.prototype = false",
         ),
     ] {
-        let output = ablate(more);
-        let error = String::from_utf8_lossy(&output.stderr);
-        assert!(!output.status.success() && error.contains(says), "{error}");
+        let error = complaint(&ablate(more));
+        assert!(error.contains(says), "{error}");
     }
 }
 
@@ -451,10 +441,6 @@ fn a_quick_start_with_masks_is_guided_by_them() {
         let part = found[key].as_f64().expect("a number");
         assert!(part > 0.0 && part <= 1.0, "{found}");
     }
-    let output = run(&[&measure[..], &["nowhere"]].concat(), dir.path());
-    let error = String::from_utf8_lossy(&output.stderr);
-    assert!(
-        !output.status.success() && error.contains("nowhere"),
-        "{error}"
-    );
+    let error = complaint(&run(&[&measure[..], &["nowhere"]].concat(), dir.path()));
+    assert!(error.contains("nowhere"), "{error}");
 }

@@ -19,7 +19,7 @@ use crate::benchmarks::{AskingOptions, BATCH, Benchmark};
 use crate::device::Work;
 use crate::model::ModelArguments;
 use crate::output::tell;
-use crate::results::{BenchmarkArguments, Results, Scored};
+use crate::results::{BenchmarkArguments, Results};
 
 /// Ask a model the questions of benchmarks and score its answers.
 ///
@@ -197,15 +197,8 @@ impl Eval {
     }
 
     fn report(&self, shard: &Benchmark, questions: &Questions, answers: &Path) -> Result<Report> {
-        let answers = Answers::read(answers)?;
-        Scored {
-            task: shard.task,
-            matched: &shard.task.matched(questions, &answers),
-            files: &shard.files,
-            folder: &self.out.join(shard.task.name()),
-            which: &self.which,
-        }
-        .report()
+        let folder = self.out.join(shard.task.name());
+        shard.report(questions, answers, &folder, &self.which)
     }
 }
 

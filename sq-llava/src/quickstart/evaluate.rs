@@ -80,19 +80,13 @@ const F1: &str = "yes/no F1";
 
 impl Scores {
     /// What stands in a table's columns, in per cent.
-    pub fn percent(&self) -> BTreeMap<String, f64> {
-        let columns = self.columns().into_iter();
-        columns.map(|(name, part)| (name, 100.0 * part)).collect()
-    }
-
-    /// The same as parts of 1.
     pub fn columns(&self) -> BTreeMap<String, f64> {
         let kinds = self.kinds.iter();
         let mut columns: BTreeMap<String, f64> = kinds
-            .map(|(kind, score)| (kind.clone(), score.part()))
+            .map(|(kind, score)| (kind.clone(), 100.0 * score.part()))
             .collect();
-        columns.insert(ALL.into(), self.all.part());
-        columns.extend(self.yes_f1.map(|f1| (F1.into(), f1)));
+        columns.insert(ALL.into(), 100.0 * self.all.part());
+        columns.extend(self.yes_f1.map(|f1| (F1.into(), 100.0 * f1)));
         columns
     }
 }

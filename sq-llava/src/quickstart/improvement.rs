@@ -15,7 +15,7 @@ use super::{ANSWER_TOKENS, Plan, Prepared, Scores, answers};
 use crate::improve::candidate::{AskingSettings, Candidate, PictureAsked, plain};
 use crate::improve::filters::{Filter, Filters};
 use crate::improve::{Improvement, Models, Outcome, Settings, asked_in};
-use crate::output::{claim, write_json};
+use crate::output::{claim, read_json, write_json};
 use crate::world::{SIDE, Scene, Telling, render};
 
 /// Unlabelled scenes have numbers from here on, between those of training and those held out.
@@ -90,8 +90,7 @@ impl Trial {
         let folder = self.out.join(format!("seed-{seed}"));
         let result = folder.join("result.json");
         if result.is_file() {
-            let text = std::fs::read_to_string(&result)?;
-            return serde_json::from_str(&text).with_context(|| result.display().to_string());
+            return read_json(&result);
         }
         let (prepared, run) = self.labelled::<B>(seed, &folder, device)?;
         let task = &prepared.task;
@@ -261,32 +260,16 @@ pub fn markdown(results: &[SeedResult]) -> String {
         round => format!("round {round}"),
     };
     let scores = |round: usize| {
-        let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
-        for result in results {
-            for (column, part) in result.scores[round].columns() {
-                values.entry(column).or_default().push(100.0 * part);
-            }
-        }
-        values
-    };
-    let spreads = |values: BTreeMap<String, Vec<f64>>| -> BTreeMap<String, Spread> {
-        let of = |(column, values): (String, Vec<f64>)| (column, Spread::of(&values));
-        values.into_iter().map(of).collect()
+        let runs = results.iter().map(|result| result.scores[round].columns());
+        spread::columns(runs)
     };
     let rows: Vec<_> = (0..=rounds)
-        .map(|r| (name(r), spreads(scores(r))))
+        .map(|round| (name(round), spread::spreads(&scores(round))))
         .collect();
     let mut text = spread::markdown(rows.iter().map(|(name, row)| (&**name, row)));
     let before = scores(0);
     let ahead: Vec<_> = (1..=rounds)
-        .map(|round| {
-            let after = scores(round).into_iter().map(|(column, values)| {
-                let pairs = values.iter().zip(&before[&column]);
-                let differences = pairs.map(|(a, b)| a - b).collect();
-                (column, differences)
-            });
-            (name(round), spreads(after.collect()))
-        })
+        .map(|round| (name(round), spread::ahead(&scores(round), &before)))
         .collect();
     text += "\nAhead of the labels alone, with the 95 % interval of the mean:\n\n";
     let rows = ahead.iter().map(|(name, row)| (&**name, row));

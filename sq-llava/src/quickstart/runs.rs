@@ -12,7 +12,7 @@ use sq_llava_train::{Recipe, StageOutcome, Ui};
 use super::spread::{self, Spread};
 use super::{Scores, Task, answers};
 use crate::benchmarks::Benchmarks;
-use crate::output::{claim, write_json};
+use crate::output::{claim, read_json, write_json};
 
 /// The file of a run's result.
 const SCORES: &str = "scores.json";
@@ -95,9 +95,7 @@ impl<B: Backend> Runs<'_, B> {
         let folder = self.out.join(name);
         let found = folder.join(SCORES);
         if found.is_file() {
-            let text = std::fs::read_to_string(&found);
-            let text = text.with_context(|| found.display().to_string())?;
-            return serde_json::from_str(&text).with_context(|| found.display().to_string());
+            return read_json(&found);
         }
         let mut recipe = recipe.clone();
         let projector = self.projector(&recipe)?;
@@ -206,17 +204,10 @@ impl RowScores {
     pub fn of(name: String, runs: Vec<RunScores>, baseline: &[RunScores]) -> Self {
         let columns = |runs: &[RunScores]| spread::columns(runs.iter().map(RunScores::columns));
         let (own, others) = (columns(&runs), columns(baseline));
-        let ahead = own.iter().filter_map(|(column, values)| {
-            let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
-            Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
-        });
         Self {
             name,
-            ahead: ahead.collect(),
-            columns: own
-                .iter()
-                .map(|(column, values)| (column.clone(), Spread::of(values)))
-                .collect(),
+            ahead: spread::ahead(&own, &others),
+            columns: spread::spreads(&own),
             runs,
         }
     }
@@ -225,7 +216,7 @@ impl RowScores {
 impl RunScores {
     /// What stands in a table's columns: in per cent, of benchmarks as they print it.
     fn columns(&self) -> BTreeMap<String, f64> {
-        let mut columns = self.scores.percent();
+        let mut columns = self.scores.columns();
         columns.extend(self.benchmarks.clone());
         columns
     }

@@ -1,15 +1,12 @@
 //! The same quick start from several seeds.
 
-use std::collections::BTreeMap;
-use std::path::Path;
-
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use serde::Deserialize;
 
 use super::spread::{self, Spread};
 use super::{Plan, RESULTS, Scores};
-use crate::output::{claim, write};
+use crate::output::{claim, read_json, write};
 
 /// The file that says whose a folder is.
 pub const CLAIM: &str = "seeds.txt";
@@ -72,7 +69,7 @@ pub fn run<B: Backend>(
             }
             own.run::<B>(device, say)?;
         }
-        let found = read(&own.out.join(RESULTS))?;
+        let found: Found = read_json(&own.out.join(RESULTS))?;
         say(&format!(
             "seed {seed}: {:.1} % right",
             100.0 * found.both.all.part()
@@ -84,18 +81,10 @@ pub fn run<B: Backend>(
     Ok(table)
 }
 
-fn read(path: &Path) -> Result<Found> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    serde_json::from_str(&text).with_context(|| path.display().to_string())
-}
-
 fn table(all: &[Found], where_made: &str) -> String {
     let spread = |scores: fn(&Found) -> &Scores| {
-        let runs = all.iter().map(|found| scores(found).percent());
-        let columns = spread::columns(runs).into_iter();
-        columns
-            .map(|(column, values)| (column, Spread::of(&values)))
-            .collect::<BTreeMap<_, _>>()
+        let runs = all.iter().map(|found| scores(found).columns());
+        spread::spreads(&spread::columns(runs))
     };
     let rows = [
         ("stage 1 only", spread(|found| &found.stage1)),

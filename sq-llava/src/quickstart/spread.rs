@@ -19,12 +19,32 @@ pub struct Spread {
 }
 
 /// The values of several runs in each column.
-pub fn columns(runs: impl Iterator<Item = BTreeMap<String, f64>>) -> BTreeMap<String, Vec<f64>> {
-    let mut values: BTreeMap<String, Vec<f64>> = BTreeMap::new();
+pub type Columns = BTreeMap<String, Vec<f64>>;
+
+/// Gathers what each run has in its columns.
+pub fn columns(runs: impl Iterator<Item = BTreeMap<String, f64>>) -> Columns {
+    let mut values = Columns::new();
     for (column, value) in runs.flatten() {
         values.entry(column).or_default().push(value);
     }
     values
+}
+
+/// Mean and spread of each column.
+pub fn spreads(columns: &Columns) -> BTreeMap<String, Spread> {
+    let columns = columns.iter();
+    columns
+        .map(|(column, values)| (column.clone(), Spread::of(values)))
+        .collect()
+}
+
+/// Mean and spread of what each run has more than the other at its place, in the columns of both.
+pub fn ahead(own: &Columns, others: &Columns) -> BTreeMap<String, Spread> {
+    let ahead = own.iter().filter_map(|(column, values)| {
+        let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
+        Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
+    });
+    ahead.collect()
 }
 
 impl Spread {
