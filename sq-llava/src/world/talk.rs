@@ -293,6 +293,36 @@ mod tests {
     use crate::world::rng;
 
     #[test]
+    fn things_that_a_word_tells_apart_are_looked_up_by_words() {
+        let mut rng = rng(6, 1, 0);
+        let (mut of_one_color, mut by_shape) = (0, 0);
+        for _ in 0..400 {
+            let scene = Scene::told_by_a_word(&mut rng);
+            let count = scene.things.len();
+            let different = |word: fn(&Thing) -> &'static str| {
+                let words: std::collections::BTreeSet<_> = scene.things.iter().map(word).collect();
+                words.len()
+            };
+            let (shapes, colors) = (
+                different(|thing| thing.shape.word()),
+                different(|thing| thing.color.word()),
+            );
+            assert!(count > 1 && (shapes == count || (shapes == 1 && colors == count)));
+            of_one_color += usize::from(colors == 1);
+            let one = scene.look_up(&mut rng);
+            let read = scene.answer(&one.question);
+            assert_eq!(Some(&one.answer), read.as_ref(), "{}", one.question);
+            assert!(!one.question.contains(" at the "), "{}", one.question);
+            by_shape += usize::from(one.kind == Kind::Color);
+        }
+        // Where all are of one colour, the shape alone tells which is meant.
+        assert!(
+            of_one_color > 80 && by_shape > 80,
+            "{of_one_color} {by_shape}"
+        );
+    }
+
+    #[test]
     fn answers_follow_from_the_scene() {
         let mut rng = rng(5, 1, 0);
         let mut answers: std::collections::BTreeMap<Kind, Vec<String>> = Default::default();
