@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How the prototypes of a picture's tokens and its masks agree. Each number goes from 0 to 1.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Agreement {
     /// Part of the tokens that belong to the most frequent mask of their prototype: 1 if no
     /// prototype is of two masks.
@@ -20,12 +20,12 @@ pub struct Agreement {
 }
 
 /// Tokens by prototype and mask.
-type Counts = BTreeMap<(u32, u16), usize>;
+type Counts = BTreeMap<(u32, u32), usize>;
 
 impl Agreement {
     /// Of a picture's tokens, each with its prototype and its mask; tokens of mask 0, none, are left
     /// out. `None` if no token is left.
-    pub fn of(tokens: impl IntoIterator<Item = (u32, u16)>) -> Option<Self> {
+    pub fn of(tokens: impl IntoIterator<Item = (u32, u32)>) -> Option<Self> {
         let mut counts = Counts::new();
         for token in tokens.into_iter().filter(|(_, mask)| *mask != 0) {
             *counts.entry(token).or_default() += 1;
@@ -34,7 +34,7 @@ impl Agreement {
         if all == 0 {
             return None;
         }
-        let by = |part: fn(&(u32, u16)) -> u32| {
+        let by = |part: fn(&(u32, u32)) -> u32| {
             let mut groups: BTreeMap<u32, (usize, usize)> = BTreeMap::new();
             for (token, count) in &counts {
                 let (sum, most) = groups.entry(part(token)).or_default();
@@ -44,7 +44,7 @@ impl Agreement {
             groups
         };
         let prototypes = by(|(prototype, _)| *prototype);
-        let masks = by(|(_, mask)| u32::from(*mask));
+        let masks = by(|(_, mask)| *mask);
         let share = |count: usize| count as f64 / all as f64;
         let mostly = |groups: &BTreeMap<u32, (usize, usize)>| {
             share(groups.values().map(|(_, most)| most).sum())
@@ -56,7 +56,7 @@ impl Agreement {
         let information: f64 = counts
             .iter()
             .map(|((prototype, mask), count)| {
-                let together = share(prototypes[prototype].0) * share(masks[&u32::from(*mask)].0);
+                let together = share(prototypes[prototype].0) * share(masks[mask].0);
                 share(*count) * (share(*count) / together).ln()
             })
             .sum();

@@ -12,6 +12,7 @@ mod improve;
 mod model;
 mod names;
 mod output;
+mod prototypes;
 mod quickstart;
 mod results;
 mod towers;

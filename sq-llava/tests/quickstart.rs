@@ -444,3 +444,90 @@ fn a_quick_start_with_masks_is_guided_by_them() {
     let error = complaint(&run(&[&measure[..], &["nowhere"]].concat(), dir.path()));
     assert!(error.contains("nowhere"), "{error}");
 }
+
+#[test]
+fn weights_of_masks_are_compared() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let small = [
+        "ablate",
+        "--device",
+        "cpu",
+        "--seeds",
+        "0,1",
+        "--steps",
+        "2",
+        "--scenes",
+        "32",
+        "--held-out",
+        "12",
+        "--out",
+        "masks",
+    ];
+    let ablate = |more: &[&str]| run(&[&small, more].concat(), dir.path());
+    let output = ablate(&["--masks", "0,1"]);
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{error}");
+    let out = dir.path().join("masks");
+    let table = read(&out.join("masks.md"));
+    for part in [
+        "| inverse purity |",
+        "| purity |",
+        "\n| masks 0 | ",
+        "\n| masks 1 | ",
+        "Ahead of \"masks 0\"",
+        "| | alike |",
+    ] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    let runs = out.join("runs");
+    for (weight, seed) in [(0, 0), (0, 1), (1, 0), (1, 1)] {
+        let stage1 = read(&runs.join(format!(
+            "stage-1-prototypes-masks-{weight}-{seed}/recipe.toml"
+        )));
+        let stage2 = read(&runs.join(format!("masks-{weight}-{seed}/recipe.toml")));
+        for recipe in [stage1, stage2] {
+            let weight = format!("weight = {weight}.0");
+            assert!(recipe.contains(&weight), "{recipe}");
+        }
+        let tokens = read(&runs.join(format!("masks-{weight}-{seed}/prototypes.json")));
+        let tokens: Value = serde_json::from_str(&tokens).expect("JSON");
+        let pictures = tokens.as_object().expect("pictures");
+        // One token for each of the nine cells.
+        assert_eq!(pictures.len(), 12);
+        for picture in pictures.values() {
+            for part in ["prototypes", "masks"] {
+                assert_eq!(picture[part].as_array().map(Vec::len), Some(9), "{picture}");
+            }
+        }
+    }
+    // The first weight is what the others are compared with; nothing is trained for that.
+    assert!(ablate(&["--masks", "1,0"]).status.success());
+    let table = read(&out.join("masks.md"));
+    assert!(table.contains("Ahead of \"masks 1\""), "{table}");
+    // What had been trained, but not asked yet, is not trained again; half a folder is made anew.
+    let run = runs.join("masks-1-1");
+    let before = read(&run.join("scores.json"));
+    std::fs::remove_file(run.join("scores.json")).expect("removed");
+    std::fs::rename(&run, runs.join("masks-1-1.unfinished")).expect("renamed");
+    let other = runs.join("masks-1-0");
+    std::fs::remove_dir_all(&other).expect("removed");
+    std::fs::create_dir(runs.join("masks-1-0.unfinished")).expect("made");
+    std::fs::write(runs.join("masks-1-0.unfinished/x"), "").expect("written");
+    let log = |run: &Path| std::fs::metadata(run.join("log.jsonl")).and_then(|log| log.modified());
+    let trained = log(&runs.join("masks-1-1.unfinished")).expect("a time");
+    assert!(ablate(&["--masks", "0,1"]).status.success());
+    assert_eq!(log(&run).expect("a time"), trained);
+    let scores = |text: &str| {
+        let scores: Value = serde_json::from_str(text).expect("JSON");
+        (scores["scores"].clone(), scores["prototypes"].clone())
+    };
+    assert_eq!(scores(&read(&run.join("scores.json"))), scores(&before));
+    assert!(other.join("scores.json").is_file() && !other.join("x").exists());
+    for (more, says) in [
+        ("0,0", "--masks has 0 twice"),
+        ("0,-1", "model.masks.weight"),
+    ] {
+        let error = complaint(&ablate(&["--masks", more]));
+        assert!(error.contains(says), "{error}");
+    }
+}

@@ -7,23 +7,25 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use serde_json::json;
 use sq_llava_eval::registry;
-use sq_llava_train::{Recipe, Ui};
+use sq_llava_train::{Recipe, TrainOptions, Ui};
 
 use crate::benchmarks::Benchmarks;
+use crate::command::train::stop_on_signals;
 use crate::device::{DeviceChoice, Work};
 use crate::names;
 use crate::output::{claim, tell, write, write_json};
 use crate::quickstart::efficiency::{self, Comparison, Delta};
 use crate::quickstart::runs::Runs;
 use crate::quickstart::seeds::distinct;
-use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation};
+use crate::quickstart::{ANSWER_TOKENS, Plan, Task, ablation, guided};
 use crate::results::BenchmarkArguments;
 use crate::world::{Telling, read_held_out};
 
 /// Train with and without each of the method's parts (self-questioning, prototypes, adapters on
 /// the vision tower) over several seeds, or, with --sizes, with several probabilities of asking on
-/// more and more conversations; on the quick start's world or on data of your own. A run that is
-/// there already is not repeated.
+/// more and more conversations; on the quick start's world or on data of your own. The same command
+/// goes on where it was: a run that is there is not repeated, and one that was stopped resumes from its
+/// newest checkpoint. Ctrl-C while it trains saves one first.
 #[derive(Debug, Args)]
 pub struct Ablate {
     /// Folder for the runs and the tables.
@@ -44,6 +46,15 @@ pub struct Ablate {
         default_value = "0,0.25,0.5,0.75,adaptive"
     )]
     deltas: Vec<Delta>,
+    /// Weights of the loss of masks to compare (training.md), in place of the method's parts; the
+    /// others are compared with the first. Own data name their masks in the recipe.
+    #[arg(
+        long,
+        value_name = "WEIGHT",
+        value_delimiter = ',',
+        conflicts_with_all = ["sizes", "projector"]
+    )]
+    masks: Vec<f64>,
     /// A run of stage 1 to go on from; rows with and without prototypes need one each. Without it
     /// stage 1 is trained once for all rows that share it.
     #[arg(long, value_name = "RUN")]
@@ -117,12 +128,15 @@ impl Ablate {
             });
         }
         // Before the world is written over one that is there.
+        // The rows have weights of their own.
+        let masks = (!self.masks.is_empty()).then_some(0.0);
         let world = format!(
-            "{} scenes, {} held out, {:?} steps, sparse: {}\n{}\n",
+            "{} scenes, {} held out, {:?} steps, sparse: {}{}\n{}\n",
             self.scenes,
             self.held_out,
             self.steps,
             self.sparse,
+            if masks.is_some() { ", masks" } else { "" },
             self.changes.join("\n")
         );
         claim(
@@ -137,7 +151,7 @@ impl Ablate {
             held_out: self.held_out as usize,
             seed: 0,
             towers: None,
-            masks: None,
+            masks,
             telling: match self.sparse {
                 true => Telling::Sparse,
                 false => Telling::Full,
@@ -172,7 +186,11 @@ impl Work for Ablate {
             most_tokens: self.max_new_tokens,
             benchmarks: benchmarks.as_ref(),
             device,
-            ui: if self.lines { Ui::Lines } else { Ui::Quiet },
+            options: TrainOptions {
+                ui: if self.lines { Ui::Lines } else { Ui::Quiet },
+                stop: stop_on_signals()?,
+                ..TrainOptions::default()
+            },
         };
         let questions = task.questions.len();
         let note = format!(
@@ -180,7 +198,11 @@ impl Work for Ablate {
             self.seeds.len()
         );
         let say = &mut |line| tell(line);
-        let (name, table, found) = if self.sizes.is_empty() {
+        let (name, table, found) = if !self.masks.is_empty() {
+            let rows = guided::run(&runs, &self.masks, &self.seeds, say)?;
+            let found = json!({"seeds": self.seeds, "questions": questions, "rows": rows});
+            ("masks", guided::markdown(&rows), found)
+        } else if self.sizes.is_empty() {
             let rows = ablation::run(&runs, &self.seeds, say)?;
             let found = json!({"seeds": self.seeds, "questions": questions, "rows": rows});
             ("ablation", ablation::markdown(&rows), found)

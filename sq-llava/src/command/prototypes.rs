@@ -8,14 +8,14 @@ use burn::tensor::backend::Backend;
 use clap::Args;
 use serde::Serialize;
 use sq_llava_data::DataSet;
-use sq_llava_data::image::PreparedImage;
 use sq_llava_data::masks::MaskFolder;
 use sq_llava_eval::prototypes::Agreement;
-use sq_llava_model::{Assistant, SqLlava};
+use sq_llava_model::Assistant;
 
 use crate::device::Work;
 use crate::model::ModelArguments;
 use crate::output::tell;
+use crate::prototypes::Tokens;
 
 /// Compare the prototypes of pictures with masks: each token's first prototype with the mask that its
 /// patch belongs to.
@@ -62,8 +62,7 @@ impl Prototypes {
     fn measure<B: Backend>(&self, assistant: &Assistant<B>) -> Result<Vec<Agreement>> {
         let masks = MaskFolder::open(&self.masks)?;
         let data = DataSet::open_one(&self.data, &self.images)?;
-        let grid = assistant.model.config.patch_grid();
-        let (Some(grid), Some(processor)) = (grid, &assistant.processor) else {
+        let Some(processor) = &assistant.processor else {
             bail!("the model has no vision tower");
         };
         let (mut seen, mut found) = (HashSet::new(), Vec::new());
@@ -81,30 +80,12 @@ impl Prototypes {
                 };
                 let picture = data.picture(index, place, name)?;
                 let image = picture.open(processor)?;
-                let size = (image.height(), image.width());
-                let map = MaskFolder::read(&path, size)?;
-                let tiles = processor.sources(size, 1);
-                let labels = tiles.iter().map(|tile| grid.labels(tile, &map));
-                let prepared = processor.prepare(&image, 1);
-                let prototypes = first_prototypes(&assistant.model, &prepared)
-                    .with_context(|| picture.name())?;
-                let tokens = prototypes.into_iter().zip(labels.flatten());
-                found.extend(Agreement::of(tokens));
+                let tokens = Tokens::of(assistant, &image, &path);
+                found.extend(tokens.with_context(|| picture.name())?.agreement());
             }
         }
         Ok(found)
     }
-}
-
-/// The prototype of which each feature of a picture's tiles has most.
-fn first_prototypes<B: Backend>(model: &SqLlava<B>, image: &PreparedImage) -> Result<Vec<u32>> {
-    let features = model.vision_features(model.prepared_pixels(&[image])?)?;
-    let (_, assignment) = model.project_assigned(features);
-    let Some(assignment) = assignment else {
-        bail!("the model has no prototypes, or assigns no token to one");
-    };
-    let first = assignment.argmax(1).into_data();
-    Ok(first.iter::<i64>().map(|index| index as u32).collect())
 }
 
 impl Work for Prototypes {

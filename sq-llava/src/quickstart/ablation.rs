@@ -171,6 +171,7 @@ mod tests {
                     yes_f1: None,
                 },
                 benchmarks: BTreeMap::new(),
+                prototypes: None,
             }
         };
         let base = vec![run(0, 4), run(1, 6)];

@@ -4,6 +4,7 @@ pub mod ablation;
 mod asking;
 pub mod efficiency;
 mod evaluate;
+pub mod guided;
 pub mod improvement;
 mod looks;
 mod report;
@@ -22,7 +23,7 @@ use serde::Serialize;
 use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::weights::LoadOptions;
 use sq_llava_model::{Assistant, AssistantOptions};
-use sq_llava_train::{Recipe, StageOutcome, TrainPaths, Ui, train};
+use sq_llava_train::{Recipe, StageOutcome, TrainOptions, TrainPaths, Ui, train};
 
 pub use asking::{Asked, AskedCounts, ask};
 pub use evaluate::{ALL, Score, Scores, answers, chance, is_right};
@@ -257,7 +258,7 @@ impl Task {
         device: &B::Device,
         ui: Ui,
     ) -> Result<Vec<StageOutcome>> {
-        self.train_from::<B>(recipe, None, run, device, ui)
+        self.train_from::<B>(recipe, None, run, device, ui.into())
     }
 
     /// The same from a run of stage 1, where one is given.
@@ -270,7 +271,7 @@ impl Task {
         projector: Option<PathBuf>,
         run: &Path,
         device: &B::Device,
-        ui: Ui,
+        options: TrainOptions,
     ) -> Result<Vec<StageOutcome>> {
         let paths = TrainPaths {
             llm: self.llm.clone(),
@@ -280,7 +281,7 @@ impl Task {
             projector,
             ..TrainPaths::default()
         };
-        let outcome = train::<Autodiff<B>>(recipe, &paths, device, ui)?;
+        let outcome = train::<Autodiff<B>>(recipe, &paths, device, options)?;
         anyhow::ensure!(
             !outcome.interrupted,
             "stopped; what was learnt until then is in {}",

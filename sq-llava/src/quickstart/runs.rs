@@ -7,15 +7,29 @@ use anyhow::{Context, Result, bail};
 use burn::tensor::backend::Backend;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::atomic::sync_directory;
-use sq_llava_train::{Recipe, StageOutcome, Ui};
+use sq_llava_data::masks::MaskFolder;
+use sq_llava_eval::prototypes::Agreement;
+use sq_llava_model::Assistant;
+use sq_llava_train::{Recipe, Resume, StageOutcome, TrainOptions};
 
 use super::spread::{self, Spread};
 use super::{Scores, Task, answers};
 use crate::benchmarks::Benchmarks;
-use crate::output::{claim, read_json, write_json};
+use crate::output::{claim, read_json, write, write_json};
+use crate::prototypes::Tokens;
+use crate::world::HeldOut;
 
 /// The file of a run's result.
 const SCORES: &str = "scores.json";
+
+/// A run's file of its recipe, the first that it writes.
+const RECIPE_FILE: &str = "recipe.toml";
+
+/// The file of the prototypes in the pictures that have masks.
+const TOKENS: &str = "prototypes.json";
+
+/// Tokens of pictures by their names.
+pub type PictureTokens = BTreeMap<String, Tokens>;
 
 /// One run; also its `scores.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -24,13 +38,16 @@ pub struct RunScores {
     pub seed: u64,
     /// Loss of the last step of the last stage.
     pub loss: Option<f64>,
-    /// Seconds of training, without a stage 1 that is a run of its own.
+    /// Seconds of training, over all sittings, without a stage 1 that is a run of its own.
     pub seconds: f64,
     /// Accuracy on the questions.
     pub scores: Scores,
     /// The number that papers print of each benchmark, by its title.
     #[serde(default)]
     pub benchmarks: BTreeMap<String, f64>,
+    /// How far prototypes are masks, in the pictures asked about that have some.
+    #[serde(default)]
+    pub prototypes: Option<Agreement>,
 }
 
 /// A folder of runs of one task.
@@ -47,8 +64,8 @@ pub struct Runs<'a, B: Backend> {
     pub benchmarks: Option<&'a Benchmarks>,
     /// Where they train.
     pub device: &'a B::Device,
-    /// How progress within a run is shown.
-    pub ui: Ui,
+    /// How a run trains, and is stopped.
+    pub options: TrainOptions,
 }
 
 impl<B: Backend> Runs<'_, B> {
@@ -58,6 +75,13 @@ impl<B: Backend> Runs<'_, B> {
     /// If it is another task's.
     pub fn claim(&self) -> Result<()> {
         let task = self.task;
+        // No training is to be lost for masks that cannot be measured with.
+        for (image, masks) in self.masked(&task.recipe)? {
+            let picture = task.images.join(image);
+            let size = image::image_dimensions(&picture);
+            let (width, height) = size.with_context(|| picture.display().to_string())?;
+            MaskFolder::read(&masks, (height, width))?;
+        }
         let mut text = format!(
             "llm = {}\nvision = {:?}\nimages = {}\n# answers of {} tokens\n",
             task.llm.display(),
@@ -111,16 +135,60 @@ impl<B: Backend> Runs<'_, B> {
                 Some(all) => all.score(&mut assistant, &unfinished.join("eval"))?,
                 None => BTreeMap::new(),
             };
+            let tokens = self.measure(&assistant, &recipe)?;
+            write(&unfinished.join(TOKENS), serde_json::to_vec(&tokens)?)?;
+            let agreements: Vec<_> = tokens.values().filter_map(Tokens::agreement).collect();
             let scores = RunScores {
                 seed: recipe.seed,
                 loss: stages.last().and_then(|stage| stage.loss),
                 seconds: stages.iter().map(|stage| stage.seconds).sum(),
                 scores: Scores::of(&task.questions, &said),
                 benchmarks,
+                prototypes: Agreement::mean(&agreements),
             };
             write_json(&unfinished.join(SCORES), &scores)?;
             Ok(scores)
         })
+    }
+
+    /// The pictures asked about that have masks, with these.
+    fn masked(&self, recipe: &Recipe) -> Result<BTreeMap<&str, PathBuf>> {
+        let Some(masks) = &recipe.model.masks else {
+            return Ok(BTreeMap::new());
+        };
+        let folder = MaskFolder::open(&masks.folder)?;
+        let mut found = BTreeMap::new();
+        for HeldOut { image, .. } in &self.task.questions {
+            if !found.contains_key(&**image)
+                && let Some(path) = folder.find(image)?
+            {
+                found.insert(&**image, path);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The prototypes in the pictures asked about; none where the recipe has no masks.
+    fn measure(&self, assistant: &Assistant<B>, recipe: &Recipe) -> Result<PictureTokens> {
+        let mut found = PictureTokens::new();
+        for (image, masks) in self.masked(recipe)? {
+            let picture = self.task.images.join(image);
+            let picture = match &assistant.processor {
+                Some(processor) => processor.open(&picture)?,
+                None => bail!("the model has no vision tower"),
+            };
+            let tokens = Tokens::of(assistant, &picture, &masks).context(image.to_owned())?;
+            found.insert(image.to_owned(), tokens);
+        }
+        Ok(found)
+    }
+
+    /// What was measured of a run that is there.
+    ///
+    /// # Errors
+    /// If it cannot be read.
+    pub fn tokens(&self, name: &str) -> Result<PictureTokens> {
+        read_json(&self.out.join(name).join(TOKENS))
     }
 
     /// The run of stage 1 that a recipe with both stages goes on from.
@@ -134,7 +202,7 @@ impl<B: Backend> Runs<'_, B> {
             (model.prototype, model.mm_projector_type.clone())
         };
         for given in self.projectors {
-            let theirs = Recipe::read(&given.join("recipe.toml"), &[])?;
+            let theirs = Recipe::read(&given.join(RECIPE_FILE), &[])?;
             if parts(&theirs) == parts(recipe) {
                 return Ok(Some(given.clone()));
             }
@@ -145,9 +213,11 @@ impl<B: Backend> Runs<'_, B> {
                 recipe.model.prototype
             );
         }
-        let kind = match recipe.model.prototype || recipe.model.mm_projector_type == "cluster" {
-            true => "prototypes",
-            false => "plain",
+        let prototypes = recipe.model.prototype || recipe.model.mm_projector_type == "cluster";
+        let kind = match (prototypes, &recipe.model.masks) {
+            (true, Some(masks)) => format!("prototypes-masks-{}", masks.weight),
+            (true, None) => "prototypes".to_owned(),
+            (false, _) => "plain".to_owned(),
         };
         let folder = self.out.join(format!("stage-1-{kind}-{}", recipe.seed));
         if !folder.is_dir() {
@@ -164,9 +234,16 @@ impl<B: Backend> Runs<'_, B> {
         projector: Option<PathBuf>,
         run: &Path,
     ) -> Result<Vec<StageOutcome>> {
+        // One that was stopped goes on from its newest checkpoint.
+        let begun = run.join(RECIPE_FILE).is_file();
+        let mut options = self.options.clone();
+        options.resume = begun.then_some(Resume::Latest);
         self.task
-            .train_from::<B>(recipe, projector, run, self.device, self.ui)
-            .context("the same command does this run again, and none that is done")
+            .train_from::<B>(recipe, projector, run, self.device, options)
+            .with_context(|| {
+                let run = run.display();
+                format!("the same command goes on with this run, or begins it anew if {run} is removed; none that is done is done again")
+            })
     }
 }
 
@@ -176,7 +253,8 @@ fn finished<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T
     let mut unfinished = folder.as_os_str().to_owned();
     unfinished.push(".unfinished");
     let unfinished = PathBuf::from(unfinished);
-    if unfinished.exists() {
+    // Nothing was learnt before there was a recipe.
+    if unfinished.exists() && !unfinished.join(RECIPE_FILE).is_file() {
         std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
     }
     let done = fill(&unfinished)?;
@@ -218,6 +296,15 @@ impl RunScores {
     fn columns(&self) -> BTreeMap<String, f64> {
         let mut columns = self.scores.columns();
         columns.extend(self.benchmarks.clone());
+        if let Some(found) = self.prototypes {
+            let parts = [
+                ("purity", Some(found.purity)),
+                ("inverse purity", Some(found.inverse_purity)),
+                ("mutual information", found.nmi),
+            ];
+            let named = |(name, part): (&str, Option<f64>)| Some((name.to_owned(), 100.0 * part?));
+            columns.extend(parts.into_iter().filter_map(named));
+        }
         columns
     }
 }
