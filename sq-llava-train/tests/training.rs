@@ -132,6 +132,8 @@ fn accumulation_is_a_larger_batch() {
         "lora.llm.dropout=0",
         "lora.vision.dropout=0",
         "stage2.epochs=2",
+        // Groups would have a part each.
+        "thread_groups=1",
     ];
     let with = |more: [&'static str; 2]| [&off[..], &more[..]].concat();
     let whole = with(["stage2.batch_size=4", "stage2.accumulation=1"]);

@@ -217,6 +217,20 @@ impl MicroBatch {
         }
     }
 
+    /// Cuts a [whole step](Self::whole_step) into `parts` of as many samples each, as far as there are.
+    pub fn cut(self, parts: usize) -> Vec<Self> {
+        let each = self.samples.len().div_ceil(parts.max(1)).max(1);
+        let samples: Vec<_> = self.samples.chunks(each).map(<[_]>::to_vec).collect();
+        let micros = samples.len();
+        let part = |(micro, samples)| Self {
+            samples,
+            micro,
+            micros,
+            ..self.clone()
+        };
+        samples.into_iter().enumerate().map(part).collect()
+    }
+
     /// Whether the optimizer step is complete, on its device, with this batch.
     pub(crate) fn is_last(&self) -> bool {
         self.micro + self.stride >= self.micros

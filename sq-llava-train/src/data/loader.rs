@@ -47,10 +47,10 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The steps of a stage over `samples` samples.
-    pub fn new(stage: &StageRecipe, samples: usize) -> Self {
+    /// The steps of a stage over `samples` samples, each batch cut into `parts`.
+    pub fn new(stage: &StageRecipe, parts: usize, samples: usize) -> Self {
         Self {
-            batch_size: stage.batch_size,
+            batch_size: stage.batch_size / parts.max(1),
             samples_per_step: stage.samples_per_step(),
             epochs: stage.epochs,
             samples,

@@ -115,6 +115,13 @@ pub struct Recipe {
     /// Devices that share the batches of each optimizer step, by their numbers among those of the
     /// kind that the run is on; none for the one that it is on.
     pub devices: Vec<usize>,
+    /// On the CPU: groups of threads that share the samples of each batch, which is cut into so many
+    /// parts of equal numbers of samples; `batch_size` is a multiple of it. Each group has a part of the
+    /// threads to itself, so none waits for another within a layer. By default up to
+    /// [`Recipe::MOST_GROUPS`], one for each thread; a run keeps the number that it began with. On other
+    /// devices the parts follow one another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_groups: Option<usize>,
     /// Memory for features of images while the vision tower does not train, in MiB.
     pub feature_cache_mib: usize,
     /// What stands between the vision tower and the LLM.
@@ -187,6 +194,14 @@ impl Recipe {
     /// If a path in it is not Unicode.
     pub fn to_toml(&self) -> Result<String, TrainError> {
         toml::to_string(self).map_err(|e| TrainError::Recipe(format!("cannot be written: {e}")))
+    }
+
+    /// The most groups of threads that nobody asked for: each has gradients of its own.
+    pub const MOST_GROUPS: usize = 4;
+
+    /// Into how many parts each batch is cut.
+    pub(crate) fn groups(&self) -> usize {
+        self.thread_groups.unwrap_or(1)
     }
 
     /// How pictures are prepared by published recipes.

@@ -31,6 +31,7 @@ impl Recipe {
             max_bad_images: 0.1,
             spoken_end_tokens: false,
             devices: Vec::new(),
+            thread_groups: None,
             feature_cache_mib: 512,
             model: model(paper),
             stage1: StageRecipe {

@@ -278,6 +278,34 @@ fn fault_29_numbers_that_no_machine_serves_name_their_key() {
 }
 
 #[test]
+fn groups_of_threads_share_batches_evenly() {
+    let sizes = |stage1, stage2| {
+        [
+            "thread_groups=4".to_owned(),
+            format!("stage1.batch_size={stage1}"),
+            format!("stage2.batch_size={stage2}"),
+        ]
+    };
+    let with = |changes: &[String]| {
+        let changes: Vec<&str> = changes.iter().map(String::as_str).collect();
+        parse("", &changes)
+    };
+    assert_eq!(with(&sizes(8, 4)).unwrap().thread_groups, Some(4));
+    let only = |stage: u8| [&sizes(6, 4)[..], &[format!("stages=[{stage}]")]].concat();
+    assert!(with(&only(2)).is_ok());
+    let devices = [&sizes(8, 4)[..], &["devices=[0,1]".to_owned()]].concat();
+    for (changes, says) in [
+        (&only(1)[..], "stage1.batch_size is 6"),
+        (&sizes(8, 1)[..], "stage2.batch_size is 1"),
+        (&devices[..], "leave one out"),
+        (&["thread_groups=0".to_owned()][..], "thread_groups"),
+    ] {
+        let error = with(changes).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_row_may_be_full_of_pictures() {
     let mut stage = Recipe::published(Flavour::Paper).stage2;
     stage.packing = true;

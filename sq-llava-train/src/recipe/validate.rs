@@ -59,6 +59,7 @@ impl Recipe {
         self.validate_counts()?;
         within("max_bad_images", self.max_bad_images, 0.0, 1.0)?;
         self.validate_devices()?;
+        self.validate_thread_groups()?;
         self.validate_asking()?;
         self.validate_loss()?;
         self.validate_validation()?;
@@ -156,6 +157,23 @@ impl Recipe {
             if *device > usize::from(u16::MAX) || self.devices[..place].contains(device) {
                 return refuse(format!(
                     "devices has {device}, which is too large or there already"
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    fn validate_thread_groups(&self) -> Result<(), TrainError> {
+        let groups = self.groups();
+        count("thread_groups", groups, 1, most::DEVICES)?;
+        if groups > 1 && !self.devices.is_empty() {
+            return refuse("thread_groups share a CPU, and devices names others: leave one out");
+        }
+        for &stage in &self.stages {
+            let batch = self.stage(stage).batch_size;
+            if batch % groups != 0 {
+                return refuse(format!(
+                    "stage{stage}.batch_size is {batch}, which thread_groups = {groups} cannot share evenly; 1 leaves it whole"
                 ));
             }
         }

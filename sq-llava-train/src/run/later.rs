@@ -36,7 +36,7 @@ impl StageSize {
     }
 
     fn plan(&self, recipe: &Recipe) -> Plan {
-        Plan::new(recipe.stage(self.stage), self.samples)
+        Plan::new(recipe.stage(self.stage), recipe.groups(), self.samples)
     }
 
     /// Operations of one sample.

@@ -2,7 +2,7 @@
 
 pub(crate) mod adaptive;
 pub(crate) mod base;
-pub(crate) mod devices;
+pub mod devices;
 pub(crate) mod later;
 pub(crate) mod manifest;
 pub(crate) mod nodes;

@@ -167,7 +167,8 @@ pub(crate) fn find(
     run: &Path,
     sources: &Sources,
 ) -> Result<ResumePoint, TrainError> {
-    let (then, _) = RunDirectory::asked(run)?;
+    let (mut then, _) = RunDirectory::asked(run)?;
+    then.thread_groups = Some(then.groups());
     same_recipe(run, &then, recipe)?;
     let point = ResumePoint::find(run, resume)?;
     if let Some(checkpoint) = &point.from {

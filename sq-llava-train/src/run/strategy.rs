@@ -30,7 +30,7 @@ use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
 use crate::report::resident::resident_bytes;
 use crate::run::adaptive::AdaptiveAsking;
-use crate::run::devices::DevicePool;
+use crate::run::devices::{DevicePool, Seat};
 use crate::run::nodes::{Nodes, Order, StepId};
 use crate::run::reporting::Reporting;
 use crate::run::state::{BestValidation, StageProgress};
@@ -105,8 +105,8 @@ pub struct StepStrategy<B: AutodiffBackend> {
     pub save_every: usize,
     /// How.
     pub save: Box<Save<B>>,
-    /// The devices that share the batches of a step.
-    pub devices: Vec<B::Device>,
+    /// Where the batches of a step run.
+    pub seats: Vec<Seat<B>>,
     /// The trainable parameters.
     pub groups: Arc<ParamGroups>,
     /// The other processes that train.
@@ -124,7 +124,7 @@ struct Loop<'a, B: AutodiffBackend> {
     learner: &'a mut Learner<Components<B>>,
     components: &'a mut TrainingComponents<Components<B>>,
     valid: &'a ValidLoader<Components<B>>,
-    /// Where batches run on several devices.
+    /// Where batches run on several seats.
     pool: Option<DevicePool<B>>,
     /// How gradients are exchanged, where there are other nodes.
     order: Option<Arc<Order>>,
@@ -156,8 +156,8 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         valid: &ValidLoader<Components<B>>,
         components: &mut TrainingComponents<Components<B>>,
     ) -> Result<Finished<B>, TrainError> {
-        let several = self.devices.len() > 1;
-        let pool = || DevicePool::new(&self.devices, &learner.model(), &self.groups);
+        let several = self.seats.len() > 1;
+        let pool = || DevicePool::new(&self.seats, &learner.model(), &self.groups);
         let pool = several.then(pool).transpose()?;
         let mut state = Loop {
             order: self.order(&learner.model()),

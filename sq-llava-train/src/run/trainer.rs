@@ -19,6 +19,7 @@ use crate::recipe::Recipe;
 use crate::report::loss_log::LossLog;
 use crate::report::tensorboard;
 use crate::run::base::{Base, TrainPaths};
+use crate::run::devices::in_groups;
 use crate::run::later::StageSize;
 use crate::run::nodes::{self, Nodes};
 use crate::run::precision::check_dtype;
@@ -107,6 +108,8 @@ pub fn train<B: AutodiffBackend>(
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
     let recipe = as_seen(recipe, paths)?;
+    let resumed = options.resume.as_ref().map(|_| &*paths.out);
+    let recipe = in_groups::<B>(recipe, resumed, options.nodes.is_some())?;
     check_dtype::<B>(&recipe, device)?;
     check_named(&recipe)?;
     let splits = open_splits(&recipe)?;

@@ -43,6 +43,8 @@ pub struct StepMemory<'a> {
     pub pictures: usize,
     /// Whether gradients of several batches are added up.
     pub accumulates: bool,
+    /// Groups of threads that share these rows.
+    pub thread_groups: usize,
     /// Tokens whose logits are in memory at once.
     pub chunk_tokens: usize,
     /// Whether the CPU backend's kernels run
@@ -57,13 +59,13 @@ pub struct MemoryEstimate {
     pub frozen: usize,
     /// Weights that do, in f32.
     pub trainable: usize,
-    /// Their gradients; twice while batches are added up.
+    /// Their gradients, of each group of threads; once more while batches are added up.
     pub gradients: usize,
     /// AdamW's two moments of each.
     pub moments: usize,
     /// What the layers keep for the way back.
     pub activations: usize,
-    /// Logits of a chunk.
+    /// Logits of a chunk, of each group of threads.
     pub logits: usize,
 }
 
@@ -145,7 +147,8 @@ impl<'a> StepMemory<'a> {
             rows: settings.batch_size,
             tokens: settings.max_length,
             pictures: settings.pictures_at_once(config.tokens_per_image()),
-            accumulates: settings.accumulation > 1,
+            accumulates: settings.accumulation > 1 || recipe.groups() > 1,
+            thread_groups: recipe.groups(),
             chunk_tokens: recipe.loss.chunk_tokens,
             kernels: false,
         }
@@ -162,13 +165,28 @@ impl<'a> StepMemory<'a> {
         MemoryEstimate {
             frozen: towers * self.base_bytes + still * F32,
             trainable,
-            gradients: trainable * if self.accumulates { 2 } else { 1 },
+            gradients: trainable * (self.groups_at_once() + usize::from(self.accumulates)),
             moments: 2 * trainable,
             activations: self.activations(checkpointing),
-            logits: match self.kernels {
-                true => self.chunk_tokens * self.config.llama.vocab_size * F32,
-                false => LOGITS * self.chunk_tokens * self.config.llama.vocab_size * F32,
-            },
+            logits: self.groups_at_once()
+                * self.chunk_tokens
+                * self.config.llama.vocab_size
+                * F32
+                * if self.kernels { 1 } else { LOGITS },
+        }
+    }
+
+    /// Groups of threads that compute at the same time: those of the CPU; elsewhere the parts of a batch
+    /// follow one another.
+    fn groups_at_once(&self) -> usize {
+        if self.kernels { self.thread_groups } else { 1 }
+    }
+
+    /// What of a batch's `count` is there at the same time.
+    fn part(&self, count: usize) -> usize {
+        match self.kernels {
+            true => count,
+            false => count.div_ceil(self.thread_groups),
         }
     }
 
@@ -196,7 +214,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let llama = &self.config.llama;
-        let rows = self.rows * self.tokens;
+        let rows = self.part(self.rows) * self.tokens;
         Kept {
             layers: llama.num_hidden_layers,
             layer: rows * llama_token(llama, self.llm.as_ref(), self.tokens, self.kernels),
@@ -214,7 +232,7 @@ impl<'a> StepMemory<'a> {
             return Kept::default();
         }
         let tokens = vision.tokens();
-        let rows = self.pictures * self.config.most_tiles() * tokens;
+        let rows = self.part(self.pictures) * self.config.most_tiles() * tokens;
         Kept {
             layers,
             layer: rows * vision_token(vision, self.vision.as_ref(), tokens, self.kernels),
@@ -442,6 +460,30 @@ mod tests {
         let patch = 2_048 + 4_112 + 4_096 + 9_216 + 192;
         let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
         assert_eq!(kernels.activations(Keep), 4 * layers);
+        // Two groups of threads have the same rows between them, and logits and gradients of their own,
+        // which are added up; elsewhere one half follows the other.
+        let groups = StepMemory {
+            thread_groups: 2,
+            accumulates: true,
+            ..kernels.clone()
+        };
+        let (one, both) = (kernels.estimate(Keep), groups.estimate(Keep));
+        assert_eq!(both.activations, one.activations);
+        assert_eq!(
+            (both.logits, both.trainable),
+            (2 * one.logits, one.trainable)
+        );
+        assert_eq!(both.gradients, 3 * one.trainable);
+        let halves = StepMemory {
+            kernels: false,
+            ..groups
+        };
+        let halves = halves.estimate(Keep);
+        assert_eq!(2 * halves.activations, keep.activations);
+        assert_eq!(
+            (halves.logits, halves.gradients),
+            (keep.logits, 2 * keep.trainable)
+        );
         // 543 GiB against 25 GiB of activations.
         assert_eq!(gib(keep.activations).round(), 543.0);
         assert_eq!(gib(blocks.activations).round(), 25.0);

@@ -7,6 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData};
 use sq_llava_data::image::ImagePacking;
 use sq_llava_model::ModelError;
+use sq_llava_model::kernels::blocks::is_native;
 
 use crate::data::batch::{MicroBatch, Picture, TrainSample};
 use crate::error::TrainError;
@@ -63,11 +64,12 @@ impl<B: Backend> TrainModel<B> {
     }
 
     /// Features of a frozen tower, those known from before and new ones, which `see` makes of
-    /// pixels of tiles. `[tiles, tokens, d]`
+    /// pixels of tiles; on the CPU of each picture by itself, so that its features do not depend on which
+    /// others were known. `[tiles, tokens, d]`
     pub(super) fn frozen_features(
         &self,
         batch: &MicroBatch,
-        see: impl FnOnce(&[&[f32]]) -> Result<Vec<f32>, ModelError>,
+        mut see: impl FnMut(&[&[f32]]) -> Result<Vec<f32>, ModelError>,
     ) -> Result<Pictures<B, 3>, TrainError> {
         let cache = &self.context.features;
         let mut found: HashMap<Arc<str>, Arc<[f32]>> = HashMap::new();
@@ -98,7 +100,19 @@ impl<B: Backend> TrainModel<B> {
             });
         }
         if !pixels.is_empty() {
-            let values = see(&pixels)?;
+            let values = match is_native::<B>() {
+                true => {
+                    let mut rest = &pixels[..];
+                    let mut all = Vec::new();
+                    for picture in &fresh {
+                        let (own, behind) = rest.split_at(picture.packing.tiles());
+                        all.extend(see(own)?);
+                        rest = behind;
+                    }
+                    all
+                }
+                false => see(&pixels)?,
+            };
             let each = values.len() / pixels.len();
             let mut rest = &values[..];
             for picture in fresh {

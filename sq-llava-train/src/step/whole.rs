@@ -181,17 +181,21 @@ impl<B: Backend> TrainModel<B> {
 }
 
 impl<B: AutodiffBackend> TrainModel<B> {
-    /// One forward and backward pass. Tells `done` as the way back goes from layer to layer of the
+    /// One forward and backward pass. Calls `before_way_back` once between the two, unless there is no
+    /// way back. Tells `done` as the way back goes from layer to layer of the
     /// LLM: with recompute alone, since a single graph gives all gradients at its end.
     pub(crate) fn learn(
         &self,
         batch: &MicroBatch,
+        before_way_back: &mut dyn FnMut(),
         done: &mut LayersDone<'_>,
     ) -> TrainOutput<StepReport> {
-        let (grads, item) = self.train_step(batch, done).unwrap_or_else(|error| {
-            self.context.failure.set(error);
-            (GradientsParams::new(), StepReport::default())
-        });
+        let (grads, item) = self
+            .train_step(batch, before_way_back, done)
+            .unwrap_or_else(|error| {
+                self.context.failure.set(error);
+                (GradientsParams::new(), StepReport::default())
+            });
         TrainOutput { grads, item }
     }
 
@@ -208,6 +212,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
     fn train_step(
         &self,
         batch: &MicroBatch,
+        before_way_back: &mut dyn FnMut(),
         done: &mut LayersDone<'_>,
     ) -> Result<(GradientsParams, StepReport), TrainError> {
         let StepContext { loss, trains, .. } = &self.context;
@@ -262,6 +267,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
             return Ok((grads, report));
         };
         let gradient = spread_rows(gradient, &targets, shape);
+        before_way_back();
         let found = with_packed_keys(&keys, &lengths, || {
             blocks.backward(pass, gradient, &context, &self.model, &mut grads, done)
         });
@@ -326,7 +332,7 @@ impl<B: AutodiffBackend> TrainStep for TrainModel<B> {
     type Output = StepReport;
 
     fn step(&self, batch: MicroBatch) -> TrainOutput<StepReport> {
-        self.learn(&batch, &mut |_, _| ())
+        self.learn(&batch, &mut || (), &mut |_, _| ())
     }
 }
 

@@ -14,12 +14,13 @@ use sq_llava_model::SqLlava;
 
 use super::stage::Stage;
 use super::{RunRequest, TrainOptions, Trainer, with_paths};
+use crate::data::batch::MicroBatch;
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::recipe::{BadImagePolicy, Recipe};
 use crate::report::time_left::duration;
 use crate::run::base::{Base, TrainPaths, processor_of};
-use crate::run::devices::devices_of;
+use crate::run::devices::{DevicePool, in_groups, seats};
 use crate::run::precision::check_dtype;
 use crate::run::run_dir::RunDirectory;
 use crate::run::sampling::check_named;
@@ -67,6 +68,7 @@ pub fn dry_run<B: AutodiffBackend>(
     let recipe = with_paths(recipe, paths)?;
     recipe.validate()?;
     let recipe = as_seen(recipe, paths)?;
+    let recipe = in_groups::<B>(recipe, None, false)?;
     check_dtype::<B>(&recipe, device)?;
     RunDirectory::check_unused(&paths.out)?;
     check_named(&recipe)?;
@@ -172,33 +174,33 @@ impl Trainer<'_> {
 }
 
 impl<B: AutodiffBackend> Stage<'_, B> {
-    /// Times the forward and backward pass of the first batch, once everything is warm.
+    /// Times the forward and backward pass of the first batch of each seat, once everything is warm.
     fn time(self, prepared: StageModel<B>) -> Result<(DryStage, SqLlava<B>), TrainError> {
         let device = prepared.model.device();
-        let devices = devices_of::<B>(&device, &self.trainer.request.recipe.devices).len();
+        let seats = seats::<B>(&device, self.trainer.request.recipe);
+        let groups = prepared.groups.clone();
         let mut model = self.train_model(prepared);
         // The second pass sees the pictures again, as the first pass of a run does.
         model.context.features = Arc::new(FeatureCache::new(0));
-        let loader: &dyn DataLoader<B, _> = &self.training_loader();
-        let batch = loader.iter().next();
-        let check = || self.failure.take().map_or(Ok(()), Err);
-        check()?;
-        let Some(batch) = batch else {
-            return Err(TrainError::Internal(format!(
-                "stage {}: the data have no batch",
-                self.number
-            )));
-        };
+        let round = self.first_round(seats.len())?;
+        let pool = (seats.len() > 1).then(|| DevicePool::new(&seats, &model, &groups));
+        let mut pool = pool.transpose()?;
         let mut taken = Duration::ZERO;
         let mut tokens = 0;
         for _ in 0..2 {
             let start = Instant::now();
-            let output = TrainStep::step(&model, batch.clone());
-            check()?;
+            let mut outputs = Vec::new();
+            for batch in round.clone() {
+                match &mut pool {
+                    Some(pool) => outputs.extend(pool.step(batch, &model)?),
+                    None => outputs.push(TrainStep::step(&model, batch)),
+                }
+            }
+            self.failure.take().map_or(Ok(()), Err)?;
             let synced = B::sync(&device);
             synced.map_err(|e| TrainError::Internal(format!("the device: {e}")))?;
             taken = start.elapsed();
-            tokens = output.item.tokens;
+            tokens = outputs.iter().map(|output| output.item.tokens).sum();
         }
         let all = self.data.estimate(ESTIMATE_SAMPLES)?.tokens;
         let all = all * self.plan.all_samples() as f64 / self.plan.samples.max(1) as f64;
@@ -206,19 +208,41 @@ impl<B: AutodiffBackend> Stage<'_, B> {
         if let Some((data, plan)) = &self.validation {
             let times = self.plan.steps().div_ceil(plan.every.max(1));
             let each = data.estimate(ESTIMATE_SAMPLES)?.tokens;
-            // One device alone validates.
-            passes += FORWARD_PART * each * times as f64 * devices as f64;
+            // One device alone validates, but all threads of a CPU.
+            let alone = seats.iter().filter(|seat| seat.threads.is_none()).count();
+            passes += FORWARD_PART * each * times as f64 * alone.max(1) as f64;
         }
         let each = taken.as_secs_f64() / tokens.max(1) as f64;
         let timed = DryStage {
             stage: self.number,
             steps: self.plan.steps(),
-            batch_samples: batch.samples.len(),
+            batch_samples: round.iter().map(|batch| batch.samples.len()).sum(),
             batch_tokens: tokens,
             batch: taken,
             tokens: all,
-            time: duration(each * passes / devices.max(1) as f64),
+            time: duration(each * passes),
         };
         Ok((timed, model.model))
+    }
+
+    /// The first step's batches, as many as there are seats for.
+    fn first_round(&self, seats: usize) -> Result<Vec<MicroBatch>, TrainError> {
+        let loader: &dyn DataLoader<B, _> = &self.training_loader();
+        let mut round: Vec<MicroBatch> = Vec::new();
+        for batch in loader.iter().take(seats) {
+            let last = batch.is_last();
+            round.push(batch);
+            if last {
+                break;
+            }
+        }
+        self.failure.take().map_or(Ok(()), Err)?;
+        match round.is_empty() {
+            true => Err(TrainError::Internal(format!(
+                "stage {}: the data have no batch",
+                self.number
+            ))),
+            false => Ok(round),
+        }
     }
 }

@@ -33,7 +33,7 @@ use crate::report::tensorboard::EventWriter;
 use crate::report::time_left::{TimeLeft, duration};
 use crate::run::adaptive::AdaptiveAsking;
 use crate::run::base::processor_of;
-use crate::run::devices::devices_of;
+use crate::run::devices::seats;
 use crate::run::later::later_steps;
 use crate::run::manifest::bytes_in;
 use crate::run::nodes::{StageStart, Trainable, agree_on_stage};
@@ -119,7 +119,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         // A few samples held out need not be of every source.
         check_sources(&data)?;
         data.followed = followed(&recipe.asking, &data)?;
-        let plan = Plan::new(settings, data.len());
+        let plan = Plan::new(settings, recipe.groups(), data.len());
         let mut schedule = CosineWarmup::new(plan.steps(), settings.warmup_ratio);
         let optimizer = GroupedAdamW::<B>::new(settings, prepared.groups.clone());
         let mut start = StageProgress::default();
@@ -157,6 +157,10 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             ..StepMemory::of_stage(config, recipe, self.number, trains, count)
         };
         memory::announce(&memory, self.number, recipe.gradient_checkpointing);
+        if memory.kernels && recipe.groups() > 1 {
+            let (stage, groups) = (self.number, recipe.groups());
+            tracing::info!("stage {stage}: {groups} groups of threads share each batch");
+        }
         let announcement = StageAnnouncement {
             config,
             recipe,
@@ -278,7 +282,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
             validation,
             save_every: recipe.save_every,
             save: self.saver(notes),
-            devices: devices_of::<B>(&prepared.model.device(), &recipe.devices),
+            seats: seats::<B>(&prepared.model.device(), recipe),
             groups: prepared.groups.clone(),
             nodes: request.nodes.cloned(),
             reporting: self.reporting(prepared, notes)?,
@@ -389,7 +393,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let plan = Plan {
             samples_per_step: self.settings.batch_size,
             epochs: 1.0,
-            ..Plan::new(self.settings, data.len())
+            ..Plan::new(self.settings, 1, data.len())
         };
         let most_bad = self.trainer.request.recipe.max_bad_images;
         self.loader(data, plan, 0)

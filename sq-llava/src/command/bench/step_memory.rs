@@ -108,6 +108,7 @@ impl Bench {
             tokens: shape.tokens,
             pictures: 0,
             accumulates: false,
+            thread_groups: 1,
             chunk_tokens: shape.chunk_tokens,
             kernels: is_native::<B>(),
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use anyhow::Result;
-use burn::optim::Optimizer;
+use burn::optim::{GradientsAccumulator, Optimizer};
 use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use sq_llava_data::TokenRole;
@@ -13,6 +13,7 @@ use sq_llava_train::data::batch::{MicroBatch, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
 use sq_llava_train::report::resident::resident_bytes;
+use sq_llava_train::run::devices::{DevicePool, Seat, groups_for};
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::optimizer::GroupedAdamW;
@@ -72,6 +73,8 @@ pub(super) struct StepCost {
     pub grown_bytes: Option<u64>,
     /// Trainable values.
     pub trainable: usize,
+    /// Groups of threads that shared the batch.
+    pub thread_groups: usize,
 }
 
 pub(super) fn llm_adapters_only() -> Trains {
@@ -117,7 +120,8 @@ impl Bench {
         let (model, groups) = ParamGroups::mark(model, trains);
         let trainable = groups.iter().map(|(_, param)| param.values).sum();
         let stage = Recipe::published(Flavour::Paper).stage2;
-        let mut optimizer = GroupedAdamW::<B>::new(&stage, Arc::new(groups));
+        let groups = Arc::new(groups);
+        let mut optimizer = GroupedAdamW::<B>::new(&stage, groups.clone());
         let failure = Failure::default();
         let context = StepContext {
             loss: LossSettings {
@@ -132,19 +136,39 @@ impl Bench {
             seed: 0,
             failure: failure.clone(),
         };
-        let mut model = Some(TrainModel { model, context });
+        let model = TrainModel { model, context };
+        // As training does it.
+        let thread_groups = groups_for::<B>(&[batch.samples.len()]);
+        let parts = batch.clone().cut(thread_groups);
+        let seats = Seat::of_threads(device, thread_groups);
+        let pool = (seats.len() > 1).then(|| DevicePool::new(&seats, &model, &groups));
+        let mut pool = pool.transpose()?;
+        let mut model = Some(model);
         sync::<B>(device)?;
         let resident = resident_from_here();
         let mut peak = None;
         let seconds = self.time(|| {
             // Put back below, unless the step failed.
             if let Some(before) = model.take() {
-                let output = TrainStep::step(&before, batch.clone());
+                let mut grads = GradientsAccumulator::new();
+                for part in parts.clone() {
+                    let outputs = match &mut pool {
+                        Some(pool) => pool.step(part, &before)?,
+                        None => vec![TrainStep::step(&before, part)],
+                    };
+                    for output in outputs {
+                        grads.accumulate::<B>(&before, output.grads);
+                    }
+                }
                 peak = peak.or_else(peak_memory);
                 if let Some(error) = failure.take() {
                     return Err(error.into());
                 }
-                model = Some(optimizer.step(1.0, before, output.grads));
+                let after = optimizer.step(1.0, before, grads.grads());
+                if let Some(pool) = &pool {
+                    pool.update(&after)?;
+                }
+                model = Some(after);
             }
             sync::<B>(device)
         })?;
@@ -153,6 +177,7 @@ impl Bench {
             seconds,
             grown_bytes: resident.and_then(grown),
             trainable,
+            thread_groups,
         })
     }
 }

@@ -72,7 +72,8 @@ impl Bench {
             rows: SAMPLES,
             tokens: TOKENS,
             pictures: SAMPLES,
-            accumulates: false,
+            accumulates: cost.thread_groups > 1,
+            thread_groups: cost.thread_groups,
             chunk_tokens: shape.chunk_tokens,
             kernels: is_native::<B>(),
         }
