@@ -171,7 +171,7 @@ impl Recipe {
         }
         for &stage in &self.stages {
             let batch = self.stage(stage).batch_size;
-            if batch % groups != 0 {
+            if !batch.is_multiple_of(groups) {
                 return refuse(format!(
                     "stage{stage}.batch_size is {batch}, which thread_groups = {groups} cannot share evenly; 1 leaves it whole"
                 ));
