@@ -168,7 +168,7 @@ impl Work for Ablate {
         if self.seeds.is_empty() {
             bail!("--seeds is empty; give at least one number");
         }
-        distinct(&self.seeds)?;
+        distinct("--seeds", &self.seeds)?;
         if self.max_new_tokens == 0 {
             bail!("--max-new-tokens must be at least 1");
         }

@@ -164,7 +164,7 @@ impl Work for Quickstart {
             }
         };
         if !self.seeds.is_empty() {
-            seeds::distinct(&self.seeds)?;
+            seeds::distinct("--seeds", &self.seeds)?;
             let machine = format!(
                 "{}, {} threads, kernels {}, device {device:?}",
                 processor_name(),

@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use super::ablation;
 use super::runs::{PictureTokens, RowScores, Runs};
+use super::seeds::distinct;
 use super::spread;
 
 /// Runs with one weight of the loss of masks.
@@ -41,12 +42,9 @@ pub fn run<B: Backend>(
         }
         recipe
     };
-    for (place, &weight) in weights.iter().enumerate() {
-        ensure!(
-            !weights[..place].contains(&weight),
-            "--masks has {weight} twice"
-        );
-        // Before the first of them trains.
+    distinct("--masks", weights)?;
+    // Before the first of them trains.
+    for &weight in weights {
         with(weight).validate()?;
     }
     runs.claim()?;

@@ -1,5 +1,7 @@
 //! The same quick start from several seeds.
 
+use std::fmt::Display;
+
 use anyhow::{Context, Result, ensure};
 use burn::tensor::backend::Backend;
 use serde::Deserialize;
@@ -19,13 +21,16 @@ struct Found {
     both: Scores,
 }
 
-/// Refuses a seed that comes twice: it would count as two runs.
+/// Refuses a value of an option that comes twice: it would count as two runs.
 ///
 /// # Errors
 /// If one does.
-pub fn distinct(seeds: &[u64]) -> Result<()> {
-    for (place, seed) in seeds.iter().enumerate() {
-        ensure!(!seeds[..place].contains(seed), "--seeds has {seed} twice");
+pub fn distinct<T: PartialEq + Display>(option: &str, values: &[T]) -> Result<()> {
+    for (place, value) in values.iter().enumerate() {
+        ensure!(
+            !values[..place].contains(value),
+            "{option} has {value} twice"
+        );
     }
     Ok(())
 }
