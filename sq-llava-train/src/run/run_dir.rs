@@ -142,13 +142,17 @@ impl RunDirectory {
         })
     }
 
+    /// Whether a run has begun in a directory, so that it can go on there.
+    pub fn begun(path: &Path) -> bool {
+        first_missing(path).is_none()
+    }
+
     /// Recipe and paths of the run in a directory.
     ///
     /// # Errors
     /// If there is no run, or its files cannot be read.
     pub fn asked(path: &Path) -> Result<(Recipe, TrainPaths), TrainError> {
-        let missing = |name: &&str| !path.join(name).is_file();
-        if let Some(missing) = [RECIPE, PATHS].into_iter().find(missing) {
+        if let Some(missing) = first_missing(path) {
             return Err(TrainError::RunDirectory {
                 path: path.to_path_buf(),
                 reason: format!("there is no run here to go on with ({missing} is missing)"),
@@ -295,6 +299,12 @@ impl RunDirectory {
         let path = directory.join(RECIPE);
         write_atomic(&path, &self.recipe).map_err(|e| TrainError::io(path, e))
     }
+}
+
+/// The file that a run's directory must have and has not.
+fn first_missing(path: &Path) -> Option<&'static str> {
+    let missing = |name: &&str| !path.join(name).is_file();
+    [RECIPE, PATHS].into_iter().find(missing)
 }
 
 /// Name of the best model of a stage.

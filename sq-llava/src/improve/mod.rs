@@ -34,7 +34,7 @@ use sq_llava_data::atomic::is_temporary;
 use sq_llava_data::image::{PreparedImage, is_picture};
 use sq_llava_eval::clip_score::ClipScorer;
 use sq_llava_model::{Assistant, SelfQuestioner};
-use sq_llava_train::{Resume, StopSignal, TrainOptions, TrainOutcome, train};
+use sq_llava_train::{Resume, RunDirectory, StopSignal, TrainOptions, TrainOutcome, train};
 
 use crate::draw::count_bar;
 use crate::output::{claim, write, write_json};
@@ -145,7 +145,7 @@ impl Improvement<'_> {
             let folder = self.out.join(format!("round-{number}"));
             let pairs = folder.join("pairs.json");
             let trained = folder.join("run");
-            let begun = trained.join("recipe.toml").is_file();
+            let begun = RunDirectory::begun(&trained);
             // What a round trains is checked before hours of asking.
             let (recipe, paths) = round(
                 &settings.run,

@@ -10,6 +10,7 @@ use sq_llava_data::Ending;
 use sq_llava_data::image::PreparedImage;
 use sq_llava_model::{AnswerOptions, Assistant, Request};
 
+use super::spread::Columns;
 use crate::world::HeldOut;
 
 /// Questions that go through the model together.
@@ -80,9 +81,9 @@ const F1: &str = "yes/no F1";
 
 impl Scores {
     /// What stands in a table's columns, in per cent.
-    pub fn columns(&self) -> BTreeMap<String, f64> {
+    pub fn columns(&self) -> Columns {
         let kinds = self.kinds.iter();
-        let mut columns: BTreeMap<String, f64> = kinds
+        let mut columns: Columns = kinds
             .map(|(kind, score)| (kind.clone(), 100.0 * score.part()))
             .collect();
         columns.insert(ALL.into(), 100.0 * self.all.part());

@@ -261,7 +261,7 @@ pub fn markdown(results: &[SeedResult]) -> String {
     };
     let scores = |round: usize| {
         let runs = results.iter().map(|result| result.scores[round].columns());
-        spread::columns(runs)
+        runs.collect::<Vec<_>>()
     };
     let rows: Vec<_> = (0..=rounds)
         .map(|round| (name(round), spread::spreads(&scores(round))))

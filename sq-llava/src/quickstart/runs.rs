@@ -10,9 +10,9 @@ use sq_llava_data::atomic::sync_directory;
 use sq_llava_data::masks::MaskFolder;
 use sq_llava_eval::prototypes::Agreement;
 use sq_llava_model::Assistant;
-use sq_llava_train::{Recipe, Resume, StageOutcome, TrainOptions};
+use sq_llava_train::{Recipe, Resume, RunDirectory, StageOutcome, TrainOptions};
 
-use super::spread::{self, Spread};
+use super::spread::{self, Columns, Spread};
 use super::{Scores, Task, answers};
 use crate::benchmarks::Benchmarks;
 use crate::output::{claim, read_json, write, write_json};
@@ -22,7 +22,7 @@ use crate::world::HeldOut;
 /// The file of a run's result.
 const SCORES: &str = "scores.json";
 
-/// A run's file of its recipe, the first that it writes.
+/// A run's file of its recipe.
 const RECIPE_FILE: &str = "recipe.toml";
 
 /// The file of the prototypes in the pictures that have masks.
@@ -136,7 +136,9 @@ impl<B: Backend> Runs<'_, B> {
                 None => BTreeMap::new(),
             };
             let tokens = self.measure(&assistant, &recipe)?;
-            write(&unfinished.join(TOKENS), serde_json::to_vec(&tokens)?)?;
+            if recipe.model.masks.is_some() {
+                write(&unfinished.join(TOKENS), serde_json::to_vec(&tokens)?)?;
+            }
             let agreements: Vec<_> = tokens.values().filter_map(Tokens::agreement).collect();
             let scores = RunScores {
                 seed: recipe.seed,
@@ -235,9 +237,8 @@ impl<B: Backend> Runs<'_, B> {
         run: &Path,
     ) -> Result<Vec<StageOutcome>> {
         // One that was stopped goes on from its newest checkpoint.
-        let begun = run.join(RECIPE_FILE).is_file();
         let mut options = self.options.clone();
-        options.resume = begun.then_some(Resume::Latest);
+        options.resume = RunDirectory::begun(run).then_some(Resume::Latest);
         self.task
             .train_from::<B>(recipe, projector, run, self.device, options)
             .with_context(|| {
@@ -253,8 +254,7 @@ fn finished<T>(folder: &Path, fill: impl FnOnce(&Path) -> Result<T>) -> Result<T
     let mut unfinished = folder.as_os_str().to_owned();
     unfinished.push(".unfinished");
     let unfinished = PathBuf::from(unfinished);
-    // Nothing was learnt before there was a recipe.
-    if unfinished.exists() && !unfinished.join(RECIPE_FILE).is_file() {
+    if unfinished.exists() && !RunDirectory::begun(&unfinished) {
         std::fs::remove_dir_all(&unfinished).with_context(|| unfinished.display().to_string())?;
     }
     let done = fill(&unfinished)?;
@@ -280,7 +280,8 @@ pub struct RowScores {
 impl RowScores {
     /// Of these runs, compared with others of the same seeds.
     pub fn of(name: String, runs: Vec<RunScores>, baseline: &[RunScores]) -> Self {
-        let columns = |runs: &[RunScores]| spread::columns(runs.iter().map(RunScores::columns));
+        let columns =
+            |runs: &[RunScores]| -> Vec<Columns> { runs.iter().map(RunScores::columns).collect() };
         let (own, others) = (columns(&runs), columns(baseline));
         Self {
             name,
@@ -293,7 +294,7 @@ impl RowScores {
 
 impl RunScores {
     /// What stands in a table's columns: in per cent, of benchmarks as they print it.
-    fn columns(&self) -> BTreeMap<String, f64> {
+    fn columns(&self) -> Columns {
         let mut columns = self.scores.columns();
         columns.extend(self.benchmarks.clone());
         if let Some(found) = self.prototypes {

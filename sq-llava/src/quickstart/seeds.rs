@@ -89,7 +89,7 @@ pub fn run<B: Backend>(
 fn table(all: &[Found], where_made: &str) -> String {
     let spread = |scores: fn(&Found) -> &Scores| {
         let runs = all.iter().map(|found| scores(found).columns());
-        spread::spreads(&spread::columns(runs))
+        spread::spreads(&runs.collect::<Vec<_>>())
     };
     let rows = [
         ("stage 1 only", spread(|found| &found.stage1)),

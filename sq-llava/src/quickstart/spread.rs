@@ -1,6 +1,6 @@
 //! Numbers of several seeds: mean, deviation, and an interval for the mean.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -18,33 +18,29 @@ pub struct Spread {
     pub interval_95: Option<[f64; 2]>,
 }
 
-/// The values of several runs in each column.
-pub type Columns = BTreeMap<String, Vec<f64>>;
+/// What a run has in the columns of a table.
+pub type Columns = BTreeMap<String, f64>;
 
-/// Gathers what each run has in its columns.
-pub fn columns(runs: impl Iterator<Item = BTreeMap<String, f64>>) -> Columns {
-    let mut values = Columns::new();
-    for (column, value) in runs.flatten() {
-        values.entry(column).or_default().push(value);
+/// Mean and spread of each column, over the runs that have it.
+pub fn spreads(runs: &[Columns]) -> BTreeMap<String, Spread> {
+    let mut values: BTreeMap<&str, Vec<f64>> = BTreeMap::new();
+    for (column, value) in runs.iter().flatten() {
+        values.entry(column).or_default().push(*value);
     }
-    values
-}
-
-/// Mean and spread of each column.
-pub fn spreads(columns: &Columns) -> BTreeMap<String, Spread> {
-    let columns = columns.iter();
-    columns
-        .map(|(column, values)| (column.clone(), Spread::of(values)))
-        .collect()
+    let spread = |(column, values): (&str, Vec<f64>)| (column.to_owned(), Spread::of(&values));
+    values.into_iter().map(spread).collect()
 }
 
 /// Mean and spread of what each run has more than the other at its place, in the columns of both.
-pub fn ahead(own: &Columns, others: &Columns) -> BTreeMap<String, Spread> {
-    let ahead = own.iter().filter_map(|(column, values)| {
-        let differences = values.iter().zip(others.get(column)?).map(|(a, b)| a - b);
-        Some((column.clone(), Spread::of(&differences.collect::<Vec<_>>())))
+pub fn ahead(own: &[Columns], others: &[Columns]) -> BTreeMap<String, Spread> {
+    let differences = own.iter().zip(others).map(|(own, other)| {
+        let more = own.iter().filter_map(|(column, value)| {
+            let difference = value - other.get(column)?;
+            Some((column.clone(), difference))
+        });
+        more.collect()
     });
-    ahead.collect()
+    spreads(&differences.collect::<Vec<Columns>>())
 }
 
 impl Spread {
@@ -105,11 +101,10 @@ fn table<'a>(
     cell: impl Fn(&Spread) -> String,
 ) -> String {
     let rows: Vec<_> = rows.collect();
+    let named = rows.iter().flat_map(|(_, row)| row.keys());
+    let named: BTreeSet<&str> = named.map(String::as_str).collect();
     let mut columns: Vec<&str> = vec![ALL];
-    if let Some((_, first)) = rows.first() {
-        let named = first.keys().map(String::as_str);
-        columns.extend(named.filter(|column| *column != ALL));
-    }
+    columns.extend(named.into_iter().filter(|column| *column != ALL));
     let rows = rows.into_iter().map(|(name, values)| {
         let cells = columns.iter().map(|column| values.get(*column));
         let cells = cells.map(|v| v.map_or("-".into(), &cell)).collect();
@@ -131,6 +126,22 @@ pub fn grid(columns: &[&str], rows: impl Iterator<Item = (String, Vec<String>)>)
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_are_compared_with_those_at_their_places() {
+        let run = |all, rare: Option<f64>| {
+            let rare = rare.map(|rare| ("rare".to_owned(), rare));
+            Columns::from_iter([("all".to_owned(), all)].into_iter().chain(rare))
+        };
+        // The first run lacks a column: the second one's is not compared with the first one's.
+        let own = [run(3.0, None), run(5.0, Some(9.0))];
+        let others = [run(1.0, Some(2.0)), run(2.0, Some(4.0))];
+        let found = ahead(&own, &others);
+        assert_eq!((found["all"].mean, found["rare"].mean), (2.5, 5.0));
+        assert_eq!(spreads(&own)["rare"].mean, 9.0);
+        // None has it with its partner: no column.
+        assert!(!ahead(&own[..1], &others[..1]).contains_key("rare"));
+    }
 
     #[test]
     fn the_interval_is_student_s() {
