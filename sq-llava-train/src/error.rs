@@ -51,7 +51,7 @@ pub enum TrainError {
     /// A whole stage learnt nothing.
     #[error(
         "stage {stage}: not one token was learnt: all samples were left out because of their \
-         pictures; {list} names them"
+         pictures, and {list} names them; or words were to be learnt, and no batch had two samples with pictures"
     )]
     NothingLearnt {
         /// 1 or 2.

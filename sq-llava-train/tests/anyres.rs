@@ -18,6 +18,7 @@ use sq_llava_model::weights::{LoadOptions, Loaded, load_model};
 use sq_llava_train::data::batch::{MicroBatch, Picture, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::whole::{StepContext, TrainModel};
@@ -71,6 +72,7 @@ impl ParamVisitor<Ad> for Read<'_> {
 
 fn context(checkpointing: GradientCheckpointing, trains: Trains) -> StepContext {
     StepContext {
+        objective: Objective::Text,
         loss: LossSettings {
             question_weight: 1.0,
             answer_weight: 1.0,

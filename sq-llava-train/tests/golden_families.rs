@@ -20,6 +20,7 @@ use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_train::data::batch::MicroBatch;
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::optimizer::GroupedAdamW;
@@ -75,6 +76,7 @@ impl Training {
         let (model, groups) = ParamGroups::mark(adapted(dir), LLM);
         let failure = Failure::default();
         let context = StepContext {
+            objective: Objective::Text,
             loss: LOSS,
             mask_weight: 0.0,
             trains: LLM,

@@ -24,6 +24,7 @@ use sq_llava_model::{Sample, SqLlava};
 use sq_llava_train::data::batch::MicroBatch;
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::optimizer::GroupedAdamW;
@@ -110,6 +111,7 @@ fn train_model<B: Backend>(
     TrainModel {
         model,
         context: StepContext {
+            objective: Objective::Text,
             loss: settings(),
             mask_weight: 0.0,
             trains,

@@ -14,6 +14,7 @@ use sq_llava_train::GradientCheckpointing;
 use sq_llava_train::data::batch::{MicroBatch, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
 use sq_llava_train::step::whole::{StepContext, TrainModel};
@@ -64,6 +65,7 @@ fn a_step_allocates_little_and_recompute_holds_one_layer() {
         let model = TrainModel {
             model: model.clone(),
             context: StepContext {
+                objective: Objective::Text,
                 loss: LossSettings {
                     question_weight: 1.0,
                     answer_weight: 1.0,

@@ -2,6 +2,8 @@
 
 #[path = "training/masks.rs"]
 mod masks;
+#[path = "training/words.rs"]
+mod words;
 #[path = "training/world.rs"]
 mod world;
 

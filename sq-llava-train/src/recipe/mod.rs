@@ -22,7 +22,7 @@ pub use adapters::{AdapterRecipe, LoraRecipe};
 pub use bad_images::BadImagePolicy;
 pub use checkpointing::GradientCheckpointing;
 pub use model::{FeatureLayers, MaskRecipe, ModelRecipe};
-pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, ValidationRecipe};
+pub use objective::{AskingRecipe, AskingRoleKind, LossRecipe, Objective, ValidationRecipe};
 pub use report::{ReportRecipe, SamplesRecipe};
 pub use sources::{Shards, SourceRecipe};
 pub use stage::StageRecipe;

@@ -5,6 +5,18 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::{AskingPolicy, AskingRole, DeltaSchedule};
 
+/// What a stage learns of the text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Objective {
+    /// To say it: the joint loss of asking and answering, through the LLM.
+    #[default]
+    Text,
+    /// Which of a batch's pictures has which words: the projector alone, compared with the LLM's
+    /// embeddings ([`crate::step::words`]). Stage 1 only.
+    Words,
+}
+
 /// What tells an asked question from a given one in a checkpoint's own template.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -7,8 +7,8 @@ use sq_llava_model::ops::lora::LoraConfig;
 
 use super::{
     AdapterRecipe, AskingRecipe, AskingRoleKind, BadImagePolicy, BaseDtype, FeatureLayers, Flavour,
-    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Recipe, ReportRecipe, StageRecipe,
-    ValidationRecipe,
+    GradientCheckpointing, LoraRecipe, LossRecipe, ModelRecipe, Objective, Recipe, ReportRecipe,
+    StageRecipe, ValidationRecipe,
 };
 
 impl Recipe {
@@ -101,6 +101,7 @@ fn stage(template: Template, batch_size: usize, accumulation: usize) -> StageRec
         images: None,
         validation: None,
         template: TemplateChoice::BuiltIn(template),
+        objective: Objective::Text,
         image_aspect_ratio: None,
         epochs: 1.0,
         batch_size,

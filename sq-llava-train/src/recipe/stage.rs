@@ -5,6 +5,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use sq_llava_data::{Grouping, TemplateChoice};
 
+use super::Recipe;
+use super::objective::Objective;
 use super::sources::SourceRecipe;
 
 /// One stage.
@@ -24,6 +26,10 @@ pub struct StageRecipe {
     /// Conversation template: `plain`, `v1`, `v1_sq`, `sq`, or `checkpoint` for the `chat_template`
     /// that the LLM's tokenizer brings.
     pub template: TemplateChoice,
+    /// What is learnt of the text: `text`, to say it, through the LLM; or in stage 1 `words`, which
+    /// of a batch's pictures has which words, without the LLM.
+    #[serde(default)]
+    pub objective: Objective,
     /// How pictures are prepared in this stage, in place of `model.image_aspect_ratio`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_aspect_ratio: Option<String>,
@@ -74,6 +80,9 @@ pub struct StageRecipe {
 }
 
 impl StageRecipe {
+    /// Least samples of a batch whose words are learnt: two for each of the most groups of threads.
+    pub(super) const LEAST_WORDS_BATCH: usize = 2 * Recipe::MOST_GROUPS;
+
     /// Samples of one optimizer step; the recipe's checks keep the product small enough.
     pub fn samples_per_step(&self) -> usize {
         self.batch_size * self.accumulation

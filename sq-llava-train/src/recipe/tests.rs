@@ -306,6 +306,26 @@ fn groups_of_threads_share_batches_evenly() {
 }
 
 #[test]
+fn words_are_stage_1s_and_need_others_to_be_told_from() {
+    let words = "stage1.objective='words'";
+    assert_eq!(
+        parse("", &[words]).unwrap().stage1.objective,
+        Objective::Words
+    );
+    assert_eq!(parse("", &[]).unwrap().stage1.objective, Objective::Text);
+    for (changes, says) in [
+        (&["stage2.objective='words'"][..], "stage2.objective"),
+        (&[words, "stage1.packing=true"], "stage1.packing"),
+        (&[words, "stage1.batch_size=7"], "stage1.batch_size is 7"),
+        (&[words, "thread_groups=16"], "leaves no group two samples"),
+        (&["stage1.objective='caption'"], "objective"),
+    ] {
+        let error = parse("", changes).unwrap_err().to_string();
+        assert!(error.contains(says), "{error}");
+    }
+}
+
+#[test]
 fn a_row_may_be_full_of_pictures() {
     let mut stage = Recipe::published(Flavour::Paper).stage2;
     stage.packing = true;

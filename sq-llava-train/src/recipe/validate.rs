@@ -5,7 +5,7 @@ use sq_llava_data::{Template, TemplateChoice};
 use sq_llava_model::config::{ProjectorConfig, VisionFamily};
 use sq_llava_model::ops::lora::LoraConfig;
 
-use super::{AdapterRecipe, Recipe, StageRecipe};
+use super::{AdapterRecipe, Objective, Recipe, StageRecipe};
 use crate::error::TrainError;
 
 /// What a count may be at most. A larger one is a slip, and would end in an overflow or in an
@@ -171,6 +171,11 @@ impl Recipe {
         }
         for &stage in &self.stages {
             let batch = self.stage(stage).batch_size;
+            if self.stage(stage).objective == Objective::Words && batch < 2 * groups {
+                return refuse(format!(
+                    "stage{stage}.batch_size is {batch}, of which thread_groups = {groups} leaves no group two samples, and words are learnt by telling samples apart"
+                ));
+            }
             if !batch.is_multiple_of(groups) {
                 return refuse(format!(
                     "stage{stage}.batch_size is {batch}, which thread_groups = {groups} cannot share evenly; 1 leaves it whole"
@@ -307,7 +312,32 @@ impl StageRecipe {
                 key("template")
             ));
         }
+        self.validate_objective(stage)?;
         self.validate_what_trains(stage)
+    }
+
+    fn validate_objective(&self, stage: u8) -> Result<(), TrainError> {
+        if self.objective == Objective::Text {
+            return Ok(());
+        }
+        if stage == 2 {
+            return refuse(
+                "stage2.objective is \"words\", which only the projector can learn: stage 2 learns \"text\"",
+            );
+        }
+        if self.packing {
+            return refuse(
+                "stage1.packing is true, but with stage1.objective = \"words\" nothing goes through the LLM that could be packed",
+            );
+        }
+        if self.batch_size < Self::LEAST_WORDS_BATCH {
+            return refuse(format!(
+                "stage1.batch_size is {}, but with stage1.objective = \"words\" a batch's samples are told apart: it must be at least {}, better 64",
+                self.batch_size,
+                Self::LEAST_WORDS_BATCH
+            ));
+        }
+        Ok(())
     }
 
     fn validate_what_trains(&self, stage: u8) -> Result<(), TrainError> {

@@ -366,7 +366,8 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         if report.sums.tokens() == 0 {
             return Err(TrainError::Internal(format!(
                 "stage {}: the validation had no token to measure: all its samples were left out \
-                 because of their pictures; {BAD_IMAGES_FILE} names them",
+                 because of their pictures, and {BAD_IMAGES_FILE} names them; or words were to be learnt, \
+                 and no batch had two samples with pictures",
                 self.stage
             )));
         }

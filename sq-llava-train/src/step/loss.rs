@@ -102,7 +102,7 @@ impl LossSums {
         }
     }
 
-    fn add_all(&mut self, losses: &[f32], asked: &[bool]) {
+    pub(super) fn add_all(&mut self, losses: &[f32], asked: &[bool]) {
         for (&loss, &asked) in losses.iter().zip(asked) {
             self.add(loss, asked);
         }

@@ -10,7 +10,7 @@ use sq_llava_model::config::{LlamaConfig, NormPlacement, QkNorm, VisionConfig};
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
-use crate::recipe::{BaseDtype, GradientCheckpointing, Recipe};
+use crate::recipe::{BaseDtype, GradientCheckpointing, Objective, Recipe};
 use crate::step::counts::trainable_counts;
 use crate::step::groups::{ParamGroup, Trains};
 
@@ -47,6 +47,8 @@ pub struct StepMemory<'a> {
     pub thread_groups: usize,
     /// Tokens whose logits are in memory at once.
     pub chunk_tokens: usize,
+    /// What is learnt; without the text nothing goes through the LLM.
+    pub objective: Objective,
     /// Whether the CPU backend's kernels run
     /// ([`is_native`](sq_llava_model::kernels::blocks::is_native)).
     pub kernels: bool,
@@ -150,6 +152,7 @@ impl<'a> StepMemory<'a> {
             accumulates: settings.accumulation > 1 || recipe.groups() > 1,
             thread_groups: recipe.groups(),
             chunk_tokens: recipe.loss.chunk_tokens,
+            objective: settings.objective,
             kernels: false,
         }
     }
@@ -168,11 +171,16 @@ impl<'a> StepMemory<'a> {
             gradients: trainable * (self.groups_at_once() + usize::from(self.accumulates)),
             moments: 2 * trainable,
             activations: self.activations(checkpointing),
-            logits: self.groups_at_once()
-                * self.chunk_tokens
-                * self.config.llama.vocab_size
-                * F32
-                * if self.kernels { 1 } else { LOGITS },
+            logits: match self.objective {
+                Objective::Words => 0,
+                Objective::Text => {
+                    self.groups_at_once()
+                        * self.chunk_tokens
+                        * self.config.llama.vocab_size
+                        * F32
+                        * if self.kernels { 1 } else { LOGITS }
+                }
+            },
         }
     }
 
@@ -210,7 +218,8 @@ impl<'a> StepMemory<'a> {
     /// The LLM's layers, if a gradient goes through them.
     fn llama(&self) -> Kept {
         let trains = &self.trains;
-        if !(trains.llm || trains.projector || trains.new_tokens || trains.vision) {
+        let learns = trains.llm || trains.projector || trains.new_tokens || trains.vision;
+        if !learns || self.objective == Objective::Words {
             return Kept::default();
         }
         let llama = &self.config.llama;

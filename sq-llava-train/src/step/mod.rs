@@ -17,4 +17,5 @@ pub(crate) mod schedule;
 pub mod source_sums;
 pub(crate) mod tower;
 pub mod whole;
+pub mod words;
 pub(crate) mod work;

@@ -17,18 +17,21 @@ use crate::data::batch::{MicroBatch, Targets, TrainSample, row_tokens};
 use crate::data::features::FeatureCache;
 use crate::error::TrainError;
 use crate::failure::Failure;
-use crate::recipe::GradientCheckpointing;
+use crate::recipe::{GradientCheckpointing, Objective};
 use crate::step::groups::Trains;
 use crate::step::loss::{LossSettings, host};
 use crate::step::masks::{MaskLoss, masked_pictures};
 use crate::step::pictures::{Pictures, SeenPicture};
-use crate::step::recompute::{Blocks, LayersDone, LlamaContext};
+use crate::step::recompute::{Blocks, LayersDone, LlamaContext, collect};
 use crate::step::report::StepReport;
 use crate::step::tower::{self, TowerPass};
+use crate::step::words::{BatchWords, tells_apart};
 
 /// What a step needs beside the weights.
 #[derive(Debug, Clone)]
 pub struct StepContext {
+    /// What is learnt of the text.
+    pub objective: Objective,
     /// Weights and chunks of the loss.
     pub loss: LossSettings,
     /// Weight of the loss of masks beside that of the text.
@@ -169,6 +172,23 @@ impl<B: Backend> TrainModel<B> {
         })
     }
 
+    /// The loss of the batch's words in what its pictures became.
+    fn words(
+        &self,
+        batch: &MicroBatch,
+        images: &HashMap<Arc<str>, Tensor<B, 2>>,
+    ) -> Option<(Tensor<B, 1>, StepReport)> {
+        let llama = &self.model.language_model;
+        let words = BatchWords::of(llama, batch, images, &self.context.loss)?;
+        let tokens = batch.samples.iter().map(TrainSample::len);
+        let report = StepReport {
+            sums: words.sums,
+            by_source: words.by_source,
+            ..self.report(batch, tokens.sum())
+        };
+        Some((words.total, report))
+    }
+
     fn report(&self, batch: &MicroBatch, tokens: usize) -> StepReport {
         StepReport {
             samples: batch.samples.len(),
@@ -216,7 +236,8 @@ impl<B: AutodiffBackend> TrainModel<B> {
         done: &mut LayersDone<'_>,
     ) -> Result<(GradientsParams, StepReport), TrainError> {
         let StepContext { loss, trains, .. } = &self.context;
-        if batch.targets().ids.is_empty() {
+        let words = self.context.objective == Objective::Words;
+        if batch.targets().ids.is_empty() || (words && !tells_apart(batch)) {
             // A graph that no backward pass consumes would stay, and cost later steps gradients.
             let used = batch.samples.iter().map(TrainSample::len);
             return Ok((GradientsParams::new(), self.report(batch, used.sum())));
@@ -229,6 +250,14 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let Projected { images, masks } = with_keys(&[self.key(batch, "centers")], || {
             self.project(batch, features)
         })?;
+        if words && let Some((total, mut report)) = self.words(batch, &images) {
+            report.masks = masks.sums;
+            let total = masks.total.into_iter().fold(total, |sum, more| sum + more);
+            before_way_back();
+            let (mut found, mut grads) = (total.backward(), GradientsParams::new());
+            collect(&self.model, &mut found, &mut grads);
+            return Ok((grads, report));
+        }
         let image_side = trains.projector || trains.vision;
         let below = trains.new_tokens || (image_side && !images.is_empty());
         let sequences = self.sequences(batch, &images)?;
@@ -352,6 +381,13 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
                 self.frozen_features(&batch, |pixels| see(self.model.pixels(pixels)?).map(host))?
             };
             let Projected { images, masks } = self.project(&batch, features)?;
+            if self.context.objective == Objective::Words {
+                let used = batch.samples.iter().map(TrainSample::len);
+                let report = self.words(&batch, &images).map(|(_, report)| report);
+                let mut report = report.unwrap_or_else(|| self.report(&batch, used.sum()));
+                report.masks = masks.sums;
+                return Ok(report);
+            }
             let sequences = self.sequences(&batch, &images)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
             let hidden = llama.forward_at(sequences.hidden, &sequences.context);

@@ -2,7 +2,7 @@
 
 use sq_llava_model::SqLlavaConfig;
 
-use crate::recipe::{GradientCheckpointing, Recipe};
+use crate::recipe::{GradientCheckpointing, Objective, Recipe};
 use crate::step::counts::trainable_counts;
 
 /// What a stage's samples hold on average.
@@ -34,7 +34,10 @@ pub(crate) fn sample_work(
         let weights = weights as f64;
         (4.0 + again) * weights + (6.0 + again) * adapters
     };
-    let llm = through(parts.language_model, llm_adapters) * size.tokens;
+    let llm = match recipe.stage(stage).objective {
+        Objective::Text => through(parts.language_model, llm_adapters) * size.tokens,
+        Objective::Words => 0.0,
+    };
     let patches = size.pictures * config.tokens_per_image() as f64;
     let tower = match vision_adapters > 0.0 {
         true => through(parts.vision_tower, vision_adapters),

@@ -24,6 +24,7 @@ use sq_llava_model::weights::{LoadOptions, load_model};
 use sq_llava_train::data::batch::{MicroBatch, Picture, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::{LossSettings, LossSums};
 use sq_llava_train::step::report::StepReport;
@@ -234,6 +235,7 @@ fn run(
     let model = TrainModel {
         model: model.clone(),
         context: StepContext {
+            objective: Objective::Text,
             loss: LossSettings {
                 question_weight: 0.5,
                 answer_weight: 1.0,

@@ -230,6 +230,7 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         TrainModel {
             model: prepared.model,
             context: StepContext {
+                objective: self.settings.objective,
                 loss: self.loss(),
                 mask_weight: recipe
                     .model

@@ -10,6 +10,7 @@ use burn::tensor::backend::Backend;
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::kernels::blocks::is_native;
 use sq_llava_model::weights::init_random;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::memory::StepMemory;
 use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
@@ -110,6 +111,7 @@ impl Bench {
             accumulates: false,
             thread_groups: 1,
             chunk_tokens: shape.chunk_tokens,
+            objective: Objective::Text,
             kernels: is_native::<B>(),
         }
         .estimate(shape.checkpointing);

@@ -12,6 +12,7 @@ use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_train::data::batch::{MicroBatch, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::report::resident::resident_bytes;
 use sq_llava_train::run::devices::{DevicePool, Seat, groups_for};
 use sq_llava_train::step::groups::{ParamGroups, Trains};
@@ -124,6 +125,7 @@ impl Bench {
         let mut optimizer = GroupedAdamW::<B>::new(&stage, groups.clone());
         let failure = Failure::default();
         let context = StepContext {
+            objective: Objective::Text,
             loss: LossSettings {
                 question_weight: 1.0,
                 answer_weight: 1.0,

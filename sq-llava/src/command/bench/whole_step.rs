@@ -14,6 +14,7 @@ use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::init_random;
 use sq_llava_model::{SqLlava, SqLlavaConfig};
 use sq_llava_train::data::batch::{MicroBatch, Picture, TrainSample};
+use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::groups::Trains;
 use sq_llava_train::step::memory::StepMemory;
 
@@ -75,6 +76,7 @@ impl Bench {
             accumulates: cost.thread_groups > 1,
             thread_groups: cost.thread_groups,
             chunk_tokens: shape.chunk_tokens,
+            objective: Objective::Text,
             kernels: is_native::<B>(),
         }
         .estimate(shape.checkpointing);
