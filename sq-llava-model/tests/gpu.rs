@@ -1,5 +1,5 @@
-//! A model through the kernels for GPUs: what it computes, and how many kernels a decoded token
-//! launches. CubeCL's own log names each; counts do not depend on the device, so Mesa's software
+//! A model through the kernels for GPUs: what it computes, and how many kernels a decoded token and a
+//! training step launch. CubeCL's own log names each; counts do not depend on the device, so Mesa's software
 //! driver will do. Without a driver the test says so and does nothing.
 #![cfg(feature = "wgpu")]
 #![allow(clippy::print_stderr)] // A skipped test says so, and a failed one names the kernels.
@@ -15,6 +15,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use burn::backend::Autodiff;
+use burn::module::Module;
 use burn::tensor::backend::Backend;
 use burn::tensor::{Int, Tensor};
 use burn_cubecl::CubeBackend;
@@ -25,10 +27,14 @@ use cubecl::wgpu::{GraphicsApi, Vulkan, WgpuDevice, WgpuRuntime, init_setup};
 use sq_llava_model::config::LlamaConfig;
 use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::llama::Llama;
+use sq_llava_model::ops::lora::LoraConfig;
 
 type B = Fusion<CubeBackend<WgpuRuntime, f32, i32, u8>>;
 
 const LAYERS: usize = 3;
+
+/// Kernels that a layer with seven adapters launches in a training step: forward and backward.
+const TRAINING: usize = 125;
 
 /// The first Vulkan device, with its launches in a log.
 fn device(log: &Path) -> Option<WgpuDevice> {
@@ -87,11 +93,11 @@ fn by_name(kernels: &[String]) -> String {
     lines.collect()
 }
 
-fn llama<C: Backend<Device = WgpuDevice>>(device: &WgpuDevice) -> Llama<C> {
+fn llama<C: Backend<Device = WgpuDevice>>(layers: usize, device: &WgpuDevice) -> Llama<C> {
     let config = LlamaConfig::new()
         .with_hidden_size(64)
         .with_intermediate_size(172)
-        .with_num_hidden_layers(LAYERS)
+        .with_num_hidden_layers(layers)
         .with_num_attention_heads(4)
         .with_num_key_value_heads(2)
         .with_vocab_size(320);
@@ -111,7 +117,7 @@ fn token(model: &Llama<B>, id: i32, cache: &mut KvCache<B>, device: &WgpuDevice)
 }
 
 fn decoding(log: &Path, device: &WgpuDevice) {
-    let model = llama::<B>(device);
+    let model = llama::<B>(LAYERS, device);
     let mut cache = KvCache::new(LAYERS, vec![0]);
     let prompt = model
         .embed(ids(&[1, 2, 3, 4, 5], device))
@@ -132,6 +138,45 @@ fn decoding(log: &Path, device: &WgpuDevice) {
     );
 }
 
+/// Loss and gradients of two packed rows, the gradients of the adapters on the device.
+fn step(model: &Llama<Autodiff<B>>, device: &WgpuDevice) {
+    let tokens: Vec<i32> = (0..32).map(|i| i * 7 % 320).collect();
+    let embedded = model.embed(ids(&tokens, device)).reshape([2, 16, 64]);
+    let context = model.packed_context(&[vec![9, 7], vec![16]], 16, device);
+    let hidden = model.forward_at(embedded, &context).reshape([32, 64]);
+    let next: Vec<i64> = (0..32).map(|i| i * 11 % 320).collect();
+    let grads = model.token_losses(hidden, &next).mean().backward();
+    for (name, linear) in model.linears() {
+        let lora = linear.lora.as_ref().expect("an adapter");
+        assert!(lora.b.grad(&grads).is_some(), "{name}");
+    }
+}
+
+/// Kernels of a training step of so many layers.
+fn stepped(log: &Path, layers: usize, device: &WgpuDevice) -> Vec<String> {
+    let mut model = llama::<Autodiff<B>>(layers, device).no_grad();
+    let lora = LoraConfig::llm(4, 8.0, 0.0);
+    for (index, (_, linear)) in model.linears_mut().enumerate() {
+        *linear = linear.clone().with_lora(&lora, index as u64);
+    }
+    for _ in 0..3 {
+        step(&model, device);
+    }
+    counted(log, device, || step(&model, device))
+}
+
+/// What one more layer adds.
+fn training(log: &Path, device: &WgpuDevice) {
+    let [few, more] = [2, 4].map(|layers| stepped(log, layers, device));
+    let layer = (more.len() - few.len()) / 2;
+    eprintln!("a layer of a training step launches {layer} kernels");
+    assert!(
+        (20..=TRAINING).contains(&layer),
+        "{layer} kernels; of four layers\n{}",
+        by_name(&more)
+    );
+}
+
 /// Counting needs a device for itself, so this is one test.
 #[test]
 fn golden_a_model_is_right_and_a_token_launches_few_kernels() {
@@ -145,4 +190,5 @@ fn golden_a_model_is_right_and_a_token_launches_few_kernels() {
     checkpoints::text_logits::<B>(&checkpoint, &device);
     checkpoints::greedy::<B>(&checkpoint, &device);
     decoding(&log, &device);
+    training(&log, &device);
 }

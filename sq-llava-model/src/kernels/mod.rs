@@ -12,3 +12,30 @@ pub(crate) mod gpu;
 pub(crate) mod key_span;
 #[cfg(any(feature = "cpu", feature = "gpu"))]
 pub(crate) mod primitive;
+
+use burn::tensor::backend::Backend;
+
+/// Kernels of ours that run on a backend's tensors, in a graph or without one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kernels {
+    /// None: all is Burn's own operations.
+    None,
+    /// Those of the CPU, on flex.
+    Cpu,
+    /// Those of GPUs, on CUDA, Vulkan, Metal and WebGPU.
+    Gpu,
+}
+
+impl Kernels {
+    /// Those of a backend.
+    pub fn of<B: Backend>() -> Self {
+        if blocks::is_native::<B>() {
+            return Self::Cpu;
+        }
+        #[cfg(feature = "gpu")]
+        if gpu::has_kernels::<B>() {
+            return Self::Gpu;
+        }
+        Self::None
+    }
+}

@@ -3,11 +3,13 @@
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::module::attention as fused_attention;
 use burn::tensor::ops::AttentionModuleOptions;
-use burn::tensor::{Bool, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
-use crate::kernels::blocks::is_native;
+use crate::kernels::Kernels;
 #[cfg(feature = "cpu")]
 use crate::kernels::cpu;
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
 pub use crate::kernels::key_span::KeySpan;
 
 /// Which keys a query sees.
@@ -20,6 +22,9 @@ pub enum AttentionMask<B: Backend> {
     Causal,
     /// Those of a span of its own: what the CPU's kernel reads in place of a mask.
     Outside(KeySpan),
+    /// The same, told by the first key of each query, the last of them as late as the last key: what
+    /// the GPU's kernel reads in place of a mask. f32 `[batch, queries]`
+    Firsts(Tensor<B, 2>),
     /// `true` hides a key. `[batch, 1, queries, keys]`
     Hidden(Tensor<B, 4, Bool>),
 }
@@ -71,10 +76,11 @@ impl<B: Backend> AttentionMask<B> {
     }
 
     fn of_span(span: KeySpan, past: usize, queries: usize, device: &B::Device) -> Self {
-        match is_native::<B>() {
-            true => Self::Outside(span),
+        match Kernels::of::<B>() {
+            Kernels::Cpu => Self::Outside(span),
             // Made once for all layers.
-            false => Self::Hidden(marks(&span, past, queries, device)),
+            Kernels::Gpu => Self::Firsts(firsts(&span, past, queries, device)),
+            Kernels::None => Self::Hidden(marks(&span, past, queries, device)),
         }
     }
 
@@ -84,8 +90,37 @@ impl<B: Backend> AttentionMask<B> {
             Self::Full | Self::Causal => None,
             Self::Hidden(hidden) => Some(hidden.clone()),
             Self::Outside(span) => Some(marks(span, keys - queries, queries, device)),
+            Self::Firsts(firsts) => {
+                let [batch, _] = firsts.dims();
+                let numbers = |range: std::ops::Range<usize>| {
+                    let range = range.start as i64..range.end as i64;
+                    Tensor::<B, 1, Int>::arange(range, device)
+                        .float()
+                        .cast(DType::F32)
+                };
+                let key = numbers(0..keys).reshape([1, 1, 1, keys]);
+                let own = numbers(keys - queries..keys).reshape([1, 1, queries, 1]);
+                let first = firsts.clone().reshape([batch, 1, queries, 1]);
+                Some(key.clone().lower(first).bool_or(key.greater(own)))
+            }
         }
     }
+}
+
+/// The first key of each query's span. `[batch, queries]`
+fn firsts<B: Backend>(
+    span: &KeySpan,
+    past: usize,
+    queries: usize,
+    device: &B::Device,
+) -> Tensor<B, 2> {
+    let rows = span.padding.len();
+    let first = |row| (past..past + queries).map(move |at| span.of(row, at).start as f32);
+    let firsts: Vec<f32> = (0..rows).flat_map(first).collect();
+    Tensor::from_data(
+        TensorData::new(firsts, [rows, queries]),
+        (device, DType::F32),
+    )
 }
 
 /// `true` for the keys outside the spans. `[batch, 1, queries, past + queries]`
@@ -113,6 +148,7 @@ impl<B: AutodiffBackend> AttentionMask<B> {
             Self::Full => AttentionMask::Full,
             Self::Causal => AttentionMask::Causal,
             Self::Outside(span) => AttentionMask::Outside(span.clone()),
+            Self::Firsts(firsts) => AttentionMask::Firsts(firsts.clone().inner()),
             Self::Hidden(hidden) => AttentionMask::Hidden(hidden.clone().inner()),
         }
     }
@@ -156,6 +192,11 @@ pub fn attention_with<B: Backend>(
     // A cache may hold keys and values in fewer bits.
     let dtype = query.dtype();
     let (key, value) = (key.cast(dtype), value.cast(dtype));
+    #[cfg(feature = "gpu")]
+    let (query, key, value) = match on_gpu(query, key, value, mask, options) {
+        Ok(output) => return output,
+        Err([query, key, value]) => (query, key, value),
+    };
     portable(query, key, value, mask, options)
 }
 
@@ -171,6 +212,8 @@ pub(crate) fn kernel<B: Backend>(
             AttentionMask::Causal => cpu::Hidden::Later,
             AttentionMask::Outside(span) => cpu::Hidden::Outside(span.clone()),
             AttentionMask::Hidden(hidden) => cpu::Hidden::Marked(cpu::flex_bool(hidden)?),
+            // Of a GPU's backend.
+            AttentionMask::Firsts(_) => return None,
         },
         scale: options.scale.map(|scale| scale as f32),
         softcap: options.softcap.map(|cap| cap as f32),
@@ -193,6 +236,39 @@ fn on_cpu<B: Backend>(
     match cpu::run::<B, _, 3>(kernel, inputs) {
         Ok(output) => Ok(cpu::tensor(output)),
         Err(inputs) => Err(inputs.map(cpu::tensor)),
+    }
+}
+
+/// Our kernel, where the tensors are a GPU backend's.
+#[cfg(feature = "gpu")]
+fn on_gpu<B: Backend>(
+    query: Tensor<B, 4>,
+    key: Tensor<B, 4>,
+    value: Tensor<B, 4>,
+    mask: &AttentionMask<B>,
+    options: ScoreOptions,
+) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
+    let seen = match mask {
+        AttentionMask::Full => gpu::Seen::All,
+        AttentionMask::Causal => gpu::Seen::ToItself,
+        AttentionMask::Firsts(_) => gpu::Seen::FromFirst,
+        AttentionMask::Outside(_) | AttentionMask::Hidden(_) => return Err([query, key, value]),
+    };
+    let scale = options.scale.map(|scale| scale as f32);
+    let kernel = gpu::Attention::new(seen, scale, options.softcap.map(|cap| cap as f32));
+    let inputs = [query, key, value].map(gpu::float);
+    let done = match mask {
+        AttentionMask::Firsts(firsts) => {
+            let [query, key, value] = inputs;
+            let inputs = [query, key, value, gpu::float(firsts.clone())];
+            gpu::run::<B, _, 4>(kernel, inputs)
+                .map_err(|[query, key, value, _]| [query, key, value])
+        }
+        _ => gpu::run::<B, _, 3>(kernel, inputs),
+    };
+    match done {
+        Ok(output) => Ok(gpu::tensor(output)),
+        Err(inputs) => Err(inputs.map(gpu::tensor)),
     }
 }
 

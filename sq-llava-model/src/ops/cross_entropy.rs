@@ -38,6 +38,12 @@ pub fn joined_token_losses<B: Backend>(
     start: usize,
     ids: &[i64],
 ) -> Tensor<B, 1> {
+    #[cfg(feature = "gpu")]
+    if crate::kernels::gpu::has_kernels::<B>() {
+        // Its kernel reads what is stored in 16 bits.
+        let new = new.cast(base.dtype());
+        return token_losses(joined(base, new, start), ids);
+    }
     let (base, new) = (base.cast(DType::F32), new.cast(DType::F32));
     #[cfg(feature = "cpu")]
     let [base, new] = {

@@ -1,12 +1,13 @@
 //! Memory of a training step, by arithmetic.
 //!
-//! Activations are what the graph keeps: that of Burn's own tensor operations, or that of the CPU
-//! backend's kernels, which keep no scores of attention and less of the activations. Left out: the
-//! graph of prototypes and projector, buffers that live within one operation, the allocator's
-//! slack, and the framework itself.
+//! Activations are what the graph keeps: that of Burn's own tensor operations, or that of our
+//! kernels, which keep no scores of attention and less of the activations. Left out: the graph of
+//! prototypes and projector, buffers that live within one operation, the allocator's slack, and the
+//! framework itself.
 
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{LlamaConfig, NormPlacement, QkNorm, VisionConfig};
+use sq_llava_model::kernels::Kernels;
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -49,9 +50,8 @@ pub struct StepMemory<'a> {
     pub chunk_tokens: usize,
     /// What is learnt; without the text nothing goes through the LLM.
     pub objective: Objective,
-    /// Whether the CPU backend's kernels run
-    /// ([`is_native`](sq_llava_model::kernels::blocks::is_native)).
-    pub kernels: bool,
+    /// Kernels that compute it.
+    pub kernels: Kernels,
 }
 
 /// Its memory in bytes.
@@ -153,7 +153,7 @@ impl<'a> StepMemory<'a> {
             thread_groups: recipe.groups(),
             chunk_tokens: recipe.loss.chunk_tokens,
             objective: settings.objective,
-            kernels: false,
+            kernels: Kernels::None,
         }
     }
 
@@ -178,7 +178,11 @@ impl<'a> StepMemory<'a> {
                         * self.chunk_tokens
                         * self.config.llama.vocab_size
                         * F32
-                        * if self.kernels { 1 } else { LOGITS }
+                        * if self.kernels == Kernels::None {
+                            LOGITS
+                        } else {
+                            1
+                        }
                 }
             },
         }
@@ -187,14 +191,17 @@ impl<'a> StepMemory<'a> {
     /// Groups of threads that compute at the same time: those of the CPU; elsewhere the parts of a batch
     /// follow one another.
     fn groups_at_once(&self) -> usize {
-        if self.kernels { self.thread_groups } else { 1 }
+        match self.kernels {
+            Kernels::Cpu => self.thread_groups,
+            Kernels::Gpu | Kernels::None => 1,
+        }
     }
 
     /// What of a batch's `count` is there at the same time.
     fn part(&self, count: usize) -> usize {
         match self.kernels {
-            true => count,
-            false => count.div_ceil(self.thread_groups),
+            Kernels::Cpu => count,
+            Kernels::Gpu | Kernels::None => count.div_ceil(self.thread_groups),
         }
     }
 
@@ -255,7 +262,7 @@ fn llama_token(
     llama: &LlamaConfig,
     lora: Option<&LoraConfig>,
     tokens: usize,
-    kernels: bool,
+    kernels: Kernels,
 ) -> usize {
     let heads = llama.num_attention_heads;
     let width = heads * llama.head_dim();
@@ -269,16 +276,15 @@ fn llama_token(
         QkNorm::Head | QkNorm::All => width + llama.num_key_value_heads * llama.head_dim(),
     };
     let norms = around * llama.hidden_size + qk_norms;
-    let (attention, gated) = if kernels {
-        let shared = llama.num_key_value_heads * llama.head_dim();
-        // Gate and its partner.
-        let gated = 2 * llama.intermediate_size;
-        (kernel_attention_token(width, shared, heads), gated)
-    } else {
+    let copies = match kernels {
         // SiLU's input and its sigmoid; both sides of the gating product.
-        let gated = 4 * llama.intermediate_size;
-        (attention_token(width, heads, tokens), gated)
+        Kernels::None => 4,
+        // Gate and its partner.
+        Kernels::Cpu | Kernels::Gpu => 2,
     };
+    let gated = copies * llama.intermediate_size;
+    let shared = llama.num_key_value_heads * llama.head_dim();
+    let attention = attention_token(kernels, [width, shared], heads, tokens);
     let inputs = [
         &["q_proj", "k_proj", "v_proj", "qkv_proj"][..],
         &["o_proj"],
@@ -293,7 +299,7 @@ fn vision_token(
     vision: &VisionConfig,
     lora: Option<&LoraConfig>,
     tokens: usize,
-    kernels: bool,
+    kernels: Kernels,
 ) -> usize {
     let (width, heads) = (vision.hidden_size, vision.num_attention_heads);
     // The centred input of each of the two norms.
@@ -301,15 +307,12 @@ fn vision_token(
     // What is kept of the MLP's width: by kernels the activation's input, or gate and value; else
     // both sides of the activation's product, gated those of the gating product too.
     let copies = match (kernels, vision.gated_mlp) {
-        (true, false) => 1,
-        (true, true) | (false, false) => 2,
-        (false, true) => 4,
+        (Kernels::Cpu | Kernels::Gpu, false) => 1,
+        (Kernels::Cpu | Kernels::Gpu, true) | (Kernels::None, false) => 2,
+        (Kernels::None, true) => 4,
     };
     let activation = copies * vision.intermediate_size;
-    let attention = match kernels {
-        true => kernel_attention_token(width, width, heads),
-        false => attention_token(width, heads, tokens),
-    };
+    let attention = attention_token(kernels, [width; 2], heads, tokens);
     let inputs = [
         &["q_proj", "k_proj", "v_proj"][..],
         &["out_proj"],
@@ -321,29 +324,35 @@ fn vision_token(
     norms + attention + activation + adapters
 }
 
-/// Queries, and keys and values for each head; exponentials and softmax of the scores.
-fn attention_token(width: usize, heads: usize, tokens: usize) -> usize {
-    3 * width + 2 * heads * tokens
-}
-
-/// Queries and the output, keys and values of the `shared` width of their heads, and of each head's
-/// scores the logarithm of a sum.
-fn kernel_attention_token(width: usize, shared: usize, heads: usize) -> usize {
-    2 * width + 2 * shared + heads
+/// What attention keeps, with queries of a `width` and keys and values of another, `shared`.
+fn attention_token(
+    kernels: Kernels,
+    [width, shared]: [usize; 2],
+    heads: usize,
+    tokens: usize,
+) -> usize {
+    match kernels {
+        // Keys and values for each head; exponentials and softmax of the scores.
+        Kernels::None => 3 * width + 2 * heads * tokens,
+        // The output too, and of each head's scores the logarithm of a sum.
+        Kernels::Cpu => 2 * width + 2 * shared + heads,
+        // Scores are computed again.
+        Kernels::Gpu => width + 2 * shared,
+    }
 }
 
 /// Of each adapter the product with A, and with dropout what is left of the input, and the mask
-/// unless kernels make it again; without dropout inputs are shared among the linears of a group.
+/// unless the CPU's kernels make it again; without dropout inputs are shared among the linears of a group.
 fn adapters_token(
     linears: &[(&str, usize, usize)],
     groups: &[&[&str]],
     lora: Option<&LoraConfig>,
-    kernels: bool,
+    kernels: Kernels,
 ) -> usize {
     let Some(lora) = lora else {
         return 0;
     };
-    let copies = if kernels { 1 } else { 2 };
+    let copies = if kernels == Kernels::Cpu { 1 } else { 2 };
     let mut values = 0;
     for group in groups {
         let adapted = linears

@@ -14,6 +14,7 @@ mod activation;
 mod adamw;
 mod append;
 mod attend;
+mod attention;
 mod cross_entropy;
 mod device;
 pub(crate) mod likeliest;
@@ -29,6 +30,7 @@ pub(crate) use activation::{Gated, Pointwise};
 pub(crate) use adamw::AdamW;
 pub(crate) use append::Append;
 pub(crate) use attend::Attend;
+pub(crate) use attention::{Attention, Seen};
 pub(crate) use cross_entropy::CrossEntropyKernel;
 pub(crate) use device::{Device, Launch, Plain};
 pub(crate) use likeliest::Likeliest;
@@ -111,16 +113,31 @@ pub(crate) fn launch<B: Backend, L: Launch>(
 
 /// Whether kernels run on this backend's tensors, and no graph tracks them.
 pub(crate) fn is_gpu<B: Backend>() -> bool {
-    struct Nothing;
-    impl Task for Nothing {
-        fn plain<D: Device>(&self, inputs: Vec<FloatTensor<D>>) -> Done<FloatTensor<D>> {
-            Ok(inputs)
-        }
-        fn tracked<D: Device>(&self, inputs: Vec<Tracked<D>>) -> Done<Tracked<D>> {
-            Err(inputs)
+    on_gpu::<FloatTensor<B>, _>(&Nothing { tracked: false }, vec![]).is_ok()
+}
+
+/// Whether kernels run on this backend's tensors, in a graph or without one.
+pub(crate) fn has_kernels<B: Backend>() -> bool {
+    on_gpu::<FloatTensor<B>, _>(&Nothing { tracked: true }, vec![]).is_ok()
+}
+
+/// Finds out whether there is a GPU's backend.
+struct Nothing {
+    /// Whether one in a graph counts.
+    tracked: bool,
+}
+
+impl Task for Nothing {
+    fn plain<D: Device>(&self, inputs: Vec<FloatTensor<D>>) -> Done<FloatTensor<D>> {
+        Ok(inputs)
+    }
+
+    fn tracked<D: Device>(&self, inputs: Vec<Tracked<D>>) -> Done<Tracked<D>> {
+        match self.tracked {
+            true => Ok(inputs),
+            false => Err(inputs),
         }
     }
-    on_gpu::<FloatTensor<B>, _>(&Nothing, vec![]).is_ok()
 }
 
 /// Does a task on whichever GPU's backend the inputs belong to. Concrete backends are named here

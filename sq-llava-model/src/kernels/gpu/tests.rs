@@ -4,6 +4,7 @@
 #![allow(clippy::print_stderr)] // A skipped test says so.
 
 mod adamw;
+mod attention;
 mod cross_entropy;
 #[cfg(feature = "cuda")]
 mod cuda_source;

@@ -11,7 +11,7 @@ use burn::train::{Learner, SupervisedTraining, TrainingStrategy};
 use sq_llava_data::masks::MaskFolder;
 use sq_llava_data::{DataSet, LabelOptions};
 use sq_llava_model::SqLlava;
-use sq_llava_model::kernels::blocks::is_native;
+use sq_llava_model::kernels::Kernels;
 
 use super::{Trainer, Ui};
 use crate::data::bad_images::BadImageLog;
@@ -153,11 +153,11 @@ impl<'a, B: AutodiffBackend> Stage<'a, B> {
         let config = &prepared.model.config;
         let (trains, count) = (prepared.trains, trainable.iter().sum());
         let memory = StepMemory {
-            kernels: is_native::<B>(),
+            kernels: Kernels::of::<B>(),
             ..StepMemory::of_stage(config, recipe, self.number, trains, count)
         };
         memory::announce(&memory, self.number, recipe.gradient_checkpointing);
-        if memory.kernels && recipe.groups() > 1 {
+        if memory.kernels == Kernels::Cpu && recipe.groups() > 1 {
             let (stage, groups) = (self.number, recipe.groups());
             tracing::info!("stage {stage}: {groups} groups of threads share each batch");
         }

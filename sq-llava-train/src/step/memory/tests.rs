@@ -49,13 +49,23 @@ fn seven_billion_by_hand() {
     // The CPU's kernels: 4·4096 and 32 of attention, 2·11008 of the gate; in the tower 4·1024
     // and 16, and 4096; no masks.
     let kernels = StepMemory {
-        kernels: true,
+        kernels: Kernels::Cpu,
         ..memory.clone()
     };
     let token = 8_192 + 16_416 + 22_016 + 35_584 + 896;
     let patch = 2_048 + 4_112 + 4_096 + 9_216 + 192;
     let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
     assert_eq!(kernels.activations(Keep), 4 * layers);
+    // A GPU's: 3·4096 of attention, and masks.
+    let gpu = StepMemory {
+        kernels: Kernels::Gpu,
+        ..memory.clone()
+    };
+    let token = 8_192 + 12_288 + 22_016 + 71_168 + 896;
+    let patch = 2_048 + 3_072 + 4_096 + 18_432 + 192;
+    let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
+    assert_eq!(gpu.activations(Keep), 4 * layers);
+    assert_eq!(gpu.estimate(Keep).logits, 128 * 32000 * 4);
     // Two groups of threads have the same rows between them, and logits and gradients of their own,
     // which are added up; elsewhere one half follows the other.
     let groups = StepMemory {
@@ -71,7 +81,7 @@ fn seven_billion_by_hand() {
     );
     assert_eq!(both.gradients, 3 * one.trainable);
     let halves = StepMemory {
-        kernels: false,
+        kernels: Kernels::None,
         ..groups
     };
     let halves = halves.estimate(Keep);
@@ -142,7 +152,7 @@ fn a_picture_of_any_shape_may_have_the_most_tiles() {
 fn without_dropout_inputs_are_shared() {
     let config = SqLlavaConfig::preset("sq-llava-7b").expect("a preset");
     let lora = |dropout| LoraConfig::llm(128, 256.0, dropout);
-    let of = |dropout| llama_token(&config.llama, Some(&lora(dropout)), 1, false);
+    let of = |dropout| llama_token(&config.llama, Some(&lora(dropout)), 1, Kernels::None);
     // 3·4096 + 11008 in place of 2·(6·4096 + 11008).
     assert_eq!(of(0.05) - of(0.0), 71_168 - 23_296);
 }

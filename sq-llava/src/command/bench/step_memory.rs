@@ -8,7 +8,7 @@ use burn::backend::Autodiff;
 use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use sq_llava_model::SqLlavaConfig;
-use sq_llava_model::kernels::blocks::is_native;
+use sq_llava_model::kernels::Kernels;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::recipe::Objective;
 use sq_llava_train::step::memory::StepMemory;
@@ -112,7 +112,7 @@ impl Bench {
             thread_groups: 1,
             chunk_tokens: shape.chunk_tokens,
             objective: Objective::Text,
-            kernels: is_native::<B>(),
+            kernels: Kernels::of::<B>(),
         }
         .estimate(shape.checkpointing);
         let cost = self.train_step(model, shape, device)?;

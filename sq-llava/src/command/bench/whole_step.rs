@@ -8,7 +8,7 @@ use burn::tensor::FloatDType;
 use burn::tensor::backend::Backend;
 use sq_llava_data::{IMAGE_TOKEN_INDEX, TokenRole};
 use sq_llava_model::config::{PrototypeConfig, VisionFamily};
-use sq_llava_model::kernels::blocks::is_native;
+use sq_llava_model::kernels::Kernels;
 use sq_llava_model::language::llama::NewTokens;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_model::weights::init_random;
@@ -77,7 +77,7 @@ impl Bench {
             thread_groups: cost.thread_groups,
             chunk_tokens: shape.chunk_tokens,
             objective: Objective::Text,
-            kernels: is_native::<B>(),
+            kernels: Kernels::of::<B>(),
         }
         .estimate(shape.checkpointing);
         let tokens = (SAMPLES * TOKENS) as f64;

@@ -35,6 +35,7 @@ fn attend_with(
                 AttentionMask::Causal => Hidden::Later,
                 AttentionMask::Outside(span) => Hidden::Outside(span.clone()),
                 AttentionMask::Hidden(marks) => Hidden::Marked(flex_bool(marks).unwrap()),
+                AttentionMask::Firsts(_) => panic!("a mask of a GPU's backend"),
             };
             let kernel = Attention {
                 hidden,

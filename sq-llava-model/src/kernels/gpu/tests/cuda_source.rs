@@ -14,11 +14,13 @@ use super::paper::{Paper, Source, sources};
 use crate::kernels::activation::Activation;
 use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::activation::{Elements, Work};
+use crate::kernels::gpu::attention::{Scores, Slopes as AttentionSlopes, Softmax};
 use crate::kernels::gpu::cross_entropy::{Losses, Slopes};
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
 use crate::kernels::gpu::{
-    AdamW, Append, Attend, CrossEntropyKernel, Launch, Likeliest, Normed, RmsNormKernel, RowProduct,
+    AdamW, Append, Attend, CrossEntropyKernel, Launch, Likeliest, Normed, RmsNormKernel,
+    RowProduct, Seen,
 };
 
 const STEP: AdamWStep = AdamWStep {
@@ -64,6 +66,7 @@ fn launch_all() -> Vec<Source> {
         }
         decode(dtype);
         logits(dtype);
+        attention(dtype);
         for rows in [1, 8] {
             products(rows, || tensor([24, 64], dtype));
         }
@@ -84,6 +87,29 @@ fn logits(dtype: DType) {
     Losses(kernel.clone()).launch(vec![rows.clone()]);
     Slopes(kernel).launch(vec![rows.clone(), sums.clone(), sums]);
     Likeliest.launch(vec![rows, tensor([64], DType::F32)]);
+}
+
+fn attention(dtype: DType) {
+    for (seen, softcap) in [
+        (Seen::All, None),
+        (Seen::ToItself, Some(30.0)),
+        (Seen::FromFirst, None),
+    ] {
+        let scores = Scores {
+            seen,
+            heads: 4,
+            queries: 3,
+            past: 2,
+            block: 0..3,
+            scale: 0.125,
+            softcap,
+        };
+        let firsts = (seen == Seen::FromFirst).then(|| tensor([1, 3], DType::F32));
+        let rows = || tensor([1, 2, 6, 5], dtype);
+        let inputs = |rows: Vec<_>| rows.into_iter().chain(firsts.clone()).collect();
+        Softmax(scores.clone()).launch(inputs(vec![rows()]));
+        AttentionSlopes(scores).launch(inputs(vec![rows(), rows()]));
+    }
 }
 
 fn normalise(dtype: DType) {
