@@ -66,8 +66,6 @@ struct Sequences<B: Backend> {
     lengths: Vec<Vec<usize>>,
     context: LayerContext<B>,
     targets: Targets,
-    /// Tokens without padding.
-    used: usize,
 }
 
 /// What the LLM sees of the batch's pictures.
@@ -131,7 +129,6 @@ impl<B: Backend> TrainModel<B> {
         Ok(Sequences {
             hidden,
             context,
-            used: lengths.iter().flatten().sum(),
             lengths,
             targets: batch.targets(),
         })
@@ -180,19 +177,18 @@ impl<B: Backend> TrainModel<B> {
     ) -> Option<(Tensor<B, 1>, StepReport)> {
         let llama = &self.model.language_model;
         let words = BatchWords::of(llama, batch, images, &self.context.loss)?;
-        let tokens = batch.samples.iter().map(TrainSample::len);
         let report = StepReport {
             sums: words.sums,
             by_source: words.by_source,
-            ..self.report(batch, tokens.sum())
+            ..self.report(batch)
         };
         Some((words.total, report))
     }
 
-    fn report(&self, batch: &MicroBatch, tokens: usize) -> StepReport {
+    fn report(&self, batch: &MicroBatch) -> StepReport {
         StepReport {
             samples: batch.samples.len(),
-            tokens,
+            tokens: batch.samples.iter().map(TrainSample::len).sum(),
             truncated: batch.truncated,
             skipped: batch.skipped,
             ..StepReport::default()
@@ -239,8 +235,7 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let words = self.context.objective == Objective::Words;
         if batch.targets().ids.is_empty() || (words && !tells_apart(batch)) {
             // A graph that no backward pass consumes would stay, and cost later steps gradients.
-            let used = batch.samples.iter().map(TrainSample::len);
-            return Ok((GradientsParams::new(), self.report(batch, used.sum())));
+            return Ok((GradientsParams::new(), self.report(batch)));
         }
         let Seen {
             features,
@@ -267,9 +262,8 @@ impl<B: AutodiffBackend> TrainModel<B> {
             lengths,
             context,
             targets,
-            used,
         } = sequences;
-        let mut report = self.report(batch, used);
+        let mut report = self.report(batch);
         report.masks = masks.sums;
 
         let llama = &self.model.language_model;
@@ -382,16 +376,15 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             };
             let Projected { images, masks } = self.project(&batch, features)?;
             if self.context.objective == Objective::Words {
-                let used = batch.samples.iter().map(TrainSample::len);
                 let report = self.words(&batch, &images).map(|(_, report)| report);
-                let mut report = report.unwrap_or_else(|| self.report(&batch, used.sum()));
+                let mut report = report.unwrap_or_else(|| self.report(&batch));
                 report.masks = masks.sums;
                 return Ok(report);
             }
             let sequences = self.sequences(&batch, &images)?;
             let (llama, targets) = (&self.model.language_model, &sequences.targets);
             let hidden = llama.forward_at(sequences.hidden, &sequences.context);
-            let mut report = self.report(&batch, sequences.used);
+            let mut report = self.report(&batch);
             report.masks = masks.sums;
             let states = at_rows(hidden, targets);
             let loss = &self.context.loss;
