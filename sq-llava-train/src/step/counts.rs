@@ -91,7 +91,7 @@ mod tests {
     }
 
     /// The model that each recipe of the examples is for, and its global batches.
-    const SHIPPED: [(&str, &str, [usize; 2]); 14] = [
+    const SHIPPED: [(&str, &str, [usize; 2]); 15] = [
         ("pretrain-7b.toml", "sq-llava-7b", [256, 0]),
         ("finetune-7b.toml", "sq-llava-7b", [0, 128]),
         ("pretrain-13b.toml", "sq-llava-13b", [256, 0]),
@@ -118,6 +118,7 @@ mod tests {
         ),
         // Of this project's own pictures.
         ("photos.toml", "tiny", [0, 0]),
+        ("pictures.toml", "tiny", [0, 0]),
         ("tiny.toml", "tiny", [0, 0]),
     ];
 
