@@ -248,23 +248,19 @@ fn on_gpu<B: Backend>(
     mask: &AttentionMask<B>,
     options: ScoreOptions,
 ) -> Result<Tensor<B, 4>, [Tensor<B, 4>; 3]> {
-    let seen = match mask {
-        AttentionMask::Full => gpu::Seen::All,
-        AttentionMask::Causal => gpu::Seen::ToItself,
-        AttentionMask::Firsts(_) => gpu::Seen::FromFirst,
+    let (seen, firsts) = match mask {
+        AttentionMask::Full => (gpu::Seen::All, None),
+        AttentionMask::Causal => (gpu::Seen::ToItself, None),
+        AttentionMask::Firsts(firsts) => (gpu::Seen::FromFirst, Some(firsts.clone())),
         AttentionMask::Outside(_) | AttentionMask::Hidden(_) => return Err([query, key, value]),
     };
     let scale = options.scale.map(|scale| scale as f32);
     let kernel = gpu::Attention::new(seen, scale, options.softcap.map(|cap| cap as f32));
-    let inputs = [query, key, value].map(gpu::float);
-    let done = match mask {
-        AttentionMask::Firsts(firsts) => {
-            let [query, key, value] = inputs;
-            let inputs = [query, key, value, gpu::float(firsts.clone())];
-            gpu::run::<B, _, 4>(kernel, inputs)
-                .map_err(|[query, key, value, _]| [query, key, value])
-        }
-        _ => gpu::run::<B, _, 3>(kernel, inputs),
+    let [query, key, value] = [query, key, value].map(gpu::float);
+    let done = match firsts.map(gpu::float) {
+        Some(firsts) => gpu::run::<B, _, 4>(kernel, [query, key, value, firsts])
+            .map_err(|[query, key, value, _]| [query, key, value]),
+        None => gpu::run::<B, _, 3>(kernel, [query, key, value]),
     };
     match done {
         Ok(output) => Ok(gpu::tensor(output)),

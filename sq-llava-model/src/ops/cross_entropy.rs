@@ -3,6 +3,7 @@
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{DType, Int, Tensor, TensorData, backend::Backend};
 
+use crate::kernels::Kernels;
 use crate::ops::cat::cat;
 
 /// Cross-entropy of each row in nats, in f32. `logits [n, vocabulary]`, `ids [n]`, each inside the
@@ -38,8 +39,7 @@ pub fn joined_token_losses<B: Backend>(
     start: usize,
     ids: &[i64],
 ) -> Tensor<B, 1> {
-    #[cfg(feature = "gpu")]
-    if crate::kernels::gpu::has_kernels::<B>() {
+    if Kernels::of::<B>() == Kernels::Gpu {
         // Its kernel reads what is stored in 16 bits.
         let new = new.cast(base.dtype());
         return token_losses(joined(base, new, start), ids);

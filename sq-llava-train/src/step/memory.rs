@@ -342,7 +342,8 @@ fn attention_token(
 }
 
 /// Of each adapter the product with A, and with dropout what is left of the input, and the mask
-/// unless the CPU's kernels make it again; without dropout inputs are shared among the linears of a group.
+/// unless the CPU's kernels make it again; without dropout inputs are shared among the linears of a
+/// group.
 fn adapters_token(
     linears: &[(&str, usize, usize)],
     groups: &[&[&str]],

@@ -169,20 +169,20 @@ impl<B: Backend> TrainModel<B> {
         })
     }
 
-    /// The loss of the batch's words in what its pictures became.
+    /// The loss of the batch's words in what its pictures became, if there are samples to tell apart.
     fn words(
         &self,
         batch: &MicroBatch,
         images: &HashMap<Arc<str>, Tensor<B, 2>>,
-    ) -> Option<(Tensor<B, 1>, StepReport)> {
+    ) -> (Option<Tensor<B, 1>>, StepReport) {
+        let mut report = self.report(batch);
         let llama = &self.model.language_model;
-        let words = BatchWords::of(llama, batch, images, &self.context.loss)?;
-        let report = StepReport {
-            sums: words.sums,
-            by_source: words.by_source,
-            ..self.report(batch)
-        };
-        Some((words.total, report))
+        let words = BatchWords::of(llama, batch, images, &self.context.loss);
+        let total = words.map(|words| {
+            (report.sums, report.by_source) = (words.sums, words.by_source);
+            words.total
+        });
+        (total, report)
     }
 
     fn report(&self, batch: &MicroBatch) -> StepReport {
@@ -245,8 +245,12 @@ impl<B: AutodiffBackend> TrainModel<B> {
         let Projected { images, masks } = with_keys(&[self.key(batch, "centers")], || {
             self.project(batch, features)
         })?;
-        if words && let Some((total, mut report)) = self.words(batch, &images) {
+        if words {
+            let (total, mut report) = self.words(batch, &images);
             report.masks = masks.sums;
+            let Some(total) = total else {
+                return Ok((GradientsParams::new(), report));
+            };
             let total = masks.total.into_iter().fold(total, |sum, more| sum + more);
             before_way_back();
             let (mut found, mut grads) = (total.backward(), GradientsParams::new());
@@ -376,8 +380,7 @@ impl<B: Backend> InferenceStep for TrainModel<B> {
             };
             let Projected { images, masks } = self.project(&batch, features)?;
             if self.context.objective == Objective::Words {
-                let report = self.words(&batch, &images).map(|(_, report)| report);
-                let mut report = report.unwrap_or_else(|| self.report(&batch));
+                let (_, mut report) = self.words(&batch, &images);
                 report.masks = masks.sums;
                 return Ok(report);
             }
