@@ -71,6 +71,9 @@ pub struct Ablate {
     /// At most so many optimizer steps of each stage in the world.
     #[arg(long, conflicts_with = "recipe", value_parser = clap::value_parser!(u32).range(1..))]
     steps: Option<u32>,
+    /// Other towers than the world's shipped ones: a folder with `llm` and `vision`.
+    #[arg(long, value_name = "DIR", conflicts_with = "recipe")]
+    towers: Option<PathBuf>,
     /// Own data: a recipe whose stages name their data.
     #[arg(long, value_name = "FILE", requires_all = ["llm", "questions"])]
     recipe: Option<PathBuf>,
@@ -131,12 +134,16 @@ impl Ablate {
         // The rows have weights of their own.
         let masks = (!self.masks.is_empty()).then_some(0.0);
         let world = format!(
-            "{} scenes, {} held out, {:?} steps, sparse: {}{}\n{}\n",
+            "{} scenes, {} held out, {:?} steps, sparse: {}{}{}\n{}\n",
             self.scenes,
             self.held_out,
             self.steps,
             self.sparse,
             if masks.is_some() { ", masks" } else { "" },
+            match &self.towers {
+                Some(towers) => format!(", towers {}", towers.display()),
+                None => String::new(),
+            },
             self.changes.join("\n")
         );
         claim(
@@ -150,7 +157,7 @@ impl Ablate {
             steps: self.steps.map(|steps| steps as usize),
             held_out: self.held_out as usize,
             seed: 0,
-            towers: None,
+            towers: self.towers.clone(),
             masks,
             telling: match self.sparse {
                 true => Telling::Sparse,

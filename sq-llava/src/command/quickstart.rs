@@ -19,6 +19,17 @@ use crate::world::Telling;
 /// Folder of a quick start that names none.
 const OUT: &str = "quickstart-run";
 
+/// A side that cells of the world's grid are whole multiples of.
+fn patch(text: &str) -> Result<usize, String> {
+    match text {
+        "24" => Ok(24),
+        "12" => Ok(12),
+        "8" => Ok(8),
+        "6" => Ok(6),
+        _ => Err("known are 24, 12, 8 and 6".to_owned()),
+    }
+}
+
 /// Make a small world, train on it, and show what was learnt.
 #[derive(Debug, Args)]
 pub struct Quickstart {
@@ -61,9 +72,14 @@ pub struct Quickstart {
     /// Make the small towers anew in this folder, and nothing else.
     #[arg(long, value_name = "DIR", conflicts_with_all = ["out", "towers", "steps", "seed", "seeds", "scenes", "held_out", "masks", "changes"])]
     remake_towers: Option<PathBuf>,
-    /// Optimizer steps of the vision tower and of the language model when they are made anew.
+    /// Optimizer steps of the vision tower and of the language model when they are made anew; with 0
+    /// for the language model it is the shipped one.
     #[arg(long, num_args = 2, value_names = ["VISION", "LANGUAGE"], requires = "remake_towers")]
     lessons: Option<Vec<usize>>,
+    /// Side of a patch of the vision tower when it is made anew, in pixels: 24 (the shipped one's), 12,
+    /// 8 or 6 make 9, 36, 81 or 144 tokens of a picture.
+    #[arg(long, value_name = "PIXELS", requires = "remake_towers", value_parser = patch)]
+    patch: Option<usize>,
     /// `auto`, `cpu`, `cuda[:i]`, `vulkan[:i]`, `metal[:i]` or `webgpu[:i]`.
     #[arg(long, default_value = "auto")]
     device: DeviceChoice,
@@ -137,6 +153,7 @@ impl Work for Quickstart {
                 lessons.vision_steps = *vision;
                 lessons.language_steps = *language;
             }
+            lessons.patch = self.patch.unwrap_or(lessons.patch);
             return remake::<Autodiff<B>>(dir, lessons, device, &mut |line| tell(line));
         }
         let start = Instant::now();

@@ -28,8 +28,10 @@ pub struct Lessons {
     pub seed: u64,
     /// Optimizer steps of the vision tower.
     pub vision_steps: usize,
-    /// Optimizer steps of the language model.
+    /// Optimizer steps of the language model; with 0 it is the shipped one.
     pub language_steps: usize,
+    /// Side of the vision tower's patches, in pixels.
+    pub patch: usize,
 }
 
 impl Lessons {
@@ -38,6 +40,7 @@ impl Lessons {
         seed: 0x5EED_0F70_3E25,
         vision_steps: 1200,
         language_steps: 9000,
+        patch: vision::CELL,
     };
 }
 
@@ -53,15 +56,18 @@ pub fn remake<B: AutodiffBackend>(
 ) -> Result<()> {
     let (llm, vision) = (dir.join("llm"), dir.join("vision"));
     std::fs::create_dir_all(&llm).with_context(|| format!("{}", llm.display()))?;
-    tokenizer::write(&llm)?;
-    let words = TextTokenizer::from_dir(&llm)?;
 
-    let config = vision::config();
+    let config = vision::config(lessons.patch);
     let processor = ImageProcessorConfig::clip(config.image_size as u32);
     let tower = vision::train::<B>(&config, &processor, lessons, device, say)?;
     save_vision_tower(&tower, &config, &vision, FloatDType::F16)?;
     processor.write(&vision.join("preprocessor_config.json"))?;
 
+    if lessons.language_steps == 0 {
+        return shipped::unpack_llm(dir);
+    }
+    tokenizer::write(&llm)?;
+    let words = TextTokenizer::from_dir(&llm)?;
     let model = language::train::<B>(&words, lessons, device, say)?;
     save_pretrained(&model, &llm, &SaveOptions::default())?;
     Ok(())

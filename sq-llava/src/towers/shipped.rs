@@ -32,7 +32,16 @@ const FILES: [(&str, &[u8]); 7] = [
 /// # Errors
 /// If a file cannot be written.
 pub fn unpack(dir: &Path) -> Result<()> {
-    for (name, bytes) in FILES {
+    write_all(dir, |_| true)
+}
+
+/// Writes the language model alone, to `dir/llm`.
+pub(super) fn unpack_llm(dir: &Path) -> Result<()> {
+    write_all(dir, |name| name.starts_with("llm/"))
+}
+
+fn write_all(dir: &Path, wanted: impl Fn(&str) -> bool) -> Result<()> {
+    for (name, bytes) in FILES.iter().filter(|(name, _)| wanted(name)) {
         write(&dir.join(name), bytes)?;
     }
     Ok(())

@@ -36,15 +36,19 @@ const SCENE_STREAM: u64 = 6;
 /// Kinds of things, by shape and colour.
 const KINDS: usize = 24;
 
-/// About a million parameters; nine patches, one to a cell of the world's grid.
-pub fn config() -> VisionConfig {
+/// Side of a cell of the world's grid in the tower's pictures, in pixels.
+pub const CELL: usize = 24;
+
+/// About a million parameters; of the shipped one's patches there is one to a cell of the world's
+/// grid.
+pub fn config(patch: usize) -> VisionConfig {
     VisionConfig::new()
         .with_hidden_size(128)
         .with_intermediate_size(512)
         .with_num_hidden_layers(4)
         .with_num_attention_heads(4)
-        .with_image_size(72)
-        .with_patch_size(24)
+        .with_image_size(Place::ALL.len().isqrt() * CELL)
+        .with_patch_size(patch)
 }
 
 /// The tower with what it is examined by.
