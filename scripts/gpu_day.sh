@@ -132,6 +132,7 @@ run() {
   for quantize in q8 q4; do
     step "decode_$quantize" 40 "${decode[@]}" --batch 1 --skip-training --quantize "$quantize"
   done
+  step train_q4 100 "${decode[@]}" --batch 1 --quantize q4
   step quickstart 90 "$SQ" quickstart --device "$DEVICE" --out "$OUT/quickstart-files" "${quick[@]}"
   [ "$DEVICE" = cuda ] && [ -x "$HOLD/unpacked/golden_vulkan" ] &&
     step vulkan 60 "$HOLD/unpacked/golden_vulkan" golden --nocapture --test-threads 1

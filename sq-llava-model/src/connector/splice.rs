@@ -21,7 +21,7 @@ enum Piece {
 ///
 /// Ids hold either one [`IMAGE_TOKEN_INDEX`] for each image, or, as llava-hf's processor makes
 /// them, `image_token_index` once for each feature. `features[i]` is `[tokens, hidden]`.
-/// Returns `[sequence, hidden]`.
+/// Returns `[sequence, hidden]`, in [`Llama::hidden_dtype`].
 ///
 /// # Errors
 /// If the number of images differs from the number of places, or an id is outside the vocabulary.
@@ -57,9 +57,9 @@ pub fn splice<B: Backend>(
         let index = Tensor::<B, 1, Int>::from_data(text.as_slice(), device);
         llama.embed(index)
     });
-    let mut taken = 0;
+    let (mut taken, dtype) = (0, llama.hidden_dtype());
     let parts = pieces.iter().filter_map(|piece| match *piece {
-        Piece::Image(i) => Some(features[i].clone()),
+        Piece::Image(i) => Some(features[i].clone().cast(dtype)),
         Piece::Text(start, end) => {
             let from = taken;
             taken += end - start;

@@ -2,7 +2,7 @@
 
 use std::ops::ControlFlow;
 
-use burn::tensor::{DType, Int, Tensor, backend::Backend};
+use burn::tensor::{Int, Tensor, backend::Backend};
 
 use crate::error::ModelError;
 use crate::generation::sampling::{Sampler, Sampling};
@@ -145,7 +145,7 @@ impl<B: Backend> SqLlava<B> {
                 let row = if pad == 0 {
                     embedding
                 } else {
-                    let zeros = Tensor::zeros([pad, hidden], (&device, DType::F32));
+                    let zeros = Tensor::zeros([pad, hidden], (&device, embedding.dtype()));
                     Tensor::cat(vec![zeros, embedding], 0)
                 };
                 row.unsqueeze()

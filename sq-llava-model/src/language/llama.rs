@@ -18,6 +18,7 @@ use crate::language::cache::KvCache;
 use crate::ops::attention::AttentionMask;
 use crate::ops::cross_entropy::{joined, joined_token_losses, token_losses};
 use crate::ops::embedding::Embedding;
+use crate::ops::hidden;
 use crate::ops::linear::{Linear, product};
 use crate::ops::norm::RmsNorm;
 use crate::ops::rope::{RotaryEmbedding, Rotation};
@@ -120,16 +121,23 @@ impl<B: Backend> Llama<B> {
         })
     }
 
-    /// Embeddings of token ids in f32, as they enter the first layer. `[n]` → `[n, hidden]`
-    pub fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let rows = self.embedding_rows(ids);
-        match self.embedding_scale {
-            Some(scale) => rows.mul_scalar(scale),
-            None => rows,
-        }
+    /// What the states between layers are stored in ([`hidden::dtype`]).
+    pub fn hidden_dtype(&self) -> DType {
+        hidden::dtype::<B>(self.model.embed_tokens.weight.dtype())
     }
 
-    /// `[n]` → `[n, hidden]`
+    /// Embeddings of token ids, as they enter the first layer. `[n]` → `[n, hidden]`, in
+    /// [`Self::hidden_dtype`]
+    pub fn embed(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+        let rows = self.embedding_rows(ids);
+        let scaled = match self.embedding_scale {
+            Some(scale) => rows.mul_scalar(scale),
+            None => rows,
+        };
+        scaled.cast(self.hidden_dtype())
+    }
+
+    /// `[n]` → `[n, hidden]`, f32
     fn embedding_rows(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
         let Some(new) = &self.new_tokens else {
             return self.model.embed_tokens.forward(ids).cast(DType::F32);
@@ -268,7 +276,8 @@ impl<B: Backend> Llama<B> {
 
     /// Last norm and head. `[n, hidden]` → `[n, vocabulary]`, f32
     pub fn logits(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        let logits = match self.scores(hidden) {
+        // The head's product of few rows keeps f32: in bf16 the largest two are often one number.
+        let logits = match self.scores(hidden.cast(DType::F32)) {
             (base, None) => base,
             (base, Some((start, new))) => joined(base, new, start),
         };
@@ -276,7 +285,8 @@ impl<B: Backend> Llama<B> {
     }
 
     /// Cross-entropy of [`Self::logits`] in nats, in f32; `ids [n]`, each inside the vocabulary. The
-    /// logits of new tokens and the others are not joined for it. `[n, hidden]` → `[n]`
+    /// logits of new tokens and the others are not joined for it, and are in the dtype of `hidden`.
+    /// `[n, hidden]` → `[n]`
     pub fn token_losses(&self, hidden: Tensor<B, 2>, ids: &[i64]) -> Tensor<B, 1> {
         match self.scores(hidden) {
             (base, None) => token_losses(self.softened(base), ids),

@@ -5,11 +5,13 @@
 
 use std::str::FromStr;
 
-use burn::tensor::backend::Backend;
+use burn::tensor::{backend::Backend, f16};
 use serde::{Deserialize, Serialize};
 
+use crate::config::LlamaConfig;
 use crate::error::ModelError;
-use crate::kernels::blocks::{BlockMatrix, QuantFormat, is_native, not_finite};
+use crate::kernels::Kernels;
+use crate::kernels::blocks::{BLOCK, BlockMatrix, QuantFormat, is_native, not_finite};
 use crate::language::llama::Llama;
 use crate::ops::finite::is_finite;
 use crate::ops::weight::Weight;
@@ -24,6 +26,39 @@ pub enum Quantize {
     Q4,
     /// What a GGUF file holds in blocks stays in blocks: 4-bit types in 4 bits, larger ones in 8.
     Stored,
+}
+
+impl Quantize {
+    /// Bytes of a language model's weights in memory, `dense` for one that stays in floats. What a file
+    /// holds in blocks only the file knows: it counts as floats.
+    pub fn bytes(self, llama: &LlamaConfig, kernels: Kernels, dense: usize) -> usize {
+        let matrix = |rows: usize, columns: usize, table: bool| {
+            let kept = table && kernels != Kernels::Cpu;
+            let scales = |format| match (kernels, format) {
+                (Kernels::Cpu, QuantFormat::Q8) => size_of::<f16>(),
+                (Kernels::Cpu, QuantFormat::Q4) => 2 * size_of::<f16>(),
+                _ => size_of::<f32>(),
+            };
+            match format_of(self, table).filter(|_| !kept) {
+                Some(format) => {
+                    rows * columns.div_ceil(BLOCK) * (format.block_bytes() + scales(format))
+                }
+                None => rows * columns * dense,
+            }
+        };
+        let tables = if llama.tie_word_embeddings { 1 } else { 2 };
+        let (vocabulary, hidden) = (llama.vocab_size, llama.hidden_size);
+        let linears = llama.linears();
+        let values = |&(_, d_in, d_out): &(_, usize, usize)| d_in * d_out;
+        let matrices = llama.num_hidden_layers * linears.iter().map(values).sum::<usize>()
+            + tables * vocabulary * hidden;
+        let layer = linears
+            .iter()
+            .map(|&(_, d_in, d_out)| matrix(d_out, d_in, false));
+        llama.num_hidden_layers * layer.sum::<usize>()
+            + tables * matrix(vocabulary, hidden, true)
+            + (llama.parameters() - matrices) * dense
+    }
 }
 
 impl FromStr for Quantize {
@@ -44,12 +79,13 @@ impl FromStr for Quantize {
 /// Checks that a backend can do what is wanted.
 ///
 /// # Errors
-/// If a backend other than the CPU's is to train on quantised weights, or to keep a file's blocks.
+/// If a backend without kernels is to train on quantised weights, or one other than the CPU's to keep a
+/// file's blocks.
 pub(crate) fn check<B: Backend>(wanted: Quantize, device: &B::Device) -> Result<(), ModelError> {
     let refused = match wanted {
         _ if is_native::<B>() => return Ok(()),
-        _ if B::ad_enabled(device) => {
-            "training on quantised weights runs on the CPU alone; choose device cpu, or train on dense weights"
+        _ if B::ad_enabled(device) && Kernels::of::<B>() == Kernels::None => {
+            "this device cannot train on quantised weights; choose another, or train on dense weights"
         }
         Quantize::Stored => {
             "a file's blocks are computed on by the CPU alone; choose device cpu, or q8 or q4 here"
@@ -154,7 +190,7 @@ impl<B: Backend> Llama<B> {
     /// linears as quantised tensors and leave embedding and head dense.
     ///
     /// # Errors
-    /// As [`Self::quantize`], or if a backend other than the CPU's is to train.
+    /// As [`Self::quantize`], or if a backend without kernels is to train.
     pub fn quantize_here(&mut self, wanted: Quantize) -> Result<(), ModelError> {
         if is_native::<B>() {
             return self.quantize(wanted);
@@ -182,7 +218,7 @@ fn quantize_linears<B: Backend>(llama: &mut Llama<B>, wanted: Quantize) -> Resul
     let mut failed = None;
     for_each_slot(llama, &mut |slot| {
         if let (Weight::Dense(param), Some(format)) = (&slot.weight, slot.device_format(wanted)) {
-            let values = param.val();
+            let values = param.val().detach();
             let dtype = values.dtype();
             if failed.is_none() && is_finite(&values) {
                 *slot.weight = slot.weight.on_device(values, format, dtype);

@@ -173,13 +173,3 @@ fn together<B: Backend>(
     }
     moved
 }
-
-/// Sum of the squares of all elements, on the device.
-pub fn square_sum<B: Backend, const D: usize>(values: Tensor<B, D>) -> Tensor<B, 1> {
-    #[cfg(feature = "cpu")]
-    let values = match crate::kernels::cpu::square_sum(values) {
-        Ok(sum) => return sum,
-        Err(values) => values,
-    };
-    values.square().sum()
-}

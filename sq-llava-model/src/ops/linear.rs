@@ -120,9 +120,10 @@ impl<B: Backend> Linear<B> {
     /// The operations that every backend has. `[rows, in]` → `[rows, out]`
     pub(crate) fn portable(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
         let dtype = input.dtype();
-        let mut output = match self.weight.blocks() {
-            Some(matrix) => matrix.product(input.clone()),
-            None => portable_product(input.clone(), self.weight.val()),
+        let mut output = match &self.weight {
+            Weight::Blocks { matrix, .. } => matrix.product(input.clone()),
+            Weight::OnDevice(held) => held.product(input.clone()),
+            Weight::Dense(param) => portable_product(input.clone(), param.val()),
         };
         if let Some(bias) = &self.bias {
             output = output + bias.val().cast(dtype).unsqueeze();

@@ -113,11 +113,12 @@ impl<B: Backend> Lora<B> {
         }
     }
 
-    /// `s · drop(x) Aᵀ Bᵀ`. `[rows, in]` → `[rows, out]`
+    /// `s · drop(x) Aᵀ Bᵀ`, computed in the input's dtype. `[rows, in]` → `[rows, out]`
     pub fn forward(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        let dtype = input.dtype();
         let input = self.dropped(&input).unwrap_or(input);
-        let low = portable_product(input, self.a.val()); // [rows, r]
-        portable_product(low, self.b.val()).mul_scalar(self.scaling)
+        let low = portable_product(input, self.a.val().cast(dtype)); // [rows, r]
+        portable_product(low, self.b.val().cast(dtype)).mul_scalar(self.scaling)
     }
 
     /// `s · B A`, the dense change of the weight. `[out, in]`

@@ -10,6 +10,7 @@ pub mod embedding;
 #[cfg(feature = "gpu")]
 pub(crate) mod few_rows;
 pub mod finite;
+pub mod hidden;
 pub(crate) mod likeliest;
 pub mod linear;
 pub mod lora;
@@ -23,4 +24,5 @@ pub(crate) mod product;
 pub mod residual;
 pub mod rope;
 pub(crate) mod softmax;
+pub mod square_sums;
 pub mod weight;

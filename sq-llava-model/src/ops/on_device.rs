@@ -5,7 +5,8 @@
 //! 7 (5 bits; Burn has no minimum beside the scale). Embedding and head stay dense, since Burn
 //! gathers no rows from such tensors.
 //!
-//! A product makes its weight dense and multiplies then, so memory is saved rather than time.
+//! A product of many rows makes its weight dense and multiplies then, forward and back, so memory is
+//! saved rather than time; up to eight rows are multiplied with the integers (`kernels/gpu/product.rs`).
 //! Burn's own product with a quantised tensor would spare that, but in 0.21 which of its kernels
 //! runs is a matter of timing, and not all are right: fused behind one row they misread a
 //! transposed weight, the ones that load through tensor maps leave the scales out (cubek-matmul
@@ -13,10 +14,14 @@
 //! float, whatever the input is.
 
 use burn::module::{Param, ParamId};
+use burn::tensor::ops::{FloatTensor, QuantizedTensor};
 use burn::tensor::quantization::{QuantLevel, QuantScheme, QuantStore, QuantValue};
 use burn::tensor::{DType, Tensor, TensorPrimitive, backend::Backend};
 
 use crate::kernels::blocks::{BLOCK, QuantFormat};
+#[cfg(feature = "gpu")]
+use crate::kernels::gpu;
+use crate::ops::product::portable_product;
 
 /// A matrix `[out, in]` as a quantised tensor.
 #[derive(Debug, Clone)]
@@ -47,7 +52,7 @@ impl<B: Backend> OnDevice<B> {
             values = Tensor::cat(vec![values, zeros], 1);
         }
         Self {
-            tensor: Param::initialized(id, values.quantize_dynamic(&scheme(format))),
+            tensor: Param::initialized(id, quantized(values.detach(), &scheme(format))),
             format,
             columns,
             dtype,
@@ -61,6 +66,24 @@ impl<B: Backend> OnDevice<B> {
             format: self.format,
             columns: self.columns,
             dtype: self.dtype,
+        }
+    }
+
+    /// The same on another device.
+    pub(crate) fn moved_to(self, to: &B::Device) -> Self {
+        if self.tensor.lazy_device() == *to {
+            return self;
+        }
+        let id = self.tensor.id;
+        let moved = match self.tensor.val().into_primitive() {
+            TensorPrimitive::QFloat(tensor) => TensorPrimitive::QFloat(moved::<B>(tensor, to)),
+            TensorPrimitive::Float(tensor) => {
+                TensorPrimitive::Float(B::float_to_device(tensor, to))
+            }
+        };
+        Self {
+            tensor: Param::initialized(id, Tensor::from_primitive(moved)),
+            ..self
         }
     }
 
@@ -78,7 +101,7 @@ impl<B: Backend> OnDevice<B> {
 
     /// The tensor as GPUs' backends know it: quantised ones are of the same type as floats.
     #[cfg(feature = "gpu")]
-    pub(crate) fn primitive(&self) -> Option<burn::tensor::ops::FloatTensor<B>> {
+    pub(crate) fn primitive(&self) -> Option<FloatTensor<B>> {
         match self.tensor.val().into_primitive() {
             TensorPrimitive::QFloat(tensor) => crate::kernels::primitive::same(tensor).ok(),
             TensorPrimitive::Float(_) => None,
@@ -90,7 +113,7 @@ impl<B: Backend> OnDevice<B> {
         let tensor = self.tensor.val();
         let [rows, width] = tensor.dims();
         let dense = match tensor.into_primitive() {
-            TensorPrimitive::QFloat(tensor) => B::dequantize(tensor, self.dtype.into()),
+            TensorPrimitive::QFloat(tensor) => self.floats(tensor),
             TensorPrimitive::Float(tensor) => tensor,
         };
         let dense = Tensor::from_primitive(TensorPrimitive::Float(dense));
@@ -99,6 +122,49 @@ impl<B: Backend> OnDevice<B> {
             false => dense.slice([0..rows, 0..self.columns]),
         }
     }
+
+    fn floats(&self, tensor: QuantizedTensor<B>) -> FloatTensor<B> {
+        #[cfg(feature = "gpu")]
+        if let Some(dense) = gpu::quantized::dense::<B>(tensor.clone(), self.dtype) {
+            return dense;
+        }
+        B::dequantize(tensor, self.dtype.into())
+    }
+
+    /// `x Wᵀ`, in the dtype of `x`. `[rows, in]` → `[rows, out]`
+    pub(crate) fn product(&self, input: Tensor<B, 2>) -> Tensor<B, 2> {
+        #[cfg(feature = "gpu")]
+        let input = match self.tensor.val().into_primitive() {
+            TensorPrimitive::QFloat(weight) => {
+                let (columns, dtype) = (self.columns, self.dtype);
+                match gpu::quantized::product::<B>(gpu::float(input), weight, columns, dtype) {
+                    Ok(output) => return gpu::tensor(output),
+                    Err(input) => gpu::tensor(input),
+                }
+            }
+            TensorPrimitive::Float(_) => input,
+        };
+        portable_product(input, self.dense())
+    }
+}
+
+/// Integers on another device, inside a graph too.
+fn moved<B: Backend>(tensor: QuantizedTensor<B>, to: &B::Device) -> QuantizedTensor<B> {
+    #[cfg(feature = "gpu")]
+    if let Some(moved) = gpu::quantized::moved::<B>(tensor.clone(), to) {
+        return moved;
+    }
+    B::q_to_device(tensor, to)
+}
+
+/// Values in integers, inside a graph too.
+fn quantized<B: Backend>(values: Tensor<B, 2>, scheme: &QuantScheme) -> Tensor<B, 2> {
+    #[cfg(feature = "gpu")]
+    let values = match gpu::quantized::quantize::<B>(gpu::float(values), scheme) {
+        Ok(made) => return Tensor::from_primitive(TensorPrimitive::QFloat(made)),
+        Err(values) => gpu::tensor::<B, 2>(values),
+    };
+    values.quantize_dynamic(scheme)
 }
 
 fn scheme(format: QuantFormat) -> QuantScheme {

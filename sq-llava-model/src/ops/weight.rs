@@ -29,7 +29,7 @@ pub enum Weight<B: Backend> {
         /// Where the dense parameter would be.
         device: B::Device,
     },
-    /// A quantised tensor, on the other devices.
+    /// A quantised tensor, on the other devices. Visitors see no parameter.
     OnDevice(OnDevice<B>),
 }
 
@@ -186,21 +186,14 @@ impl<B: Backend> Module<B> for Weight<B> {
     fn fork(self, to: &B::Device) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(param.fork(to)),
-            Self::OnDevice(held) => Self::OnDevice(OnDevice {
-                tensor: held.tensor.fork(to),
-                ..held
-            }),
-            blocks @ Self::Blocks { .. } => blocks.to_device(to),
+            integers @ (Self::Blocks { .. } | Self::OnDevice(_)) => integers.to_device(to),
         }
     }
 
     fn to_device(self, to: &B::Device) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(param.to_device(to)),
-            Self::OnDevice(held) => Self::OnDevice(OnDevice {
-                tensor: held.tensor.to_device(to),
-                ..held
-            }),
+            Self::OnDevice(held) => Self::OnDevice(held.moved_to(to)),
             Self::Blocks {
                 matrix, id, dtype, ..
             } => Self::Blocks {
@@ -222,19 +215,14 @@ impl<B: Backend> Module<B> for Weight<B> {
     fn visit<V: ModuleVisitor<B>>(&self, visitor: &mut V) {
         match self {
             Self::Dense(param) => param.visit(visitor),
-            Self::Blocks { .. } => {}
-            Self::OnDevice(held) => held.tensor.visit(visitor),
+            Self::Blocks { .. } | Self::OnDevice(_) => {}
         }
     }
 
     fn map<M: ModuleMapper<B>>(self, mapper: &mut M) -> Self {
         match self {
             Self::Dense(param) => Self::Dense(mapper.map_float(param)),
-            blocks @ Self::Blocks { .. } => blocks,
-            Self::OnDevice(held) => Self::OnDevice(OnDevice {
-                tensor: mapper.map_float(held.tensor),
-                ..held
-            }),
+            integers @ (Self::Blocks { .. } | Self::OnDevice(_)) => integers,
         }
     }
 

@@ -2,7 +2,7 @@
 //! `modeling_dinov2.py` in transformers).
 
 use burn::module::{Initializer, Module, Param};
-use burn::tensor::{DType, Tensor, backend::Backend};
+use burn::tensor::{Tensor, backend::Backend};
 
 use crate::ops::activation::Activation;
 use crate::ops::attention::{AttentionMask, attention, join_heads, split_heads};
@@ -188,7 +188,10 @@ fn added<B: Backend>(
     scale: Option<&LayerScale<B>>,
 ) -> Tensor<B, 3> {
     match scale {
-        Some(scale) => add_scaled(hidden, output, scale.lambda1.val().cast(DType::F32)),
+        Some(scale) => {
+            let factors = scale.lambda1.val().cast(hidden.dtype());
+            add_scaled(hidden, output, factors)
+        }
         None => add(hidden, output),
     }
 }

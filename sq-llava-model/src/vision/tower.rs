@@ -12,6 +12,7 @@ use crate::error::ModelError;
 use crate::ops::activation::Activation;
 use crate::ops::cat::cat;
 use crate::ops::embedding::Embedding;
+use crate::ops::hidden;
 use crate::ops::linear::{Linear, product};
 use crate::ops::norm::LayerNorm;
 
@@ -115,21 +116,21 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// Output of hidden layer `layer` (0 = before the first layer); layers above it do not run.
-    /// `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
+    /// `[images, 3, side, side]` → `[images, tokens, hidden]`, in [`hidden::dtype`]
     pub fn hidden_state(&self, pixels: Tensor<B, 4>, layer: usize) -> Tensor<B, 3> {
         let layers = self.encoder.layers[..layer].iter();
         layers.fold(self.embed(pixels), |hidden, layer| layer.forward(hidden))
     }
 
     /// Output of every hidden layer (0 = before the first layer), as `output_hidden_states` gives
-    /// them. `[images, 3, side, side]` → `[images, tokens, hidden]` each, f32
+    /// them. `[images, 3, side, side]` → `[images, tokens, hidden]` each, in [`hidden::dtype`]
     pub fn hidden_states(&self, pixels: Tensor<B, 4>) -> Vec<Tensor<B, 3>> {
         let all: Vec<usize> = (0..=self.encoder.layers.len()).collect();
         self.states_of(pixels, &all)
     }
 
     /// Outputs of some hidden layers, in their order; layers above the highest do not run.
-    /// `[images, 3, side, side]` → `[images, tokens, hidden]` each, f32
+    /// `[images, 3, side, side]` → `[images, tokens, hidden]` each, in [`hidden::dtype`]
     fn states_of(&self, pixels: Tensor<B, 4>, layers: &[usize]) -> Vec<Tensor<B, 3>> {
         let last = layers.iter().copied().max().unwrap_or(0);
         let mut kept = BTreeMap::new();
@@ -147,7 +148,7 @@ impl<B: Backend> VisionTower<B> {
     }
 
     /// Image features of some layers, joined along the channels.
-    /// `[images, 3, side, side]` → `[images, features, layers · hidden]`
+    /// `[images, 3, side, side]` → `[images, features, layers · hidden]`, f32
     pub fn features(
         &self,
         pixels: Tensor<B, 4>,
@@ -160,6 +161,7 @@ impl<B: Backend> VisionTower<B> {
     /// The last layer, normalised. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
     pub fn last_normed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let hidden = self.hidden_state(pixels, self.encoder.layers.len());
+        let hidden = hidden.cast(DType::F32);
         match &self.post_layernorm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
@@ -180,7 +182,8 @@ impl<B: Backend> VisionTower<B> {
         Some(class.reshape([images, width]))
     }
 
-    /// What the first layer sees. `[images, 3, side, side]` → `[images, tokens, hidden]`, f32
+    /// What the first layer sees. `[images, 3, side, side]` → `[images, tokens, hidden]`, in
+    /// [`hidden::dtype`]
     pub fn embed(&self, pixels: Tensor<B, 4>) -> Tensor<B, 3> {
         let embeddings = &self.embeddings;
         let mut tokens = embeddings.patch_embedding.forward(pixels);
@@ -191,16 +194,19 @@ impl<B: Backend> VisionTower<B> {
         }
         let positions = embeddings.position_embedding.weight.val().cast(DType::F32);
         let hidden = tokens + positions.unsqueeze();
-        match &self.pre_layrnorm {
+        let hidden = match &self.pre_layrnorm {
             Some(norm) => norm.forward(hidden),
             None => hidden,
-        }
+        };
+        hidden.cast(hidden::dtype::<B>(
+            embeddings.patch_embedding.weight.dtype(),
+        ))
     }
 }
 
 impl SelectFeature {
     /// The tokens of hidden layers that are features, joined along the channels.
-    /// `layers` × `[images, tokens, hidden]` → `[images, features, layers · hidden]`
+    /// `layers` × `[images, tokens, hidden]` → `[images, features, layers · hidden]`, f32
     pub fn of<B: Backend>(self, states: Vec<Tensor<B, 3>>) -> Tensor<B, 3> {
         let chosen = states.into_iter().map(|hidden| {
             let tokens = hidden.dims()[1];
@@ -210,10 +216,11 @@ impl SelectFeature {
             }
         });
         let mut chosen: Vec<Tensor<B, 3>> = chosen.collect();
-        match chosen.len() {
+        let features = match chosen.len() {
             1 => chosen.remove(0),
             _ => cat(chosen, 2),
-        }
+        };
+        features.cast(DType::F32)
     }
 }
 

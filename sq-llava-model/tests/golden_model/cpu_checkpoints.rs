@@ -50,7 +50,7 @@ fn golden_a_logits_of_expanded_ids() {
 
 #[test]
 fn golden_a_bf16_logits() {
-    parity::bf16_logits::<Flex>(&device());
+    parity::bf16_logits::<Flex>(parity::BF16, &device());
 }
 
 /// All of these on every path of kernels that the machine has.

@@ -87,8 +87,8 @@ pub struct Recipe {
     /// `none`, or `blocks`: keep only the input of each layer and compute its activations again on
     /// the way back. A third more work, a fraction of the memory, the same gradients.
     pub gradient_checkpointing: GradientCheckpointing,
-    /// Keep the frozen base of the LLM in blocks of int8 (`"q8"`) or int4 (`"q4"`), or those of a
-    /// GGUF file (`"stored"`), on the CPU; a base that is stored in blocks stays so in any case.
+    /// Keep the frozen base of the LLM in int8 (`"q8"`) or int4 (`"q4"`), or on the CPU in the blocks of
+    /// a GGUF file (`"stored"`); there a base that is stored in blocks stays so in any case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quantize: Option<Quantize>,
     /// A run directory whose projector (and prototypes) a run without stage 1 starts from.

@@ -8,6 +8,7 @@
 use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{LlamaConfig, NormPlacement, QkNorm, VisionConfig};
 use sq_llava_model::kernels::Kernels;
+use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::lora::LoraConfig;
 
 use crate::error::TrainError;
@@ -26,8 +27,10 @@ const LOGITS: usize = 4;
 pub struct StepMemory<'a> {
     /// The model, without adapters.
     pub config: &'a SqLlavaConfig,
-    /// Bytes of a frozen weight.
+    /// Bytes of a frozen weight in floats.
     pub base_bytes: usize,
+    /// How the LLM's are quantised.
+    pub quantize: Option<Quantize>,
     /// The parts that train.
     pub trains: Trains,
     /// Trainable values.
@@ -142,6 +145,7 @@ impl<'a> StepMemory<'a> {
                 BaseDtype::F32 => 4,
                 BaseDtype::F16 | BaseDtype::Bf16 => 2,
             },
+            quantize: recipe.quantize,
             trains,
             trainable,
             llm: adapters(stage == 2, recipe.lora.llm.config()),
@@ -163,10 +167,13 @@ impl<'a> StepMemory<'a> {
         // Prototypes and projector are f32, whether they train or not.
         let bridge = count.prototype + count.projector;
         let still = if self.trains.projector { 0 } else { bridge };
-        let towers = count.vision_tower + count.language_model;
+        let llm = match self.quantize {
+            Some(quantize) => quantize.bytes(&self.config.llama, self.kernels, self.base_bytes),
+            None => count.language_model * self.base_bytes,
+        };
         let trainable = self.trainable * F32;
         MemoryEstimate {
-            frozen: towers * self.base_bytes + still * F32,
+            frozen: count.vision_tower * self.base_bytes + llm + still * F32,
             trainable,
             gradients: trainable * (self.groups_at_once() + usize::from(self.accumulates)),
             moments: 2 * trainable,
@@ -177,7 +184,7 @@ impl<'a> StepMemory<'a> {
                     self.groups_at_once()
                         * self.chunk_tokens
                         * self.config.llama.vocab_size
-                        * F32
+                        * self.state_bytes()
                         * if self.kernels == Kernels::None {
                             LOGITS
                         } else {
@@ -194,6 +201,15 @@ impl<'a> StepMemory<'a> {
         match self.kernels {
             Kernels::Cpu => self.thread_groups,
             Kernels::Gpu | Kernels::None => 1,
+        }
+    }
+
+    /// Bytes of a value of the layers' states: on GPUs they are in bf16 where the weights are
+    /// ([`hidden`](sq_llava_model::ops::hidden)), and nothing trains there in f16.
+    fn state_bytes(&self) -> usize {
+        match self.kernels {
+            Kernels::Gpu => self.base_bytes,
+            Kernels::Cpu | Kernels::None => F32,
         }
     }
 
@@ -219,7 +235,21 @@ impl<'a> StepMemory<'a> {
                 inputs + llama.layer.max(vision.layer)
             }
         };
-        values * F32
+        values * self.state_bytes() + self.adapter_copies(checkpointing)
+    }
+
+    /// Bytes of the adapters in the states' dtype, which the graph keeps where it is not theirs.
+    fn adapter_copies(&self, checkpointing: GradientCheckpointing) -> usize {
+        if self.state_bytes() == F32 || checkpointing == GradientCheckpointing::Blocks {
+            return 0;
+        }
+        let llm = self
+            .llm
+            .as_ref()
+            .map(|lora| self.config.llama.lora_parameters(lora));
+        let vision = self.config.vision.as_ref().zip(self.vision.as_ref());
+        let vision = vision.map(|(vision, lora)| vision.lora_parameters(lora));
+        self.state_bytes() * (llm.unwrap_or(0) + vision.unwrap_or(0))
     }
 
     /// The LLM's layers, if a gradient goes through them.
@@ -249,9 +279,12 @@ impl<'a> StepMemory<'a> {
         }
         let tokens = vision.tokens();
         let rows = self.part(self.pictures) * self.config.most_tiles() * tokens;
+        let token = vision_token(vision, self.vision.as_ref(), tokens, self.kernels);
+        // What its two norms keep is f32 in any case.
+        let norms = 2 * vision.hidden_size * (F32 / self.state_bytes() - 1);
         Kept {
             layers,
-            layer: rows * vision_token(vision, self.vision.as_ref(), tokens, self.kernels),
+            layer: rows * (token + norms),
             input: rows * vision.hidden_size,
         }
     }

@@ -11,9 +11,10 @@ use burn::optim::record::AdaptorRecord;
 use burn::optim::{
     AdamW, AdamWState, AdaptiveMomentumState, GradientsParams, MultiGradientsParams, Optimizer,
 };
+use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::{DType, Tensor};
-use sq_llava_model::ops::adamw::{AdamWStep, AdamWSteps, Stepped, square_sum};
+use sq_llava_model::ops::adamw::{AdamWStep, AdamWSteps, Stepped};
+use sq_llava_model::ops::square_sums::SquareSums;
 
 use crate::error::TrainError;
 use crate::recipe::StageRecipe;
@@ -113,12 +114,10 @@ impl<B: AutodiffBackend> GroupedAdamW<B> {
         let mut norm = NormVisitor::<B> {
             grads: &grads,
             groups: &self.groups,
-            squares: [const { None }; 3],
+            squares: SquareSums::new(),
         };
         module.visit(&mut norm);
-        let squares = norm
-            .squares
-            .map(|square| square.map_or(0.0, |s| f64::from(crate::step::loss::host(s)[0])));
+        let squares = norm.squares.finish();
         let total = squares.iter().sum::<f64>().sqrt();
         let mut state = self.lock();
         state.norms = StepNorms {
@@ -186,11 +185,11 @@ impl<M: AutodiffModule<B>, B: AutodiffBackend> Optimizer<M, B> for GroupedAdamW<
     }
 }
 
-/// Sums of the squares of the gradients, by group, left on the device.
+/// Sums of the squares of the gradients, by group.
 struct NormVisitor<'a, B: AutodiffBackend> {
     grads: &'a GradientsParams,
     groups: &'a ParamGroups,
-    squares: [Option<Tensor<B::InnerBackend, 1>>; 3],
+    squares: SquareSums<B::InnerBackend, 3>,
 }
 
 impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
@@ -199,12 +198,7 @@ impl<B: AutodiffBackend> ModuleVisitor<B> for NormVisitor<'_, B> {
             return;
         };
         if let Some(grad) = self.grads.get::<B::InnerBackend, D>(param.id) {
-            let square = square_sum(grad.cast(DType::F32));
-            let slot = &mut self.squares[group.index()];
-            *slot = Some(match slot.take() {
-                Some(sum) => sum + square,
-                None => square,
-            });
+            self.squares.push(group.index(), grad);
         }
     }
 }

@@ -173,7 +173,7 @@ impl<B: Backend> BatchWords<B> {
             .collect();
         let device = captioned[0].tokens.device();
         let ids = Tensor::<B, 1, Int>::from_data(TensorData::from(&vocabulary[..]), &device);
-        let embeddings = llama.embed(ids).detach();
+        let embeddings = llama.embed(ids).cast(DType::F32).detach();
         // As much of the step as its words.
         let part = asked.len() as f64 / denominator;
         let WordLoss { total, losses } = WordLoss::of(&captioned, embeddings, part);

@@ -20,7 +20,9 @@ mod device;
 pub(crate) mod likeliest;
 mod norm;
 mod product;
+pub(crate) mod quantized;
 mod rope;
+mod square_sums;
 mod sum;
 #[cfg(all(test, feature = "wgpu"))]
 mod tests;
@@ -35,8 +37,9 @@ pub(crate) use cross_entropy::CrossEntropyKernel;
 pub(crate) use device::{Device, Launch, Plain};
 pub(crate) use likeliest::Likeliest;
 pub(crate) use norm::RmsNormKernel;
-pub(crate) use product::{MAX_ROWS, Normed, RowProduct};
+pub(crate) use product::{Dense, MAX_ROWS, Normed, RowProduct};
 pub(crate) use rope::Rotate;
+pub(crate) use square_sums::SquareSums;
 
 use std::fmt::Debug;
 

@@ -5,6 +5,7 @@
 //! result for all rows.
 
 mod columns;
+mod dense;
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
@@ -18,6 +19,7 @@ use super::device::{UNITS, cubes, empty};
 use super::{Launch, Plain};
 use crate::kernels::activation::Activation;
 use columns::row_product;
+pub(crate) use dense::Dense;
 
 /// Rows that are multiplied at once; more are a matter for matrix units.
 pub(crate) const MAX_ROWS: usize = 8;

@@ -17,6 +17,7 @@ mod nvrtc;
 #[cfg(feature = "cuda")]
 mod paper;
 mod product;
+mod square_sums;
 
 use std::sync::OnceLock;
 

@@ -56,16 +56,34 @@ fn seven_billion_by_hand() {
     let patch = 2_048 + 4_112 + 4_096 + 9_216 + 192;
     let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
     assert_eq!(kernels.activations(Keep), 4 * layers);
-    // A GPU's: 3·4096 of attention, and masks.
+    // A GPU's: 3·4096 of attention, and masks; all in bf16 but for the tower's norms, and the adapters
+    // once more in bf16.
     let gpu = StepMemory {
         kernels: Kernels::Gpu,
         ..memory.clone()
     };
     let token = 8_192 + 12_288 + 22_016 + 71_168 + 896;
-    let patch = 2_048 + 3_072 + 4_096 + 18_432 + 192;
+    let patch = 2 * 2_048 + 3_072 + 4_096 + 18_432 + 192;
     let layers = 32 * 8 * 2048 * token + 23 * 8 * 577 * patch;
-    assert_eq!(gpu.activations(Keep), 4 * layers);
-    assert_eq!(gpu.estimate(Keep).logits, 128 * 32000 * 4);
+    let adapters = 319_815_680 + 14_155_776;
+    assert_eq!(gpu.activations(Keep), 2 * (layers + adapters));
+    assert_eq!(gpu.estimate(Keep).logits, 128 * 32000 * 2);
+    // QLoRA: of 32 weights of a linear 16 bytes and a scale in f32; embedding and head as they are.
+    let (linears, tables) = (32 * (4 * 4096 * 4096 + 3 * 4096 * 11008), 2 * 32000 * 4096);
+    let rest = 2 * (llm - linears + config.parameters().vision_tower);
+    let quantized = |kernels| StepMemory {
+        quantize: Some(Quantize::Q4),
+        kernels,
+        ..memory.clone()
+    };
+    let found = quantized(Kernels::Gpu).estimate(Keep).frozen;
+    assert_eq!(found, linears / 32 * 20 + rest);
+    // On the CPU scale and minimum in f16; the tables in 8 bits.
+    let found = quantized(Kernels::Cpu).estimate(Keep).frozen;
+    assert_eq!(
+        found,
+        linears / 32 * 20 + tables / 32 * 34 + rest - 2 * tables
+    );
     // Two groups of threads have the same rows between them, and logits and gradients of their own,
     // which are added up; elsewhere one half follows the other.
     let groups = StepMemory {

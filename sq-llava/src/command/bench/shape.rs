@@ -178,7 +178,7 @@ impl Bench {
         self.prototype_shape::<B>(device)
     }
 
-    /// Prefill, decoding, and unless left out or quantised steps of training, in `--dtype`.
+    /// Prefill, decoding, and unless left out steps of training, in `--dtype` or quantised.
     fn in_one_dtype<B: Backend>(
         &self,
         config: &LlamaConfig,
@@ -204,8 +204,14 @@ impl Bench {
             self.prefill_shape(config, &llama, "", limit, device)?;
             self.decode_shapes(config, &llama, &name, &[PROMPT], limits, device)?;
         }
-        if self.skip_training || quantize.is_some() {
+        if self.skip_training {
             return Ok(());
+        }
+        let base = quantize.map(|wanted| format!(", {wanted:?} base").to_lowercase());
+        let base = base.unwrap_or_default();
+        let mut model = init_random(empty.init::<Autodiff<B>>(device)?, dtype, 0)?;
+        if let Some(wanted) = quantize {
+            model.language_model.quantize_here(wanted)?;
         }
         // The largest last: a device may not hold it.
         for checkpointing in [GradientCheckpointing::Blocks, GradientCheckpointing::None] {
@@ -214,8 +220,7 @@ impl Bench {
                     checkpointing,
                     ..TrainShape::new(128, batch, length)
                 };
-                let model = empty.init::<Autodiff<B>>(device)?;
-                self.train_shape(init_random(model, dtype, 0)?, &step, "", device)?;
+                self.train_shape(model.clone(), &step, &base, device)?;
             }
         }
         Ok(())
@@ -230,7 +235,7 @@ impl Bench {
         device: &B::Device,
     ) -> Result<()> {
         for &batch in &self.batch {
-            let prompt = prompt::<B>(batch, PROMPT, config, device);
+            let prompt = prompt::<B>(batch, PROMPT, config, llama, device);
             let seconds = self.time(|| {
                 prefill(config, llama, prompt.clone());
                 sync::<B>(device)
@@ -288,7 +293,7 @@ impl Bench {
         context: usize,
         device: &B::Device,
     ) -> Result<f64> {
-        let prompt = prompt::<B>(batch, context, config, device);
+        let prompt = prompt::<B>(batch, context, config, llama, device);
         let (mut cache, _) = prefill(config, llama, prompt);
         let (padding, ids) = (vec![0; batch], vec![5; batch]);
         self.time(|| {
@@ -384,10 +389,12 @@ fn prompt<B: Backend>(
     batch: usize,
     tokens: usize,
     config: &LlamaConfig,
+    llama: &Llama<B>,
     device: &B::Device,
 ) -> Tensor<B, 3> {
     let shape = [batch, tokens, config.hidden_size];
-    Tensor::random(shape, Distribution::Normal(0.0, 1.0), device)
+    let drawn: Tensor<B, 3> = Tensor::random(shape, Distribution::Normal(0.0, 1.0), device);
+    drawn.cast(llama.hidden_dtype())
 }
 
 /// Runs prompts: their cache, and the logits of their last positions.

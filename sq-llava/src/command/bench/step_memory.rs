@@ -101,6 +101,7 @@ impl Bench {
         let estimate = StepMemory {
             config: &config,
             base_bytes: 4,
+            quantize: None,
             trains: llm_adapters_only(),
             trainable: config.llama.lora_parameters(&lora),
             llm: Some(lora),

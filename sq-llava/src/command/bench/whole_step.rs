@@ -66,6 +66,7 @@ impl Bench {
         let estimate = StepMemory {
             config: &config,
             base_bytes: 4,
+            quantize: None,
             trains: TRAINS,
             trainable: cost.trainable,
             llm: Some(lora),

@@ -16,12 +16,13 @@ use sq_llava_data::mix::splitmix64;
 use super::{Kernel, LayerNormKernel, RmsNormKernel, float, run, tensor};
 
 use crate::ops::activation::Activation;
-use crate::ops::adamw::{AdamWStep, square_sum};
+use crate::ops::adamw::AdamWStep;
 use crate::ops::attention::AttentionMask;
 use crate::ops::cross_entropy;
 use crate::ops::norm::{layer_norm, rms_norm};
 use crate::ops::rope::RotaryEmbedding;
 use crate::ops::softmax;
+use crate::ops::square_sums::SquareSums;
 
 type Ad = Autodiff<Flex>;
 
@@ -339,12 +340,13 @@ fn an_optimizer_step_as_the_portable_form() {
         for (found, expected) in found.iter().zip(&expected) {
             close(found, expected, 2e-6, &format!("{n} values"));
         }
-        close(
-            &square_sum(g.clone()),
-            &g.square().sum(),
-            2e-6,
-            "sum of squares",
-        );
+        let mut sums = SquareSums::<Flex, 2>::new();
+        sums.push(1, g.clone());
+        sums.push(1, g.clone());
+        let expected = 2.0 * f64::from(g.square().sum().into_scalar());
+        let [nothing, found] = sums.finish();
+        assert_eq!(nothing, 0.0);
+        assert!((found - expected).abs() <= 2e-6 * expected, "{found}");
     }
 }
 

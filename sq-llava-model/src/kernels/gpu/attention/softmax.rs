@@ -176,16 +176,7 @@ fn softmax<F: Float, A: Float>(
         let first = first_key(firsts, place, row, form);
         let end = behind_last_key(place, row, width, form);
         let mut shared = SharedMemory::<f32>::new(UNITS as usize);
-        let mut largest = f32::new(-3.0e38);
-        let mut at = first + UNIT_POS as usize;
-        while at < end {
-            largest = max(
-                largest,
-                scored(f32::cast_from(scores[start + at]), place, form),
-            );
-            at += UNITS as usize;
-        }
-        let largest = line_max(&mut shared, largest, UNITS);
+        let largest = largest_score(scores, &mut shared, start + first, start + end, place, form);
         let mut sum = 0.0f32;
         let mut at = first + UNIT_POS as usize;
         while at < end {
@@ -227,16 +218,7 @@ fn slopes<F: Float, G: Float, A: Float>(
         let first = first_key(firsts, place, row, form);
         let end = behind_last_key(place, row, width, form);
         let mut shared = SharedMemory::<f32>::new(UNITS as usize);
-        let mut largest = f32::new(-3.0e38);
-        let mut at = first + UNIT_POS as usize;
-        while at < end {
-            largest = max(
-                largest,
-                scored(f32::cast_from(scores[start + at]), place, form),
-            );
-            at += UNITS as usize;
-        }
-        let largest = line_max(&mut shared, largest, UNITS);
+        let largest = largest_score(scores, &mut shared, start + first, start + end, place, form);
         let mut sum = 0.0f32;
         let mut products = 0.0f32;
         let mut at = first + UNIT_POS as usize;
@@ -269,6 +251,26 @@ fn slopes<F: Float, G: Float, A: Float>(
             at += UNITS as usize;
         }
     }
+}
+
+/// The largest score of the products from one place on to before another.
+#[cube]
+fn largest_score<F: Float>(
+    products: &Array<F>,
+    shared: &mut SharedMemory<f32>,
+    from: usize,
+    to: usize,
+    place: Place,
+    #[comptime] form: Form,
+) -> f32 {
+    let mut largest = f32::new(-3.0e38);
+    let mut at = from + UNIT_POS as usize;
+    while at < to {
+        let score = scored(f32::cast_from(products[at]), place, form);
+        largest = max(largest, score);
+        at += UNITS as usize;
+    }
+    line_max(shared, largest, UNITS)
 }
 
 /// A product of query and key as a score.

@@ -209,7 +209,7 @@ fn line_sums<X: Float, W: Numeric, S: Float, G: Float, N: Size>(
 
 /// The signed integer at a place of a word.
 #[cube]
-fn unpacked(word: u32, #[comptime] place: u32, #[comptime] bits: usize) -> f32 {
+pub(super) fn unpacked(word: u32, #[comptime] place: u32, #[comptime] bits: usize) -> f32 {
     let sign = comptime!(1u32 << (bits - 1));
     let raw = (word >> comptime!(place * bits as u32)) & comptime!((1u32 << bits) - 1);
     f32::cast_from(raw ^ sign) - comptime!(sign as f32)

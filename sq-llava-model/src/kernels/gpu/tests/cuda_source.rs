@@ -19,8 +19,8 @@ use crate::kernels::gpu::cross_entropy::{Losses, Slopes};
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
 use crate::kernels::gpu::{
-    AdamW, Append, Attend, CrossEntropyKernel, Launch, Likeliest, Normed, RmsNormKernel,
-    RowProduct, Seen,
+    AdamW, Append, Attend, CrossEntropyKernel, Dense, Launch, Likeliest, Normed, RmsNormKernel,
+    RowProduct, Seen, SquareSums,
 };
 
 const STEP: AdamWStep = AdamWStep {
@@ -68,15 +68,22 @@ fn launch_all() -> Vec<Source> {
         logits(dtype);
         attention(dtype);
         for rows in [1, 8] {
-            products(rows, || tensor([24, 64], dtype));
+            products(rows, dtype, || tensor([24, 64], dtype));
         }
+        products(2, DType::F32, || tensor([24, 64], dtype));
     }
     for tensors in [1, 11] {
         let inputs = (0..4 * tensors).map(|_| tensor([300], DType::F32));
         AdamW(STEP).launch(inputs.collect());
+        let inputs = (0..2 * tensors).map(|_| tensor([300], DType::F32));
+        SquareSums.launch(inputs.collect());
     }
     for value in [QuantValue::Q8S, QuantValue::Q4S] {
-        products(3, || packed([24, 64], value));
+        for dtype in STORED {
+            Dense { dtype }.launch(vec![packed([24, 64], value)]);
+        }
+        products(3, DType::F32, || packed([24, 64], value));
+        products(3, DType::BF16, || packed([24, 64], value));
     }
     sources(&Paper::client(&CudaDevice::new(0)))
 }
@@ -123,8 +130,9 @@ fn normalise(dtype: DType) {
     }
 }
 
-fn products(rows: usize, weight: impl Fn() -> CubeTensor<Paper>) {
-    let x = || tensor([rows, 64], DType::F32);
+/// `states`: dtype of the rows and of what is added to them.
+fn products(rows: usize, states: DType, weight: impl Fn() -> CubeTensor<Paper>) {
+    let x = || tensor([rows, 64], states);
     let plain = RowProduct::plain();
     plain.launch(vec![x(), weight()]);
     plain.launch_with(vec![x(), weight()], 32, false);
@@ -133,7 +141,7 @@ fn products(rows: usize, weight: impl Fn() -> CubeTensor<Paper>) {
         residual: true,
         ..plain.clone()
     };
-    let beside = [tensor([24], DType::F32), tensor([rows, 24], DType::F32)];
+    let beside = [tensor([24], DType::F32), tensor([rows, 24], states)];
     whole.launch([x(), weight()].into_iter().chain(beside).collect());
     let norm = Some(Normed {
         eps: 1e-5,
@@ -160,11 +168,18 @@ fn products(rows: usize, weight: impl Fn() -> CubeTensor<Paper>) {
     gated.launch(vec![x(), weight(), weight(), tensor([64], DType::BF16)]);
 }
 
+/// States in f32 and in what the cache is in.
 fn decode(dtype: DType) {
+    for states in [DType::F32, dtype] {
+        decode_from(states, dtype);
+    }
+}
+
+fn decode_from(states: DType, dtype: DType) {
     let buffer = || tensor([2, 2, 512, 64], dtype);
     for rotates in [true, false] {
-        let mut inputs = vec![tensor([2, 256], DType::F32)];
-        inputs.extend([tensor([2, 128], DType::F32), tensor([2, 128], DType::F32)]);
+        let mut inputs = vec![tensor([2, 256], states)];
+        inputs.extend([tensor([2, 128], states), tensor([2, 128], states)]);
         inputs.extend([buffer(), buffer()]);
         if rotates {
             inputs.extend([0; 2].map(|_| tensor([1, 1, 1, 64], DType::F32)));
@@ -177,7 +192,7 @@ fn decode(dtype: DType) {
             scale: 0.125,
             softcap,
         };
-        attend.launch(vec![tensor([2, 4, 1, 64], DType::F32), buffer(), buffer()]);
+        attend.launch(vec![tensor([2, 4, 1, 64], states), buffer(), buffer()]);
     }
 }
 

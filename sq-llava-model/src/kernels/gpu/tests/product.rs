@@ -7,7 +7,7 @@ use cubecl::wgpu::WgpuDevice;
 
 use super::{Fused, Plain, close, draw, dtypes};
 use crate::kernels::activation::Activation;
-use crate::kernels::gpu::{Normed, RowProduct, float, launch, tensor};
+use crate::kernels::gpu::{Dense, Normed, RowProduct, float, launch, tensor};
 use crate::kernels::primitive::same;
 
 type Primitive<B> = burn::tensor::ops::FloatTensor<B>;
@@ -200,6 +200,31 @@ fn products_of_a_few_rows_are_sums() {
     if let Some(device) = super::device() {
         on::<Plain>(&device);
         on::<Fused>(&device);
+    }
+}
+
+/// As Burn makes floats of the integers in f32, and that rounded once.
+fn floats<B: Backend<Device = WgpuDevice>>(device: &WgpuDevice) {
+    for (dtype, _) in dtypes(device) {
+        for value in [QuantValue::Q8S, QuantValue::Q4S] {
+            for shape in [[1, 32], [7, 96], [40, 1056]] {
+                let weight = packed::<B>(shape, 3, value, device);
+                let made = launch::<B, _>(&Dense { dtype }, vec![weight.primitive]).ok();
+                let made = made.expect("the kernel knows these").swap_remove(0);
+                let expected: Tensor<B, 2> =
+                    Tensor::from_data(TensorData::new(weight.values, shape), (device, dtype));
+                let [found, expected] = [tensor(made), expected].map(Tensor::into_data);
+                assert_eq!(found, expected, "{value:?}, {shape:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_become_floats() {
+    if let Some(device) = super::device() {
+        floats::<Plain>(&device);
+        floats::<Fused>(&device);
     }
 }
 
