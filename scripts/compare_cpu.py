@@ -304,20 +304,17 @@ def notes(binary):
 
 
 def llama_cpp(binary, folder):
-    """Of SmolLM2-135M: prompt tokens/s of f16, and tokens/s behind a start of nothing."""
-    rows = {}
+    """Of SmolLM2-135M: prompt tokens/s of f16, and tokens/s behind nothing and behind the prompt."""
+    def bench(file, *arguments):
+        command = [binary, "-m", os.path.join(folder, f"{file}.gguf"), "-t", str(os.cpu_count()),
+                   "-r", str(REPEAT), "-o", "json", *arguments]
+        return json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE,
+                                         stderr=subprocess.DEVNULL).stdout)
+
+    rows = {f"prefill of {PROMPT} tokens": bench("f16", "-p", str(PROMPT), "-n", "0")[0]["avg_ts"]}
     for file, weights in (("f16", "f16"), ("Q8_0", "q8"), ("Q4_1", "q4")):
-        path = os.path.join(folder, f"{file}.gguf")
-        prompt = str(PROMPT) if file == "f16" else "0"
-        command = [binary, "-m", path, "-t", str(os.cpu_count()), "-p", prompt, "-n", "64", "-r",
-                   str(REPEAT), "-o", "json"]
-        found = subprocess.run(command, check=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.DEVNULL).stdout
-        for row in json.loads(found):
-            name = f"decode {weights} behind 64 tokens"
-            if row["n_prompt"]:
-                name = f"prefill of {PROMPT} tokens"
-            rows[name] = row["avg_ts"]
+        for row in bench(file, "-p", "0", "-n", "64", "-d", f"0,{PROMPT}"):
+            rows[f"decode {weights} behind {row['n_depth'] or 64} tokens"] = row["avg_ts"]
     return rows
 
 
