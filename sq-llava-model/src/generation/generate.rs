@@ -10,7 +10,6 @@ use crate::kernels::blocks::is_native;
 use crate::language::cache::KvCache;
 use crate::ops::finite::{all_finite, is_finite};
 use crate::ops::likeliest::{Choice, Likeliest};
-use crate::ops::pool::on_pool;
 use crate::sq_llava::{Sample, SqLlava};
 
 /// When and how to generate.
@@ -185,12 +184,10 @@ impl<B: Backend> SqLlava<B> {
         let [batch, tokens, width] = embeddings.dims();
         let padding = cache.padding().to_vec();
         let llama = &self.language_model;
-        on_pool::<B, _>(batch * tokens, || {
-            let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
-            let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
-            let last = last.reshape([batch, width]);
-            (last.clone(), llama.logits(last))
-        })
+        let hidden = llama.forward_layers(embeddings, &padding, Some(cache));
+        let last = hidden.slice([0..batch, tokens - 1..tokens, 0..width]);
+        let last = last.reshape([batch, width]);
+        (last.clone(), llama.logits(last))
     }
 
     /// Logits on the host, of embeddings behind `past` tokens; or what is not finite.

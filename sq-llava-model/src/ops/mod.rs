@@ -19,10 +19,10 @@ pub mod on_device;
 #[cfg(feature = "gpu")]
 pub(crate) mod one_token;
 pub mod params;
-pub mod pool;
 pub(crate) mod product;
 pub mod residual;
 pub mod rope;
+pub mod settle;
 pub(crate) mod softmax;
 pub mod square_sums;
 pub mod weight;

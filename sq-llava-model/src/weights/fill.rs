@@ -13,7 +13,7 @@ use super::tensor::StoredTensor;
 use crate::config::{SqLlavaConfig, VisionConfig, VisionFamily, own_shape};
 use crate::error::ModelError;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
-use crate::ops::pool::settle;
+use crate::ops::settle::settle;
 use crate::part::Part;
 
 /// Stored tensors by canonical name, with what else was found beside them.

@@ -14,7 +14,7 @@ use super::write::file_dtype;
 use crate::error::ModelError;
 use crate::kernels::blocks::is_native;
 use crate::ops::params::{ParamMapper, ParamPath, map_params};
-use crate::ops::pool::settle;
+use crate::ops::settle::settle;
 use crate::sq_llava::SqLlava;
 
 /// Values drawn at a time.

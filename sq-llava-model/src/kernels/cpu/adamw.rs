@@ -3,10 +3,10 @@
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Shape, Tensor};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::level::vectorised;
 use super::math::dot;
+use super::team::share_each;
 use super::view::{contiguous, elements, filled, whole};
 use super::{float, pieces, same, tensor};
 use crate::kernels::adamw::AdamWStep;
@@ -60,11 +60,12 @@ pub(crate) fn adamw<B: Backend, const D: usize>(
     let [mut parameter, mut first, mut second, grad] = tensors.map(whole);
     let pieces = parameter
         .storage_mut::<f32>()
-        .par_chunks_mut(PIECE)
-        .zip(first.storage_mut::<f32>().par_chunks_mut(PIECE))
-        .zip(second.storage_mut::<f32>().par_chunks_mut(PIECE))
-        .zip(grad.storage::<f32>().par_chunks(PIECE));
-    pieces.for_each(|(((parameter, first), second), grad)| {
+        .chunks_mut(PIECE)
+        .zip(first.storage_mut::<f32>().chunks_mut(PIECE))
+        .zip(second.storage_mut::<f32>().chunks_mut(PIECE))
+        .zip(grad.storage::<f32>().chunks(PIECE));
+    let mut pieces: Vec<_> = pieces.collect();
+    share_each(&mut pieces, |(((parameter, first), second), grad)| {
         update(step, parameter, first, second, grad);
     });
     Ok([parameter, first, second].map(|result| match same(result) {

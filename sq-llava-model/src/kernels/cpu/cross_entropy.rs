@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Shape};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::Kernel;
 use super::level::vectorised;
 use super::math::{LANES, exp, max, total};
 use super::pieces;
+use super::team::share_chunks;
 use super::view::{contiguous, elements, filled, width};
 
 vectorised! {
@@ -47,10 +47,10 @@ impl CrossEntropyKernel {
         let x = elements(logits);
         let n = self.0.len();
         let width = x.len() / n.max(1);
-        let sums: Vec<f32> = (0..n)
-            .into_par_iter()
-            .map(|row| log_sum_exp(&x[row * width..(row + 1) * width]))
-            .collect();
+        let mut sums = vec![0.0; n];
+        share_chunks(&mut sums, 1, |row, sum| {
+            sum[0] = log_sum_exp(&x[row * width..(row + 1) * width]);
+        });
         let losses = sums.iter().zip(self.0.iter()).enumerate();
         let losses = losses.map(|(row, (sum, &id))| sum - x[row * width + id]);
         (filled(losses.collect(), Shape::from(vec![n])), sums)
@@ -114,7 +114,9 @@ impl JoinedCrossEntropyKernel {
         let [columns, rows] = [width(base), width(new)];
         let [before, behind] = self.gap(columns, rows);
         let (x, y) = (elements(base), elements(new));
-        let pairs = self.ids.par_iter().enumerate().map(|(row, &id)| {
+        let mut pairs = vec![(0.0, 0.0); self.ids.len()];
+        share_chunks(&mut pairs, 1, |row, pair| {
+            let id = self.ids[row];
             let (x, y) = (&x[row * columns..][..columns], &y[row * rows..][..rows]);
             let parts = [&x[..before], y, &x[behind..]];
             let parts = parts.map(|part| match part {
@@ -123,9 +125,9 @@ impl JoinedCrossEntropyKernel {
             });
             let sum = log_sum_exp(&parts);
             let own = id.checked_sub(self.start).and_then(|id| y.get(id));
-            (sum - own.unwrap_or_else(|| &x[id]), sum)
+            pair[0] = (sum - own.unwrap_or_else(|| &x[id]), sum);
         });
-        let (losses, sums): (Vec<f32>, Vec<f32>) = pairs.unzip();
+        let (losses, sums): (Vec<f32>, Vec<f32>) = pairs.into_iter().unzip();
         (filled(losses, Shape::from(vec![self.ids.len()])), sums)
     }
 }

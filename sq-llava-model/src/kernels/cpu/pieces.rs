@@ -1,4 +1,4 @@
-//! Cutting work into pieces of a fixed size for the thread pool that flex uses too.
+//! Cutting work into pieces of a fixed size for threads (`team.rs`).
 //!
 //! Results are new memory that nothing has been written to: each piece is set to zero by the thread
 //! that fills it, while it is in its cache, or written whole.
@@ -8,8 +8,8 @@ use std::mem::MaybeUninit;
 
 use burn::tensor::Shape;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
+use super::team::{share_chunks, share_each};
 use super::view::{contiguous, elements, filled, is_free};
 
 /// Elements of a piece: large against the cost of handing it to a thread, small against a cache.
@@ -26,13 +26,7 @@ pub(super) fn rows(len: usize, width: usize, f: impl Fn(usize, &mut [f32]) + Syn
     let rows = rows_of(width);
     let mut all = Vec::with_capacity(len);
     let out = &mut all.spare_capacity_mut()[..len];
-    let piece = |(piece, out): (usize, &mut [MaybeUninit<f32>])| f(piece * rows, zeros(out));
-    if len <= rows * width {
-        piece((0, out));
-    } else {
-        let pieces = out.par_chunks_mut(rows * width).enumerate();
-        pieces.for_each(piece);
-    }
+    share_chunks(out, rows * width, |piece, out| f(piece * rows, zeros(out)));
     // SAFETY: the pieces are all of it, and each was set to zero.
     unsafe { all.set_len(len) };
     all
@@ -48,12 +42,7 @@ pub(super) fn over(
     let mut tensor = owned(tensor);
     let out = tensor.storage_mut::<f32>();
     let rows = rows_of(width);
-    if out.len() <= rows * width {
-        f(0, out);
-    } else {
-        let pieces = out.par_chunks_mut(rows * width).enumerate();
-        pieces.for_each(|(piece, out)| f(piece * rows, out));
-    }
+    share_chunks(out, rows * width, |piece, out| f(piece * rows, out));
     tensor
 }
 
@@ -65,13 +54,11 @@ pub(super) fn over2(
 ) -> [FlexTensor; 2] {
     let rows = rows_of(width);
     let (mut a, mut b) = (owned(a), owned(b));
-    let pieces = a
-        .storage_mut::<f32>()
-        .par_chunks_mut(rows * width)
-        .zip(b.storage_mut::<f32>().par_chunks_mut(rows * width));
-    pieces
-        .enumerate()
-        .for_each(|(piece, (a, b))| f(piece * rows, a, b));
+    let size = (rows * width).max(1);
+    let pieces = a.storage_mut::<f32>().chunks_mut(size);
+    let pieces = pieces.zip(b.storage_mut::<f32>().chunks_mut(size));
+    let mut pieces: Vec<_> = pieces.enumerate().collect();
+    share_each(&mut pieces, |(piece, (a, b))| f(*piece * rows, a, b));
     [a, b]
 }
 
@@ -149,16 +136,12 @@ pub(super) fn sums(
     f: impl Fn(usize, usize, &mut [f32]) + Sync,
 ) -> Vec<f32> {
     let rows = rows_of(width);
-    let parts: Vec<Vec<f32>> = (0..total.div_ceil(rows))
-        .into_par_iter()
-        .map(|piece| {
-            let mut part = vec![0.0; size];
-            f(piece * rows, ((piece + 1) * rows).min(total), &mut part);
-            part
-        })
-        .collect();
+    let mut parts = vec![0.0; total.div_ceil(rows) * size];
+    share_chunks(&mut parts, size, |piece, part| {
+        f(piece * rows, ((piece + 1) * rows).min(total), part);
+    });
     let mut all = vec![0.0; size];
-    for part in parts {
+    for part in parts.chunks_exact(size.max(1)) {
         for (sum, value) in all.iter_mut().zip(part) {
             *sum += value;
         }

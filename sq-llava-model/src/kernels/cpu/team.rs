@@ -1,5 +1,6 @@
-//! Sharing short work: a decoded token has a hundred sections of some microseconds each, and waking
-//! a sleeping thread for one of them costs as much as the section.
+//! Sharing short work: a decoded token has a hundred sections of some microseconds each, a layer of a
+//! prompt or a picture a dozen of up to some milliseconds, and waking a sleeping thread costs as much as the
+//! short ones and up to a third of all the others.
 //!
 //! Threads of the pool that have been called stay awake for a while, look for the next section and
 //! take pieces of it, as the caller does. Nobody is waited for who has not taken a piece: a thread
@@ -16,13 +17,14 @@ use rayon::prelude::*;
 
 /// How long a thread looks for a section before it goes back to the pool.
 const PATIENCE: Duration = Duration::from_micros(400);
+/// Parts of the pieces that one thread would have, of those that share memory.
+const PARTS: usize = 8;
 /// Looks between two questions for the time, and between two offers of the core to others.
 const LOOKS: u32 = 256;
 
 /// Calls `f` for every piece below `pieces`, each once, by all threads that have time. From inside
 /// the pool its own way: what comes next needs its threads, which start at once there.
 pub(super) fn share(pieces: usize, f: &(dyn Fn(usize) + Sync)) {
-    static TEAM: Team = Team::new();
     if pieces <= 1 || rayon::current_num_threads() == 1 {
         return (0..pieces).for_each(f);
     }
@@ -51,10 +53,49 @@ pub(super) fn share_each<T: Send>(items: &mut [T], f: impl Fn(&mut T) + Sync) {
     });
 }
 
+/// As [`share`], with each `size` items, the last maybe fewer, and their number.
+pub(super) fn share_chunks<T: Send>(
+    items: &mut [T],
+    size: usize,
+    f: impl Fn(usize, &mut [T]) + Sync,
+) {
+    let (len, size) = (items.len(), size.max(1));
+    let start = Start(items.as_mut_ptr());
+    share(len.div_ceil(size), &|piece| {
+        let first = piece * size;
+        // SAFETY: the items are borrowed alone until all pieces are done, and each piece, other
+        // items inside, comes once.
+        f(piece, unsafe {
+            std::slice::from_raw_parts_mut(start.get().add(first), size.min(len - first))
+        });
+    });
+}
+
+/// As [`share`], with memory that is made once for several pieces.
+pub(super) fn share_with<S>(
+    pieces: usize,
+    new: impl Fn() -> S + Sync,
+    f: impl Fn(&mut S, usize) + Sync,
+) {
+    let size = pieces.div_ceil(PARTS * rayon::current_num_threads()).max(1);
+    share(pieces.div_ceil(size), &|part| {
+        let mut space = new();
+        for piece in part * size..((part + 1) * size).min(pieces) {
+            f(&mut space, piece);
+        }
+    });
+}
+
+/// Sends threads that look for sections back to the pool, whose own way comes next.
+pub(super) fn dismiss() {
+    TEAM.away.0.store(true, Ordering::Relaxed);
+}
+
 /// Where items stand that threads take one by one.
 struct Start<T>(*mut T);
 
-// SAFETY: as `share_each` uses it, an item is used by one thread alone, which may have it.
+// SAFETY: as `share_each` and `share_chunks` use it, an item is used by one thread alone, which may
+// have it.
 unsafe impl<T: Send> Sync for Start<T> {}
 
 impl<T> Start<T> {
@@ -67,6 +108,8 @@ impl<T> Start<T> {
 #[repr(align(128))]
 struct Apart<T>(T);
 
+static TEAM: Team = Team::new();
+
 struct Team {
     /// Held by who shares a section.
     caller: Mutex<()>,
@@ -76,6 +119,8 @@ struct Team {
     done: Apart<AtomicU32>,
     /// Threads that look for sections, or were asked to.
     called: AtomicUsize,
+    /// Whether those that look for sections are to stop.
+    away: Apart<AtomicBool>,
     /// Whether a piece panicked.
     failed: AtomicBool,
     pieces: AtomicU32,
@@ -92,6 +137,7 @@ impl Team {
             left: Apart(AtomicU32::new(0)),
             done: Apart(AtomicU32::new(0)),
             called: AtomicUsize::new(0),
+            away: Apart(AtomicBool::new(false)),
             failed: AtomicBool::new(false),
             pieces: AtomicU32::new(0),
             work: AtomicPtr::new(std::ptr::null_mut()),
@@ -105,6 +151,7 @@ impl Team {
         self.pieces.store(pieces, Ordering::Relaxed);
         self.done.0.store(0, Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
+        self.away.0.store(false, Ordering::Relaxed);
         self.left.0.store(pieces, Ordering::Release);
         // Whatever happens to a piece of the caller's own, others may still read `f`.
         let ended = Ended(self, pieces);
@@ -158,6 +205,9 @@ impl Team {
             if catch_unwind(AssertUnwindSafe(|| self.take())).unwrap_or(true) {
                 looks = 0;
                 continue;
+            }
+            if self.away.0.load(Ordering::Relaxed) {
+                break;
             }
             spin_loop();
             looks += 1;
@@ -224,6 +274,31 @@ mod tests {
             });
             let found: Vec<u32> = counts.into_iter().map(AtomicU32::into_inner).collect();
             assert_eq!(found, vec![1; pieces], "round {round}");
+        }
+    }
+
+    #[test]
+    fn every_item_comes_once_in_chunks_and_with_memory() {
+        for (len, size) in [(0, 3), (1, 3), (6, 3), (7, 3), (1000, 1), (5, 0)] {
+            let mut items = vec![0; len];
+            share_chunks(&mut items, size, |chunk, items| {
+                for (i, item) in items.iter_mut().enumerate() {
+                    *item += 1 + chunk * size.max(1) + i;
+                }
+            });
+            assert_eq!(items, (1..=len).collect::<Vec<_>>(), "{len} by {size}");
+            let counts: Vec<AtomicU32> = (0..len).map(|_| AtomicU32::new(0)).collect();
+            let made = AtomicUsize::new(0);
+            let new = || made.fetch_add(1, Ordering::Relaxed);
+            share_with(len, new, |_, piece| {
+                counts[piece].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(
+                counts
+                    .iter()
+                    .all(|count| count.load(Ordering::Relaxed) == 1)
+            );
+            assert!(made.into_inner() <= PARTS * rayon::current_num_threads());
         }
     }
 

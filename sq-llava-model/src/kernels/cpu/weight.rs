@@ -3,13 +3,12 @@
 
 use burn::tensor::{DType, bf16, f16};
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::bf16::{self as brain, Unit};
 use super::blocks::{Input, dots};
 use super::gemm::{Matrix, Onto, Threads, new_product, product, product_at};
 use super::rows::Stored;
-use super::team::share_each;
+use super::team::{share_chunks, share_each};
 use super::view::contiguous;
 use crate::kernels::blocks::{Blocks, QuantFormat};
 
@@ -151,10 +150,9 @@ impl<'a> Weight<'a> {
         for first in (0..self.d_out).step_by(step) {
             let buffer = &mut buffer[..step.min(self.d_out - first) * k];
             let rows = (PIECE / k).max(1);
-            buffer
-                .par_chunks_mut(rows * k)
-                .enumerate()
-                .for_each(|(piece, out)| self.read(first + piece * rows, out));
+            share_chunks(buffer, rows * k, |piece, out| {
+                self.read(first + piece * rows, out);
+            });
             f(first, buffer);
         }
     }

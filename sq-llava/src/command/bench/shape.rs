@@ -11,7 +11,7 @@ use sq_llava_model::config::{LlamaConfig, PrototypeConfig, VisionConfig};
 use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::llama::Llama;
 use sq_llava_model::language::quantize::Quantize;
-use sq_llava_model::ops::pool::{on_pool, settle};
+use sq_llava_model::ops::settle::settle;
 use sq_llava_model::vision::tower::VisionTower;
 use sq_llava_model::weights::init_random;
 use sq_llava_train::GradientCheckpointing;
@@ -299,12 +299,10 @@ impl Bench {
         self.time(|| {
             cache.truncate(context);
             for _ in 0..self.tokens {
-                let logits = on_pool::<B, _>(batch, || {
-                    let ids = Tensor::<B, 1, Int>::from_data(&ids[..], device);
-                    let embedded = llama.embed(ids).unsqueeze_dim::<3>(1);
-                    let hidden = llama.forward_layers(embedded, &padding, Some(&mut cache));
-                    llama.logits(hidden.reshape([batch, config.hidden_size]))
-                });
+                let ids = Tensor::<B, 1, Int>::from_data(&ids[..], device);
+                let embedded = llama.embed(ids).unsqueeze_dim::<3>(1);
+                let hidden = llama.forward_layers(embedded, &padding, Some(&mut cache));
+                let logits = llama.logits(hidden.reshape([batch, config.hidden_size]));
                 std::hint::black_box(logits.into_data());
             }
             Ok(())

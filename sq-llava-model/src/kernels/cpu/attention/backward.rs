@@ -1,13 +1,13 @@
 //! The backward pass: scores again, block by block, and five products of each block.
 
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::super::gemm::{Matrix, Threads, product};
 use super::super::level::vectorised;
 use super::super::math::{dot, exp};
 use super::super::pieces::Scattered;
 use super::super::softmax::TINY;
+use super::super::team::share;
 use super::super::view::{Heads, elements, token_major};
 
 use super::softcap::{limit, limit_back};
@@ -64,7 +64,7 @@ pub(super) fn attend_back(saved: &Saved, grad: FlexTensor, how: &Scores<'_>) -> 
     let query_out = Scattered::new(&mut d_query.spare_capacity_mut()[..lens[0]]);
     let key_out = Scattered::new(&mut d_key.spare_capacity_mut()[..lens[1]]);
     let value_out = Scattered::new(&mut d_value.spare_capacity_mut()[..lens[2]]);
-    (0..batch * kv_heads).into_par_iter().for_each(|index| {
+    share(batch * kv_heads, &|index| {
         let at @ [b, kv_head] = [index / kv_heads, index % kv_heads];
         let part = head_back(&inputs, at);
         // SAFETY: this key head and the queries on it are this call's alone.

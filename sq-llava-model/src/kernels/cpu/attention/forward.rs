@@ -2,13 +2,13 @@
 
 use burn::tensor::Element;
 use burn_flex::FlexTensor;
-use rayon::prelude::*;
 
 use super::super::gemm::{Matrix, Threads, new_product, product};
 use super::super::level::vectorised;
 use super::super::math::{exp_in_place, max};
 use super::super::pieces::Scattered;
 use super::super::rows::Stored;
+use super::super::team::share_with;
 use super::super::view::{Heads, token_major};
 
 use super::softcap::limit;
@@ -35,7 +35,7 @@ vectorised! {
     }
 }
 
-/// Multiplications of the scores from which on the pool is worth waking.
+/// Multiplications of the scores from which on it is worth sharing.
 const POOLED: usize = 1 << 18;
 
 /// Attention of all heads; `log_sums [batch, heads, queries]` are left for a backward pass.
@@ -55,7 +55,7 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
     let (mut out, mut logs) = (Vec::with_capacity(out_len), Vec::with_capacity(logs_len));
     let rows_out = Scattered::new(&mut out.spare_capacity_mut()[..out_len]);
     let logs_out = Scattered::new(&mut logs.spare_capacity_mut()[..logs_len]);
-    let block = |index: usize, space: &mut Space| {
+    let block = |space: &mut Space, index: usize| {
         let (b, rest) = (index / (heads * blocks), index % (heads * blocks));
         let (head, from) = (rest / blocks, rest % blocks * BLOCK);
         let to = (from + BLOCK).min(queries);
@@ -69,14 +69,13 @@ pub(super) fn attend<T: Stored + Element + bytemuck::Pod>(
             logs_out.write((b * heads + head) * queries + from, &logs);
         }
     };
-    let pieces = 0..batch * heads * blocks;
+    let pieces = batch * heads * blocks;
     let work = batch * heads * queries * how.mask.most(k.tokens) * dim;
     if work < POOLED {
         let mut space = Space::default();
-        pieces.for_each(|index| block(index, &mut space));
+        (0..pieces).for_each(|index| block(&mut space, index));
     } else {
-        let pieces = pieces.into_par_iter();
-        pieces.for_each_init(Space::default, |space, index| block(index, space));
+        share_with(pieces, Space::default, block);
     }
     // SAFETY: the blocks are all queries of all heads, and each wrote its rows and logarithms.
     unsafe {

@@ -15,11 +15,11 @@ mod pack;
 mod tests;
 
 use half::bf16;
-use rayon::prelude::*;
 
 use super::pieces::Scattered;
 #[cfg(target_arch = "x86_64")]
 use super::processor::{KernelPath, path};
+use super::team::{share_chunks, share_with};
 
 /// Rows of a tile, and its columns of the right factor.
 const SIDE: usize = 16;
@@ -117,14 +117,11 @@ impl Left {
         let tiles_deep = depth.div_ceil(DEPTH);
         let count = rows.div_ceil(BLOCK) * 2 * tiles_deep;
         let mut tiles = vec![Tile::ZERO; count];
-        tiles
-            .par_chunks_mut(tiles_deep.max(1))
-            .enumerate()
-            .for_each(|(band, tiles)| {
-                let first = (band * SIDE).min(rows);
-                let last = (first + SIDE).min(rows);
-                pack::left(&values[first * depth..last * depth], depth, tiles);
-            });
+        share_chunks(&mut tiles, tiles_deep, |band, tiles| {
+            let first = (band * SIDE).min(rows);
+            let last = (first + SIDE).min(rows);
+            pack::left(&values[first * depth..last * depth], depth, tiles);
+        });
         Self {
             tiles,
             depth: tiles_deep,
@@ -207,9 +204,7 @@ fn multiply(
             }
         });
     };
-    (0..columns.div_ceil(BLOCK))
-        .into_par_iter()
-        .for_each_init(Vec::new, work);
+    share_with(columns.div_ceil(BLOCK), Vec::new, work);
     // SAFETY: the blocks are all columns, and each wrote every row.
     unsafe { all.set_len(rows * columns) };
     all

@@ -10,6 +10,8 @@ mod avx512;
 #[cfg(test)]
 mod tests;
 
+use super::team::dismiss;
+
 /// A matrix that is read: its elements, and the distances between two rows and two columns.
 #[derive(Clone, Copy)]
 pub(super) struct Matrix<'a> {
@@ -38,7 +40,7 @@ pub(super) enum Onto<'a> {
     Row(&'a [f32]),
 }
 
-/// Multiplications from which on the pool is worth waking.
+/// Multiplications from which on it is worth sharing.
 const POOLED: usize = 1 << 21;
 
 impl<'a> Matrix<'a> {
@@ -226,7 +228,10 @@ unsafe fn general(
     pooled: bool,
 ) {
     let parallelism = match pooled {
-        true => gemm::Parallelism::Rayon(0),
+        true => {
+            dismiss();
+            gemm::Parallelism::Rayon(0)
+        }
         false => gemm::Parallelism::None,
     };
     if let Onto::Row(_) = onto {

@@ -20,6 +20,7 @@ use std::sync::OnceLock;
 
 use super::{Matrix, Onto};
 use crate::kernels::cpu::level::{Found, found};
+use crate::kernels::cpu::team::share;
 use pack::{LANES, first, pack};
 use parts::{Gate, Parts, Queue};
 use tile::{Ahead, Base, COLUMNS, Lanes, Place, ROWS};
@@ -60,8 +61,6 @@ pub(super) struct Job<'a> {
 // tiles of its own.
 unsafe impl Sync for Job<'_> {}
 
-/// Most rows: with more, whole models were not faster than with the crate.
-const ROWS_MOST: usize = 320;
 /// Columns and depth from which on a product is worth packing for.
 const COLUMNS_LEAST: usize = 33;
 const DEPTH_LEAST: usize = 32;
@@ -76,7 +75,7 @@ const OUT_SMALL: usize = 1 << 16;
 pub(super) fn is_faster([m, n, k]: [usize; 3], b: &Matrix<'_>) -> bool {
     let transposed = b.row == 1 && b.column != 1;
     let deep = k > DEPTH_SMALL || k >= DEPTH_LEAST && m * n <= OUT_SMALL;
-    transposed && deep && m <= ROWS_MOST && n >= COLUMNS_LEAST && is_there()
+    transposed && deep && n >= COLUMNS_LEAST && is_there()
 }
 
 /// Whether the path of this machine is one with AVX-512.
@@ -172,16 +171,8 @@ pub(super) unsafe fn run(job: &Job<'_>, threads: usize) {
         let plan = plan(part.sizes, left.room(group.len() * k), threads);
         // SAFETY: the caller's promise; these are rows of it.
         let work = || unsafe { work(&part, &plan) };
-        if threads == 1 {
-            work();
-        } else {
-            rayon::in_place_scope(|scope| {
-                for _ in 1..threads {
-                    scope.spawn(|_| work());
-                }
-                work();
-            });
-        }
+        // Each takes what is left of it, whenever it comes.
+        share(threads, &|_| work());
     }
     LEFT.set(left);
 }
