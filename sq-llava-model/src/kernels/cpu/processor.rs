@@ -98,8 +98,7 @@ impl KernelPath {
 
     /// The fastest of this machine. Intel's processors multiply pairs of bf16 numbers in vectors at
     /// half the speed of f32 (Emerald Rapids: 86 against 181 GFLOP/s on one core); AMD's, by its
-    /// tables, at twice that speed. AMX has run in an
-    /// emulator only, where its results were right.
+    /// tables, at twice that speed. AMX has run in an emulator only, where its results were right.
     fn fastest() -> Self {
         let taken = |path: &Self| match path {
             Self::Bf16 => vendor() == "AuthenticAMD",

@@ -45,12 +45,7 @@ pub(super) fn share(pieces: usize, f: &(dyn Fn(usize) + Sync)) {
 
 /// As [`share`], with an item for every piece.
 pub(super) fn share_each<T: Send>(items: &mut [T], f: impl Fn(&mut T) + Sync) {
-    let start = Start(items.as_mut_ptr());
-    share(items.len(), &|piece| {
-        // SAFETY: the items are borrowed alone until all pieces are done, and each piece, a place
-        // inside, comes once.
-        f(unsafe { &mut *start.get().add(piece) });
-    });
+    share_chunks(items, 1, |_, items| items.iter_mut().for_each(&f));
 }
 
 /// As [`share`], with each `size` items, the last maybe fewer, and their number.
@@ -94,8 +89,7 @@ pub(super) fn dismiss() {
 /// Where items stand that threads take one by one.
 struct Start<T>(*mut T);
 
-// SAFETY: as `share_each` and `share_chunks` use it, an item is used by one thread alone, which may
-// have it.
+// SAFETY: as `share_chunks` uses it, an item is used by one thread alone, which may have it.
 unsafe impl<T: Send> Sync for Start<T> {}
 
 impl<T> Start<T> {
