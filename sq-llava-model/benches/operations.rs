@@ -7,7 +7,7 @@ use burn::module::Param;
 use burn::tensor::{DType, Distribution, Tensor};
 use burn_flex::Flex;
 use criterion::{Criterion, criterion_group, criterion_main};
-use sq_llava_model::config::LlamaConfig;
+use sq_llava_model::config::{LlamaConfig, PrototypeConfig};
 use sq_llava_model::kernels::blocks::{BlockMatrix, QuantFormat};
 use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::quantize::Quantize;
@@ -231,6 +231,21 @@ fn linears(c: &mut Criterion) {
     }
 }
 
+/// Products of tokens and centres, their softmax and their directions, beside the linear maps.
+fn prototypes(c: &mut Criterion) {
+    let device = Default::default();
+    let tokens = draw([1, 576, 1024]);
+    let config = PrototypeConfig::new(1024);
+    let (extractor, tracked) = (config.init::<Flex>(&device), config.init::<Ad>(&device));
+    both(
+        c,
+        "prototypes of 576×1024",
+        &tokens,
+        |tokens| extractor.forward(tokens),
+        |tokens| tracked.forward(tokens),
+    );
+}
+
 /// One token behind 64 and behind 640 through two layers of SmolLM2-135M's sizes.
 fn steps(c: &mut Criterion) {
     let device = Default::default();
@@ -256,5 +271,13 @@ fn steps(c: &mut Criterion) {
     }
 }
 
-criterion_group!(benches, element_wise, sums, attentions, linears, steps);
+criterion_group!(
+    benches,
+    element_wise,
+    sums,
+    attentions,
+    linears,
+    prototypes,
+    steps
+);
 criterion_main!(benches);

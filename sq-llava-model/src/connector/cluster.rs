@@ -7,8 +7,10 @@ use burn::tensor::{Int, Tensor, TensorData, activation, backend::Backend};
 use crate::config::ClusterConfig;
 use crate::ops::activation::Activation;
 use crate::ops::linear::Linear;
-use crate::ops::norm::LayerNorm;
-use crate::ops::norm::normalize;
+use crate::ops::matmul::matmul;
+use crate::ops::norm::{LayerNorm, normalize, normalize_along};
+use crate::ops::residual;
+use crate::ops::softmax::softmax;
 
 /// Clusters of image tokens, given back to the tokens, and an MLP to the LLM's width.
 #[derive(Module, Debug)]
@@ -74,7 +76,8 @@ impl<B: Backend> ClusterProjector<B> {
         let (centers, soft) = self.centers_of(tokens.clone(), features.clone());
 
         // S[k, l] = σ(β + α cos(C_k, x_l)), kept for the token's best centre only.
-        let cosine = normalize(centers, 2).matmul(normalize(tokens.clone(), 2).swap_dims(1, 2));
+        let directions = normalize(tokens.clone()).swap_dims(1, 2);
+        let cosine = matmul(normalize(centers), directions, 1.0);
         let similarity = activation::sigmoid(cosine * self.sim_alpha.val() + self.sim_beta.val());
         let assignment =
             assignment.unwrap_or_else(|| similarity.clone().detach().argmax(1).squeeze_dim(1));
@@ -89,8 +92,10 @@ impl<B: Backend> ClusterProjector<B> {
 
         // A_k = (Σ_l S F_l + P_k) / (n_k + 1); out_l = x_l + Σ_k S A_k.
         let pooled = self.pool(features.clone());
-        let gathered = (similarity.clone().matmul(features) + pooled) / counts.add_scalar(1.0);
-        let mut hidden = tokens + similarity.swap_dims(1, 2).matmul(gathered);
+        let gathered = matmul(similarity.clone(), features, 1.0) + pooled;
+        let gathered = gathered / counts.add_scalar(1.0);
+        let given = matmul(similarity.swap_dims(1, 2), gathered, 1.0);
+        let mut hidden = residual::add(tokens, given);
 
         for (index, linear) in self.mlp.iter().enumerate() {
             if index > 0 {
@@ -114,13 +119,15 @@ impl<B: Backend> ClusterProjector<B> {
         features: Tensor<B, 3>,
     ) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
         // The value path is normalised over the tokens, not over its width.
-        let values = normalize(self.v.forward(tokens.clone()), 1).swap_dims(1, 2);
+        let values = normalize_along(self.v.forward(tokens.clone()), 1);
         let mut centers = self.pool(tokens);
         let mut last = None;
         for _ in 0..self.num_iterations {
-            let queries = normalize(self.c.forward(centers), 2);
-            let assignment = activation::softmax(queries.matmul(values.clone()), 1);
-            centers = assignment.clone().matmul(features.clone());
+            let queries = normalize(self.c.forward(centers));
+            // Scores stand so that the softmax over the centres runs along rows.
+            let scores = matmul(values.clone(), queries.swap_dims(1, 2), 1.0);
+            let assignment = softmax(scores).swap_dims(1, 2); // [batch, K, tokens]
+            centers = matmul(assignment.clone(), features.clone(), 1.0);
             last = Some(assignment);
         }
         (centers, last)
@@ -137,9 +144,7 @@ impl<B: Backend> ClusterProjector<B> {
         }
         let pool =
             Tensor::<B, 2>::from_data(TensorData::new(weights, [k, length]), &tokens.device());
-        pool.cast(tokens.dtype())
-            .unsqueeze::<3>()
-            .expand([batch, k, length])
-            .matmul(tokens)
+        let pool = pool.cast(tokens.dtype()).unsqueeze::<3>();
+        matmul(pool.expand([batch, k, length]), tokens, 1.0)
     }
 }

@@ -8,7 +8,9 @@ use crate::config::{AssignmentSoftmax, PrototypeConfig};
 use crate::ops::draws::normal;
 use crate::ops::draws::shared_key;
 use crate::ops::linear::Linear;
+use crate::ops::matmul::matmul;
 use crate::ops::norm::normalize;
+use crate::ops::residual;
 use crate::ops::softmax::softmax;
 
 /// φ.
@@ -84,44 +86,52 @@ impl<B: Backend> PrototypeExtractor<B> {
         let num_centers = self.centers.lazy_shape()[0];
         let keys = self.k.forward(tokens.clone()); // [batch, tokens, hidden]
         let values = self.v.forward(tokens.clone()); // [batch, tokens, hidden]
-        let mut centers =
-            self.initial_centers(&tokens)
-                .unsqueeze::<3>()
-                .expand([batch, num_centers, hidden]);
+        let each = [batch, num_centers, hidden];
+        let initial = self.initial_centers(&tokens);
+        let mut centers = initial.clone().unsqueeze::<3>().expand(each);
         let mut assignment = None;
-        for _ in 0..self.num_iterations {
-            // E: how much each token belongs to each centre.
-            let queries = self.q.forward(centers);
-            let scale = |scores: Tensor<B, 3>| match self.scaled {
-                true => scores.div_scalar((hidden as f64).sqrt()),
-                false => scores,
+        let scale = match self.scaled {
+            true => 1.0 / (hidden as f64).sqrt(),
+            false => 1.0,
+        };
+        for step in 0..self.num_iterations {
+            let queries = match step {
+                // The same for every sample.
+                0 => self
+                    .q
+                    .forward(initial.clone())
+                    .unsqueeze::<3>()
+                    .expand(each),
+                _ => self.q.forward(centers),
             };
-            // Scores stand so that the softmax runs along rows; m is [batch, K, tokens].
+            // E: how much each token belongs to each centre. Scores stand so that the softmax runs
+            // along rows; m is [batch, K, tokens].
             let m = match self.softmax {
                 AssignmentSoftmax::Clusters => {
-                    let scores = keys.clone().matmul(queries.swap_dims(1, 2));
-                    softmax(scale(scores)).swap_dims(1, 2)
+                    let scores = matmul(keys.clone(), queries.swap_dims(1, 2), scale);
+                    softmax(scores).swap_dims(1, 2)
                 }
                 AssignmentSoftmax::Tokens => {
-                    let scores = queries.matmul(keys.clone().swap_dims(1, 2));
-                    softmax(scale(scores))
+                    let scores = matmul(queries, keys.clone().swap_dims(1, 2), scale);
+                    softmax(scores)
                 }
             };
             // M: centres are the tokens' values, weighted.
-            centers = m.clone().matmul(values.clone());
+            centers = matmul(m.clone(), values.clone(), 1.0);
             assignment = Some(m);
         }
 
         // Z ← Z + z(1/K Σ_j cos(C_j, Z) C_j)
-        let similarity =
-            normalize(tokens.clone(), 2).matmul(normalize(centers.clone(), 2).swap_dims(1, 2));
-        let mixed = similarity
-            .clone()
-            .matmul(centers.clone())
-            .div_scalar(num_centers as f64);
+        let directions = normalize(centers.clone()).swap_dims(1, 2);
+        let similarity = matmul(normalize(tokens.clone()), directions, 1.0);
+        let mixed = matmul(
+            similarity.clone(),
+            centers.clone(),
+            1.0 / num_centers as f64,
+        );
         let assignment = assignment.unwrap_or_else(|| similarity.clone().swap_dims(1, 2));
         Prototypes {
-            tokens: tokens + self.z.forward(mixed),
+            tokens: residual::add(tokens, self.z.forward(mixed)),
             centers,
             assignment,
             similarity,

@@ -14,6 +14,7 @@ pub mod hidden;
 pub(crate) mod likeliest;
 pub mod linear;
 pub mod lora;
+pub(crate) mod matmul;
 pub mod norm;
 pub mod on_device;
 #[cfg(feature = "gpu")]

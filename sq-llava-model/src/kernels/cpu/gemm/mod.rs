@@ -53,6 +53,11 @@ impl<'a> Matrix<'a> {
         }
     }
 
+    /// Elements so far apart from row to row and from column to column.
+    pub(super) fn strided(data: &'a [f32], row: usize, column: usize) -> Self {
+        Self { data, row, column }
+    }
+
     /// The transposed matrix.
     pub(super) fn transposed(self) -> Self {
         Self {
@@ -67,6 +72,11 @@ impl<'a> Matrix<'a> {
             || columns == 0
             || (rows - 1) * self.row + (columns - 1) * self.column < self.data.len()
     }
+}
+
+/// Whether a product is large enough for several threads.
+pub(super) fn is_shared([m, n, k]: [usize; 3]) -> bool {
+    m.saturating_mul(n).saturating_mul(k) >= POOLED
 }
 
 /// `out = factor · a b`, or `out += factor · a b` with `add`, for `a [m, k]`, `b [k, n]` and `out`
@@ -145,9 +155,9 @@ pub(super) unsafe fn product_at(
         unsafe { start(m, n, out, out_row, onto) };
         return;
     }
-    let pooled = threads == Threads::Pool && m.saturating_mul(n).saturating_mul(k) >= POOLED;
+    let pooled = threads == Threads::Pool && is_shared(sizes);
     #[cfg(target_arch = "x86_64")]
-    if avx512::is_faster(sizes, &b) {
+    if avx512::is_faster(sizes, &b, pooled) {
         let threads = if pooled {
             rayon::current_num_threads()
         } else {

@@ -3,6 +3,7 @@
 
 mod attention;
 mod linear;
+mod matmul;
 mod packed;
 mod sums;
 
