@@ -14,17 +14,16 @@ pub(crate) fn portable_product<B: Backend>(
     apart(input.cast(compute).matmul(weight.transpose())).cast(dtype)
 }
 
-/// Keeps what follows a product of one row out of the product's kernel.
+/// Keeps what follows a product out of the product's kernel.
 ///
-/// burn-fusion puts a product and the element-wise operations behind it (an adapter's sum, a bias,
-/// a cast) into one kernel, and among those autotune may choose one for a single row that reads a
-/// transposed weight as if it lay the other way (`FusedMatmulSelector::GemvUnitPerpendicular` of
-/// burn-cubecl-fusion 0.21; the product alone is checked for that). A reshape to fewer dimensions
-/// is not fused, and moves nothing.
+/// burn-fusion 0.21 puts a product and the element-wise operations behind it (a cast, an adapter's
+/// scale, a bias) into one kernel, of which autotune takes the fastest of several. Two of them
+/// compute something else: for a single row one that reads a transposed weight as if it lay the
+/// other way (`FusedMatmulSelector::GemvUnitPerpendicular` of burn-cubecl-fusion; the product alone
+/// is checked for that), and in f16 the one with two buffers (`DoubleUnit`: with it a model on
+/// Mesa's software driver answers otherwise although the logit of the right token is 4 % ahead). A
+/// reshape to fewer dimensions is not fused, and moves nothing.
 fn apart<B: Backend>(product: Tensor<B, 2>) -> Tensor<B, 2> {
     let [rows, width] = product.dims();
-    if rows != 1 {
-        return product;
-    }
-    product.reshape([width]).reshape([rows, width])
+    product.reshape([rows * width]).reshape([rows, width])
 }
