@@ -8,7 +8,7 @@ use crate::config::ClusterConfig;
 use crate::ops::activation::Activation;
 use crate::ops::linear::Linear;
 use crate::ops::matmul::matmul;
-use crate::ops::norm::{LayerNorm, normalize, normalize_along};
+use crate::ops::norm::{LayerNorm, normalize};
 use crate::ops::residual;
 use crate::ops::softmax::softmax;
 
@@ -76,8 +76,8 @@ impl<B: Backend> ClusterProjector<B> {
         let (centers, soft) = self.centers_of(tokens.clone(), features.clone());
 
         // S[k, l] = σ(β + α cos(C_k, x_l)), kept for the token's best centre only.
-        let directions = normalize(tokens.clone()).swap_dims(1, 2);
-        let cosine = matmul(normalize(centers), directions, 1.0);
+        let directions = normalize(tokens.clone(), 2).swap_dims(1, 2);
+        let cosine = matmul(normalize(centers, 2), directions, 1.0);
         let similarity = activation::sigmoid(cosine * self.sim_alpha.val() + self.sim_beta.val());
         let assignment =
             assignment.unwrap_or_else(|| similarity.clone().detach().argmax(1).squeeze_dim(1));
@@ -119,11 +119,11 @@ impl<B: Backend> ClusterProjector<B> {
         features: Tensor<B, 3>,
     ) -> (Tensor<B, 3>, Option<Tensor<B, 3>>) {
         // The value path is normalised over the tokens, not over its width.
-        let values = normalize_along(self.v.forward(tokens.clone()), 1);
+        let values = normalize(self.v.forward(tokens.clone()), 1);
         let mut centers = self.pool(tokens);
         let mut last = None;
         for _ in 0..self.num_iterations {
-            let queries = normalize(self.c.forward(centers));
+            let queries = normalize(self.c.forward(centers), 2);
             // Scores stand so that the softmax over the centres runs along rows.
             let scores = matmul(values.clone(), queries.swap_dims(1, 2), 1.0);
             let assignment = softmax(scores).swap_dims(1, 2); // [batch, K, tokens]

@@ -122,8 +122,8 @@ impl<B: Backend> PrototypeExtractor<B> {
         }
 
         // Z ← Z + z(1/K Σ_j cos(C_j, Z) C_j)
-        let directions = normalize(centers.clone()).swap_dims(1, 2);
-        let similarity = matmul(normalize(tokens.clone()), directions, 1.0);
+        let directions = normalize(centers.clone(), 2).swap_dims(1, 2);
+        let similarity = matmul(normalize(tokens.clone(), 2), directions, 1.0);
         let mixed = matmul(
             similarity.clone(),
             centers.clone(),

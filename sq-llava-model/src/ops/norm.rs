@@ -141,31 +141,34 @@ pub(crate) fn rms_norm<B: Backend, const D: usize>(
 /// of its direction.
 const MIN_SQUARED_NORM: f64 = 1e-24;
 
-/// Vectors of the last dimension divided by their norms; zero vectors stay zero, with zero gradient.
-pub(crate) fn normalize<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> Tensor<B, D> {
-    let dtype = tensor.dtype();
-    let tensor = tensor.cast(DType::F32);
-    #[cfg(feature = "cpu")]
-    let tensor = {
-        let least = MIN_SQUARED_NORM as f32;
-        match cpu::run::<B, _, 1>(cpu::NormalizeKernel { least }, [cpu::float(tensor)]) {
-            Ok(output) => return cpu::tensor::<B, D>(output).cast(dtype),
-            Err([tensor]) => cpu::tensor(tensor),
-        }
-    };
-    normalize_along(tensor, D - 1).cast(dtype)
-}
-
-/// As [`normalize`], of the vectors along any dimension.
-pub(crate) fn normalize_along<B: Backend, const D: usize>(
+/// Vectors along `dim` divided by their norms; zero vectors stay zero, with zero gradient.
+pub(crate) fn normalize<B: Backend, const D: usize>(
     tensor: Tensor<B, D>,
     dim: usize,
 ) -> Tensor<B, D> {
     let dtype = tensor.dtype();
     let tensor = tensor.cast(DType::F32);
+    #[cfg(feature = "cpu")]
+    let tensor = if dim == D - 1 {
+        let least = MIN_SQUARED_NORM as f32;
+        match cpu::run::<B, _, 1>(cpu::NormalizeKernel { least }, [cpu::float(tensor)]) {
+            Ok(output) => return cpu::tensor::<B, D>(output).cast(dtype),
+            Err([tensor]) => cpu::tensor(tensor),
+        }
+    } else {
+        tensor
+    };
+    portable_normalize(tensor, dim).cast(dtype)
+}
+
+/// The operations that every backend has.
+pub(crate) fn portable_normalize<B: Backend, const D: usize>(
+    tensor: Tensor<B, D>,
+    dim: usize,
+) -> Tensor<B, D> {
     let squared = tensor.clone().square().sum_dim(dim);
     let zero = squared.clone().lower_elem(MIN_SQUARED_NORM);
     // The clamp comes before the root, whose slope at zero is infinite.
     let scale = squared.clamp_min(MIN_SQUARED_NORM).sqrt().recip();
-    (tensor * scale.mask_fill(zero, 0.0)).cast(dtype)
+    tensor * scale.mask_fill(zero, 0.0)
 }

@@ -46,11 +46,7 @@ const POOLED: usize = 1 << 21;
 impl<'a> Matrix<'a> {
     /// Rows of contiguous elements, `row` apart.
     pub(super) fn rows(data: &'a [f32], row: usize) -> Self {
-        Self {
-            data,
-            row,
-            column: 1,
-        }
+        Self::strided(data, row, 1)
     }
 
     /// Elements so far apart from row to row and from column to column.

@@ -51,11 +51,7 @@ impl Stored {
     }
 
     fn matrix(&self) -> Matrix<'_> {
-        Matrix {
-            data: &self.data,
-            row: self.row,
-            column: self.column,
-        }
+        Matrix::strided(&self.data, self.row, self.column)
     }
 
     fn at(&self, row: usize, column: usize) -> f64 {

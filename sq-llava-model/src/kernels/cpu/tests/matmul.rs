@@ -4,7 +4,7 @@ use super::*;
 
 use crate::kernels::cpu::{Matmul, NormalizeKernel};
 use crate::ops::matmul;
-use crate::ops::norm::normalize_along;
+use crate::ops::norm::portable_normalize;
 
 /// A leaf, and the operand that is made of it: as it is, as columns, or one matrix for all samples.
 fn operand(
@@ -85,7 +85,7 @@ fn directions_as_the_portable_form() {
             let leaf = Tensor::cat(vec![draw(shape, 1, 2.0), zeros], 1).require_grad();
             let out = match kernel {
                 true => by_kernel(NormalizeKernel { least: 1e-24 }, [float(leaf.clone())]),
-                false => normalize_along(leaf.clone(), 2),
+                false => portable_normalize(leaf.clone(), 2),
             };
             let grads = backward(&out);
             (out.inner(), gradient(&leaf, &grads))

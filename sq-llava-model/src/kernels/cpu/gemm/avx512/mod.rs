@@ -72,8 +72,8 @@ const OUT_SMALL: usize = 1 << 16;
 /// more than it gains.
 const WORK_SMALL: usize = 1 << 28;
 
-/// Whether these products are faster than the crate's, by measurement (Emerald Rapids, both cores;
-/// `benches/operations.rs`). They are where several threads share a product that is not large, and
+/// Whether these products are faster than the crate's, by measurement (docs/performance.md, Emerald
+/// Rapids, both cores). They are where several threads share a product that is not large, and
 /// otherwise where B is transposed, which is every linear map and the scores of attention, unless
 /// there is little to add up. B in rows the crate reads as it lies, and is a tenth faster.
 pub(super) fn is_faster(sizes @ [m, n, k]: [usize; 3], b: &Matrix<'_>, shared: bool) -> bool {
