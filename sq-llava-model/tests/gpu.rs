@@ -36,10 +36,10 @@ type B = Fusion<CubeBackend<WgpuRuntime, f32, i32, u8>>;
 const LAYERS: usize = 3;
 
 /// Kernels that a layer with seven adapters launches in a training step: forward and backward.
-const TRAINING: usize = 125;
+const TRAINING: usize = 115;
 
 /// The same in 16 bits: the adapters' factors and their gradients are cast, and no states.
-const HALF: usize = 140;
+const HALF: usize = 135;
 
 /// The first Vulkan device, with its launches in a log.
 fn device(log: &Path) -> Option<WgpuDevice> {

@@ -7,6 +7,7 @@ use burn::tensor::{Tensor, backend::Backend};
 use serde::{Deserialize, Serialize};
 
 use crate::ops::draws;
+use crate::ops::matmul::product;
 use crate::ops::product::portable_product;
 
 /// Which linears get an adapter and how strong it is. Mirrors PEFT's `LoraConfig`.
@@ -123,7 +124,7 @@ impl<B: Backend> Lora<B> {
 
     /// `s · B A`, the dense change of the weight. `[out, in]`
     pub fn delta(&self) -> Tensor<B, 2> {
-        self.b.val().matmul(self.a.val()).mul_scalar(self.scaling)
+        product(self.b.val(), self.a.val()).mul_scalar(self.scaling)
     }
 
     /// The adapter's own input, where some of its elements are dropped.

@@ -1,11 +1,23 @@
 //! Gradients of adapters on a base in 16 bits, by the operations that every backend has, beside
 //! what PyTorch loses there (`scripts/half_gradients.py`).
 
-use burn::tensor::FloatDType;
-use golden::Value;
-use sq_llava_model::kernels::blocks::is_native;
+use std::collections::BTreeMap;
 
-use super::*;
+use burn::backend::Autodiff;
+use burn::tensor::FloatDType;
+use burn::train::TrainStep;
+use burn_flex::Flex;
+use golden::{Tensors, Value};
+use sq_llava_model::SqLlava;
+use sq_llava_model::kernels::blocks::is_native;
+use sq_llava_model::weights::{LoadOptions, load_model};
+use sq_llava_train::GradientCheckpointing;
+use sq_llava_train::data::batch::MicroBatch;
+use sq_llava_train::failure::Failure;
+use sq_llava_train::step::groups::ParamGroups;
+
+use super::adapter::{LLM, adapters, copy_adapter, settings, train_model};
+use super::rows::samples;
 
 /// Flex behind a graph that its kernels do not know: the outer one runs the portable operations.
 type Portable = Autodiff<Autodiff<Flex>>;

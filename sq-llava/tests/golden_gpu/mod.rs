@@ -1,20 +1,28 @@
 //! The reference checks of `sq-llava-model` on a GPU's backend, and what only such backends do.
 
+#[path = "../../../sq-llava-train/tests/golden_training/adapter.rs"]
+mod adapter;
 #[path = "../../../sq-llava-model/tests/golden_model/checkpoints.rs"]
 pub mod checkpoints;
 #[path = "../../../sq-llava-model/tests/golden_model/extractors.rs"]
 mod extractors;
 mod families;
 mod quantized;
+#[path = "../../../sq-llava-model/tests/real_models/reference.rs"]
+mod real_models;
+#[path = "../../../sq-llava-train/tests/golden_training/rows.rs"]
+mod rows;
 #[path = "../../../sq-llava-model/tests/golden_model/tensors.rs"]
 pub mod tensors;
 
+use burn::backend::Autodiff;
 use burn::module::Param;
 use burn::tensor::backend::Backend;
-use burn::tensor::{DType, Distribution, Tensor, TensorData};
+use burn::tensor::{DType, Distribution, FloatDType, Tensor, TensorData};
 use sq_llava_model::ops::attention::{AttentionMask, attention};
 use sq_llava_model::ops::linear::Linear;
 use sq_llava_model::ops::lora::LoraConfig;
+use sq_llava_train::GradientCheckpointing;
 
 use self::checkpoints::{Checkpoint, part_a, part_a2};
 use crate::{B, Device, device};
@@ -108,6 +116,39 @@ fn golden_gpu_c_prototype() {
     if let Some(device) = device() {
         extractors::prototype_output::<B>(&device);
         extractors::prototype_intermediates::<B>(&device);
+    }
+}
+
+#[test]
+fn golden_gpu_d_llm_gradients_and_adamw() {
+    if let Some(device) = device() {
+        for checkpointing in [GradientCheckpointing::None, GradientCheckpointing::Blocks] {
+            adapter::llm_gradients_and_adamw::<Autodiff<B>>(checkpointing, &device);
+        }
+    }
+}
+
+#[test]
+fn golden_gpu_d_vision_features_loss_and_gradients() {
+    if let Some(device) = device() {
+        adapter::vision_features_loss_and_gradients::<Autodiff<B>>(&device);
+    }
+}
+
+#[test]
+fn real_llm_answers_as_the_reference() {
+    if let Some(device) = device() {
+        let all = [(FloatDType::F32, DType::F32), (FloatDType::F16, DType::F16)].into_iter();
+        let known = all.filter(|(_, dtype)| B::supports_dtype(&device, *dtype));
+        let known: Vec<_> = known.map(|(dtype, _)| dtype).collect();
+        real_models::llm_tokenizes_and_answers::<B>(&known, &device);
+    }
+}
+
+#[test]
+fn real_towers_see_their_picture_as_the_reference() {
+    if let Some(device) = device() {
+        real_models::towers_see_their_picture::<B>(&device);
     }
 }
 

@@ -80,7 +80,10 @@ pub(crate) trait Device: Backend {
     /// Launches it, now or when its results are asked for.
     fn launch<L: Launch>(launch: &L, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>>;
 
-    /// The same where there is one result.
+    /// Whether the device has units that multiply small matrices.
+    fn has_matrix_units(device: &Self::Device) -> bool;
+
+    /// [`Self::launch`] where there is one result.
     fn launch_one<L: Launch>(launch: &L, inputs: Vec<FloatTensor<Self>>) -> FloatTensor<Self> {
         let mut outputs = Self::launch(launch, inputs);
         match (outputs.pop(), outputs.pop()) {
@@ -99,6 +102,12 @@ where
 {
     fn launch<L: Launch>(launch: &L, inputs: Vec<FloatTensor<Self>>) -> Vec<FloatTensor<Self>> {
         launch.launch(inputs)
+    }
+
+    fn has_matrix_units(device: &Self::Device) -> bool {
+        let properties = R::client(device).properties().clone();
+        let matmul = &properties.features.matmul;
+        !(matmul.cmma.is_empty() && matmul.mma.is_empty())
     }
 }
 
@@ -130,6 +139,10 @@ where
             backend: PhantomData,
         };
         client.register(streams, OperationIr::Custom(described), operation)
+    }
+
+    fn has_matrix_units(device: &Self::Device) -> bool {
+        <CubeBackend<R, F, I, BT> as Device>::has_matrix_units(device)
     }
 }
 

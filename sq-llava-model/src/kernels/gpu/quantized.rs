@@ -13,7 +13,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::{
     Dense, Device, Differentiable, Done, Kernel, Launch, Plain, Task, Tracked, Untracked, float,
-    on_gpu, tensor,
+    matmul, on_gpu, tensor,
 };
 use crate::kernels::primitive::same;
 
@@ -220,9 +220,7 @@ impl Kernel<2> for QuantizedProduct {
     fn forward<D: Device>(&self, [x, weight]: [FloatTensor<D>; 2]) -> FloatTensor<D> {
         let x = tensor::<D, 2>(x);
         let given = x.dtype();
-        let made = x
-            .cast(self.dtype)
-            .matmul(self.dense::<D>(weight).transpose());
+        let made = matmul::product(x.cast(self.dtype), self.dense::<D>(weight).transpose());
         float(made.cast(given))
     }
 
@@ -244,7 +242,7 @@ impl Kernel<2> for QuantizedProduct {
         let input = saved.into_iter().next().filter(|_| wanted).map(|weight| {
             let grad = tensor::<D, 2>(grad);
             let given = grad.dtype();
-            let slope = grad.cast(self.dtype).matmul(self.dense::<D>(weight));
+            let slope = matmul::product(grad.cast(self.dtype), self.dense::<D>(weight));
             float(slope.cast(given))
         });
         // Integers take no gradient.

@@ -11,6 +11,7 @@ mod cuda_source;
 mod decode;
 mod elements;
 mod likeliest;
+mod matmul;
 mod norm;
 #[cfg(feature = "cuda")]
 mod nvrtc;

@@ -1,6 +1,5 @@
 //! Attention of many queries, a block of queries at a time: memory grows with the number of keys and
-//! not with its square. The products are the backend's own, which take matrix units where the device
-//! has them.
+//! not with its square. The products are the backend's own where the device has matrix units.
 
 mod softmax;
 
@@ -9,6 +8,7 @@ use std::ops::Range;
 use burn::tensor::Tensor;
 use burn::tensor::ops::FloatTensor;
 
+use super::matmul::product;
 use super::{Device, Kernel, Plain, float, tensor};
 pub(super) use softmax::{Scores, Slopes, Softmax};
 
@@ -193,11 +193,11 @@ impl<D: Device> Blocks<'_, D> {
         let parts = self.ranges().into_iter().map(|block| {
             let seen = 0..self.keys(&block);
             let keys = self.key.clone().slice_dim(2, seen.clone());
-            let scores = self.rows(&self.query, &block).matmul(keys.transpose());
+            let scores = product(self.rows(&self.query, &block), keys.transpose());
             let inputs = std::iter::once(float(scores)).chain(self.firsts.clone());
             let weights = D::launch_one(&Softmax(self.scores(&block)), inputs.collect());
             let values = self.value.clone().slice_dim(2, seen);
-            self.heads(tensor::<D, 4>(weights).matmul(values), &block)
+            self.heads(product(tensor::<D, 4>(weights), values), &block)
         });
         joined(parts.collect())
     }
@@ -212,21 +212,21 @@ impl<D: Device> Blocks<'_, D> {
             let [keys, values] =
                 [&self.key, &self.value].map(|all| all.clone().slice_dim(2, seen.clone()));
             let [rows, grads] = [&self.query, &grad].map(|all| self.rows(all, &block));
-            let scores = rows.clone().matmul(keys.clone().transpose());
-            let steep = grads.clone().matmul(values.transpose());
+            let scores = product(rows.clone(), keys.clone().transpose());
+            let steep = product(grads.clone(), values.transpose());
             let inputs = [scores, steep].map(float).into_iter();
             let inputs = inputs.chain(self.firsts.clone()).collect();
             let mut found = D::launch(&Slopes(self.scores(&block)), inputs);
             let slopes = tensor::<D, 4>(found.swap_remove(1));
             let weights = tensor::<D, 4>(found.swap_remove(0));
             if wanted[0] {
-                query_parts.push(self.heads(slopes.clone().matmul(keys), &block));
+                query_parts.push(self.heads(product(slopes.clone(), keys), &block));
             }
             if wanted[1] {
-                key_sum = Some(added(key_sum, slopes.transpose().matmul(rows)));
+                key_sum = Some(added(key_sum, product(slopes.transpose(), rows)));
             }
             if wanted[2] {
-                value_sum = Some(added(value_sum, weights.transpose().matmul(grads)));
+                value_sum = Some(added(value_sum, product(weights.transpose(), grads)));
             }
         }
         query_parts.reverse();

@@ -16,6 +16,7 @@ use crate::kernels::adamw::AdamWStep;
 use crate::kernels::gpu::activation::{Elements, Work};
 use crate::kernels::gpu::attention::{Scores, Slopes as AttentionSlopes, Softmax};
 use crate::kernels::gpu::cross_entropy::{Losses, Slopes};
+use crate::kernels::gpu::matmul::Matmul;
 use crate::kernels::gpu::norm::{Forward, InputSlope, WeightSlope};
 use crate::kernels::gpu::rope::Turn;
 use crate::kernels::gpu::{
@@ -70,6 +71,7 @@ fn launch_all() -> Vec<Source> {
         for rows in [1, 8] {
             products(rows, dtype, || tensor([24, 64], dtype));
         }
+        Matmul.launch(vec![tensor([2, 70, 40], dtype), tensor([2, 40, 9], dtype)]);
         products(2, DType::F32, || tensor([24, 64], dtype));
     }
     for tensors in [1, 11] {
