@@ -36,6 +36,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct Plan {
     /// Samples that go through the model at once.
     pub batch_size: usize,
+    /// Batches that are computed side by side.
+    pub beside: usize,
     /// Samples of one optimizer step.
     pub samples_per_step: usize,
     /// Passes over the data; a fraction is rounded up to whole steps.
@@ -47,10 +49,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The steps of a stage over `samples` samples, each batch cut into `parts`.
+    /// The steps of a stage over `samples` samples, each batch cut into `parts` that are computed side
+    /// by side.
     pub fn new(stage: &StageRecipe, parts: usize, samples: usize) -> Self {
         Self {
             batch_size: stage.batch_size / parts.max(1),
+            beside: parts,
             samples_per_step: stage.samples_per_step(),
             epochs: stage.epochs,
             samples,
@@ -96,7 +100,7 @@ impl Plan {
             return rows.chunks(self.batch_size).map(<[_]>::to_vec).collect();
         };
         let batches = self.samples_per_step.div_ceil(self.batch_size);
-        packed(lengths, most, batches)
+        packed(lengths, most, batches, self.beside)
     }
 
     /// Positions of a step's samples in the order of its epoch.
@@ -159,6 +163,7 @@ impl BatchLoader {
             data: None,
             plan: Plan {
                 batch_size: 1,
+                beside: 1,
                 samples_per_step: 1,
                 epochs: 0.0,
                 samples: 0,

@@ -10,17 +10,28 @@ use std::collections::BTreeSet;
 const TRIED: usize = 64;
 
 /// Packs samples of these lengths into rows of at most `most` tokens and deals those to at most
-/// `batches` batches, so that there is little padding: best fit fills rows, but where a few more
-/// rows of one length leave less padding behind them, these are taken. A sample that is longer than
-/// `most` has a row of its own. Returns the places of the samples in each row of each batch.
-pub(crate) fn packed(lengths: &[usize], most: usize, batches: usize) -> Vec<Vec<Vec<usize>>> {
+/// `batches` batches, of which `beside` at a time are computed side by side, so that this takes
+/// little time: best fit fills rows, but where more rows leave less padding behind them, or share
+/// the work better, these are taken. A sample that is longer than `most` has a row of its own.
+/// Returns the places of the samples in each row of each batch.
+pub(crate) fn packed(
+    lengths: &[usize],
+    most: usize,
+    batches: usize,
+    beside: usize,
+) -> Vec<Vec<Vec<usize>>> {
     let tokens = |row: &Vec<usize>| row.iter().map(|&sample| lengths[sample]).sum::<usize>();
-    let cost = |dealt: &Vec<Vec<Vec<usize>>>| -> usize {
-        let batch = |rows: &Vec<Vec<usize>>| {
-            let longest = rows.iter().map(tokens).max().unwrap_or(0);
-            rows.len() * longest
-        };
-        dealt.iter().map(batch).sum()
+    let batch = |rows: &Vec<Vec<usize>>| {
+        let longest = rows.iter().map(tokens).max().unwrap_or(0);
+        rows.len() * longest
+    };
+    // Tokens with padding that are waited for, and all.
+    let cost = |dealt: &Vec<Vec<Vec<usize>>>| -> (usize, usize) {
+        let all: Vec<usize> = dealt.iter().map(batch).collect();
+        let rounds = all
+            .chunks(beside.max(1))
+            .filter_map(|round| round.iter().max());
+        (rounds.sum(), all.iter().sum())
     };
     let full = best_fit(lengths, most);
     let fits = |row: &Vec<usize>| row.len() == 1 || tokens(row) <= most;
@@ -114,7 +125,7 @@ mod tests {
     #[test]
     fn rows_are_much_of_a_length() {
         let rows = |lengths: &[usize]| {
-            let dealt = packed(lengths, 10, 1).into_iter();
+            let dealt = packed(lengths, 10, 1, 1).into_iter();
             lengths_of(lengths, dealt.flatten().collect())
         };
         assert_eq!(
@@ -129,15 +140,28 @@ mod tests {
 
     #[test]
     fn a_batch_for_each_row_needs_no_even_rows() {
-        let dealt = packed(&[3; 4], 10, 4);
+        let dealt = packed(&[3; 4], 10, 4, 1);
         assert_eq!(dealt, [vec![vec![0, 1, 2]], vec![vec![3]]]);
+    }
+
+    #[test]
+    fn batches_side_by_side_have_as_much_to_do() {
+        let tokens = |beside| -> Vec<usize> {
+            let lengths = [5, 5, 4, 4, 3, 3];
+            let dealt = packed(&lengths, 10, 2, beside).into_iter();
+            let batch = |rows: Vec<Vec<usize>>| rows.concat().iter().map(|&i| lengths[i]).sum();
+            dealt.map(batch).collect()
+        };
+        // Three rows of eight have no padding, and two of them stand in one batch.
+        assert_eq!(tokens(1), [16, 8]);
+        assert_eq!(tokens(2), [12, 12]);
     }
 
     #[test]
     fn every_sample_is_in_one_row_that_holds_it() {
         let lengths: Vec<usize> = (0..500).map(|i| 1 + i * 7919 % 300).collect();
         for most in [1, 64, 300, 2048] {
-            let packed: Vec<_> = packed(&lengths, most, 7).concat();
+            let packed: Vec<_> = packed(&lengths, most, 7, 2).concat();
             let mut all = packed.concat();
             all.sort_unstable();
             assert_eq!(all, (0..500).collect::<Vec<_>>());

@@ -87,6 +87,7 @@ mod tests {
     fn padding_is_what_is_behind_the_samples() {
         let plan = |row_tokens| Plan {
             batch_size: 2,
+            beside: 1,
             samples_per_step: 4,
             epochs: 1.0,
             samples: 4,

@@ -101,6 +101,7 @@ impl World {
 fn plan(data: &StageData, epochs: usize) -> Plan {
     Plan {
         batch_size: 2,
+        beside: 1,
         samples_per_step: 4,
         epochs: epochs as f64,
         samples: data.len(),
@@ -321,6 +322,7 @@ fn fault_16_a_fraction_of_an_epoch_ends_at_a_whole_step() {
     // 1.1 · 10 is 11.000000000000002.
     let ten = Plan {
         batch_size: 1,
+        beside: 1,
         samples_per_step: 1,
         epochs: 1.1,
         samples: 10,
