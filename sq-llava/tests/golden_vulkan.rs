@@ -12,20 +12,11 @@ use burn_wgpu::{RuntimeOptions, Vulkan, WgpuDevice, graphics, init_setup};
 type B = Vulkan;
 type Device = WgpuDevice;
 
-/// How finely CubeCL tells shapes apart when it tunes: a software driver compiles each kernel it
-/// tries for seconds.
-const AUTOTUNE: &str = "CUBECL_AUTOTUNE_LEVEL";
-
 /// The first Vulkan adapter, software ones included; `None`, with a message, if there is none.
 fn device() -> Option<WgpuDevice> {
     static DEVICE: OnceLock<Option<WgpuDevice>> = OnceLock::new();
     DEVICE
         .get_or_init(|| {
-            if std::env::var_os(AUTOTUNE).is_none() {
-                // SAFETY: std locks its own readers out, and the driver, which reads without a
-                // lock, is not loaded before this.
-                unsafe { std::env::set_var(AUTOTUNE, "minimal") };
-            }
             let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
                 backends: wgpu::Backends::VULKAN,
                 ..wgpu::InstanceDescriptor::new_without_display_handle()

@@ -1,7 +1,10 @@
 //! What the machine can do: its arithmetic units, and reading.
 
+use std::ops::RangeInclusive;
+
 use anyhow::Result;
-use burn::tensor::{Distribution, Tensor, backend::Backend};
+use burn::tensor::{DType, Distribution, Tensor, backend::Backend};
+use sq_llava_model::ops::linear::product;
 use sq_llava_model::peak::{Unit, read_bytes_per_s};
 use sq_llava_model::processor::{KernelPath, VARIABLE, processor_name};
 
@@ -35,6 +38,13 @@ impl Limits {
 const READS: [usize; 3] = [32, 128, 512];
 /// Runs of which the fastest counts.
 const RUNS: usize = 7;
+/// Sides of the matrices that a device multiplies, from its slowest kind to its fastest.
+const SIDES: RangeInclusive<usize> = 256..=8192;
+/// Rows of the matrix that a device reads, and their length.
+const ROWS: RangeInclusive<usize> = 1024..=32_768;
+const COLUMNS: usize = 4096;
+/// Seconds beside which those of a launch do not count.
+const ENOUGH: f64 = 0.005;
 
 impl Bench {
     pub(super) fn measure_limits<B: Backend>(&self, device: &B::Device) -> Result<Limits> {
@@ -42,15 +52,6 @@ impl Bench {
             DeviceChoice::Cpu => self.processor_limits::<B>(device),
             _ => self.device_limits::<B>(device),
         }
-    }
-
-    /// Seconds of a product of 2048³, and its GFLOP/s.
-    fn large_product<B: Backend>(&self, device: &B::Device) -> Result<(f64, f64)> {
-        let n = 2048;
-        let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device);
-        let (a, b) = (draw(), draw());
-        let seconds = self.time(|| finish(a.clone().matmul(b.clone()), device))?;
-        Ok((seconds, 2.0 * (n as f64).powi(3) / 1e9 / seconds))
     }
 
     /// The processor's units, each in registers alone, and memory read by all cores.
@@ -100,7 +101,11 @@ impl Bench {
             })?;
             reads.push((bytes, gb_per_s));
         }
-        let (seconds, gflop_per_s) = self.large_product::<B>(device)?;
+        let n = 2048;
+        let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device);
+        let (a, b) = (draw(), draw());
+        let seconds = self.time(|| finish(a.clone().matmul(b.clone()), device))?;
+        let gflop_per_s = 2.0 * (n as f64).powi(3) / 1e9 / seconds;
         self.report(&Row {
             gflop_per_s: Some(gflop_per_s),
             share_of_limit: Some(gflop_per_s / f32s),
@@ -114,38 +119,75 @@ impl Bench {
         })
     }
 
-    /// A large product and a large read.
+    /// A large product in each dtype that is computed in, and a large read.
     fn device_limits<B: Backend>(&self, device: &B::Device) -> Result<Limits> {
-        let (seconds, gflop_per_s) = self.large_product::<B>(device)?;
-        self.report(&Row {
-            gflop_per_s: Some(gflop_per_s),
-            ..Row::new("limit: f32 product 2048³".into(), seconds, 1.0, "/s")
-        })?;
+        let gflop_per_s = self.device_product::<B>(DType::F32, device)?;
+        let bf16_gflop_per_s = match B::supports_dtype(device, DType::BF16) {
+            true => self.device_product::<B>(DType::BF16, device)?,
+            false => gflop_per_s,
+        };
         let (bytes, seconds) = self.read_device::<B>(device)?;
         let gb_per_s = bytes as f64 / 1e9 / seconds;
-        let name = format!("limit: read of {:.1} GB", bytes as f64 / 1e9);
         self.report(&Row {
             gb_per_s: Some(gb_per_s),
-            ..Row::new(name, seconds, 1.0, "/s")
+            ..Row::new(
+                format!("limit: read of {} MiB", bytes >> 20),
+                seconds,
+                1.0,
+                "/s",
+            )
         })?;
         Ok(Limits {
             gflop_per_s,
-            bf16_gflop_per_s: gflop_per_s,
+            bf16_gflop_per_s,
             reads: vec![(bytes, gb_per_s)],
         })
     }
 
-    /// Bytes of a matrix far larger than a device's caches, and the seconds in which it is read
-    /// once.
-    fn read_device<B: Backend>(&self, device: &B::Device) -> Result<(usize, f64)> {
-        let (rows, columns) = (32_768, 4_096);
-        let weight = Tensor::<B, 2>::random([rows, columns], Distribution::Default, device);
-        let row = Tensor::<B, 2>::random([1, columns], Distribution::Default, device);
-        let product = self.time(|| {
-            let weight = weight.clone().transpose();
-            finish(row.clone().matmul(weight), device)
+    /// GFLOP/s of a product that is large for the device.
+    fn device_product<B: Backend>(&self, dtype: DType, device: &B::Device) -> Result<f64> {
+        let (n, seconds) = self.grown(SIDES, |n| {
+            let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device).cast(dtype);
+            let (a, b) = (draw(), draw());
+            self.time(|| finish(product(a.clone(), b.clone()), device))
         })?;
-        let sum = self.time(|| finish(weight.clone().sum_dim(1), device))?;
-        Ok((rows * columns * 4, product.min(sum)))
+        let gflop_per_s = 2.0 * (n as f64).powi(3) / 1e9 / seconds;
+        let name = format!("limit: {} product {n}³", dtype.name());
+        self.report(&Row {
+            gflop_per_s: Some(gflop_per_s),
+            ..Row::new(name, seconds, 1.0, "/s")
+        })?;
+        Ok(gflop_per_s)
+    }
+
+    /// Bytes of a matrix that is large for the device, far larger than its caches where it is fast,
+    /// and the seconds in which it is read once.
+    fn read_device<B: Backend>(&self, device: &B::Device) -> Result<(usize, f64)> {
+        let (rows, seconds) = self.grown(ROWS, |rows| {
+            let draw =
+                |rows| Tensor::<B, 2>::random([rows, COLUMNS], Distribution::Default, device);
+            let (weight, row) = (draw(rows), draw(1));
+            let read = self.time(|| finish(product(row.clone(), weight.clone()), device))?;
+            let sum = self.time(|| finish(weight.clone().sum_dim(1), device))?;
+            Ok(read.min(sum))
+        })?;
+        Ok((rows * COLUMNS * 4, seconds))
+    }
+
+    /// The first of sizes, each twice the one before, that takes long enough to be measured, or the
+    /// last, and its seconds.
+    fn grown(
+        &self,
+        sizes: RangeInclusive<usize>,
+        seconds: impl Fn(usize) -> Result<f64>,
+    ) -> Result<(usize, f64)> {
+        let mut size = *sizes.start();
+        loop {
+            let taken = seconds(size)?;
+            if taken >= ENOUGH || size >= *sizes.end() {
+                return Ok((size, taken));
+            }
+            size *= 2;
+        }
     }
 }
