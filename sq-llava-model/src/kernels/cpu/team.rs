@@ -81,19 +81,14 @@ pub(super) fn share_with<S>(
     });
 }
 
-/// Sends threads that look for sections back to the pool, whose own way comes next.
-pub(super) fn dismiss() {
-    TEAM.away.0.store(true, Ordering::Relaxed);
-}
+/// Where items stand of which threads take others each.
+pub(super) struct Start<T>(pub(super) *mut T);
 
-/// Where items stand that threads take one by one.
-struct Start<T>(*mut T);
-
-// SAFETY: as `share_chunks` uses it, an item is used by one thread alone, which may have it.
+// SAFETY: who uses it promises that an item is used by one thread alone, which may have it.
 unsafe impl<T: Send> Sync for Start<T> {}
 
 impl<T> Start<T> {
-    fn get(&self) -> *mut T {
+    pub(super) fn get(&self) -> *mut T {
         self.0
     }
 }
@@ -113,8 +108,6 @@ struct Team {
     done: Apart<AtomicU32>,
     /// Threads that look for sections, or were asked to.
     called: AtomicUsize,
-    /// Whether those that look for sections are to stop.
-    away: Apart<AtomicBool>,
     /// Whether a piece panicked.
     failed: AtomicBool,
     pieces: AtomicU32,
@@ -131,7 +124,6 @@ impl Team {
             left: Apart(AtomicU32::new(0)),
             done: Apart(AtomicU32::new(0)),
             called: AtomicUsize::new(0),
-            away: Apart(AtomicBool::new(false)),
             failed: AtomicBool::new(false),
             pieces: AtomicU32::new(0),
             work: AtomicPtr::new(std::ptr::null_mut()),
@@ -145,7 +137,6 @@ impl Team {
         self.pieces.store(pieces, Ordering::Relaxed);
         self.done.0.store(0, Ordering::Relaxed);
         self.failed.store(false, Ordering::Relaxed);
-        self.away.0.store(false, Ordering::Relaxed);
         self.left.0.store(pieces, Ordering::Release);
         // Whatever happens to a piece of the caller's own, others may still read `f`.
         let ended = Ended(self, pieces);
@@ -199,9 +190,6 @@ impl Team {
             if catch_unwind(AssertUnwindSafe(|| self.take())).unwrap_or(true) {
                 looks = 0;
                 continue;
-            }
-            if self.away.0.load(Ordering::Relaxed) {
-                break;
             }
             spin_loop();
             looks += 1;

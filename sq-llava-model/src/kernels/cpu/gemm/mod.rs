@@ -2,15 +2,15 @@
 //! what is there.
 //!
 //! With AVX-512 they are this folder's own in the shapes in which those were measured to be faster;
-//! elsewhere those of the crate that flex multiplies with. Either way a sum is the same whichever
-//! number of threads computed it.
+//! elsewhere those of the crate that flex multiplies with, in pieces. Either way a sum is the same
+//! whichever number of threads computed it.
 
 #[cfg(target_arch = "x86_64")]
 mod avx512;
 #[cfg(test)]
 mod tests;
 
-use super::team::dismiss;
+use super::team::{Start, share};
 
 /// A matrix that is read: its elements, and the distances between two rows and two columns.
 #[derive(Clone, Copy)]
@@ -40,6 +40,9 @@ pub(super) enum Onto<'a> {
     Row(&'a [f32]),
 }
 
+/// Rows and columns that a thread takes at once.
+const PIECE: [usize; 2] = [512, 128];
+
 /// Multiplications from which on it is worth sharing.
 const POOLED: usize = 1 << 21;
 
@@ -61,6 +64,12 @@ impl<'a> Matrix<'a> {
             column: self.row,
             ..self
         }
+    }
+
+    /// The matrix from a row and a column of it on.
+    fn from(self, row: usize, column: usize) -> Self {
+        let data = &self.data[row * self.row + column * self.column..];
+        Self { data, ..self }
     }
 
     fn holds(&self, rows: usize, columns: usize) -> bool {
@@ -218,7 +227,8 @@ unsafe fn own(
     unsafe { avx512::run(&job, threads) };
 }
 
-/// Through the crate `gemm`.
+/// Through the crate `gemm`, in pieces for threads that are awake: its own would have to be woken for
+/// each product.
 ///
 /// # Safety
 /// As [`product_at`]; all elements that these sizes reach lie inside the slices.
@@ -233,19 +243,59 @@ unsafe fn general(
     onto: Onto<'_>,
     pooled: bool,
 ) {
-    let parallelism = match pooled {
-        true => {
-            dismiss();
-            gemm::Parallelism::Rayon(0)
-        }
-        false => gemm::Parallelism::None,
+    // Where cuts lie depends on the sizes alone, and so do sums.
+    let [high, wide] = match is_shared([m, n, k]) {
+        true => PIECE,
+        false => [m, n],
     };
-    if let Onto::Row(_) = onto {
-        // SAFETY: the caller's promise.
-        unsafe { start(m, n, out, out_row, onto) };
+    let across = n.div_ceil(wide);
+    let pieces = m.div_ceil(high) * across;
+    let out = Start(out);
+    let compute = |piece| {
+        let (row, column) = (piece / across * high, piece % across * wide);
+        let sizes = [high.min(m - row), wide.min(n - column), k];
+        let onto = match onto {
+            Onto::Row(values) => Onto::Row(&values[column..]),
+            other => other,
+        };
+        // SAFETY: the caller's promise; each piece is a part of the result for itself.
+        unsafe {
+            let out = out.get().add(row * out_row + column);
+            piece_of(
+                sizes,
+                factor,
+                a.from(row, 0),
+                b.from(0, column),
+                out,
+                out_row,
+                onto,
+            );
+        }
+    };
+    match pooled {
+        true => share(pieces, &compute),
+        false => (0..pieces).for_each(compute),
     }
+}
+
+/// By the calling thread.
+///
+/// # Safety
+/// As [`general`].
+unsafe fn piece_of(
+    [m, n, k]: [usize; 3],
+    factor: f32,
+    a: Matrix<'_>,
+    b: Matrix<'_>,
+    out: *mut f32,
+    out_row: usize,
+    onto: Onto<'_>,
+) {
     // SAFETY: the caller's promise.
     unsafe {
+        if let Onto::Row(_) = onto {
+            start(m, n, out, out_row, onto);
+        }
         gemm::gemm(
             m,
             n,
@@ -265,7 +315,7 @@ unsafe fn general(
             false,
             false,
             false,
-            parallelism,
+            gemm::Parallelism::None,
         );
     }
 }

@@ -68,8 +68,7 @@ const DEPTH_LEAST: usize = 32;
 const DEPTH_SMALL: usize = 128;
 /// Elements of a result that stays in a core's own cache.
 const OUT_SMALL: usize = 1 << 16;
-/// Most multiplications of a product for which the crate's threads, which have to be woken, cost
-/// more than it gains.
+/// Most multiplications of a product that is shared and faster here whichever way B lies.
 const WORK_SMALL: usize = 1 << 28;
 
 /// Whether these products are faster than the crate's, by measurement (docs/performance.md, Emerald
