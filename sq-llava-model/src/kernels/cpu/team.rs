@@ -81,7 +81,7 @@ pub(super) fn share_with<S>(
     });
 }
 
-/// Where items stand of which threads take others each.
+/// Where items stand that several threads take, each of them others.
 pub(super) struct Start<T>(pub(super) *mut T);
 
 // SAFETY: who uses it promises that an item is used by one thread alone, which may have it.

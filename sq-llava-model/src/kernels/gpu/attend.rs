@@ -1,12 +1,11 @@
 //! Attention of one new token, in chunks of keys that are computed side by side and then combined.
 
 use burn::tensor::DType;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 use cubecl::prelude::*;
 
-use super::device::{UNITS, cubes, empty, line};
+use super::device::{UNITS, contiguous, cubes, empty, line};
 use super::sum::{line_max, line_sum};
 use super::{Launch, Plain};
 
@@ -53,10 +52,7 @@ impl Launch for Attend {
     }
 
     fn launch<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let Ok([query, keys, values]) = <[CubeTensor<R>; 3]>::try_from(inputs) else {
-            unreachable!("a launch gets the inputs that it was made for")
-        };
-        let [query, keys, values] = [query, keys, values].map(into_contiguous);
+        let [query, keys, values] = contiguous(inputs);
         let (asked, held) = (Plain::of(&query), Plain::of(&keys));
         let [rows, heads, _, dim] = asked.shape.dims::<4>();
         let [_, kv_heads, capacity, _] = held.shape.dims::<4>();

@@ -12,7 +12,7 @@ use cubecl::prelude::*;
 
 use super::device::{UNITS, contiguous, cubes, empty, line, writable};
 use super::sum::{line_max, line_sum};
-use super::{Device, Kernel, Launch, Plain};
+use super::{Device, Kernel, Launch, Plain, fixed};
 
 /// `log Σ_j e^{x_j} − x_id` for each row of logits `[n, vocabulary]` and its id → `[n]`, f32.
 #[derive(Debug, Clone)]
@@ -155,9 +155,7 @@ impl Launch for Slopes {
     }
 
     fn launch<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let Ok([logits, log_sums, grad]) = <[CubeTensor<R>; 3]>::try_from(inputs) else {
-            unreachable!("a launch gets the inputs that it was made for")
-        };
+        let [logits, log_sums, grad] = fixed(inputs);
         let logits = writable(logits);
         let plain = Plain::of(&logits);
         let [log_sums, grad] = [log_sums, grad].map(into_contiguous);

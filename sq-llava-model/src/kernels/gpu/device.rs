@@ -16,6 +16,8 @@ use burn_fusion::Fusion;
 use burn_fusion::stream::{Operation, OperationStreams};
 use burn_ir::{BackendIr, CustomOpIr, HandleContainer, OperationIr, TensorIr};
 
+use super::fixed;
+
 /// Shape and dtype of a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Plain {
@@ -105,8 +107,8 @@ where
     }
 
     fn has_matrix_units(device: &Self::Device) -> bool {
-        let properties = R::client(device).properties().clone();
-        let matmul = &properties.features.matmul;
+        let client = R::client(device);
+        let matmul = &client.properties().features.matmul;
         !(matmul.cmma.is_empty() && matmul.mma.is_empty())
     }
 }
@@ -187,11 +189,7 @@ pub(super) fn empty<R: CubeRuntime>(beside: &CubeTensor<R>, plain: Plain) -> Cub
 pub(super) fn contiguous<R: CubeRuntime, const N: usize>(
     inputs: Vec<CubeTensor<R>>,
 ) -> [CubeTensor<R>; N] {
-    let inputs: Vec<_> = inputs.into_iter().map(into_contiguous).collect();
-    match inputs.try_into() {
-        Ok(inputs) => inputs,
-        Err(_) => unreachable!("a launch gets the inputs that it was made for"),
-    }
+    fixed::<_, N>(inputs).map(into_contiguous)
 }
 
 /// A tensor that nothing else holds, one element behind the other.

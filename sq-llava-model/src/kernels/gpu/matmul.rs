@@ -9,8 +9,8 @@ use burn_cubecl::tensor::CubeTensor;
 use burn_cubecl::{CubeRuntime, cubecl};
 use cubecl::prelude::*;
 
-use super::device::{UNITS, cubes, empty};
-use super::{Device, Kernel, Launch, Plain, float, run, tensor};
+use super::device::{UNITS, cubes, empty, line};
+use super::{Device, Kernel, Launch, Plain, fixed, float, run, tensor};
 
 /// Units in one direction of a cube.
 const SIDE: usize = 16;
@@ -151,9 +151,7 @@ impl Launch for Matmul {
     }
 
     fn launch<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let Ok([a, b]) = <[CubeTensor<R>; 2]>::try_from(inputs) else {
-            unreachable!("a launch gets the inputs that it was made for")
-        };
+        let [a, b] = fixed(inputs);
         let plain = [Plain::of(&a), Plain::of(&b)];
         let output = empty(&a, self.outputs(&plain).swap_remove(0));
         let [outer, inner, m, k] = last_four(&plain[0].shape, 1);
@@ -165,13 +163,13 @@ impl Launch for Matmul {
             a_deep: of_a[3] <= of_a[2],
             b_deep: of_b[2] <= of_b[3],
         };
-        let dtypes = [a.dtype, output.dtype].map(StorageType::from);
+        let dtype = StorageType::from(a.dtype);
         // SAFETY: what lies outside of the matrices is neither read nor written.
         unsafe {
             tiled::launch_unchecked::<R>(
                 &output.client.clone(),
                 cubes(outer * inner * tiles),
-                CubeDim::new_1d(UNITS),
+                line(),
                 a.into_array_arg(),
                 b.into_array_arg(),
                 output.clone().into_array_arg(),
@@ -191,7 +189,7 @@ impl Launch for Matmul {
                 of_b[2],
                 of_b[3],
                 form,
-                dtypes,
+                dtype,
             );
         }
         vec![output]
@@ -200,10 +198,10 @@ impl Launch for Matmul {
 
 /// A cube makes a tile of the result, a unit every sixteenth of its rows and columns.
 #[cube(launch_unchecked)]
-fn tiled<F: Float, O: Float>(
+fn tiled<F: Float>(
     a: &Array<F>,
     b: &Array<F>,
-    output: &mut Array<O>,
+    output: &mut Array<F>,
     batch: usize,
     inner: usize,
     tiles: usize,
@@ -220,7 +218,7 @@ fn tiled<F: Float, O: Float>(
     b_row: usize,
     b_column: usize,
     #[comptime] form: Form,
-    #[define(F, O)] _dtypes: [StorageType; 2],
+    #[define(F)] _dtype: StorageType,
 ) {
     let sample = CUBE_POS / tiles;
     let tile = CUBE_POS % tiles;
@@ -292,7 +290,7 @@ fn tiled<F: Float, O: Float>(
                 let to_column = column + right + j * SIDE;
                 if to_row < m && to_column < n {
                     let at = (sample * m + to_row) * n + to_column;
-                    output[at] = O::cast_from(sums[i * EACH + j]);
+                    output[at] = F::cast_from(sums[i * EACH + j]);
                 }
             }
         }

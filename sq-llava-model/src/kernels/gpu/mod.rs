@@ -199,11 +199,13 @@ fn whole<A: 'static, B: 'static>(done: Done<A>) -> Done<B> {
     done.map(back).map_err(back)
 }
 
-/// As many as there were.
+/// The tensors of a list whose length is known.
 fn fixed<T, const N: usize>(values: Vec<T>) -> [T; N] {
     match values.try_into() {
         Ok(values) => values,
-        Err(_) => unreachable!("as many come back as went in"),
+        Err(_) => {
+            unreachable!("a launch gets the inputs that it was made for, and gives back as many")
+        }
     }
 }
 

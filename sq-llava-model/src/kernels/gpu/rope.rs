@@ -7,7 +7,7 @@ use burn_cubecl::{CubeRuntime, cubecl};
 use cubecl::prelude::*;
 
 use super::device::{UNITS, cubes, empty, line};
-use super::{Device, Kernel, Launch, Plain};
+use super::{Device, Kernel, Launch, Plain, fixed};
 
 /// The first `rotated` entries of heads `[batch, heads, tokens, width]` turned by angles whose
 /// cosines and sines are `[batch or 1, 1, tokens, rotated]`; the others stay.
@@ -66,9 +66,7 @@ impl Launch for Turn {
     }
 
     fn launch<R: CubeRuntime>(&self, inputs: Vec<CubeTensor<R>>) -> Vec<CubeTensor<R>> {
-        let Ok([x, cos, sin]) = <[CubeTensor<R>; 3]>::try_from(inputs) else {
-            unreachable!("a launch gets the inputs that it was made for")
-        };
+        let [x, cos, sin] = fixed(inputs);
         let (cos, sin) = (into_contiguous(cos), into_contiguous(sin));
         let plain = Plain::of(&x);
         let output = empty(&x, plain.clone());

@@ -54,6 +54,19 @@ impl Bench {
         }
     }
 
+    /// Seconds of a product of two matrices of so many rows and columns.
+    fn square_product<B: Backend>(
+        &self,
+        n: usize,
+        dtype: DType,
+        multiply: fn(Tensor<B, 2>, Tensor<B, 2>) -> Tensor<B, 2>,
+        device: &B::Device,
+    ) -> Result<f64> {
+        let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device).cast(dtype);
+        let (a, b) = (draw(), draw());
+        self.time(|| finish(multiply(a.clone(), b.clone()), device))
+    }
+
     /// The processor's units, each in registers alone, and memory read by all cores.
     fn processor_limits<B: Backend>(&self, device: &B::Device) -> Result<Limits> {
         let path = KernelPath::chosen()?;
@@ -101,11 +114,8 @@ impl Bench {
             })?;
             reads.push((bytes, gb_per_s));
         }
-        let n = 2048;
-        let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device);
-        let (a, b) = (draw(), draw());
-        let seconds = self.time(|| finish(a.clone().matmul(b.clone()), device))?;
-        let gflop_per_s = 2.0 * (n as f64).powi(3) / 1e9 / seconds;
+        let seconds = self.square_product::<B>(2048, DType::F32, Tensor::matmul, device)?;
+        let gflop_per_s = gflop(2048) / seconds;
         self.report(&Row {
             gflop_per_s: Some(gflop_per_s),
             share_of_limit: Some(gflop_per_s / f32s),
@@ -146,12 +156,9 @@ impl Bench {
 
     /// GFLOP/s of a product that is large for the device.
     fn device_product<B: Backend>(&self, dtype: DType, device: &B::Device) -> Result<f64> {
-        let (n, seconds) = self.grown(SIDES, |n| {
-            let draw = || Tensor::<B, 2>::random([n, n], Distribution::Default, device).cast(dtype);
-            let (a, b) = (draw(), draw());
-            self.time(|| finish(product(a.clone(), b.clone()), device))
-        })?;
-        let gflop_per_s = 2.0 * (n as f64).powi(3) / 1e9 / seconds;
+        let seconds = |n| self.square_product::<B>(n, dtype, product, device);
+        let (n, seconds) = self.grown(SIDES, seconds)?;
+        let gflop_per_s = gflop(n) / seconds;
         let name = format!("limit: {} product {n}³", dtype.name());
         self.report(&Row {
             gflop_per_s: Some(gflop_per_s),
@@ -190,4 +197,9 @@ impl Bench {
             size *= 2;
         }
     }
+}
+
+/// Billions of operations of a product of `n³`.
+fn gflop(n: usize) -> f64 {
+    2.0 * (n as f64).powi(3) / 1e9
 }
