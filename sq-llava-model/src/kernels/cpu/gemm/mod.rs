@@ -40,8 +40,12 @@ pub(super) enum Onto<'a> {
     Row(&'a [f32]),
 }
 
-/// Rows and columns that a thread takes at once.
-const PIECE: [usize; 2] = [512, 128];
+/// Columns that a thread takes at once from the crate.
+const WIDE: usize = 128;
+/// Columns that are few.
+const NARROW: usize = 32;
+/// Pieces that there should be.
+const PIECES: usize = 4;
 
 /// Multiplications from which on it is worth sharing.
 const POOLED: usize = 1 << 21;
@@ -70,6 +74,11 @@ impl<'a> Matrix<'a> {
     fn from(self, row: usize, column: usize) -> Self {
         let data = &self.data[row * self.row + column * self.column..];
         Self { data, ..self }
+    }
+
+    /// Whether columns stand in one piece, and not rows.
+    fn is_turned(&self) -> bool {
+        self.row == 1 && self.column != 1
     }
 
     fn holds(&self, rows: usize, columns: usize) -> bool {
@@ -227,6 +236,22 @@ unsafe fn own(
     unsafe { avx512::run(&job, threads) };
 }
 
+/// Rows and columns of the pieces of a product. They depend on its sizes alone, and so do sums.
+fn piece(sizes @ [m, n, _]: [usize; 3], b: &Matrix<'_>) -> [usize; 2] {
+    if !is_shared(sizes) {
+        return [m, n];
+    }
+    // Most and fewest rows: the crate brings a transposed B into order again for each piece, any other
+    // it reads as it lies.
+    let (most, least) = match b.is_turned() && n > NARROW {
+        true => (768, 128),
+        false => (512, 32),
+    };
+    let wanted = PIECES.div_ceil(n.div_ceil(WIDE));
+    let down = wanted.min(m.div_ceil(least)).max(m.div_ceil(most));
+    [m.div_ceil(down), WIDE]
+}
+
 /// Through the crate `gemm`, in pieces for threads that are awake: its own would have to be woken for
 /// each product.
 ///
@@ -243,11 +268,7 @@ unsafe fn general(
     onto: Onto<'_>,
     pooled: bool,
 ) {
-    // Where cuts lie depends on the sizes alone, and so do sums.
-    let [high, wide] = match is_shared([m, n, k]) {
-        true => PIECE,
-        false => [m, n],
-    };
+    let [high, wide] = piece([m, n, k], &b);
     let across = n.div_ceil(wide);
     let pieces = m.div_ceil(high) * across;
     let out = Start(out);

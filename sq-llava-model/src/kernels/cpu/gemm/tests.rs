@@ -224,7 +224,7 @@ fn the_same_bits_with_any_number_of_threads() {
         ([900, 16, 150], Order::Columns, Order::Rows),
         ([16, 900, 150], Order::Columns, Order::Rows),
         ([700, 48, 70], Order::Columns, Order::Columns),
-        // Too large for the own way.
+        ([900, 300, 610], Order::Rows, Order::Columns),
         ([530, 1020, 520], Order::Rows, Order::Rows),
     ];
     for (sizes, left, right) in cases {

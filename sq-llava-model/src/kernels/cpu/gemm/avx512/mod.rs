@@ -64,26 +64,22 @@ unsafe impl Sync for Job<'_> {}
 /// Columns and depth from which on a product is worth packing for.
 const COLUMNS_LEAST: usize = 33;
 const DEPTH_LEAST: usize = 32;
-/// Depth up to which a large result costs more than the product.
+/// Depth up to which it is not, unless one thread computes a result that stays in its own cache.
 const DEPTH_SMALL: usize = 128;
-/// Elements of a result that stays in a core's own cache.
+/// Elements of such a result.
 const OUT_SMALL: usize = 1 << 16;
-/// Most multiplications of a product that is shared and faster here whichever way B lies.
-const WORK_SMALL: usize = 1 << 28;
+/// Rows from which on the crate's way of packing costs less, unless there are so many columns.
+const ROWS_MANY: usize = 512;
+const COLUMNS_MANY: usize = 1024;
 
 /// Whether these products are faster than the crate's, by measurement (docs/performance.md, Emerald
-/// Rapids, both cores). They are where several threads share a product that is not large, and
-/// otherwise where B is transposed, which is every linear map and the scores of attention, unless
-/// there is little to add up. B in rows the crate reads as it lies, and is a tenth faster.
-pub(super) fn is_faster(sizes @ [m, n, k]: [usize; 3], b: &Matrix<'_>, shared: bool) -> bool {
-    let short = shared && sizes.iter().product::<usize>() <= WORK_SMALL;
-    let transposed = b.row == 1 && b.column != 1;
-    let deep = k > DEPTH_SMALL || k >= DEPTH_LEAST && m * n <= OUT_SMALL;
-    let faster = match short {
-        true => n >= LANES && k >= LANES,
-        false => transposed && deep && n >= COLUMNS_LEAST,
-    };
-    faster && is_there()
+/// Rapids, both cores): where B is transposed, which is every linear map and the scores of attention,
+/// there are few rows or many columns, and there is enough to add up. B in rows the crate reads as it
+/// lies.
+pub(super) fn is_faster([m, n, k]: [usize; 3], b: &Matrix<'_>, shared: bool) -> bool {
+    let deep = k > DEPTH_SMALL || !shared && k >= DEPTH_LEAST && m * n <= OUT_SMALL;
+    let wide = n >= COLUMNS_MANY || m < ROWS_MANY && n >= COLUMNS_LEAST;
+    b.is_turned() && wide && deep && is_there()
 }
 
 /// Whether the path of this machine is one with AVX-512.
