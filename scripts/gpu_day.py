@@ -41,16 +41,18 @@ def table(out):
     torch = json.loads((out / "torch.json").read_text()) if (out / "torch.json").is_file() else {}
     rows = [row for step in steps for row in lines(out / f"{step['step']}.txt") if "name" in row]
     (out / "gpu_day.json").write_text(json.dumps({"steps": steps, "rows": rows, "torch": torch}, indent=1) + "\n")
-    print("| | a second | of the limit | × PyTorch |\n|---|---|---|---|")
+    print("| | a second | of the limit | × PyTorch | GiB | PyTorch's |\n|---|---|---|---|---|---|")
     for row in rows:
         other = torch.get(ours(row["name"]))
         share = row.get("share_of_limit")
         ratio = f"{rate(row) / rate(other):.2f}" if other and rate(other) else ""
         share = f"{100 * share:.0f} %" if share else ""
-        print(f"| {row['name']} | {rate(row):.4g} {row['unit'].split('/')[0]} | {share} | {ratio} |")
+        held = f"{row['device_bytes'] / 2**30:.1f}" if row.get("device_bytes") else ""
+        others = f"{other['peak_GiB']:.1f}" if held and other and "peak_GiB" in other else ""
+        print(f"| {row['name']} | {rate(row):.4g} {row['unit'].split('/')[0]} | {share} | {ratio} | {held} | {others} |")
     for key, row in torch.items():
         if "tok_s" in row:
-            print(f"| PyTorch {key} | {row['tok_s']:.4g} tokens | | |")
+            print(f"| PyTorch {key} | {row['tok_s']:.4g} tokens | | | | |")
     print("\n| step | status | seconds |\n|---|---|---|")
     for step in steps:
         print(f"| {step['step']} | {step['status']} | {step['seconds']} |")

@@ -9,6 +9,7 @@ mod device;
 mod draw;
 mod histogram;
 mod improve;
+mod memory;
 mod model;
 mod names;
 mod output;

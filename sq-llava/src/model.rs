@@ -16,7 +16,7 @@ use sq_llava_eval::clip_score::ClipScorer;
 use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::weights::{GgufType, LoadOptions, LoadReport, Narrow, Progress, init_random};
 use sq_llava_model::{Assistant, AssistantOptions, SqLlavaConfig};
-use sq_llava_train::report::resident::proc_bytes;
+use sq_llava_train::report::resident::machine_bytes;
 
 use crate::device::DeviceChoice;
 use crate::names;
@@ -112,7 +112,7 @@ impl Precision {
             Self::Bf16 => FloatDType::BF16,
             Self::Auto if device.resolved() != DeviceChoice::Cpu => FloatDType::F16,
             // Files usually hold 16 bits: twice that in f32.
-            Self::Auto => match memory() {
+            Self::Auto => match machine_bytes() {
                 Some(memory) if bytes.saturating_mul(4) > memory => FloatDType::F16,
                 _ => FloatDType::F32,
             },
@@ -149,11 +149,6 @@ impl Precision {
             ),
         }
     }
-}
-
-/// Memory of the machine in bytes, where the system says.
-fn memory() -> Option<u64> {
-    proc_bytes("/proc/meminfo", "MemTotal:")
 }
 
 /// Size of the weight files in a directory; of a GGUF file, which may hold fewer bits, what it
@@ -334,9 +329,4 @@ pub fn progress(bar: &ProgressBar) -> Progress {
         bar.set_length(total);
         bar.set_position(done);
     })
-}
-
-/// Most memory that the process held, in bytes, where the system says.
-pub fn peak_memory() -> Option<u64> {
-    proc_bytes("/proc/self/status", "VmHWM:")
 }

@@ -15,6 +15,29 @@ pub(crate) mod primitive;
 
 use burn::tensor::backend::Backend;
 
+/// Memory of a GPU, as its allocator counts it for the calling thread. In bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// What tensors hold.
+    pub in_use: u64,
+    /// What was taken from the device, room for other tensors included. It seldom gets less.
+    pub reserved: u64,
+}
+
+impl DeviceMemory {
+    /// Of a device whose work is done ([`Backend::sync`]); `None` where tensors are in the process's
+    /// own memory.
+    pub fn of<B: Backend>(device: &B::Device) -> Option<Self> {
+        #[cfg(feature = "gpu")]
+        return gpu::memory::<B>(device);
+        #[cfg(not(feature = "gpu"))]
+        {
+            let _ = device;
+            None
+        }
+    }
+}
+
 /// Kernels of ours that run on a backend's tensors, in a graph or without one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kernels {

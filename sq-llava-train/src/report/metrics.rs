@@ -57,7 +57,8 @@ pub enum Quantity {
     TokensPerSecond,
     /// Samples per second.
     SamplesPerSecond,
-    /// Memory of the process in MiB; `None` where the system does not say.
+    /// Memory of the one GPU that trains, else of the process, in MiB; `None` where the system does not
+    /// say.
     Memory,
     /// Tokens, images in place.
     Tokens,

@@ -28,7 +28,7 @@ use crate::data::loader::Plan;
 use crate::error::TrainError;
 use crate::failure::Failure;
 use crate::report::loss_log::LossLog;
-use crate::report::resident::resident_bytes;
+use crate::report::resident::held_bytes;
 use crate::run::adaptive::AdaptiveAsking;
 use crate::run::devices::{DevicePool, Seat};
 use crate::run::nodes::{Nodes, Order, StepId};
@@ -292,7 +292,8 @@ impl<B: AutodiffBackend> StepStrategy<B> {
         if !report.norms.is_finite() {
             return Err(not_finite(step, "the gradient norm"));
         }
-        report.memory = resident_bytes();
+        let one = self.seats.first().filter(|_| self.seats.len() == 1);
+        report.memory = held_bytes::<B>(one.map(|seat| &seat.device));
         state.learnt += report.sums.tokens();
         let progress = &mut state.progress;
         progress.step = step + 1;

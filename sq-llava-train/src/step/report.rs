@@ -46,7 +46,7 @@ pub struct StepReport {
     pub norms: StepNorms,
     /// Seconds of the step.
     pub seconds: f64,
-    /// Memory of the process in bytes, where the system says.
+    /// Memory of the one GPU that trains, else of the process, in bytes, where the system says.
     pub memory: Option<u64>,
 }
 

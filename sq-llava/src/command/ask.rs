@@ -14,7 +14,8 @@ use sq_llava_model::generation::sampling::Sampling;
 use sq_llava_model::{AnswerOptions, Assistant, Request};
 
 use crate::device::Work;
-use crate::model::{ModelArguments, peak_memory};
+use crate::memory::memory_taken;
+use crate::model::ModelArguments;
 
 /// Answer a question, about a picture or not.
 #[derive(Debug, Args)]
@@ -151,10 +152,10 @@ impl Work for Ask {
             println!();
         }
         let seconds = start.elapsed().as_secs_f64();
-        let peak = peak_memory().unwrap_or(0) as f64 / (1u64 << 30) as f64;
         tracing::info!(
-            "{} tokens in {seconds:.2} s, peak memory {peak:.2} GiB",
-            answer.output_ids.len()
+            "{} tokens in {seconds:.2} s, {}",
+            answer.output_ids.len(),
+            memory_taken::<B>(device)
         );
         Ok(())
     }

@@ -7,6 +7,7 @@ pub mod checkpoints;
 #[path = "../../../sq-llava-model/tests/golden_model/extractors.rs"]
 mod extractors;
 mod families;
+mod memory;
 mod quantized;
 #[path = "../../../sq-llava-model/tests/real_models/reference.rs"]
 mod real_models;

@@ -43,6 +43,7 @@ pub(crate) use product::{Dense, MAX_ROWS, Normed, RowProduct};
 pub(crate) use rope::Rotate;
 pub(crate) use square_sums::SquareSums;
 
+use std::any::Any;
 use std::fmt::Debug;
 
 use burn::backend::Autodiff;
@@ -55,6 +56,7 @@ use burn::tensor::ops::FloatTensor;
 use burn_cubecl::{CubeBackend, CubeRuntime};
 use burn_fusion::Fusion;
 
+use crate::kernels::DeviceMemory;
 use crate::kernels::primitive::same;
 
 /// An operation on `N` tensors with its derivative.
@@ -146,7 +148,7 @@ impl Task for Nothing {
 }
 
 /// Does a task on whichever GPU's backend the inputs belong to. Concrete backends are named here
-/// and nowhere else.
+/// and in [`memory`] alone.
 fn on_gpu<A: 'static, T: Task>(task: &T, inputs: Vec<A>) -> Done<A> {
     #[cfg(feature = "cuda")]
     let inputs = match on_runtime::<cubecl::cuda::CudaRuntime, u8, A, T>(task, inputs) {
@@ -165,6 +167,28 @@ fn on_gpu<A: 'static, T: Task>(task: &T, inputs: Vec<A>) -> Done<A> {
         }
     };
     Err(inputs)
+}
+
+/// Memory of the device, if it is a GPU's.
+pub(crate) fn memory<B: Backend>(device: &B::Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    if let Some(memory) = memory_of::<cubecl::cuda::CudaRuntime>(device) {
+        return Some(memory);
+    }
+    #[cfg(feature = "wgpu")]
+    if let Some(memory) = memory_of::<cubecl::wgpu::WgpuRuntime>(device) {
+        return Some(memory);
+    }
+    None
+}
+
+fn memory_of<R: CubeRuntime>(device: &dyn Any) -> Option<DeviceMemory> {
+    let device = device.downcast_ref::<R::Device>()?;
+    let usage = R::client(device).memory_usage().ok()?;
+    Some(DeviceMemory {
+        in_use: usage.bytes_in_use,
+        reserved: usage.bytes_reserved,
+    })
 }
 
 /// With burn-fusion and without.

@@ -28,7 +28,8 @@ use self::limits::Limits;
 use self::shape::Shape;
 use super::quality;
 use crate::device::Work;
-use crate::model::{ModelArguments, peak_memory};
+use crate::memory::memory_taken;
+use crate::model::ModelArguments;
 
 /// Measure speed beside the machine's limits.
 #[derive(Debug, Args)]
@@ -101,6 +102,8 @@ struct Row {
     gb_per_s: Option<f64>,
     /// Of the limit that the work could reach: arithmetic or reading.
     share_of_limit: Option<f64>,
+    /// Memory that was taken of the device, weights included.
+    device_bytes: Option<u64>,
     #[serde(flatten)]
     memory: Option<MemoryRow>,
 }
@@ -108,7 +111,8 @@ struct Row {
 /// Memory of a training step in bytes.
 #[derive(Debug, Serialize)]
 struct MemoryRow {
-    /// Growth of the process by a forward and a backward pass, where the system says.
+    /// Growth of the device's memory or, on the CPU, the process's by a forward and a backward pass,
+    /// where the system says.
     measured_bytes: Option<u64>,
     /// What the layers keep, by arithmetic.
     activation_bytes: usize,
@@ -142,6 +146,7 @@ impl Row {
             gflop_per_s: None,
             gb_per_s: None,
             share_of_limit: None,
+            device_bytes: None,
             memory: None,
         }
     }
@@ -192,8 +197,8 @@ impl Work for Bench {
         self.images(&assistant)?;
         self.tower(&assistant, &limits, device)?;
         self.language_model(&assistant, &limits, device)?;
-        if let (Some(peak), false) = (peak_memory(), self.json) {
-            println!("peak memory {:.2} GiB", peak as f64 / (1u64 << 30) as f64);
+        if !self.json {
+            println!("{}", memory_taken::<B>(device));
         }
         Ok(())
     }
@@ -230,7 +235,7 @@ impl Bench {
             value.map_or(String::new(), |v| format!("{v:>9.1} {unit}"))
         };
         println!(
-            "{:<34}{:>10.4} s {:>10.1} {:<10}{:>17}{:>14}{}{}",
+            "{:<34}{:>10.4} s {:>10.1} {:<10}{:>17}{:>14}{}{}{}",
             row.name,
             row.seconds,
             row.per_second,
@@ -239,6 +244,10 @@ impl Bench {
             number(row.gb_per_s, "GB/s"),
             row.share_of_limit
                 .map_or(String::new(), |s| format!("{:>6.0} %", 100.0 * s)),
+            row.device_bytes.map_or(String::new(), |bytes| format!(
+                "  {:.2} GiB of the device",
+                gib(bytes as usize)
+            )),
             row.memory
                 .as_ref()
                 .map_or(String::new(), ToString::to_string),

@@ -137,33 +137,7 @@ impl Bench {
             return self.in_one_dtype::<B>(&config, length, limits, device);
         }
         if let Some((config, train)) = shape.llama() {
-            let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
-            self.prefill_shape(&config, &llama, "", limits.gflop_per_s, device)?;
-            let contexts = [64, PROMPT];
-            self.decode_shapes(&config, &llama, "f32", &contexts, limits, device)?;
-            if B::supports_dtype(device, DType::F16) {
-                let half = llama.clone().map(&mut Weights(DType::F16));
-                self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
-            }
-            if B::supports_dtype(device, DType::BF16) {
-                let half = llama.clone().map(&mut Weights(DType::BF16));
-                let limit = limits.bf16_gflop_per_s;
-                self.prefill_shape(&config, &half, ", bf16", limit, device)?;
-                self.decode_shapes(&config, &half, "bf16", &contexts, limits, device)?;
-            }
-            for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
-                let mut blocks = llama.clone();
-                blocks.quantize_here(wanted)?;
-                self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
-            }
-            let config = SqLlavaConfig::new(config);
-            let model = config.init::<Autodiff<B>>(device)?;
-            self.train_shape(model, &train, "", device)?;
-            if B::supports_dtype(device, DType::BF16) {
-                let model = init_random(config.init::<Autodiff<B>>(device)?, FloatDType::BF16, 0)?;
-                self.train_shape(model, &train, ", bf16 base", device)?;
-            }
-            return Ok(());
+            return self.llama_shape::<B>(config, &train, limits, device);
         }
         if let Some(config) = shape.vision() {
             let tower = config.init::<B>(device);
@@ -176,6 +150,51 @@ impl Bench {
             return Ok(());
         }
         self.prototype_shape::<B>(device)
+    }
+
+    /// Prefill, decoding and steps of training in all that weights are held in.
+    fn llama_shape<B: Backend>(
+        &self,
+        config: LlamaConfig,
+        train: &TrainShape,
+        limits: &Limits,
+        device: &B::Device,
+    ) -> Result<()> {
+        let llama = config.init::<B>(device).map(&mut Weights(DType::F32));
+        self.prefill_shape(&config, &llama, "", limits.gflop_per_s, device)?;
+        let contexts = [64, PROMPT];
+        self.decode_shapes(&config, &llama, "f32", &contexts, limits, device)?;
+        if B::supports_dtype(device, DType::F16) {
+            let half = llama.clone().map(&mut Weights(DType::F16));
+            self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
+        }
+        let bf16 = B::supports_dtype(device, DType::BF16);
+        if bf16 {
+            let half = llama.clone().map(&mut Weights(DType::BF16));
+            let limit = limits.bf16_gflop_per_s;
+            self.prefill_shape(&config, &half, ", bf16", limit, device)?;
+            self.decode_shapes(&config, &half, "bf16", &contexts, limits, device)?;
+        }
+        let formats = [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")];
+        for (wanted, name) in formats {
+            let mut blocks = llama.clone();
+            blocks.quantize_here(wanted)?;
+            self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
+        }
+        drop(llama);
+        let config = SqLlavaConfig::new(config);
+        let empty = || config.init::<Autodiff<B>>(device);
+        self.train_shape(empty()?, train, "", device)?;
+        if bf16 {
+            let model = init_random(empty()?, FloatDType::BF16, 0)?;
+            self.train_shape(model, train, ", bf16 base", device)?;
+        }
+        for (wanted, name) in formats {
+            let mut model = init_random(empty()?, FloatDType::F32, 0)?;
+            model.language_model.quantize_here(wanted)?;
+            self.train_shape(model, train, &format!(", {name} base"), device)?;
+        }
+        Ok(())
     }
 
     /// Prefill, decoding, and unless left out steps of training, in `--dtype` or quantised.

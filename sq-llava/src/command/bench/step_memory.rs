@@ -87,7 +87,7 @@ impl Bench {
         Ok(())
     }
 
-    /// Time of a step, and the growth of this process by its forward and backward pass beside the
+    /// Time of a step, and the growth of memory by its forward and backward pass beside the
     /// estimate.
     pub(super) fn step_memory<B: Backend>(
         &self,

@@ -8,12 +8,12 @@ use burn::tensor::backend::AutodiffBackend;
 use burn::train::TrainStep;
 use sq_llava_data::TokenRole;
 use sq_llava_model::SqLlava;
+use sq_llava_model::kernels::DeviceMemory;
 use sq_llava_model::ops::lora::LoraConfig;
 use sq_llava_train::data::batch::{MicroBatch, TrainSample};
 use sq_llava_train::data::features::FeatureCache;
 use sq_llava_train::failure::Failure;
 use sq_llava_train::recipe::Objective;
-use sq_llava_train::report::resident::resident_bytes;
 use sq_llava_train::run::devices::{DevicePool, Seat, groups_for};
 use sq_llava_train::step::groups::{ParamGroups, Trains};
 use sq_llava_train::step::loss::LossSettings;
@@ -22,7 +22,7 @@ use sq_llava_train::step::whole::{StepContext, TrainModel};
 use sq_llava_train::{Flavour, GradientCheckpointing, Recipe};
 
 use super::{Bench, Row, sync};
-use crate::model::peak_memory;
+use crate::memory::MemoryBefore;
 
 /// A step: all seven linears of every layer adapted, every token but the first learnt.
 pub(super) struct TrainShape {
@@ -70,8 +70,11 @@ impl TrainShape {
 pub(super) struct StepCost {
     /// Median of the repetitions.
     pub seconds: f64,
-    /// Growth of the process by the first forward and backward pass, where the system says.
+    /// Growth of memory by the first forward and backward pass, where the system says: of the
+    /// device's, or of the process where tensors are there.
     pub grown_bytes: Option<u64>,
+    /// What steps took of the device's memory, weights included.
+    pub device_bytes: Option<u64>,
     /// Trainable values.
     pub trainable: usize,
     /// Groups of threads that shared the batch.
@@ -95,7 +98,10 @@ impl Bench {
         device: &B::Device,
     ) -> Result<()> {
         let cost = self.train_step(model, shape, device)?;
-        self.report(&shape.row(base, cost.seconds))
+        self.report(&Row {
+            device_bytes: cost.device_bytes,
+            ..shape.row(base, cost.seconds)
+        })
     }
 
     pub(super) fn train_step<B: AutodiffBackend>(
@@ -147,26 +153,29 @@ impl Bench {
         let mut pool = pool.transpose()?;
         let mut model = Some(model);
         sync::<B>(device)?;
-        let resident = resident_from_here();
-        let mut peak = None;
+        let before = MemoryBefore::now::<B>(device);
+        let mut grown_bytes = None;
         let seconds = self.time(|| {
             // Put back below, unless the step failed.
-            if let Some(before) = model.take() {
+            if let Some(trained) = model.take() {
                 let mut grads = GradientsAccumulator::new();
                 for part in parts.clone() {
                     let outputs = match &mut pool {
-                        Some(pool) => pool.step(part, &before)?,
-                        None => vec![TrainStep::step(&before, part)],
+                        Some(pool) => pool.step(part, &trained)?,
+                        None => vec![TrainStep::step(&trained, part)],
                     };
                     for output in outputs {
-                        grads.accumulate::<B>(&before, output.grads);
+                        grads.accumulate::<B>(&trained, output.grads);
                     }
                 }
-                peak = peak.or_else(peak_memory);
+                if grown_bytes.is_none() {
+                    sync::<B>(device)?;
+                    grown_bytes = before.growth::<B>(device);
+                }
                 if let Some(error) = failure.take() {
                     return Err(error.into());
                 }
-                let after = optimizer.step(1.0, before, grads.grads());
+                let after = optimizer.step(1.0, trained, grads.grads());
                 if let Some(pool) = &pool {
                     pool.update(&after)?;
                 }
@@ -174,21 +183,14 @@ impl Bench {
             }
             sync::<B>(device)
         })?;
-        let grown = |resident: u64| peak.map(|peak| peak.saturating_sub(resident));
         Ok(StepCost {
             seconds,
-            grown_bytes: resident.and_then(grown),
+            grown_bytes,
+            device_bytes: DeviceMemory::of::<B>(device).map(|memory| memory.reserved),
             trainable,
             thread_groups,
         })
     }
-}
-
-/// Memory of the process now, from which its peak is counted again; `None` where the system does
-/// not tell.
-fn resident_from_here() -> Option<u64> {
-    std::fs::write("/proc/self/clear_refs", "5").ok()?;
-    resident_bytes()
 }
 
 /// Ids that differ from row to row.
