@@ -29,12 +29,11 @@ impl DeviceMemory {
     /// own memory.
     pub fn of<B: Backend>(device: &B::Device) -> Option<Self> {
         #[cfg(feature = "gpu")]
-        return gpu::memory::<B>(device);
-        #[cfg(not(feature = "gpu"))]
-        {
-            let _ = device;
-            None
+        if let Some(memory) = gpu::memory::<B>(device) {
+            return Some(memory);
         }
+        let _ = device;
+        None
     }
 }
 
