@@ -83,7 +83,7 @@ fn kept(dropout: f64, device: &Device) -> (u64, u64) {
     (kept, expected as u64)
 }
 
-/// Within a tenth.
+/// Closer than one tensor as wide as the states would make it in every layer.
 #[test]
 fn a_graph_keeps_what_the_estimate_says() {
     let Some(device) = device() else {
@@ -92,7 +92,7 @@ fn a_graph_keeps_what_the_estimate_says() {
     for dropout in [0.0, 0.05] {
         let (kept, expected) = kept(dropout, &device);
         assert!(
-            kept.abs_diff(expected) <= expected / 10,
+            kept.abs_diff(expected) <= expected / 30,
             "dropout {dropout}: {kept} bytes, {expected} by arithmetic"
         );
     }

@@ -6,7 +6,6 @@ use burn::backend::Autodiff;
 use burn::module::{Module, ModuleMapper, Param};
 use burn::tensor::{DType, Distribution, FloatDType, Int, Tensor, backend::Backend};
 use clap::ValueEnum;
-use sq_llava_model::SqLlavaConfig;
 use sq_llava_model::config::{LlamaConfig, PrototypeConfig, VisionConfig};
 use sq_llava_model::language::cache::KvCache;
 use sq_llava_model::language::llama::Llama;
@@ -14,6 +13,7 @@ use sq_llava_model::language::quantize::Quantize;
 use sq_llava_model::ops::settle::settle;
 use sq_llava_model::vision::tower::VisionTower;
 use sq_llava_model::weights::init_random;
+use sq_llava_model::{SqLlava, SqLlavaConfig};
 use sq_llava_train::GradientCheckpointing;
 
 use super::limits::Limits;
@@ -126,6 +126,20 @@ impl Shape {
     }
 }
 
+/// A model with random weights of a dtype, or quantised.
+fn base<B: Backend>(
+    config: &SqLlavaConfig,
+    dtype: FloatDType,
+    quantize: Option<Quantize>,
+    device: &B::Device,
+) -> Result<SqLlava<B>> {
+    let mut model = init_random(config.init::<B>(device)?, dtype, 0)?;
+    if let Some(wanted) = quantize {
+        model.language_model.quantize_here(wanted)?;
+    }
+    Ok(model)
+}
+
 impl Bench {
     pub(super) fn shape<B: Backend>(
         &self,
@@ -168,31 +182,30 @@ impl Bench {
             let half = llama.clone().map(&mut Weights(DType::F16));
             self.decode_shapes(&config, &half, "f16", &contexts, limits, device)?;
         }
-        let bf16 = B::supports_dtype(device, DType::BF16);
-        if bf16 {
+        if B::supports_dtype(device, DType::BF16) {
             let half = llama.clone().map(&mut Weights(DType::BF16));
             let limit = limits.bf16_gflop_per_s;
             self.prefill_shape(&config, &half, ", bf16", limit, device)?;
             self.decode_shapes(&config, &half, "bf16", &contexts, limits, device)?;
         }
-        let formats = [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")];
-        for (wanted, name) in formats {
+        for (wanted, name) in [(Quantize::Q8, "q8"), (Quantize::Q4, "q4")] {
             let mut blocks = llama.clone();
             blocks.quantize_here(wanted)?;
             self.decode_shapes(&config, &blocks, name, &contexts, limits, device)?;
         }
         drop(llama);
         let config = SqLlavaConfig::new(config);
-        let empty = || config.init::<Autodiff<B>>(device);
-        self.train_shape(empty()?, train, "", device)?;
-        if bf16 {
-            let model = init_random(empty()?, FloatDType::BF16, 0)?;
-            self.train_shape(model, train, ", bf16 base", device)?;
-        }
-        for (wanted, name) in formats {
-            let mut model = init_random(empty()?, FloatDType::F32, 0)?;
-            model.language_model.quantize_here(wanted)?;
-            self.train_shape(model, train, &format!(", {name} base"), device)?;
+        let bases = [
+            (FloatDType::F32, None, ""),
+            (FloatDType::BF16, None, ", bf16 base"),
+            (FloatDType::F32, Some(Quantize::Q8), ", q8 base"),
+            (FloatDType::F32, Some(Quantize::Q4), ", q4 base"),
+        ];
+        for (dtype, quantize, name) in bases {
+            if B::supports_dtype(device, dtype.into()) {
+                let model = base::<Autodiff<B>>(&config, dtype, quantize, device)?;
+                self.train_shape(model, train, name, device)?;
+            }
         }
         Ok(())
     }
@@ -210,12 +223,12 @@ impl Bench {
         let quantize = self.model.blocks()?;
         let empty = SqLlavaConfig::new(config.clone());
         {
-            let mut llama = init_random(empty.init::<B>(device)?, dtype, 0)?.language_model;
-            let mut name = format!("{dtype:?}").to_lowercase();
-            if let Some(wanted) = quantize {
-                llama.quantize_here(wanted)?;
-                name = format!("{wanted:?}").to_lowercase();
-            }
+            let llama = base::<B>(&empty, dtype, quantize, device)?.language_model;
+            let name = match quantize {
+                Some(wanted) => format!("{wanted:?}"),
+                None => format!("{dtype:?}"),
+            };
+            let name = name.to_lowercase();
             let limit = match dtype {
                 FloatDType::BF16 => limits.bf16_gflop_per_s,
                 _ => limits.gflop_per_s,
@@ -226,12 +239,9 @@ impl Bench {
         if self.skip_training {
             return Ok(());
         }
-        let base = quantize.map(|wanted| format!(", {wanted:?} base").to_lowercase());
-        let base = base.unwrap_or_default();
-        let mut model = init_random(empty.init::<Autodiff<B>>(device)?, dtype, 0)?;
-        if let Some(wanted) = quantize {
-            model.language_model.quantize_here(wanted)?;
-        }
+        let name = quantize.map(|wanted| format!(", {wanted:?} base").to_lowercase());
+        let name = name.unwrap_or_default();
+        let model = base::<Autodiff<B>>(&empty, dtype, quantize, device)?;
         // The largest last: a device may not hold it.
         for checkpointing in [GradientCheckpointing::Blocks, GradientCheckpointing::None] {
             for batch in [1, 4] {
@@ -239,7 +249,7 @@ impl Bench {
                     checkpointing,
                     ..TrainShape::new(128, batch, length)
                 };
-                self.train_shape(model.clone(), &step, &base, device)?;
+                self.train_shape(model.clone(), &step, &name, device)?;
             }
         }
         Ok(())
